@@ -1,0 +1,42 @@
+"""PatchLife: one small module decides, once, how many blocks each image patch should live.
+
+Names load when they are first used: importing patchlife imports neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import LifeConfig
+    from .errors import PatchLifeError
+    from .life import Flops, LifeHead, Lives, Plan, SlimModel, flops, wrap
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Flops": "life",
+    "LifeConfig": "config",
+    "LifeHead": "life",
+    "Lives": "life",
+    "PatchLifeError": "errors",
+    "Plan": "life",
+    "SlimModel": "life",
+    "draw": "show",
+    "flops": "life",
+    "load": "life.adapter",
+    "wrap": "life",
+}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module 'patchlife' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = ["Lives"]
@@ -28,6 +28,13 @@ class Lives:
     score: Float[Tensor, "batch patches"]
     grid: tuple[int, int]
 
+    @classmethod
+    def endless(cls, batch: int, grid: tuple[int, int], depth: int) -> Lives:
+        """Every patch lives to the end and nobody had to decide (all scores 0)."""
+        patches = grid[0] * grid[1]
+        zeros = torch.zeros(batch, patches)
+        return cls(zeros + depth, torch.full((batch, depth), patches), zeros, grid)
+
     @property
     def depth(self) -> int:
         """Blocks in the model."""
@@ -45,6 +52,6 @@ class Lives:
         """One image's lives laid out as its patch grid."""
         return self.life[image].reshape(self.grid)
 
-    def alive(self, block: int) -> torch.Tensor:
-        """Bool mask (batch, patches): which patches enter ``block``."""
+    def alive(self, block: int) -> Bool[Tensor, "batch patches"]:
+        """Which patches enter ``block``."""
         return self.life > block

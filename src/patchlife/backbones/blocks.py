@@ -1,0 +1,253 @@
+"""timm's transformer blocks, opened up just enough to hand the attention to somebody else.
+
+Fixed mode calls a block as it is. Three things cannot: ragged batches (attention per image inside packed
+tokens), a bias on the keys (heirs), and the life rule (which looks at queries, keys and values). For these,
+`run_block` walks through the block's own modules in the block's own order and leaves only the attention
+itself to the caller. `check_block` compares the two walks when a model is wrapped, so a timm release that
+changes a block is refused by name instead of being silently wrong.
+
+Everywhere here tokens come before heads: ``q`` is ``(..., tokens, heads, head_dim)``, and ``...`` is a batch
+or nothing at all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
+from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block, ParallelScalingBlock, ParallelThingsBlock, ResPostBlock
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+
+__all__ = [
+    "BLOCK_TYPES",
+    "Attend",
+    "Projected",
+    "block_flops",
+    "check_block",
+    "class_row",
+    "identity_prefix",
+    "project",
+    "run_block",
+    "sdpa",
+]
+
+Heads = Float[Tensor, "*batch tokens heads head_dim"]
+Attend = Callable[[Heads, Heads, Heads], Heads]
+"""What a caller supplies: queries, keys and values in, attended values out."""
+
+ATTENTION_TYPES = (Attention, EvaAttention, AttentionRope)
+
+
+class Projected(NamedTuple):
+    """Queries, keys and values of one block."""
+
+    q: Heads
+    k: Heads
+    v: Heads
+
+
+def sdpa(q: Heads, k: Heads, v: Heads, bias: Tensor | None = None) -> Heads:
+    """Fused attention on tokens-before-heads tensors; ``bias`` broadcasts to (batch, heads, queries, keys)."""
+    out = F.scaled_dot_product_attention(q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2), bias)
+    return out.transpose(-3, -2)
+
+
+def run_block(block: nn.Module, x: Tensor, attend: Attend, rope: Tensor | None = None) -> Tensor:
+    """One block on ``x`` (..., tokens, dim), its attention done by ``attend``.
+
+    ``rope`` is (..., tokens, 1 or heads, 2 * head_dim) and covers *all* tokens: prefix rows hold the identity
+    rotation (see `Backbone.token_rope`).
+    """
+    return _RUN[type(block)](block, x, attend, rope)
+
+
+def project(block: nn.Module, x: Tensor, rope: Tensor | None = None) -> Projected:
+    """Queries, keys and values that ``block`` would compute for ``x`` (parallel attentions: the first one)."""
+    if isinstance(block, ParallelScalingBlock):
+        return _split_parallel(block, block.in_proj(block.in_norm(x)))[1]
+    attn, y = _entrance(block, x)
+    return _project(attn, y, rope)
+
+
+def class_row(block: nn.Module, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Heads]:
+    """What the class token asks of ``block``: its row of attention logits (batch, heads, tokens), and all values.
+
+    Without rotations and key norms the query meets the key *weights* first, ``(q W_k) y`` for ``q (W_k y)``: one
+    row costs a vector a head where projecting every key costs a matrix. A constant of a row (the key bias) is
+    left out, for softmax does not see it.
+    """
+    attn = None if isinstance(block, ParallelScalingBlock) else _entrance(block, x)[0]
+    if (
+        attn is None
+        or rope is not None
+        or not isinstance(attn.k_norm, nn.Identity)
+        or _kv_heads(attn) != attn.num_heads
+    ):
+        q, k, v = project(block, x, rope)
+        return torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k), v
+    y = _entrance(block, x)[1]
+    (w_q, b_q), (w_k, _), (w_v, b_v) = _weights(attn)
+    q = attn.q_norm(F.linear(y[:, 0], w_q, b_q).unflatten(-1, (attn.num_heads, -1))) * attn.head_dim**-0.5
+    folded = torch.einsum("bhd,hdc->bhc", q, w_k.unflatten(0, (attn.num_heads, -1)))
+    return folded @ y.transpose(1, 2), F.linear(y, w_v, b_v).unflatten(-1, (attn.num_heads, -1))
+
+
+def _entrance(block: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+    """A block's (first) attention and what that attention is given for ``x``."""
+    match block:
+        case ParallelThingsBlock():
+            return block.attns[0].attn, block.attns[0].norm(x)
+        case ResPostBlock() | EvaBlockPostNorm():
+            return block.attn, x
+        case _:
+            return block.attn, block.norm1(x)
+
+
+def _kv_heads(attn: nn.Module) -> int:
+    return getattr(attn, "num_kv_heads", attn.num_heads)
+
+
+def _qkv_bias(attn: nn.Module) -> Tensor | None:
+    if getattr(attn, "q_bias", None) is not None:  # EVA keeps them apart: no bias on keys
+        return torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+    return attn.qkv.bias
+
+
+def _weights(attn: nn.Module) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of queries, keys and values."""
+    if attn.qkv is None:
+        return [(p.weight, p.bias) for p in (attn.q_proj, attn.k_proj, attn.v_proj)]
+    bias = _qkv_bias(attn)
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    return list(zip(attn.qkv.weight.chunk(3), biases, strict=True))
+
+
+def _project(attn: nn.Module, y: Tensor, rope: Tensor | None) -> Projected:
+    heads = attn.num_heads
+    if attn.qkv is not None:
+        q, k, v = F.linear(y, attn.qkv.weight, _qkv_bias(attn)).unflatten(-1, (3, heads, -1)).unbind(-3)
+    else:
+        q = attn.q_proj(y).unflatten(-1, (heads, -1))
+        k, v = (proj(y).unflatten(-1, (_kv_heads(attn), -1)) for proj in (attn.k_proj, attn.v_proj))
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if rope is not None:
+        half = getattr(attn, "rotate_half", False)
+        q = apply_rot_embed_cat(q, rope, half=half).type_as(v)
+        k = apply_rot_embed_cat(k, rope, half=half).type_as(v)
+    if k.shape[-2] != heads:  # grouped-query attention
+        k = k.repeat_interleave(heads // k.shape[-2], dim=-2)
+        v = v.repeat_interleave(heads // v.shape[-2], dim=-2)
+    return Projected(q, k, v)
+
+
+def _attention(attn: nn.Module, y: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
+    out = attn.norm(attend(*_project(attn, y, rope)).flatten(-2))
+    if getattr(attn, "gate", None) is not None:
+        out = out * attn.gate(y).sigmoid()
+    return attn.proj_drop(attn.proj(out))
+
+
+def _run_block(b: Block, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
+    x = x + b.drop_path1(b.ls1(_attention(b.attn, b.norm1(x), attend, rope)))
+    return x + b.drop_path2(b.ls2(b.mlp(b.norm2(x))))
+
+
+def _run_eva(b: EvaBlock, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
+    y = _attention(b.attn, b.norm1(x), attend, rope)
+    x = x + b.drop_path1(y if b.gamma_1 is None else b.gamma_1 * y)
+    y = b.mlp(b.norm2(x))
+    return x + b.drop_path2(y if b.gamma_2 is None else b.gamma_2 * y)
+
+
+def _run_post_norm(b: ResPostBlock, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
+    x = x + b.drop_path1(b.norm1(_attention(b.attn, x, attend, rope)))
+    return x + b.drop_path2(b.norm2(b.mlp(x)))
+
+
+def _run_parallel_things(b: ParallelThingsBlock, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
+    x = x + sum(a.drop_path(a.ls(_attention(a.attn, a.norm(x), attend, rope))) for a in b.attns)
+    return x + sum(ffn(x) for ffn in b.ffns)
+
+
+def _split_parallel(b: ParallelScalingBlock, y: Tensor) -> tuple[Tensor, Projected]:
+    hidden, *qkv = torch.split(y, b.in_split, dim=-1)
+    q, k, v = (t.unflatten(-1, (b.num_heads, b.head_dim)) for t in qkv)
+    return hidden, Projected(b.q_norm(q), b.k_norm(k), v)
+
+
+def _run_parallel_scaling(b: ParallelScalingBlock, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
+    hidden, qkv = _split_parallel(b, b.in_proj(b.in_norm(x)))
+    if b.mlp_bias is not None:
+        hidden = hidden + b.mlp_bias
+    hidden = b.mlp_drop(b.mlp_act(hidden))
+    attended = attend(*qkv).flatten(-2)
+    if getattr(b, "out_proj", None) is not None:
+        y = b.out_proj(torch.cat((attended, hidden), dim=-1))
+    else:
+        y = b.attn_out_proj(attended) + b.mlp_out_proj(hidden)
+    return x + b.drop_path(b.ls(y))
+
+
+_RUN = {
+    Block: _run_block,
+    EvaBlock: _run_eva,
+    EvaBlockPostNorm: _run_post_norm,
+    ResPostBlock: _run_post_norm,
+    ParallelThingsBlock: _run_parallel_things,
+    ParallelScalingBlock: _run_parallel_scaling,
+}
+BLOCK_TYPES = tuple(_RUN)
+
+
+def block_flops(block: nn.Module) -> tuple[int, int]:
+    """(per token, per token squared): a block on n tokens costs ``a * n + c * n**2`` floating-point operations.
+
+    Counted as torch's FlopCounterMode counts: matrix products only, two operations a multiply-add.
+    """
+    linear = sum(2 * m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear))
+    attentions = [m for m in block.modules() if isinstance(m, (*ATTENTION_TYPES, ParallelScalingBlock))]
+    return linear, sum(4 * a.num_heads * a.head_dim for a in attentions)
+
+
+@torch.no_grad()
+def check_block(block: nn.Module, prefix: int, rope_width: int | None) -> None:
+    """Raise UnsupportedModelError unless `run_block` gives what the block itself gives.
+
+    Works on a float32 copy in eval mode; the block passed in is not touched.
+    """
+    attentions = [m for m in block.modules() if isinstance(m, ATTENTION_TYPES)]
+    if type(block) not in _RUN or not (attentions or isinstance(block, ParallelScalingBlock)):
+        raise UnsupportedModelError(
+            f"expected blocks of {', '.join(t.__name__ for t in BLOCK_TYPES)} with standard attention, got "
+            f"{type(block).__name__} with {type(getattr(block, 'attn', block)).__name__}"
+        )
+    twin = copy.deepcopy(block).to("cpu", torch.float32).eval()
+    draw = torch.Generator().manual_seed(0)
+    dim = next(m.in_features for m in twin.modules() if isinstance(m, nn.Linear))
+    x = torch.randn(1, prefix + 5, dim, generator=draw)
+    rope, whole = {}, None
+    if rope_width is not None:
+        angle = torch.randn(5, rope_width // 2, generator=draw)
+        rope["rope"] = torch.cat((angle.sin(), angle.cos()), -1)
+        whole = identity_prefix(rope["rope"], prefix).unsqueeze(-2)
+    theirs, ours = twin(x, **rope), run_block(twin, x, sdpa, whole)
+    error = (theirs - ours).abs().max() / (theirs - x).abs().max().clamp(min=1e-6)
+    if not error < 1e-3:
+        raise UnsupportedModelError(
+            f"{type(block).__name__} of the installed timm does not compute what patchlife knows of it "
+            f"(relative difference {error:.1e}); please report your timm version"
+        )
+
+
+def identity_prefix(rope: Tensor, prefix: int) -> Tensor:
+    """Put ``prefix`` rows that rotate nothing (sin 0, cos 1) before a (..., patches, 2 * head_dim) table."""
+    sin = rope.new_zeros(*rope.shape[:-2], prefix, rope.shape[-1] // 2)
+    return torch.cat((torch.cat((sin, sin + 1), -1), rope), -2)

@@ -1,0 +1,90 @@
+"""Adaptive mode's rule across images: which score lets a patch into a block, so that the *mean* budget holds.
+
+Scores of unlabelled images are pooled into a table: for each share of patches kept, the threshold that keeps it,
+and the mean square of the images' own shares (attention is quadratic in each image's own count, so an uneven
+split costs more than an even one of the same mean). Any budget is then a look-up; no image is needed again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import ConfigError, NumericalError
+from .schedule import Cost, Schedule, solve
+
+__all__ = ["Calibration"]
+
+LEVELS = 513  # shares 0, 1/512, ..., 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds for every share of patches kept, over a set of images.
+
+    Attributes:
+        threshold: score above which a patch is kept, for shares ``i / (levels - 1)``, falling.
+        square: mean over the images of their squared share kept at that threshold.
+        images: how many images were looked at.
+    """
+
+    threshold: Float[Tensor, "levels"]
+    square: Float[Tensor, "levels"]
+    images: int
+
+    @classmethod
+    def of(cls, score: Float[Tensor, "images patches"]) -> Calibration:
+        """Calibrate on the scores of unlabelled images.
+
+        Raises NumericalError if a score is not finite, ConfigError if there are none.
+        """
+        if not len(score):
+            raise ConfigError("calibration needs at least one image, got none")
+        if not torch.isfinite(score).all():
+            raise NumericalError(
+                "calibration images gave scores that are not finite; check pixels and weights"
+            )
+        score = score.detach().float().cpu()
+        images, patches = score.shape
+        pooled = score.flatten().sort(descending=True).values
+        kept = torch.linspace(0, pooled.numel(), LEVELS).round().long()
+        # halfway between the last score kept and the first one dropped: rounding noise decides nothing
+        padded = torch.cat((pooled[:1] + 1, pooled, pooled[-1:] - 1))
+        threshold = (padded[kept] + padded[kept + 1]) / 2
+        counts = torch.stack([(score > t).sum(dim=1).clamp(min=1) for t in threshold])
+        return cls(threshold, (counts / patches).square().mean(dim=1), images)
+
+    def thresholds(self, survivors: tuple[int, ...], patches: int) -> Float[Tensor, "depth"]:
+        """The score that a patch must exceed to enter each block; -inf where all of them do."""
+        shares = torch.tensor(survivors) / patches
+        values = self._look_up(self.threshold, shares)
+        return torch.where(shares >= 1, torch.full_like(values, -torch.inf), values)
+
+    def mean_flops(self, cost: Cost, survivors: tuple[int, ...]) -> float:
+        """Mean FLOPs over the calibration images when ``survivors`` is the mean count of each block."""
+        return cost.total(survivors, self.squares(survivors, cost.patches))
+
+    def squares(self, survivors: tuple[int, ...], patches: int) -> list[float]:
+        """Mean over the calibration images of their squared counts, when ``survivors`` are their mean counts."""
+        return (self._look_up(self.square, torch.tensor(survivors) / patches) * patches**2).tolist()
+
+    def solve(self, cost: Cost, budget: float, start: int, drops: tuple[int, ...]) -> Schedule:
+        """The mean survivors per block that spend ``budget`` on average over the calibration images."""
+        schedule = solve(cost, budget, start, drops)
+        aim = budget
+        for _ in range(4):  # the excess is small and shrinks with the aim, so a few corrections settle it
+            excess = self.mean_flops(cost, schedule.survivors) / cost.dense - budget
+            if budget >= 1 or excess <= 0:
+                break
+            aim -= excess
+            schedule = solve(cost, aim, start, drops)
+        return schedule
+
+    def _look_up(self, table: Tensor, shares: Tensor) -> Tensor:
+        place = (shares * (LEVELS - 1)).clamp(0, LEVELS - 1)
+        low = place.floor().long()
+        high = (low + 1).clamp(max=LEVELS - 1)
+        return torch.lerp(table[low], table[high], place - low)

@@ -1,0 +1,70 @@
+"""Who decides: modules that look once at the tokens entering the start block and score every patch.
+
+A score is on any scale of its own; the higher, the longer the patch lives. `plan.py` turns scores into lives.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..backbones import Backbone
+
+__all__ = ["AttentionRule", "LifeHead"]
+
+
+class LifeHead(nn.Module):
+    """Interface of everything that can decide: the rule below, and heads that were learned."""
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "batch tokens dim"],
+        rope: Tensor | None,
+        backbone: Backbone,
+        start: int,
+    ) -> Float[Tensor, "batch patches"]:
+        """Score the patches of ``tokens``, which are about to enter block ``start`` of ``backbone``."""
+        raise NotImplementedError
+
+
+class AttentionRule(LifeHead):
+    """The training-free rule: attention that a patch receives in the start block, times the norm of its value.
+
+    Models that classify from the class token are asked for that one row of attention. The others have no
+    such row: there a patch is worth the attention that all tokens pay it on average. A score is the patch's
+    share relative to an even split (mean 1 over an image's patches), so scores of different images compare.
+    """
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "batch tokens dim"],
+        rope: Tensor | None,
+        backbone: Backbone,
+        start: int,
+    ) -> Float[Tensor, "batch patches"]:
+        """Score the patches of ``tokens``, which are about to enter block ``start`` of ``backbone``."""
+        rotation = backbone.token_rope(rope, start)
+        if backbone.reads_class:
+            logits, values = backbone.class_row(start, tokens, rotation)
+            received = logits.softmax(dim=-1)
+        else:
+            q, k, values = backbone.project(start, tokens, rotation)
+            received = _attention_received(q, k)
+        norms = values.norm(dim=-1).transpose(1, 2)
+        worth = (received * norms)[..., backbone.prefix :].float().sum(dim=1)  # heads together
+        return worth / worth.mean(dim=1, keepdim=True)
+
+
+def _attention_received(
+    q: Float[Tensor, "batch tokens heads dim"], k: Float[Tensor, "batch tokens heads dim"]
+) -> Float[Tensor, "batch heads tokens"]:
+    """Mean over the queries of softmax attention; one head at a time, so that memory stays bounded."""
+    scale = q.shape[-1] ** -0.5
+    return torch.stack(
+        [
+            (q[:, :, h] * scale @ k[:, :, h].transpose(1, 2)).softmax(dim=-1).mean(dim=1)
+            for h in range(q.shape[2])
+        ],
+        dim=1,
+    )

@@ -1,0 +1,257 @@
+"""The slimmed model: a backbone, a head that decides once, and a schedule or thresholds that follow a budget."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..backbones import Backbone, Embedded, adapt
+from ..config import LifeConfig, Mode
+from ..errors import ConfigError
+from ..measure.flops import counted
+from .calibration import Calibration
+from .fixed import run_fixed
+from .heads import AttentionRule, LifeHead
+from .lives import Lives
+from .plan import Plan, adaptive_plan, fixed_plan
+from .ragged import run_ragged
+from .schedule import Cost, Schedule, resolve_drops, solve
+
+__all__ = ["Flops", "SlimModel", "flops", "wrap"]
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs per image; two operations make one multiply-add.
+
+    Attributes:
+        dense: the untouched backbone. slimmed: the mean in adaptive mode.
+        decision: the part of ``slimmed`` that the life head takes.
+        outer: embedding, final norm, pooling and classifier (part of both).
+        dense_blocks / slimmed_blocks: block by block.
+    """
+
+    dense: int
+    slimmed: int
+    decision: int
+    outer: int
+    dense_blocks: tuple[int, ...]
+    slimmed_blocks: tuple[int, ...]
+
+    @property
+    def budget(self) -> float:
+        """Fraction of the dense FLOPs that are spent."""
+        return self.slimmed / self.dense
+
+
+class SlimModel(nn.Module):
+    """A Vision Transformer whose patches live only as long as they are needed.
+
+    Call it as the backbone it wraps. The backbone's modules are shared, not copied, and not changed.
+
+    Attributes:
+        backbone: the wrapped model's parts; ``backbone.vit`` is the model itself.
+        head: what decides; see `heads.py`.
+        config: budget, mode, drop points. Change it with `set_budget` and `set_mode`.
+        calibration: adaptive mode's thresholds, None before `calibrate`.
+    """
+
+    def __init__(self, backbone: Backbone, config: LifeConfig, head: LifeHead | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head or AttentionRule()
+        self.training = backbone.training
+        self.head.train(backbone.training)
+        self.calibration: Calibration | None = None
+        self.start, self.drops = resolve_drops(backbone.depth, config.start, config.drops)
+        self._costs: dict[tuple[int, int], Cost] = {}
+        self.config = config
+        self._settle(config)
+
+    # ---- what a user calls
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Tensor:
+        """Logits, as the backbone gives them."""
+        tokens, _ = self._run(images, keep_dead=not self.backbone.reads_class)
+        return self.backbone.classify(self.backbone.norm(tokens))
+
+    def forward_features(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Normalised tokens as timm's ``forward_features``: grid order, dead patches at their last state."""
+        tokens, plan = self._run(images, keep_dead=True)
+        if plan is not None:
+            tokens = _restore(tokens, plan, self.backbone.prefix)
+        return self.backbone.norm(tokens)
+
+    def predict(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, Lives]:
+        """(logits, lives) from one run."""
+        tokens, plan = self._run(images, keep_dead=not self.backbone.reads_class)
+        logits = self.backbone.classify(self.backbone.norm(tokens))
+        if plan is None:  # nothing had to be decided
+            return logits, Lives.endless(len(logits), self.backbone.grid_of(images), self.backbone.depth)
+        return logits, plan.lives()
+
+    @torch.no_grad()
+    def lives(self, images: Float[Tensor, "batch channels height width"]) -> Lives:
+        """How long every patch lives; runs the blocks before ``start`` and the head, nothing more."""
+        return self.plan(images).lives()
+
+    def plan(self, images: Float[Tensor, "batch channels height width"]) -> Plan:
+        """The decision on ``images``, also at budget 1.0 (where a run would not take it)."""
+        embedded = self.backbone.embed(images)
+        return self.decide(self._before_start(embedded), embedded)
+
+    def set_budget(self, budget: float) -> SlimModel:
+        """Spend this fraction of the dense FLOPs from now on. No retraining; returns the model itself."""
+        self._settle(self.config.replace(budget=budget))
+        return self
+
+    def set_mode(self, mode: Mode) -> SlimModel:
+        """``fixed``: every image keeps as many patches; ``adaptive``: its own lives decide. Returns the model."""
+        self._settle(self.config.replace(mode=mode))
+        return self
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> SlimModel:
+        """Look at unlabelled images, so that adaptive mode meets its budget on average over images like them.
+
+        ``batches`` yields (batch, channels, height, width) tensors; a few hundred images are enough.
+        """
+        scores = [self.plan(images).score for images in batches]
+        self.calibration = Calibration.of(torch.cat(scores) if scores else torch.empty(0, 1))
+        self._settle(self.config)
+        return self
+
+    def flops_of(self, lives: Lives, image_size: tuple[int, int] | None = None) -> list[int]:
+        """FLOPs that each image of ``lives`` costs."""
+        cost = self.cost(image_size)
+        return [round(cost.total(counts)) for counts in lives.survivors.tolist()]
+
+    # ---- settings to integers
+
+    def cost(self, image_size: tuple[int, int] | None = None) -> Cost:
+        """What the parts cost for images of this size (height, width); the decision is counted by running it once."""
+        bb = self.backbone
+        size = image_size or bb.image_size
+        if size not in self._costs:
+            embedded = bb.embed(next(bb.parameters()).new_zeros(1, bb.channels, *size))
+            decision, _ = counted(self.head, embedded.tokens, embedded.rope, bb, self.start)
+            rows, cols = embedded.grid
+            blocks = tuple(bb.block_flops(i) for i in range(bb.depth))
+            self._costs[size] = Cost(rows * cols, bb.prefix, sum(bb.outer_flops(size)), decision, blocks)
+        return self._costs[size]
+
+    def schedule(self, image_size: tuple[int, int] | None = None) -> Schedule:
+        """Patches that enter each block, for images of this size (height, width); adaptive mode: on average."""
+        size = image_size or self.backbone.image_size
+        if size not in self._schedules:
+            self._schedules[size] = self._solve(self.cost(size))
+        return self._schedules[size]
+
+    def _settle(self, config: LifeConfig) -> None:
+        """Settle the schedule now, so that a bad setting fails here and changes nothing."""
+        previous = self.config, getattr(self, "_schedules", {})
+        self.config, self._schedules = config, {}
+        try:
+            self.schedule()
+        except Exception:
+            self.config, self._schedules = previous
+            raise
+
+    def _solve(self, cost: Cost) -> Schedule:
+        wanted = self.config.survivors
+        if wanted is not None:
+            if len(wanted) != cost.depth or wanted[0] != cost.patches:
+                raise ConfigError(
+                    f"survivors must be {cost.depth} numbers that begin with {cost.patches}, got {len(wanted)}: {wanted}"
+                )
+            return Schedule(wanted, self.start)
+        if self.config.mode == "adaptive" and self.calibration is not None:
+            return self.calibration.solve(cost, self.config.budget, self.start, self.drops)
+        return solve(cost, self.config.budget, self.start, self.drops)
+
+    # ---- one forward pass
+
+    def decide(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded) -> Plan:
+        """The only decision ever taken, on the tokens that enter block ``start``."""
+        score = self.head(tokens, embedded.rope, self.backbone, self.start)
+        schedule = self.schedule(embedded.image_size)
+        if self.config.mode == "fixed":
+            return fixed_plan(score, schedule, embedded.grid)
+        if self.training:
+            raise ConfigError("adaptive mode is for inference: call .eval() first, or train in fixed mode")
+        if self.calibration is None:
+            warnings.warn(
+                f"adaptive mode was not calibrated; using the first batch ({len(score)} images) for it. "
+                "Call model.calibrate(batches) with a few hundred images for a budget that holds",
+                stacklevel=4,
+            )
+            self.calibration = Calibration.of(score)
+            self._settle(self.config)
+            schedule = self.schedule(embedded.image_size)
+        thresholds = self.calibration.thresholds(schedule.survivors, score.shape[1])
+        return adaptive_plan(score, schedule, embedded.grid, thresholds)
+
+    def _before_start(self, embedded: Embedded) -> Tensor:
+        x, bb = embedded.tokens, self.backbone
+        for index in range(self.start):
+            x = bb.block(index, x, bb.rope_of(embedded.rope, index))
+        return x
+
+    def _run(self, images: Tensor, keep_dead: bool) -> tuple[Tensor, Plan | None]:
+        """Tokens after the last block in the plan's order, and the plan; None when nothing dies."""
+        bb = self.backbone
+        embedded = bb.embed(images)
+        x = self._before_start(embedded)
+        if not self.schedule(embedded.image_size).drops:
+            for index in range(self.start, bb.depth):
+                x = bb.block(index, x, bb.rope_of(embedded.rope, index))
+            return x, None
+        plan = self.decide(x, embedded)
+        if plan.counts is None:
+            return run_fixed(bb, x, embedded.rope, plan, keep_dead), plan
+        return run_ragged(bb, x, embedded.rope, plan), plan
+
+
+def _restore(tokens: Tensor, plan: Plan, prefix: int) -> Tensor:
+    rank = plan.rank()
+    image = torch.arange(len(rank), device=rank.device)[:, None]
+    return torch.cat((tokens[:, :prefix], tokens[image, prefix + rank]), dim=1)
+
+
+def wrap(vit: nn.Module, config: LifeConfig | None = None, head: LifeHead | None = None) -> SlimModel:
+    """Slim a timm Vision Transformer; works at once, nothing is trained.
+
+    Args:
+        vit: the backbone; shared, not changed.
+        config: budget and mode; the default is 0.6 of the FLOPs, fixed.
+        head: who decides; by default the training-free `AttentionRule`.
+
+    Raises:
+        UnsupportedModelError: patches of this model cannot be dropped exactly.
+        ConfigError: the settings do not fit the model, or the budget is out of its reach.
+    """
+    return SlimModel(adapt(vit), config or LifeConfig(), head)
+
+
+def flops(model: SlimModel, image_size: tuple[int, int] | None = None) -> Flops:
+    """FLOPs per image, dense and slimmed, for images of this size (height, width)."""
+    cost, counts = model.cost(image_size), model.schedule(image_size).survivors
+    squares = [n**2 for n in counts]
+    if model.config.mode == "adaptive" and model.calibration is not None:
+        squares = model.calibration.squares(counts, cost.patches)
+    slimmed = tuple(round(cost.block(i, n, s)) for i, (n, s) in enumerate(zip(counts, squares, strict=True)))
+    return Flops(
+        dense=round(cost.dense),
+        slimmed=round(cost.total(counts, squares)),
+        decision=cost.head if model.schedule(image_size).drops else 0,
+        outer=cost.outer,
+        dense_blocks=tuple(round(cost.block(i, cost.patches)) for i in range(cost.depth)),
+        slimmed_blocks=slimmed,
+    )
