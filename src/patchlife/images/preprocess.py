@@ -1,0 +1,186 @@
+"""What a backbone wants to see: resize, crop, normalise. Pixel for pixel what timm's evaluation does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, get_args
+from typing import Literal as OneOf
+
+from PIL import Image
+
+from patchlife.errors import ConfigError
+from patchlife.images.reading import as_rgb
+
+if TYPE_CHECKING:  # settings are also read where importing torch would only cost time
+    from jaxtyping import Float
+    from torch import Tensor
+
+__all__ = ["Preprocess"]
+
+Box = tuple[float, float, float, float]
+CropMode = OneOf["center", "squash", "border"]
+Interpolation = OneOf["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+
+# A 1 x 20000 photo resized to a short side of 224 would have a billion pixels. Photos that would become
+# larger than this lose the ends of their long side first; the model sees only the middle of them anyway.
+_LARGEST_RESIZED = 16_000_000
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a photo becomes the backbone's input.
+
+    Attributes:
+        size: (height, width) of the input, in pixels.
+        crop_fraction: side of the crop relative to the resized photo; 0.9 trims 5 % at each edge.
+        crop_mode: "center": keep the aspect ratio, cut the longer side. "squash": ignore the aspect ratio.
+            "border": keep the aspect ratio and the whole photo, fill up with the mean colour.
+        interpolation: the resampling filter, by its Pillow name.
+        mean: subtracted from red, green, blue, on a scale of 0 to 1.
+        std: divided by, likewise.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    crop_fraction: float = 0.875
+    crop_mode: CropMode = "center"
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        _check(len(self.size) == 2 and min(self.size) >= 1, "size must be (height, width)", self.size)
+        _check(0 < self.crop_fraction <= 2, "crop_fraction must be in (0, 2]", self.crop_fraction)
+        for field, kinds in (("crop_mode", CropMode), ("interpolation", Interpolation)):
+            _check(
+                getattr(self, field) in get_args(kinds),
+                f"{field} must be one of {', '.join(get_args(kinds))}",
+                getattr(self, field),
+            )
+        _check(len(self.mean) == 3, "mean must be three numbers, for red, green, blue", self.mean)
+        _check(
+            len(self.std) == 3 and min(self.std) > 0,
+            "std must be three positive numbers, for red, green, blue",
+            self.std,
+        )
+
+    @classmethod
+    def from_timm_cfg(cls, cfg: Mapping[str, Any]) -> Preprocess:
+        """Read a timm ``pretrained_cfg``; what it leaves out, or leaves None, is timm's default.
+
+        Args:
+            cfg: a mapping with any of the keys input_size, crop_pct, crop_mode, interpolation, mean, std.
+
+        Raises:
+            ConfigError: a value that we cannot do, such as an input of other than three channels.
+        """
+        channels, *size = cfg.get("input_size") or (3, 224, 224)
+        _check(channels == 3, "photos are RGB, so input_size must be (3, height, width)", (channels, *size))
+        same = {name: cfg.get(name) for name in ("crop_mode", "interpolation", "mean", "std")}
+        values = {"size": size, "crop_fraction": cfg.get("crop_pct"), **same}
+        return cls.from_dict({name: value for name, value in values.items() if value is not None})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """The opposite of `to_dict`; missing fields take their defaults.
+
+        Raises:
+            ConfigError: an unknown field, or a value that cannot work.
+        """
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        _check(not unknown, f"the fields are {', '.join(cls.__dataclass_fields__)}", unknown)
+        fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        try:
+            return cls(**fields)
+        except TypeError as error:  # a word where a number should be
+            raise ConfigError(f"preprocessing: expected numbers, got {dict(values)}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    def __call__(self, photo: Image.Image) -> Float[Tensor, "3 height width"]:
+        """Prepare one RGB photo."""
+        return self.normalise([self.shown(photo)])[0]
+
+    def normalise(self, shown: Sequence[Image.Image]) -> Float[Tensor, "batch 3 height width"]:
+        """Turn pictures that are already cropped, as `shown` gives them, into the backbone's input."""
+        import numpy as np
+        import torch
+
+        if not shown:
+            return torch.empty(0, 3, *self.size)
+        pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in shown]))
+        unit = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)  # (B, 3, H, W) in [0, 1]
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return unit.sub_(mean).div_(std)
+
+    def shown(self, photo: Image.Image) -> Image.Image:
+        """The picture that the model sees: ``photo`` (RGB), resized and cropped to ``size``."""
+        photo = self._trimmed(photo if photo.mode == "RGB" else as_rgb(photo))
+        resized, (left, top, right, bottom) = self._geometry(photo.size)
+        visible = (max(left, 0), max(top, 0), min(right, resized[0]), min(bottom, resized[1]))
+        part = photo.resize(resized, Image.Resampling[self.interpolation.upper()]).crop(visible)
+        picture = Image.new("RGB", (right - left, bottom - top), self._fill())
+        picture.paste(part, (visible[0] - left, visible[1] - top))
+        return picture
+
+    def crop_box(self, photo_size: tuple[int, int]) -> Box:
+        """Which part of a photo the model sees.
+
+        Args:
+            photo_size: (width, height) of the photo, in pixels.
+
+        Returns:
+            (left, top, right, bottom) in pixels of the photo, not rounded. It reaches beyond the photo where
+            the model is given a border.
+        """
+        (width, height), (left, top, right, bottom) = self._geometry(photo_size)
+        x, y = photo_size[0] / width, photo_size[1] / height
+        return left * x, top * y, right * x, bottom * y
+
+    def _geometry(self, photo_size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+        """Size (width, height) of the resized photo and the box cut from it, with timm's rounding."""
+        width, height = self._resized(photo_size)
+        left, top = _centred(width, self.size[1]), _centred(height, self.size[0])
+        return (width, height), (left, top, left + self.size[1], top + self.size[0])
+
+    def _resized(self, photo_size: tuple[int, int]) -> tuple[int, int]:
+        """Size (width, height) to which the photo is resized before the crop."""
+        width, height = photo_size
+        to_height, to_width = (max(math.floor(side / self.crop_fraction), 1) for side in self.size)
+        if self.crop_mode == "squash":
+            return to_width, to_height
+        if self.crop_mode == "center" and to_height == to_width:
+            longer = int(to_width * max(photo_size) / min(photo_size))
+            return (to_width, longer) if width <= height else (longer, to_height)
+        ratios = (height / to_height, width / to_width)
+        ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
+        return max(round(width / ratio), 1), max(round(height / ratio), 1)
+
+    def _trimmed(self, photo: Image.Image) -> Image.Image:
+        """Cut the ends off a photo so long that resizing it whole would exhaust memory; keep its middle."""
+        width, height = self._resized(photo.size)
+        excess = width * height / max(_LARGEST_RESIZED, 4 * self.size[0] * self.size[1])
+        if excess <= 1:
+            return photo
+        wide = width / self.size[1] > height / self.size[0]
+        length = photo.width if wide else photo.height
+        cut = math.floor((length - length / excess) / 2)  # the same at both ends
+        keep = (cut, 0, length - cut, photo.height) if wide else (0, cut, photo.width, length - cut)
+        return photo.crop(keep)
+
+    def _fill(self) -> tuple[int, ...]:
+        """Colour beyond the photo's edge."""
+        return tuple(round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+
+
+def _centred(length: int, window: int) -> int:
+    """Where a window begins that stands in the middle of a length; negative if it is the longer one."""
+    return round((length - window) / 2) if window <= length else -((window - length) // 2)
+
+
+def _check(holds: bool, rule: str, got: object) -> None:
+    if not holds:
+        raise ConfigError(f"preprocessing: {rule}, got {got!r}")
