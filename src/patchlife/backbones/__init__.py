@@ -2,5 +2,6 @@
 
 from .backbone import FAMILIES, Backbone, Embedded, adapt
 from .blocks import Attend, sdpa
+from .loading import Origin, build
 
-__all__ = ["FAMILIES", "Attend", "Backbone", "Embedded", "adapt", "sdpa"]
+__all__ = ["FAMILIES", "Attend", "Backbone", "Embedded", "Origin", "adapt", "build", "sdpa"]

@@ -57,6 +57,10 @@ class Calibration:
         counts = torch.stack([(score > t).sum(dim=1).clamp(min=1) for t in threshold])
         return cls(threshold, (counts / patches).square().mean(dim=1), images)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What an adapter saves of it."""
+        return {"threshold": self.threshold, "square": self.square}
+
     def thresholds(self, survivors: tuple[int, ...], patches: int) -> Float[Tensor, "depth"]:
         """The score that a patch must exceed to enter each block; -inf where all of them do."""
         shares = torch.tensor(survivors) / patches

@@ -5,17 +5,29 @@ A score is on any scale of its own; the higher, the longer the patch lives. `pla
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones import Backbone
 
-__all__ = ["AttentionRule", "LifeHead"]
+__all__ = ["HEADS", "AttentionRule", "LifeHead"]
 
 
 class LifeHead(nn.Module):
-    """Interface of everything that can decide: the rule below, and heads that were learned."""
+    """Interface of everything that can decide: the rule below, and heads that were learned.
+
+    Attributes:
+        kind: what adapters call it.
+    """
+
+    kind: ClassVar[str]
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments that build this head again (its weights are saved apart)."""
+        return {}
 
     def forward(
         self,
@@ -35,6 +47,8 @@ class AttentionRule(LifeHead):
     such row: there a patch is worth the attention that all tokens pay it on average. A score is the patch's
     share relative to an even split (mean 1 over an image's patches), so scores of different images compare.
     """
+
+    kind = "attention-rule"
 
     def forward(
         self,
@@ -68,3 +82,7 @@ def _attention_received(
         ],
         dim=1,
     )
+
+
+HEADS: dict[str, type[LifeHead]] = {head.kind: head for head in (AttentionRule,)}
+"""Every head an adapter may name."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..backbones import Backbone, Embedded, adapt
+from ..backbones import Backbone, Embedded, Origin, adapt
 from ..config import LifeConfig, Mode
 from ..errors import ConfigError
 from ..measure.flops import counted
@@ -59,6 +60,7 @@ class SlimModel(nn.Module):
         head: what decides; see `heads.py`.
         config: budget, mode, drop points. Change it with `set_budget` and `set_mode`.
         calibration: adaptive mode's thresholds, None before `calibrate`.
+        origin: where the backbone came from, if known.
     """
 
     def __init__(self, backbone: Backbone, config: LifeConfig, head: LifeHead | None = None) -> None:
@@ -68,6 +70,7 @@ class SlimModel(nn.Module):
         self.training = backbone.training
         self.head.train(backbone.training)
         self.calibration: Calibration | None = None
+        self.origin: Origin | None = None
         self.start, self.drops = resolve_drops(backbone.depth, config.start, config.drops)
         self._costs: dict[tuple[int, int], Cost] = {}
         self.config = config
@@ -124,9 +127,19 @@ class SlimModel(nn.Module):
         ``batches`` yields (batch, channels, height, width) tensors; a few hundred images are enough.
         """
         scores = [self.plan(images).score for images in batches]
-        self.calibration = Calibration.of(torch.cat(scores) if scores else torch.empty(0, 1))
+        return self.use_calibration(Calibration.of(torch.cat(scores) if scores else torch.empty(0, 1)))
+
+    def use_calibration(self, calibration: Calibration) -> SlimModel:
+        """Take adaptive mode's thresholds from ``calibration`` (of this head on this backbone)."""
+        self.calibration = calibration
         self._settle(self.config)
         return self
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the life adapter: head, settings and calibration, not the backbone. See `adapter.py`."""
+        from .adapter import save
+
+        return save(self, folder)
 
     def flops_of(self, lives: Lives, image_size: tuple[int, int] | None = None) -> list[int]:
         """FLOPs that each image of ``lives`` costs."""
@@ -192,8 +205,8 @@ class SlimModel(nn.Module):
                 "Call model.calibrate(batches) with a few hundred images for a budget that holds",
                 stacklevel=4,
             )
-            self.calibration = Calibration.of(score)
-            self._settle(self.config)
+            self.use_calibration(Calibration.of(score))
+            assert self.calibration is not None
             schedule = self.schedule(embedded.image_size)
         thresholds = self.calibration.thresholds(schedule.survivors, score.shape[1])
         return adaptive_plan(score, schedule, embedded.grid, thresholds)

@@ -1,6 +1,6 @@
-"""Counting floating-point operations with torch's own counter.
+"""Counting floating-point operations with torch's own formulas, on what really executes.
 
-The counter knows matrix products, convolutions and fused attention; two operations make one multiply-add.
+They know matrix products, convolutions and fused attention; two operations make one multiply-add.
 """
 
 from __future__ import annotations
@@ -9,23 +9,32 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop
 
 __all__ = ["counted"]
 
+# torch's table lacks fused attention on the CPU (2.13 to 2.15), which would then count as zero
+_FORMULAS = {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
 
-def _cpu_attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return sdpa_flop_count(query, key, value)
 
+class _Counter(TorchDispatchMode):
+    """torch's FlopCounterMode without its module tracker, which fails on views of weights made without a graph."""
 
-# torch counts zero for fused attention on the CPU unless it is told (seen in 2.13).
-_MORE = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = _FORMULAS.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def counted(run: Callable[..., Any], *args: Any) -> tuple[int, Any]:
-    """(FLOPs, result) of ``run(*args)``, as torch's FlopCounterMode measures them on what really executes."""
-    # The counter's module tracker asks tensors for their graph and trips over views made without one.
-    with torch.inference_mode(False), torch.enable_grad():
-        with FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
-            result = run(*args)
-    return counter.get_total_flops(), result
+    """(FLOPs, result) of ``run(*args)``, as torch's FlopCounterMode counts them."""
+    with torch.inference_mode(False), torch.no_grad(), _Counter() as counter:
+        result = run(*args)
+    return counter.total, result
