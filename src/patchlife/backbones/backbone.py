@@ -46,7 +46,8 @@ class Backbone(nn.Module):
         vit: the model that was wrapped.
         depth: number of blocks. dim: token width. heads: attention heads.
         prefix: tokens before the patches (class, distillation, registers); they never die.
-        reads_class: the classifier reads the class token only; otherwise it pools the patches.
+        reads_class: the classifier reads the class token only; otherwise it wants the patches too.
+        pools: the classifier makes one answer of all tokens; otherwise it answers for each, in their order.
     """
 
     def __init__(self, vit: VisionTransformer | Eva) -> None:
@@ -56,6 +57,7 @@ class Backbone(nn.Module):
         self.dim = vit.embed_dim
         self.prefix = vit.num_prefix_tokens
         self.reads_class = vit.global_pool == "token" and vit.cls_token is not None
+        self.pools = bool(vit.global_pool) or vit.attn_pool is not None
         self.training = vit.training  # of this wrapper only: the model's own flag stays as it is
         self._flops: dict[tuple[int, int], tuple[int, int]] = {}
 

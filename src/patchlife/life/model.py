@@ -80,8 +80,7 @@ class SlimModel(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Tensor:
         """Logits, as the backbone gives them."""
-        tokens, _ = self._run(images, keep_dead=not self.backbone.reads_class)
-        return self.backbone.classify(self.backbone.norm(tokens))
+        return self._classify(*self._run(images, keep_dead=not self.backbone.reads_class))
 
     def forward_features(
         self, images: Float[Tensor, "batch channels height width"]
@@ -95,7 +94,7 @@ class SlimModel(nn.Module):
     def predict(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, Lives]:
         """(logits, lives) from one run."""
         tokens, plan = self._run(images, keep_dead=not self.backbone.reads_class)
-        logits = self.backbone.classify(self.backbone.norm(tokens))
+        logits = self._classify(tokens, plan)
         if plan is None:  # nothing had to be decided
             return logits, Lives.endless(len(logits), self.backbone.grid_of(images), self.backbone.depth)
         return logits, plan.lives()
@@ -126,7 +125,7 @@ class SlimModel(nn.Module):
 
         ``batches`` yields (batch, channels, height, width) tensors; a few hundred images are enough.
         """
-        scores = [self.plan(images).score for images in batches]
+        scores = [self._score(images) for images in batches]
         return self.use_calibration(Calibration.of(torch.cat(scores) if scores else torch.empty(0, 1)))
 
     def use_calibration(self, calibration: Calibration) -> SlimModel:
@@ -210,6 +209,16 @@ class SlimModel(nn.Module):
             schedule = self.schedule(embedded.image_size)
         thresholds = self.calibration.thresholds(schedule.survivors, score.shape[1])
         return adaptive_plan(score, schedule, embedded.grid, thresholds)
+
+    def _score(self, images: Tensor) -> Tensor:
+        """What the head says about every patch, before anything is decided or cleaned."""
+        embedded = self.backbone.embed(images)
+        return self.head(self._before_start(embedded), embedded.rope, self.backbone, self.start)
+
+    def _classify(self, tokens: Tensor, plan: Plan | None) -> Tensor:
+        if plan is not None and not self.backbone.pools:  # an answer for each token, so the grid's order counts
+            tokens = _restore(tokens, plan, self.backbone.prefix)
+        return self.backbone.classify(self.backbone.norm(tokens))
 
     def _before_start(self, embedded: Embedded) -> Tensor:
         x, bb = embedded.tokens, self.backbone
