@@ -1,0 +1,44 @@
+"""Small slimmed models, ready to run, and the checks that keep a test from passing trivially."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from families import START, built, photos
+from torch import Tensor, nn
+
+from patchlife import LifeConfig, Lives, SlimModel, wrap
+
+MODES = ("fixed", "adaptive")
+BUDGET = 0.65  # within reach of every family from START on
+
+
+def slim(name: str, mode: str = "fixed", vit: nn.Module | None = None, **settings: Any) -> SlimModel:
+    """A family's small model, slimmed from block `START`; adaptive ones are calibrated on eight images."""
+    settings = {
+        "start": START,
+        "mode": mode,
+        **({} if "survivors" in settings else {"budget": BUDGET}),
+        **settings,
+    }
+    model = wrap(built(name) if vit is None else vit, LifeConfig(**settings))
+    if mode == "adaptive":
+        reference = next(model.backbone.parameters())
+        model.calibrate([photos(name, 8, seed=1).to(reference)])
+    return model
+
+
+def assert_some_die(lives: Lives, mode: str) -> None:
+    """Patches die, one always lives, and in adaptive mode images differ in how many they keep."""
+    assert (lives.survivors[:, -1] >= 1).all()
+    assert (lives.survivors[:, -1] < lives.survivors[:, 0]).any()
+    if mode == "adaptive" and len(lives) > 1:
+        assert (lives.survivors != lives.survivors[:1]).any(), (
+            "all images alike, so nothing ragged was tested"
+        )
+
+
+def far_apart(a: Tensor, b: Tensor) -> bool:
+    """Whether two results differ by far more than rounding."""
+    return bool((a - b).abs().max() > 1e-3 * b.abs().max())
