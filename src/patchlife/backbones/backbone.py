@@ -27,7 +27,7 @@ FAMILIES = (
 )
 
 # What we rely on: a subclass that replaces one of these computes something we have not read.
-_RELIED_ON = ("forward_features", "forward_head", "pool", "_pos_embed")
+_RELIED_ON = ("forward", "forward_features", "forward_head", "pool", "_pos_embed")
 
 
 class Embedded(NamedTuple):
@@ -182,10 +182,18 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"images must be (batch, channels, height, width), got shape {tuple(images.shape)}"
             )
+        if images.shape[1] != self.channels:
+            raise ConfigError(f"this model takes images of {self.channels} channel(s), got {images.shape[1]}")
         if not self.vit.dynamic_img_size and tuple(images.shape[-2:]) != self.image_size:
             raise ConfigError(
                 f"this model takes images of {self.image_size[0]} x {self.image_size[1]} pixels, got "
                 f"{images.shape[-2]} x {images.shape[-1]}; resize them, or build the timm model with dynamic_img_size=True"
+            )
+        (height, width), (rows, cols) = images.shape[-2:], self.patch_size
+        if (height % rows or width % cols) and not self.vit.patch_embed.dynamic_img_pad:
+            raise ConfigError(
+                f"images of {height} x {width} pixels cannot be cut into patches of {rows} x {cols}; resize them, or "
+                "build the timm model with dynamic_img_pad=True"
             )
 
 
@@ -203,7 +211,9 @@ def adapt(vit: nn.Module) -> Backbone:
             f"the full grid, or patchlife does not know the model. It knows {FAMILIES}"
         )
     changed = [
-        name for name in _RELIED_ON if getattr(type(vit), name, None) is not getattr(known, name, None)
+        name
+        for name in _RELIED_ON
+        if name in vars(vit) or getattr(type(vit), name, None) is not getattr(known, name, None)
     ]
     if changed:
         raise UnsupportedModelError(
