@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from families import START, built, photos
 from torch import Tensor, nn
 
@@ -16,13 +15,8 @@ BUDGET = 0.65  # within reach of every family from START on
 
 def slim(name: str, mode: str = "fixed", vit: nn.Module | None = None, **settings: Any) -> SlimModel:
     """A family's small model, slimmed from block `START`; adaptive ones are calibrated on eight images."""
-    settings = {
-        "start": START,
-        "mode": mode,
-        **({} if "survivors" in settings else {"budget": BUDGET}),
-        **settings,
-    }
-    model = wrap(built(name) if vit is None else vit, LifeConfig(**settings))
+    config = LifeConfig(**{"budget": BUDGET, "start": START, "mode": mode, **settings})
+    model = wrap(built(name) if vit is None else vit, config)
     if mode == "adaptive":
         reference = next(model.backbone.parameters())
         model.calibrate([photos(name, 8, seed=1).to(reference)])
@@ -34,9 +28,7 @@ def assert_some_die(lives: Lives, mode: str) -> None:
     assert (lives.survivors[:, -1] >= 1).all()
     assert (lives.survivors[:, -1] < lives.survivors[:, 0]).any()
     if mode == "adaptive" and len(lives) > 1:
-        assert (lives.survivors != lives.survivors[:1]).any(), (
-            "all images alike, so nothing ragged was tested"
-        )
+        assert (lives.survivors != lives.survivors[:1]).any(), "nothing ragged was tested"
 
 
 def far_apart(a: Tensor, b: Tensor) -> bool:

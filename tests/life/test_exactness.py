@@ -66,7 +66,7 @@ def test_one_dynamic_model_takes_several_sizes(name: str, mode: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16(name: str) -> None:
-    """Against the reference in bf16 under the same plan, ours is off by rounding: what bf16 costs, not more."""
+    """Against the reference in bf16 under the same plan, ours is off by what rounding costs, not more."""
     model, images = slim(name, "adaptive", fresh(name).bfloat16(), drops=(2, 4)), photos(name).bfloat16()
     for mode in MODES:
         lives = model.set_mode(mode).lives(images)
