@@ -1,9 +1,9 @@
 """From a path to a tensor: find photos, read them safely, prepare them as the backbone expects."""
 
-from patchlife.images.listing import PHOTO_SUFFIXES, Labelled, list_labelled, list_photos
-from patchlife.images.loading import Batch, load_batches
-from patchlife.images.preprocess import Preprocess
-from patchlife.images.reading import MAX_BYTES, MAX_PIXELS, as_rgb, read_photo
+from .listing import PHOTO_SUFFIXES, Labelled, list_labelled, list_photos
+from .loading import Batch, load_batches
+from .preprocess import Preprocess
+from .reading import MAX_BYTES, MAX_PIXELS, as_rgb, read_photo
 
 __all__ = [
     "MAX_BYTES",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from patchlife.errors import ImageError
+from ..errors import ImageError
 
 __all__ = ["PHOTO_SUFFIXES", "Labelled", "list_labelled", "list_photos"]
 

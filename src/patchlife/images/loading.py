@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from patchlife.errors import ConfigError, ImageError
-from patchlife.images.preprocess import Preprocess
-from patchlife.images.reading import read_photo
+from ..errors import ConfigError, ImageError
+from .preprocess import Preprocess
+from .reading import read_photo
 
 if TYPE_CHECKING:
     from jaxtyping import Float

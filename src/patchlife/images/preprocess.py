@@ -10,8 +10,8 @@ from typing import Literal as OneOf
 
 from PIL import Image
 
-from patchlife.errors import ConfigError
-from patchlife.images.reading import as_rgb
+from ..errors import ConfigError
+from .reading import as_rgb
 
 if TYPE_CHECKING:  # settings are also read where importing torch would only cost time
     from jaxtyping import Float

@@ -12,7 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from patchlife.errors import ImageError
+from ..errors import ImageError
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "as_rgb", "read_photo"]
 

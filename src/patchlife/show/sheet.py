@@ -1,0 +1,55 @@
+"""Many pictures on one sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image
+
+from ..errors import ConfigError
+from .layout import beside, captioned, padded, stacked
+
+__all__ = ["contact_sheet"]
+
+_GAP = 12
+
+
+def contact_sheet(
+    tiles: Sequence[tuple[Image.Image, str]], columns: int | None = None, *, width: int = 220
+) -> Image.Image:
+    """Lay out captioned pictures in rows.
+
+    Args:
+        tiles: pictures with their captions. Pictures are fitted into squares, proportions kept.
+        columns: pictures in a row; by default so many that the sheet is somewhat wider than high.
+        width: of each tile, in pixels.
+
+    Raises:
+        ConfigError: no tiles, or fewer than one column.
+    """
+    if not tiles:
+        raise ConfigError("a contact sheet needs at least one picture, got none")
+    columns = math.ceil(math.sqrt(1.5 * len(tiles))) if columns is None else columns
+    if columns < 1:
+        raise ConfigError(f"columns must be at least 1, got {columns}")
+    rows = [_row(tiles[i : i + columns], width) for i in range(0, len(tiles), columns)]
+    return padded(stacked(rows, _GAP), _GAP, _GAP, _GAP, _GAP)
+
+
+def _row(tiles: Sequence[tuple[Image.Image, str]], width: int) -> Image.Image:
+    """Pictures of one row stand on one line, their captions below it."""
+    pictures = [_fitted(picture, width) for picture, _ in tiles]
+    height = max(picture.height for picture in pictures)
+    standing = [padded(picture, top=height - picture.height) for picture in pictures]
+    captions = [caption for _, caption in tiles]
+    return beside([captioned(*tile) for tile in zip(standing, captions, strict=True)], _GAP)
+
+
+def _fitted(picture: Image.Image, side: int) -> Image.Image:
+    """The picture scaled until its longer side is the tile's, and centred."""
+    scale = side / max(picture.size)
+    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
+    small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    left = (side - size[0]) // 2
+    return padded(small, left=left, right=side - size[0] - left)
