@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ConfigError
 
-__all__ = ["LifeConfig", "Mode"]
+__all__ = [
+    "DemoConfig",
+    "Device",
+    "DrawConfig",
+    "InfoConfig",
+    "LifeConfig",
+    "Mode",
+    "ModelConfig",
+    "PredictConfig",
+    "RunConfig",
+]
 
 Mode = Literal["fixed", "adaptive"]
 MODES = ("fixed", "adaptive")
@@ -26,6 +37,7 @@ class LifeConfig:
         drops: Blocks at which patches go, each at or after start; one drop at start if not given.
         survivors: An explicit schedule instead of a budget: how many patches enter each block.
         speedup: A target instead of a budget: 1.6 means a budget of 1 / 1.6.
+        heirs: A dying patch leaves its token to the most similar patch that lives on; off means pure slices.
     """
 
     budget: float = 0.6
@@ -34,6 +46,7 @@ class LifeConfig:
     drops: tuple[int, ...] | None = None
     survivors: tuple[int, ...] | None = None
     speedup: float | None = None
+    heirs: bool = True
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -81,3 +94,156 @@ def check_budget(budget: float) -> None:
     if not 0 < budget <= 1:
         guess = f"; did you mean {budget / 100:g}?" if 1 < budget <= 100 else ""
         raise ConfigError(f"budget must be in (0, 1], got {budget:g}{guess}")
+
+
+# ---- what the command line's verbs can be told; `arguments.py` turns these into options
+
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, with which weights.
+
+    Attributes:
+        model: A timm name, the folder of a life adapter, or demo: the small model inside this package.
+        checkpoint: The backbone's weights, a safetensors file. For an adapter: where that file is now.
+        pretrained: Take timm's own weights for this name; they are downloaded once.
+        labels: Names of the classes, one a line; ImageNet's for a model of 1000 classes if not given.
+        image_size: Side of the square that photos are brought to, in pixels; the model's own if not given.
+        life: How it is slimmed. An adapter keeps its own settings where nothing else is asked for.
+    """
+
+    model: str
+    checkpoint: Path | None = None
+    pretrained: bool = False
+    labels: Path | None = None
+    image_size: int | None = field(default=None, metadata={"metavar": "PIXELS"})
+    life: dict[str, Any] = field(default_factory=dict, metadata={"settings_of": LifeConfig})
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, image_size=self.image_size)
+        _check_life(self.life)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where photos are run, and how many at a time.
+
+    Attributes:
+        device: auto takes a CUDA GPU where there is one, else the CPU.
+        batch_size: Photos in a batch.
+        workers: Threads that read photos; one a core, at most 8, if not given.
+        progress: Draw a progress bar; only on a terminal if not given.
+    """
+
+    device: Device = "auto"
+    batch_size: int = 16
+    workers: int | None = None
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, batch_size=self.batch_size, workers=self.workers)
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Classify photos: one JSON line each, in the order of the paths.
+
+    Attributes:
+        model: Which model, with which weights.
+        paths: Photos, folders or globs.
+        out: File for the JSON lines; without it they go to the standard output.
+        resume: Continue an interrupted --out file. A photo that has a line there, be it an error, is not run
+            again: to try failed ones once more, delete their lines.
+        top: How many classes to name for each photo.
+        labelled: Photos lie in folders named after their class (or its WordNet id): count how often it is found.
+        run: Where photos are run, and how many at a time.
+    """
+
+    model: ModelConfig
+    paths: tuple[str, ...]
+    out: Path | None = None
+    resume: bool = False
+    top: int = 5
+    labelled: bool = False
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, top=self.top)
+        if self.resume and self.out is None:
+            raise ConfigError("resume continues a file, got none; name it with --out FILE")
+
+
+@dataclass(frozen=True)
+class DrawConfig:
+    """Draw the life of every patch over photos.
+
+    Attributes:
+        model: Which model, with which weights.
+        paths: Photos, folders or globs.
+        out: Folder for the pictures; made if it is not there.
+        strip: Also draw what is alive at five blocks, from the first to the last.
+        sheet: Also draw contact sheets of all life maps, with what the model says about each photo.
+        whole: Show the whole photo, with the margin that the model does not see dimmed.
+        width: Width of a life map.
+        run: Where photos are run, and how many at a time.
+    """
+
+    model: ModelConfig
+    paths: tuple[str, ...]
+    out: Path = field(default=Path("patchlife-pictures"), metadata={"metavar": "FOLDER"})
+    strip: bool = False
+    sheet: bool = False
+    whole: bool = False
+    width: int = field(default=480, metadata={"metavar": "PIXELS"})
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Say what a model is made of, what it costs, and what slimming saves.
+
+    Attributes:
+        model: Which model, with which weights; random ones will do.
+        json: Print JSON instead of text.
+    """
+
+    model: ModelConfig
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Run the small model inside this package on its photos, dense against slimmed, and report.
+
+    Attributes:
+        out: Folder for the report and its pictures; made if it is not there.
+        rounds: How often dense and slimmed take turns when they are timed.
+        life: How the model is slimmed.
+        run: Where photos are run, and how many at a time.
+    """
+
+    out: Path = field(default=Path("patchlife-demo"), metadata={"metavar": "FOLDER"})
+    rounds: int = 20
+    life: dict[str, Any] = field(default_factory=dict, metadata={"settings_of": LifeConfig})
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        _check_at_least(5, rounds=self.rounds)
+        _check_life(self.life)
+
+
+def _check_at_least(least: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_life(settings: dict[str, Any]) -> None:
+    """Refuse what no model could do before any model is built."""
+    LifeConfig.from_dict(settings)
+    targets = [name for name in ("budget", "speedup", "survivors") if settings.get(name) is not None]
+    if len(targets) > 1:
+        raise ConfigError(f"{' and '.join(targets)} say the same thing in different ways; give one of them")

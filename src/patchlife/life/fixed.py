@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..backbones import Backbone
+from ..backbones import Backbone, sdpa
+from .heirs import inherit, key_bias
 from .plan import Plan
 
 __all__ = ["reorder", "run_fixed"]
@@ -24,20 +27,29 @@ def run_fixed(
     Returns the prefix tokens, then the patches in the plan's order: the survivors only, or all of them, the dead
     at their last state, if ``keep_dead``.
     """
-    prefix, start = backbone.prefix, plan.schedule.start
-    first = plan.order.shape[1] if keep_dead else plan.schedule.survivors[start]
-    x, rope = reorder(tokens, rope, plan.order[:, :first], prefix)
+    prefix, start, survivors = backbone.prefix, plan.schedule.start, plan.schedule.survivors
+    everyone = keep_dead or plan.heirs is not None  # somebody still needs the dead
+    x, rope = reorder(tokens, rope, plan.order if everyone else plan.order[:, : survivors[start]], prefix)
+    size = None if plan.heirs is None else torch.ones(plan.order.shape, device=x.device)
     tails = []
     for index in range(start, backbone.depth):
-        n = plan.schedule.survivors[index]
-        if prefix + n < x.shape[1]:
+        before, n = x.shape[1] - prefix, survivors[index]
+        if n < before:
             if keep_dead:
                 tails.append(x[:, prefix + n :])
-            x = x[
-                :, : prefix + n
-            ].contiguous()  # once per drop: blocks are up to 25 % slower on a strided slice
+            if size is not None and plan.heirs is not None:
+                patches, size = inherit(x[:, prefix:], size, plan.heirs[:, n:before])
+                x = torch.cat((x[:, :prefix], patches), dim=1)
+            else:
+                x = x[
+                    :, : prefix + n
+                ].contiguous()  # once per drop: a strided slice slows blocks by up to 25 %
             rope = None if rope is None else rope[..., :n, :]
-        x = backbone.block(index, x, backbone.rope_of(rope, index))
+        if size is None:
+            x = backbone.block(index, x, backbone.rope_of(rope, index))
+        else:
+            attend = partial(sdpa, bias=key_bias(size, prefix).to(x.dtype))
+            x = backbone.block_with(index, x, attend, backbone.token_rope(rope, index))
     return torch.cat((x, *reversed(tails)), dim=1) if tails else x
 
 

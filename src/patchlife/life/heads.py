@@ -1,11 +1,12 @@
 """Who decides: modules that look once at the tokens entering the start block and score every patch.
 
 A score is on any scale of its own; the higher, the longer the patch lives. `plan.py` turns scores into lives.
+Kin vectors say which patches resemble each other; they choose the heirs (`heirs.py`).
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,14 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 
-__all__ = ["HEADS", "AttentionRule", "LifeHead"]
+__all__ = ["HEADS", "AttentionRule", "LifeHead", "Opinion"]
+
+
+class Opinion(NamedTuple):
+    """What a head thinks of the patches of a batch."""
+
+    score: Float[Tensor, "batch patches"]
+    kin: Float[Tensor, "batch patches kin_dim"]
 
 
 class LifeHead(nn.Module):
@@ -35,8 +43,8 @@ class LifeHead(nn.Module):
         rope: Tensor | None,
         backbone: Backbone,
         start: int,
-    ) -> Float[Tensor, "batch patches"]:
-        """Score the patches of ``tokens``, which are about to enter block ``start`` of ``backbone``."""
+    ) -> Opinion:
+        """Judge the patches of ``tokens``, which are about to enter block ``start`` of ``backbone``."""
         raise NotImplementedError
 
 
@@ -56,8 +64,8 @@ class AttentionRule(LifeHead):
         rope: Tensor | None,
         backbone: Backbone,
         start: int,
-    ) -> Float[Tensor, "batch patches"]:
-        """Score the patches of ``tokens``, which are about to enter block ``start`` of ``backbone``."""
+    ) -> Opinion:
+        """Judge the patches of ``tokens``, which are about to enter block ``start`` of ``backbone``."""
         rotation = backbone.token_rope(rope, start)
         if backbone.reads_class:
             logits, values = backbone.class_row(start, tokens, rotation)
@@ -66,8 +74,9 @@ class AttentionRule(LifeHead):
             q, k, values = backbone.project(start, tokens, rotation)
             received = _attention_received(q, k)
         norms = values.norm(dim=-1).transpose(1, 2)
-        worth = (received * norms)[..., backbone.prefix :].float().sum(dim=1)  # heads together
-        return worth / worth.mean(dim=1, keepdim=True)
+        worth = (received * norms)[..., backbone.prefix :].float().sum(dim=1)  # of all heads
+        kin = nn.functional.normalize(tokens[:, backbone.prefix :], dim=-1)
+        return Opinion(worth / worth.mean(dim=1, keepdim=True), kin)
 
 
 def _attention_received(

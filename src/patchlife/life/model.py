@@ -72,7 +72,7 @@ class SlimModel(nn.Module):
         self.calibration: Calibration | None = None
         self.origin: Origin | None = None
         self.start, self.drops = resolve_drops(backbone.depth, config.start, config.drops)
-        self._costs: dict[tuple[int, int], Cost] = {}
+        self._costs: dict[tuple, Cost] = {}
         self.config = config
         self._settle(config)
 
@@ -149,15 +149,23 @@ class SlimModel(nn.Module):
 
     def cost(self, image_size: tuple[int, int] | None = None) -> Cost:
         """What the parts cost for images of this size (height, width); the decision is counted by running it once."""
-        bb = self.backbone
+        bb, config = self.backbone, self.config
         size = image_size or bb.image_size
-        if size not in self._costs:
+        key = (size, config.mode, config.heirs)
+        if key not in self._costs:
             embedded = bb.embed(next(bb.parameters()).new_zeros(1, bb.channels, *size))
-            decision, _ = counted(self.head, embedded.tokens, embedded.rope, bb, self.start)
-            rows, cols = embedded.grid
+            head, opinion = counted(self.head, embedded.tokens, embedded.rope, bb, self.start)
+            patches, kin_dim = opinion.kin.shape[1:]
+            heir = 0
+            if config.heirs and config.mode == "fixed":
+                heir = 2 * (
+                    kin_dim + bb.dim + 1
+                )  # a similarity, a token and a size, for each pair that could be
+            elif config.heirs:
+                head += 2 * kin_dim * patches**2  # who lives on differs by image, so all pairs are compared
             blocks = tuple(bb.block_flops(i) for i in range(bb.depth))
-            self._costs[size] = Cost(rows * cols, bb.prefix, sum(bb.outer_flops(size)), decision, blocks)
-        return self._costs[size]
+            self._costs[key] = Cost(patches, bb.prefix, sum(bb.outer_flops(size)), head, blocks, heir)
+        return self._costs[key]
 
     def schedule(self, image_size: tuple[int, int] | None = None) -> Schedule:
         """Patches that enter each block, for images of this size (height, width); adaptive mode: on average."""
@@ -192,10 +200,11 @@ class SlimModel(nn.Module):
 
     def decide(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded) -> Plan:
         """The only decision ever taken, on the tokens that enter block ``start``."""
-        score = self.head(tokens, embedded.rope, self.backbone, self.start)
+        score, kin = self.head(tokens, embedded.rope, self.backbone, self.start)
+        kin = kin if self.config.heirs else None
         schedule = self.schedule(embedded.image_size)
         if self.config.mode == "fixed":
-            return fixed_plan(score, schedule, embedded.grid)
+            return fixed_plan(score, kin, schedule, embedded.grid)
         if self.training:
             raise ConfigError("adaptive mode is for inference: call .eval() first, or train in fixed mode")
         if self.calibration is None:
@@ -208,15 +217,17 @@ class SlimModel(nn.Module):
             assert self.calibration is not None
             schedule = self.schedule(embedded.image_size)
         thresholds = self.calibration.thresholds(schedule.survivors, score.shape[1])
-        return adaptive_plan(score, schedule, embedded.grid, thresholds)
+        return adaptive_plan(score, kin, schedule, embedded.grid, thresholds)
 
     def _score(self, images: Tensor) -> Tensor:
         """What the head says about every patch, before anything is decided or cleaned."""
         embedded = self.backbone.embed(images)
-        return self.head(self._before_start(embedded), embedded.rope, self.backbone, self.start)
+        return self.head(self._before_start(embedded), embedded.rope, self.backbone, self.start).score
 
     def _classify(self, tokens: Tensor, plan: Plan | None) -> Tensor:
-        if plan is not None and not self.backbone.pools:  # an answer for each token, so the grid's order counts
+        if (
+            plan is not None and not self.backbone.pools
+        ):  # an answer for each token, so the grid's order counts
             tokens = _restore(tokens, plan, self.backbone.prefix)
         return self.backbone.classify(self.backbone.norm(tokens))
 

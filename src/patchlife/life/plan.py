@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .heirs import adaptive_heirs, fixed_heirs
 from .lives import Lives
 from .schedule import Schedule
 
@@ -27,6 +28,7 @@ class Plan:
         schedule: survivors per block. In adaptive mode they are the budget's average, not any image's.
         grid: (rows, cols) of the patches.
         counts: in adaptive mode, how many patches of each image enter each block; None in fixed mode.
+        heirs: for each rank, the rank of the patch that inherits from it; None where the dead leave nothing.
     """
 
     score: Float[Tensor, "batch patches"]
@@ -34,6 +36,7 @@ class Plan:
     schedule: Schedule
     grid: tuple[int, int]
     counts: Int[Tensor, "batch depth"] | None = None
+    heirs: Int[Tensor, "batch patches"] | None = None
 
     def survivors(self) -> Int[Tensor, "batch depth"]:
         """How many patches of each image enter each block, in either mode."""
@@ -63,13 +66,21 @@ def longest_first(score: Float[Tensor, "batch patches"]) -> tuple[Tensor, Int[Te
     return score, score.sort(dim=1, descending=True, stable=True).indices
 
 
-def fixed_plan(score: Float[Tensor, "batch patches"], schedule: Schedule, grid: tuple[int, int]) -> Plan:
+def fixed_plan(
+    score: Float[Tensor, "batch patches"],
+    kin: Float[Tensor, "batch patches kin_dim"] | None,
+    schedule: Schedule,
+    grid: tuple[int, int],
+) -> Plan:
     """Every image keeps its own best patches, as many as the schedule says."""
-    return Plan(*longest_first(score), schedule, grid)
+    score, order = longest_first(score)
+    heirs = None if kin is None else fixed_heirs(_in_order(kin, order), schedule)
+    return Plan(score, order, schedule, grid, heirs=heirs)
 
 
 def adaptive_plan(
     score: Float[Tensor, "batch patches"],
+    kin: Float[Tensor, "batch patches kin_dim"] | None,
     schedule: Schedule,
     grid: tuple[int, int],
     thresholds: Float[Tensor, "depth"],
@@ -80,4 +91,10 @@ def adaptive_plan(
     """
     score, order = longest_first(score)
     counts = (score[:, :, None] > thresholds.to(score)).sum(dim=1).clamp(min=1)
-    return Plan(score, order, schedule, grid, counts.cummin(dim=1).values)
+    counts = counts.cummin(dim=1).values
+    heirs = None if kin is None else adaptive_heirs(_in_order(kin, order), counts)
+    return Plan(score, order, schedule, grid, counts, heirs)
+
+
+def _in_order(kin: Tensor, order: Tensor) -> Tensor:
+    return kin[torch.arange(len(order), device=order.device)[:, None], order]

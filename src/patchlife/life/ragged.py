@@ -24,33 +24,54 @@ __all__ = ["Stage", "run_ragged", "stages"]
 class Stage:
     """A run of blocks that the same tokens pass through.
 
+    Tokens are named by their place among the (batch * tokens) rows of the full, ordered layout.
+
     Attributes:
         blocks: block indices.
-        tokens: where the packed tokens lie in the (batch * tokens) rows of the full, ordered layout.
+        tokens: who takes part, image after image.
         offsets: where each image's piece begins in the packed row, and the end: batch + 1 numbers.
+        dying: patches that took part in the stage before and no longer do. heirs: who inherits from each.
     """
 
     blocks: range
     tokens: Int[Tensor, "packed"]
     offsets: tuple[int, ...]
+    dying: Int[Tensor, "dying"]
+    heirs: Int[Tensor, "dying"]
 
 
 def stages(plan: Plan, prefix: int) -> list[Stage]:
     """The packed layout of every stage, from one look at the plan's counts (the only host sync of a run)."""
     counts = plan.survivors().cpu()
-    batch, depth = counts.shape
-    width = prefix + plan.order.shape[1]
-    start = plan.schedule.start
-    changes = [b for b in range(start + 1, depth) if not torch.equal(counts[:, b], counts[:, b - 1])]
+    batch, patches = plan.order.shape
+    device, start = plan.order.device, plan.schedule.start
+    changes = [
+        b for b in range(start + 1, counts.shape[1]) if not torch.equal(counts[:, b], counts[:, b - 1])
+    ]
+    before = torch.full((batch,), patches)
     result = []
-    for first, end in pairwise([start, *changes, depth]):
-        lengths = counts[:, first] + prefix
-        ends = lengths.cumsum(0)
-        image = torch.arange(batch).repeat_interleave(lengths)
-        place = torch.arange(int(ends[-1])) - (ends - lengths)[image]  # within its image
-        index = (image * width + place).to(plan.order.device)
-        result.append(Stage(range(first, end), index, (0, *ends.tolist())))
+    for first, end in pairwise([start, *changes, counts.shape[1]]):
+        after = counts[:, first]
+        taking_part = _rows(torch.zeros(batch, dtype=torch.long), prefix + after, prefix + patches)
+        dying = _rows(prefix + after, prefix + before, prefix + patches)
+        heirs = dying
+        if plan.heirs is not None:
+            image, rank = dying // (prefix + patches), dying % (prefix + patches) - prefix
+            heirs = image * (prefix + patches) + prefix + plan.heirs.cpu()[image, rank]
+        offsets = (0, *(prefix + after).cumsum(0).tolist())
+        result.append(
+            Stage(range(first, end), taking_part.to(device), offsets, dying.to(device), heirs.to(device))
+        )
+        before = after
     return result
+
+
+def _rows(first: Int[Tensor, "batch"], end: Int[Tensor, "batch"], width: int) -> Int[Tensor, "packed"]:
+    """Places ``first`` to ``end`` of each image, in a layout of ``width`` places per image."""
+    lengths = end - first
+    image = torch.arange(len(lengths)).repeat_interleave(lengths)
+    within = torch.arange(len(image)) - (lengths.cumsum(0) - lengths)[image]
+    return image * width + first[image] + within
 
 
 def run_ragged(
@@ -62,25 +83,42 @@ def run_ragged(
     """
     ordered, rope = reorder(tokens, rope, plan.order, backbone.prefix)
     rows = ordered.flatten(0, 1)
+    size = None if plan.heirs is None else torch.ones(len(rows), device=rows.device)
     for stage in stages(plan, backbone.prefix):
+        if size is not None and len(stage.dying):
+            _inherit(rows, size, stage)
         x = rows[stage.tokens]
-        attend = _per_image(stage.offsets)
+        attend = _per_image(stage.offsets, None if size is None else size[stage.tokens].log().to(x.dtype))
         table = None
         for index in stage.blocks:
             if rope is not None and (
                 table is None or rope.shape[0] > 1
             ):  # some models rotate each block differently
-                table = backbone.token_rope(rope, index).flatten(0, 1)[stage.tokens]
+                table = backbone.token_rope(rope, index)
+                table = None if table is None else table.flatten(0, 1)[stage.tokens]
             x = backbone.block_with(index, x, attend, table)
         rows.index_copy_(0, stage.tokens, x)
     return rows.unflatten(0, ordered.shape[:2])
 
 
-def _per_image(offsets: tuple[int, ...]) -> Attend:
-    """Fused attention on each image's own piece of the packed tokens."""
+def _inherit(rows: Float[Tensor, "all dim"], size: Float[Tensor, "all"], stage: Stage) -> None:
+    """Average the dying into their heirs, in place; the dead keep their own last state."""
+    mass = rows * size[:, None].to(rows.dtype)
+    mass.index_add_(0, stage.heirs, mass[stage.dying])
+    size.index_add_(0, stage.heirs, size[stage.dying])
+    heirs = stage.heirs
+    rows[heirs] = mass[heirs] / size[heirs, None].to(rows.dtype)
+
+
+def _per_image(offsets: tuple[int, ...], bias: Float[Tensor, "packed"] | None) -> Attend:
+    """Fused attention on each image's own piece of the packed tokens; ``bias`` is added per key."""
     pieces = [slice(a, b) for a, b in pairwise(offsets)]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.cat([sdpa(q[None, p], k[None, p], v[None, p])[0] for p in pieces])
+        if bias is None:
+            return torch.cat([sdpa(q[None, p], k[None, p], v[None, p])[0] for p in pieces])
+        return torch.cat(
+            [sdpa(q[None, p], k[None, p], v[None, p], bias[None, None, None, p])[0] for p in pieces]
+        )
 
     return attend

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..errors import ConfigError
 
@@ -21,6 +22,7 @@ class Cost:
         patches: patches of the full grid. prefix: tokens that never die.
         outer: embedding, final norm, pooling and classifier.
         head: the life decision (paid only when some patch may die).
+        heir: what each pair of a dying patch and a patch that lives on costs, where heirs are.
         blocks: for each block (a, c): on n tokens it costs ``a * n + c * n**2``.
     """
 
@@ -29,6 +31,7 @@ class Cost:
     outer: int
     head: int
     blocks: tuple[tuple[int, int], ...]
+    heir: int = 0
 
     @property
     def depth(self) -> int:
@@ -48,9 +51,11 @@ class Cost:
         """FLOPs of an image whose blocks are entered by ``survivors`` patches."""
         counts = list(survivors)
         squared = [n**2 for n in counts] if squares is None else list(squares)
-        whole = all(n >= self.patches for n in counts)
         blocks = sum(self.block(i, n, s) for i, (n, s) in enumerate(zip(counts, squared, strict=True)))
-        return self.outer + blocks + (0 if whole else self.head)
+        if all(n >= self.patches for n in counts):
+            return self.outer + blocks
+        heirs = sum((before - after) * after for before, after in pairwise([self.patches, *counts]))
+        return self.outer + self.head + heirs * self.heir + blocks
 
     @property
     def dense(self) -> float:
@@ -69,7 +74,7 @@ class Schedule:
         counts, start = self.survivors, self.start
         if not 0 <= start < len(counts):
             raise ConfigError(f"start must be a block from 0 to {len(counts) - 1}, got {start}")
-        if any(b > a for a, b in zip(counts, counts[1:], strict=False)):
+        if any(b > a for a, b in pairwise(counts)):
             raise ConfigError(f"survivors must never grow from block to block, got {counts}")
         if counts[-1] < 1:
             raise ConfigError(f"at least one patch must survive to the last block, got {counts}")
@@ -139,8 +144,8 @@ def solve(cost: Cost, budget: float, start: int, drops: tuple[int, ...]) -> Sche
     if not fits(at_rate(0.0)):
         lowest = cost.total(spread(at_rate(0.0))) / cost.dense
         raise ConfigError(
-            f"budget {budget:g} is out of reach: with every patch dropped at block {start} the model still costs "
-            f"{lowest:.3f} of its FLOPs; choose a larger budget or an earlier start"
+            f"budget {budget:g} is out of reach: with all patches but one dropped at block {drops[0]} the model "
+            f"still costs {lowest:.3f} of its FLOPs; choose a larger budget or an earlier start"
         )
     stages = at_rate(_largest(lambda rate: fits(at_rate(rate))))
     for k in reversed(range(len(stages))):  # late blocks are the ones that want survivors
