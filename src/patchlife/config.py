@@ -34,7 +34,7 @@ class LifeConfig:
         budget: Fraction of the dense model's FLOPs that an image may cost, in (0, 1].
         mode: fixed keeps the same number of patches of every image; adaptive lets each image's lives decide.
         start: First block at which a patch may be missing; a quarter of the depth if not given.
-        drops: Blocks at which patches go, each at or after start; one drop at start if not given.
+        drops: Blocks at which patches go, each at or after start; start and half of the depth if not given.
         survivors: An explicit schedule instead of a budget: how many patches enter each block.
         speedup: A target instead of a budget: 1.6 means a budget of 1 / 1.6.
         heirs: A dying patch leaves its token to the most similar patch that lives on; off means pure slices.
@@ -158,7 +158,8 @@ class PredictConfig:
         resume: Continue an interrupted --out file. A photo that has a line there, be it an error, is not run
             again: to try failed ones once more, delete their lines.
         top: How many classes to name for each photo.
-        labelled: Photos lie in folders named after their class (or its WordNet id): count how often it is found.
+        labelled: Photos lie in folders named after their class, or its WordNet id: say how often the model
+            finds it.
         run: Where photos are run, and how many at a time.
     """
 

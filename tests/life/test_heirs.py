@@ -32,7 +32,7 @@ def slow_run(model: patchlife.SlimModel, images: torch.Tensor) -> torch.Tensor:
                     assert life[b, into] > index
             x, size = _bury(x, size, life[b], heir, index, prefix)
             alive = torch.cat((torch.ones(prefix, dtype=torch.bool), life[b] > index))
-            bias = torch.cat((torch.zeros(prefix), size.log())).masked_fill(~alive, -torch.inf)
+            bias = torch.cat((torch.zeros(prefix), 0.75 * size.log())).masked_fill(~alive, -torch.inf)
             table = model.backbone.rope_of(rope, index)
             rotary = {} if table is None else {"rope": table}
             new = vit.blocks[index](x, attn_mask=bias.expand(1, 1, len(alive), -1), **rotary)

@@ -21,12 +21,15 @@ from ..config import LifeConfig
 from ..errors import AdapterError
 from ..files import check_sums, replace_folder
 from .calibration import Calibration
-from .heads import HEADS
+from .change import Change, merged
+from .heads import AttentionRule, LifeHead
 from .model import SlimModel
+from .regressor import LifeRegressor
 
 __all__ = ["FORMAT", "load", "read_adapter", "save"]
 
 FORMAT = 1
+HEADS: dict[str, type[LifeHead]] = {head.kind: head for head in (AttentionRule, LifeRegressor)}
 _JSON, _TENSORS = "adapter.json", "adapter.safetensors"
 
 
@@ -47,13 +50,15 @@ def save(model: SlimModel, folder: str | Path) -> Path:
     tensors = {f"head.{k}": v for k, v in model.head.state_dict().items()}
     if model.calibration is not None:
         tensors |= {f"calibration.{k}": v for k, v in model.calibration.tensors().items()}
+    if model.change is not None:
+        tensors |= {f"change.{k}": v for k, v in model.change.tensors.items()}
     about = {
         "format": FORMAT,
         "patchlife": __version__,
         "config": model.config.to_dict() | {"start": model.start, "drops": list(model.drops)},
         "head": {"kind": model.head.kind, "settings": model.head.settings()},
         "calibration_images": model.calibration.images if model.calibration else 0,
-        "backbone": signature(model.backbone),
+        "backbone": model.change.base if model.change else signature(model.backbone),
         "origin": model.origin.to_dict() if model.origin else None,
     }
     with replace_folder(folder) as fresh:
@@ -63,7 +68,7 @@ def save(model: SlimModel, folder: str | Path) -> Path:
 
 
 def load(folder: str | Path, vit: nn.Module | None = None) -> SlimModel:
-    """The slimmed model that was saved in ``folder``.
+    """The slimmed model that was saved in ``folder``; a change that it makes to ``vit`` goes into a copy.
 
     Without ``vit`` the backbone is built again from where it came from (timm name and checkpoint file).
 
@@ -74,11 +79,15 @@ def load(folder: str | Path, vit: nn.Module | None = None) -> SlimModel:
         vit = _rebuild(about, Path(folder))
     backbone = adapt(vit)
     _check_same(about["backbone"], signature(backbone), Path(folder))
+    change = _under("change.", tensors)
+    if change:
+        backbone = adapt(merged(vit, change))
     head = HEADS[about["head"]["kind"]](**about["head"]["settings"])
     head.load_state_dict(_under("head.", tensors))
     head.to(next(vit.parameters()).device)
     model = SlimModel(backbone, LifeConfig.from_dict(about["config"]), head)
     model.origin = Origin(**about["origin"]) if about["origin"] else None
+    model.change = Change(change, about["backbone"]) if change else None
     calibration = _under("calibration.", tensors)
     if calibration:
         model.use_calibration(Calibration(**calibration, images=about["calibration_images"]))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 
-__all__ = ["HEADS", "AttentionRule", "LifeHead", "Opinion"]
+__all__ = ["AttentionRule", "LifeHead", "Opinion"]
 
 
 class Opinion(NamedTuple):
@@ -91,7 +91,3 @@ def _attention_received(
         ],
         dim=1,
     )
-
-
-HEADS: dict[str, type[LifeHead]] = {head.kind: head for head in (AttentionRule,)}
-"""Every head an adapter may name."""

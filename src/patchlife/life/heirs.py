@@ -1,8 +1,8 @@
 """Heirs: a dying patch leaves what it knew to the most similar patch that lives on.
 
 Who inherits is part of the one decision. When a patch dies, its token is averaged into its heir's, weighted by
-how many patches each already stands for (its size), and attention counts a key of size s as s keys: a bias of
-log s on the key, which fused attention takes. The idea of merging and of that bias is ToMe's (Bolya et al.,
+how many patches each already stands for (its size), and attention gives a key of size s more weight: a bias of
+``0.75 log s`` on the key, which fused attention takes. The idea of merging and of that bias is ToMe's (Bolya et al.,
 ICLR 2023, arXiv 2210.09461); deciding it once, along lives, is ours.
 """
 
@@ -16,7 +16,11 @@ from torch import Tensor
 
 from .schedule import Schedule
 
-__all__ = ["adaptive_heirs", "fixed_heirs", "inherit", "key_bias"]
+BIAS = 0.75
+"""Share of log size: a whole share would count merged patches as if each still asked for itself, none would
+ignore them. Three quarters measured best on a frozen ViT-Tiny (recipes/NOTES.md)."""
+
+__all__ = ["adaptive_heirs", "fixed_heirs", "inherit", "key_bias", "log_size"]
 
 
 def fixed_heirs(kin: Float[Tensor, "batch patches dim"], schedule: Schedule) -> Int[Tensor, "batch patches"]:
@@ -71,5 +75,10 @@ def inherit(
 
 
 def key_bias(size: Float[Tensor, "batch patches"], prefix: int) -> Float[Tensor, "batch 1 1 keys"]:
-    """What attention adds to its logits: log size for patches, nothing for prefix tokens."""
-    return torch.nn.functional.pad(size.log(), (prefix, 0))[:, None, None, :]
+    """What attention adds to its logits: a share of log size for patches, nothing for prefix tokens."""
+    return torch.nn.functional.pad(log_size(size), (prefix, 0))[:, None, None, :]
+
+
+def log_size(size: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """The bias of a key that stands for ``size`` patches."""
+    return BIAS * size.log()

@@ -16,6 +16,7 @@ from ..config import LifeConfig, Mode
 from ..errors import ConfigError
 from ..measure.flops import counted
 from .calibration import Calibration
+from .change import Change
 from .fixed import run_fixed
 from .heads import AttentionRule, LifeHead
 from .lives import Lives
@@ -61,6 +62,7 @@ class SlimModel(nn.Module):
         config: budget, mode, drop points. Change it with `set_budget` and `set_mode`.
         calibration: adaptive mode's thresholds, None before `calibrate`.
         origin: where the backbone came from, if known.
+        change: what was learned about the backbone's own weights, already merged; None for an untouched backbone.
     """
 
     def __init__(self, backbone: Backbone, config: LifeConfig, head: LifeHead | None = None) -> None:
@@ -71,6 +73,7 @@ class SlimModel(nn.Module):
         self.head.train(backbone.training)
         self.calibration: Calibration | None = None
         self.origin: Origin | None = None
+        self.change: Change | None = None
         self.start, self.drops = resolve_drops(backbone.depth, config.start, config.drops)
         self._costs: dict[tuple, Cost] = {}
         self.config = config
@@ -98,6 +101,13 @@ class SlimModel(nn.Module):
         if plan is None:  # nothing had to be decided
             return logits, Lives.endless(len(logits), self.backbone.grid_of(images), self.backbone.depth)
         return logits, plan.lives()
+
+    def resume(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded) -> Tensor:
+        """Logits from tokens that are about to enter block ``start``; ``embedded`` says of which images.
+
+        Its own tokens are not read, so one embedding serves all images of a size.
+        """
+        return self._classify(*self._from_start(tokens, embedded, keep_dead=not self.backbone.reads_class))
 
     @torch.no_grad()
     def lives(self, images: Float[Tensor, "batch channels height width"]) -> Lives:
@@ -239,9 +249,11 @@ class SlimModel(nn.Module):
 
     def _run(self, images: Tensor, keep_dead: bool) -> tuple[Tensor, Plan | None]:
         """Tokens after the last block in the plan's order, and the plan; None when nothing dies."""
+        embedded = self.backbone.embed(images)
+        return self._from_start(self._before_start(embedded), embedded, keep_dead)
+
+    def _from_start(self, x: Tensor, embedded: Embedded, keep_dead: bool) -> tuple[Tensor, Plan | None]:
         bb = self.backbone
-        embedded = bb.embed(images)
-        x = self._before_start(embedded)
         if not self.schedule(embedded.image_size).drops:
             for index in range(self.start, bb.depth):
                 x = bb.block(index, x, bb.rope_of(embedded.rope, index))

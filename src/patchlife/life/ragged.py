@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..backbones import Attend, Backbone, sdpa
 from .fixed import reorder
+from .heirs import log_size
 from .plan import Plan
 
 __all__ = ["Stage", "run_ragged", "stages"]
@@ -88,7 +89,7 @@ def run_ragged(
         if size is not None and len(stage.dying):
             _inherit(rows, size, stage)
         x = rows[stage.tokens]
-        attend = _per_image(stage.offsets, None if size is None else size[stage.tokens].log().to(x.dtype))
+        attend = _per_image(stage.offsets, None if size is None else log_size(size[stage.tokens]).to(x.dtype))
         table = None
         for index in stage.blocks:
             if rope is not None and (

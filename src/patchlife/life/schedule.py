@@ -102,12 +102,13 @@ def resolve_drops(
 ) -> tuple[int, tuple[int, ...]]:
     """(start block, drop points) with defaults filled in.
 
-    The default, one drop at a quarter of the depth, is what measured best with a frozen backbone: the late
-    blocks want many survivors more than the middle ones do (docs/method.md has the table).
+    The default, a drop at a quarter of the depth and one at half of it, measured best with heirs
+    (docs/method.md has the table).
     """
-    first = drops[0] if drops else None
-    start = start if start is not None else first if first is not None else max(1, depth // 4)
-    drops = drops or (start,)
+    if start is None:
+        start = drops[0] if drops else max(1, depth // 4)
+    if drops is None:
+        drops = (start, depth // 2) if start < depth // 2 else (start,)
     if not 1 <= start < depth:
         raise ConfigError(
             f"start must be a block from 1 to {depth - 1} (the model has {depth} blocks), got {start}"

@@ -1,0 +1,43 @@
+"""A patch lives for what only it can tell.
+
+Importance alone keeps twenty patches of the same sky. Coverage asks how much of the image's importance a set of
+patches speaks for, a patch speaking for another as well as it resembles it. Taken in order of importance, each
+patch is worth what it adds to the patches before it: one matrix of similarities, one running maximum.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["added_coverage", "running_max"]
+
+
+def added_coverage(
+    importance: Float[Tensor, "batch patches"], kin: Float[Tensor, "batch patches kin_dim"]
+) -> Float[Tensor, "batch patches"]:
+    """What each patch adds to the coverage of the more important ones.
+
+    With ``importance`` summing to 1, the gains of an image sum to at most 1 and compare across images: a plain
+    sky is covered by few patches. ``kin`` has unit rows; unlike patches (cosine below 0) do not speak for each
+    other.
+    """
+    order = importance.argsort(dim=1, descending=True)
+    image = torch.arange(len(order), device=order.device)[:, None]
+    kin, weight = kin[image, order], importance[image, order]
+    covered = running_max((kin @ kin.transpose(1, 2)).clamp(min=0))  # [.., i, r]: rank i, by the best of ranks 0..r
+    total = (weight[:, None] @ covered).squeeze(1)  # what ranks 0..r speak for
+    gain = torch.diff(total, dim=1, prepend=torch.zeros_like(total[:, :1]))
+    return torch.zeros_like(gain).scatter(1, order, gain)
+
+
+def running_max(x: Float[Tensor, "*batch ranks"]) -> Float[Tensor, "*batch ranks"]:
+    """The maximum of ranks 0..r, for every r. ONNX has no such operator: there by doubling, in log2(ranks) steps."""
+    if not torch.onnx.is_in_onnx_export():
+        return x.cummax(dim=-1).values
+    reach = 1
+    while reach < x.shape[-1]:
+        x = torch.cat((x[..., :reach], torch.maximum(x[..., reach:], x[..., :-reach])), dim=-1)
+        reach *= 2
+    return x
