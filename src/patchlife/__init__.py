@@ -9,9 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import LifeConfig
-    from .errors import PatchLifeError
-    from .life import Flops, LifeHead, Lives, Plan, SlimModel, flops, wrap
+    from .config import LifeConfig as LifeConfig
+    from .errors import PatchLifeError as PatchLifeError
+    from .life import Flops as Flops
+    from .life import LifeHead as LifeHead
+    from .life import Lives as Lives
+    from .life import Plan as Plan
+    from .life import SlimModel as SlimModel
+    from .life import flops as flops
+    from .life import wrap as wrap
+    from .life.adapter import load as load
+    from .show import draw as draw
 
 __version__ = "0.1.0"
 

@@ -6,9 +6,8 @@ built keeps its modules and its weights, and is called piece by piece.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
@@ -52,7 +51,7 @@ class Backbone(nn.Module):
 
     def __init__(self, vit: VisionTransformer | Eva) -> None:
         super().__init__()
-        self.vit = vit
+        self.vit: Any = vit  # its private names are this folder's business, and only this folder's
         self.depth = len(vit.blocks)
         self.dim = vit.embed_dim
         self.prefix = vit.num_prefix_tokens
@@ -69,11 +68,7 @@ class Backbone(nn.Module):
         parts += [type(block).__name__] if type(block).__name__ not in ("Block", "EvaBlock") else []
         parts += ["RoPE"] if getattr(vit, "rope", None) is not None else []
         parts += [f"{self.prefix} prefix tokens"] if self.prefix else ["no class token"]
-        parts += (
-            ["reads the class token"]
-            if self.reads_class
-            else [f"pools patches ({vit.global_pool or 'none'})"]
-        )
+        parts += ["reads the class token"] if self.reads_class else [f"pools patches ({vit.global_pool or 'none'})"]
         return ", ".join(parts)
 
     @property
@@ -98,7 +93,7 @@ class Backbone(nn.Module):
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Patch grid (rows, cols) that ``images`` are cut into."""
-        return tuple(self.vit.patch_embed.dynamic_feat_size(tuple(images.shape[-2:])))
+        return tuple(self.vit.patch_embed.dynamic_feat_size((images.shape[-2], images.shape[-1])))
 
     # ---- the forward pass, piece by piece
 
@@ -110,9 +105,7 @@ class Backbone(nn.Module):
         vit = self.vit
         self._check_images(images)
         x = vit.patch_embed(images)
-        grid = (
-            (x.shape[1], x.shape[2]) if vit.dynamic_img_size else self.grid
-        )  # static models flatten at once
+        grid = (x.shape[1], x.shape[2]) if vit.dynamic_img_size else self.grid  # static models flatten at once
         rope = None
         if isinstance(vit, Eva):
             x, rope = vit._pos_embed(x)
@@ -120,7 +113,7 @@ class Backbone(nn.Module):
                 rope = rope.unsqueeze(1) if rope.ndim == 4 else rope[None, None, None]
         else:
             x = vit._pos_embed(x)
-        return Embedded(vit.norm_pre(x), rope, grid, tuple(images.shape[-2:]))
+        return Embedded(vit.norm_pre(x), rope, grid, (images.shape[-2], images.shape[-1]))
 
     def block(self, index: int, x: Tensor, rope: Tensor | None = None) -> Tensor:
         """Block ``index`` as timm runs it. ``rope``: this block's table, see `rope_of`."""
@@ -179,15 +172,13 @@ class Backbone(nn.Module):
 
     def _check_images(self, images: Tensor) -> None:
         if images.ndim != 4:
-            raise ConfigError(
-                f"images must be (batch, channels, height, width), got shape {tuple(images.shape)}"
-            )
+            raise ConfigError(f"images must be (batch, channels, height, width), got shape {tuple(images.shape)}")
         if images.shape[1] != self.channels:
             raise ConfigError(f"this model takes images of {self.channels} channel(s), got {images.shape[1]}")
         if not self.vit.dynamic_img_size and tuple(images.shape[-2:]) != self.image_size:
             raise ConfigError(
                 f"this model takes images of {self.image_size[0]} x {self.image_size[1]} pixels, got "
-                f"{images.shape[-2]} x {images.shape[-1]}; resize them, or build the timm model with dynamic_img_size=True"
+                f"{images.shape[-2]} x {images.shape[-1]}; resize them, or build it with dynamic_img_size=True"
             )
         (height, width), (rows, cols) = images.shape[-2:], self.patch_size
         if (height % rows or width % cols) and not self.vit.patch_embed.dynamic_img_pad:
@@ -197,14 +188,12 @@ class Backbone(nn.Module):
             )
 
 
-def adapt(vit: nn.Module) -> Backbone:
+def adapt(vit: Any) -> Backbone:
     """See ``vit`` as a `Backbone`.
 
     Raises UnsupportedModelError, saying what was found, for anything whose patches cannot be dropped exactly.
     """
-    known = next(
-        (t for t in (VisionTransformerDistilled, VisionTransformer, Eva) if isinstance(vit, t)), None
-    )
+    known = next((t for t in (VisionTransformerDistilled, VisionTransformer, Eva) if isinstance(vit, t)), None)
     if known is None:
         raise UnsupportedModelError(
             f"patches of a {type(vit).__name__} cannot be dropped: windows, convolutions or relative positions need "

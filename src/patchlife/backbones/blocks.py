@@ -6,6 +6,8 @@ tokens), a bias on the keys (heirs), and the life rule (which looks at queries, 
 itself to the caller. `check_block` compares the two walks when a model is wrapped, so a timm release that
 changes a block is refused by name instead of being silently wrong.
 
+Blocks are `Any` here: timm's attributes are private, and types would only pretend to know them.
+
 Everywhere here tokens come before heads: ``q`` is ``(..., tokens, heads, head_dim)``, and ``...`` is a batch
 or nothing at all.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +62,7 @@ def sdpa(q: Heads, k: Heads, v: Heads, bias: Tensor | None = None) -> Heads:
     return out.transpose(-3, -2)
 
 
-def run_block(block: nn.Module, x: Tensor, attend: Attend, rope: Tensor | None = None) -> Tensor:
+def run_block(block: Any, x: Tensor, attend: Attend, rope: Tensor | None = None) -> Tensor:
     """One block on ``x`` (..., tokens, dim), its attention done by ``attend``.
 
     ``rope`` is (..., tokens, 1 or heads, 2 * head_dim) and covers *all* tokens: prefix rows hold the identity
@@ -69,7 +71,7 @@ def run_block(block: nn.Module, x: Tensor, attend: Attend, rope: Tensor | None =
     return _RUN[type(block)](block, x, attend, rope)
 
 
-def project(block: nn.Module, x: Tensor, rope: Tensor | None = None) -> Projected:
+def project(block: Any, x: Tensor, rope: Tensor | None = None) -> Projected:
     """Queries, keys and values that ``block`` would compute for ``x`` (parallel attentions: the first one)."""
     if isinstance(block, ParallelScalingBlock):
         return _split_parallel(block, block.in_proj(block.in_norm(x)))[1]
@@ -77,7 +79,7 @@ def project(block: nn.Module, x: Tensor, rope: Tensor | None = None) -> Projecte
     return _project(attn, y, rope)
 
 
-def class_row(block: nn.Module, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Heads]:
+def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Heads]:
     """What the class token asks of ``block``: its row of attention logits (batch, heads, tokens), and all values.
 
     Without rotations and key norms the query meets the key *weights* first, ``(q W_k) y`` for ``q (W_k y)``: one
@@ -100,28 +102,27 @@ def class_row(block: nn.Module, x: Tensor, rope: Tensor | None = None) -> tuple[
     return folded @ y.transpose(1, 2), F.linear(y, w_v, b_v).unflatten(-1, (attn.num_heads, -1))
 
 
-def _entrance(block: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+def _entrance(block: Any, x: Tensor) -> tuple[Any, Tensor]:
     """A block's (first) attention and what that attention is given for ``x``."""
-    match block:
-        case ParallelThingsBlock():
-            return block.attns[0].attn, block.attns[0].norm(x)
-        case ResPostBlock() | EvaBlockPostNorm():
-            return block.attn, x
-        case _:
-            return block.attn, block.norm1(x)
+    kind = type(block)
+    if kind is ParallelThingsBlock:
+        return block.attns[0].attn, block.attns[0].norm(x)
+    if kind in (ResPostBlock, EvaBlockPostNorm):
+        return block.attn, x
+    return block.attn, block.norm1(x)
 
 
-def _kv_heads(attn: nn.Module) -> int:
+def _kv_heads(attn: Any) -> int:
     return getattr(attn, "num_kv_heads", attn.num_heads)
 
 
-def _qkv_bias(attn: nn.Module) -> Tensor | None:
+def _qkv_bias(attn: Any) -> Tensor | None:
     if getattr(attn, "q_bias", None) is not None:  # EVA keeps them apart: no bias on keys
         return torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
     return attn.qkv.bias
 
 
-def _weights(attn: nn.Module) -> list[tuple[Tensor, Tensor | None]]:
+def _weights(attn: Any) -> list[tuple[Tensor, Tensor | None]]:
     """Weight and bias of queries, keys and values."""
     if attn.qkv is None:
         return [(p.weight, p.bias) for p in (attn.q_proj, attn.k_proj, attn.v_proj)]
@@ -130,7 +131,7 @@ def _weights(attn: nn.Module) -> list[tuple[Tensor, Tensor | None]]:
     return list(zip(attn.qkv.weight.chunk(3), biases, strict=True))
 
 
-def _project(attn: nn.Module, y: Tensor, rope: Tensor | None) -> Projected:
+def _project(attn: Any, y: Tensor, rope: Tensor | None) -> Projected:
     heads = attn.num_heads
     if attn.qkv is not None:
         q, k, v = F.linear(y, attn.qkv.weight, _qkv_bias(attn)).unflatten(-1, (3, heads, -1)).unbind(-3)
@@ -148,42 +149,42 @@ def _project(attn: nn.Module, y: Tensor, rope: Tensor | None) -> Projected:
     return Projected(q, k, v)
 
 
-def _attention(attn: nn.Module, y: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
+def _attention(attn: Any, y: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
     out = attn.norm(attend(*_project(attn, y, rope)).flatten(-2))
     if getattr(attn, "gate", None) is not None:
         out = out * attn.gate(y).sigmoid()
     return attn.proj_drop(attn.proj(out))
 
 
-def _run_block(b: Block, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
+def _run_block(b: Any, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
     x = x + b.drop_path1(b.ls1(_attention(b.attn, b.norm1(x), attend, rope)))
     return x + b.drop_path2(b.ls2(b.mlp(b.norm2(x))))
 
 
-def _run_eva(b: EvaBlock, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
+def _run_eva(b: Any, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
     y = _attention(b.attn, b.norm1(x), attend, rope)
     x = x + b.drop_path1(y if b.gamma_1 is None else b.gamma_1 * y)
     y = b.mlp(b.norm2(x))
     return x + b.drop_path2(y if b.gamma_2 is None else b.gamma_2 * y)
 
 
-def _run_post_norm(b: ResPostBlock, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
+def _run_post_norm(b: Any, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
     x = x + b.drop_path1(b.norm1(_attention(b.attn, x, attend, rope)))
     return x + b.drop_path2(b.norm2(b.mlp(x)))
 
 
-def _run_parallel_things(b: ParallelThingsBlock, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
+def _run_parallel_things(b: Any, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
     x = x + sum(a.drop_path(a.ls(_attention(a.attn, a.norm(x), attend, rope))) for a in b.attns)
     return x + sum(ffn(x) for ffn in b.ffns)
 
 
-def _split_parallel(b: ParallelScalingBlock, y: Tensor) -> tuple[Tensor, Projected]:
+def _split_parallel(b: Any, y: Tensor) -> tuple[Tensor, Projected]:
     hidden, *qkv = torch.split(y, b.in_split, dim=-1)
     q, k, v = (t.unflatten(-1, (b.num_heads, b.head_dim)) for t in qkv)
     return hidden, Projected(b.q_norm(q), b.k_norm(k), v)
 
 
-def _run_parallel_scaling(b: ParallelScalingBlock, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
+def _run_parallel_scaling(b: Any, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
     hidden, qkv = _split_parallel(b, b.in_proj(b.in_norm(x)))
     if b.mlp_bias is not None:
         hidden = hidden + b.mlp_bias
@@ -196,7 +197,7 @@ def _run_parallel_scaling(b: ParallelScalingBlock, x: Tensor, attend: Attend, ro
     return x + b.drop_path(b.ls(y))
 
 
-_RUN = {
+_RUN: dict[type, Callable[..., Tensor]] = {
     Block: _run_block,
     EvaBlock: _run_eva,
     EvaBlockPostNorm: _run_post_norm,
@@ -207,7 +208,7 @@ _RUN = {
 BLOCK_TYPES = tuple(_RUN)
 
 
-def block_flops(block: nn.Module) -> tuple[int, int]:
+def block_flops(block: Any) -> tuple[int, int]:
     """(per token, per token squared): a block on n tokens costs ``a * n + c * n**2`` floating-point operations.
 
     Counted as torch's FlopCounterMode counts: matrix products only, two operations a multiply-add.
@@ -218,7 +219,7 @@ def block_flops(block: nn.Module) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def check_block(block: nn.Module, prefix: int, rope_width: int | None) -> None:
+def check_block(block: Any, prefix: int, rope_width: int | None) -> None:
     """Raise UnsupportedModelError unless `run_block` gives what the block itself gives.
 
     Works on a float32 copy in eval mode; the block passed in is not touched.
