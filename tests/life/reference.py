@@ -1,7 +1,8 @@
 """The method as slowly and plainly as it can be said, to compare ours with.
 
 timm's model runs on all tokens in grid order by its own code. Hooks on its blocks hide the dead patches from
-attention as keys and put back what they were before the block. Only the lives are taken from patchlife.
+attention as keys and put back what they were before the block; with heirs, they also hand a dying patch's
+token to the patch most similar to it. Only the lives are taken from patchlife, and the strength of a bias.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from patchlife import Lives, SlimModel
 from patchlife.life import LifeHead
+from patchlife.life.heads import Opinion
+from patchlife.life.heirs import BIAS
 
 
 class GivenScores(LifeHead):
@@ -25,25 +30,65 @@ class GivenScores(LifeHead):
         super().__init__()
         self.score = score
 
-    def forward(self, tokens: Tensor, *_: Any) -> Tensor:
+    def forward(self, tokens: Tensor, *_: Any) -> Opinion:
         """The given scores of the first images."""
-        return self.score[: len(tokens)].to(tokens.device)
+        score = self.score[: len(tokens)].to(tokens.device)
+        return Opinion(score, normalize(tokens[:, -score.shape[1] :], dim=-1))
+
+
+class Mortality:
+    """Hooks that make the patches of one batch die.
+
+    ``life`` is (batch, patches) in blocks. Tokens that enter block ``start`` say who resembles whom.
+    """
+
+    def __init__(self, life: Tensor, prefix: int, start: int, heirs: bool) -> None:
+        self.life, self.prefix, self.start, self.heirs = life, prefix, start, heirs
+        self.size = torch.ones_like(life)
+
+    def before(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens, what attention adds to each key's logit) of block ``index``."""
+        patches, alive = x[:, self.prefix :], self.life > index
+        if self.heirs and index == self.start:
+            kin = normalize(patches, dim=-1)
+            self.similarity = kin @ kin.transpose(1, 2)
+        if self.heirs and index >= self.start:
+            patches = torch.stack([self.inherit(index, image, row) for image, row in enumerate(patches)])
+        bias = torch.where(alive, BIAS * self.size.log(), -torch.inf).to(x.dtype)
+        return torch.cat((x[:, : self.prefix], patches), dim=1), self.with_prefix(bias, 0)
+
+    def inherit(self, index: int, image: int, patches: Tensor) -> Tensor:
+        """One image's patches (patches, dim) after those that die before block ``index`` left an heir."""
+        life, size = self.life[image], self.size[image].clone()
+        alive = life > index
+        dying = (life <= index) & ((life > index - 1) | (index == self.start))
+        mass, grown = patches * size[:, None].to(patches.dtype), size.clone()
+        for patch in dying.nonzero().flatten():
+            heir = self.similarity[image, patch].masked_fill(~alive, -torch.inf).argmax()
+            mass = mass.index_add(0, heir[None], mass[patch][None])
+            grown[heir] += size[patch]
+        self.size[image] = grown
+        return torch.where((grown > size)[:, None], mass / grown[:, None].to(mass.dtype), patches)
+
+    def with_prefix(self, value: Tensor, of_prefix: float) -> Tensor:
+        """``value`` (batch, patches) with a constant in front for the tokens that never die."""
+        return torch.cat((value.new_full((len(value), self.prefix), of_prefix), value), dim=1)
 
 
 @contextmanager
-def mortal(vit: nn.Module, life: Tensor) -> Iterator[None]:
+def mortal(vit: nn.Module, life: Tensor, start: int = 0, heirs: bool = False) -> Iterator[None]:
     """Within it, a patch takes part in block ``l`` of ``vit`` only while ``l < life`` (batch, patches)."""
-    immortal = torch.full((len(life), vit.num_prefix_tokens), torch.inf)
-    life = torch.cat((immortal, life), dim=1)
+    deaths = Mortality(life, vit.num_prefix_tokens, start, heirs)
     handles = []
     for index, block in enumerate(vit.blocks):
-        alive = life > index
+        alive = deaths.with_prefix(life > index, True)[..., None]
 
-        def hide(_: nn.Module, args: tuple, kwargs: dict, keys: Tensor = alive[:, None, None]) -> tuple:
-            return args, {**kwargs, "attn_mask": keys}
+        def hide(_: nn.Module, args: tuple, kwargs: dict, index: int = index) -> tuple:
+            x, bias = deaths.before(index, args[0])
+            return (x, *args[1:]), {**kwargs, "attn_mask": bias[:, None, None]}
 
-        def freeze(_: nn.Module, args: tuple, out: Tensor, rows: Tensor = alive[..., None]) -> Tensor:
-            return torch.where(rows, out, args[0])
+        def freeze(_: nn.Module, args: tuple, out: Tensor, alive: Tensor = alive) -> Tensor:
+            return torch.where(alive, out, args[0])
 
         handles.append(block.register_forward_pre_hook(hide, with_kwargs=True))
         handles.append(block.register_forward_hook(freeze))
@@ -54,12 +99,18 @@ def mortal(vit: nn.Module, life: Tensor) -> Iterator[None]:
             handle.remove()
 
 
-@torch.no_grad()
-def masked(vit: nn.Module, images: Tensor, life: Tensor) -> tuple[Tensor, Tensor]:
-    """(logits, features in grid order) of ``vit`` when patches live for ``life`` (batch, patches) blocks."""
-    with mortal(vit, life):
+def masked(model: SlimModel, images: Tensor, lives: Lives) -> tuple[Tensor, Tensor]:
+    """(logits, features in grid order) of ``model``'s backbone when its patches die as ``lives`` says."""
+    vit = model.backbone.vit
+    with mortal(vit, lives.life, model.start, model.config.heirs):
         features = vit.forward_features(images)
     return vit.forward_head(features), features
+
+
+def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+    """`distance` at most ``tolerance``; says how far apart they are, and no more."""
+    apart = distance(ours, theirs)
+    assert apart <= tolerance, f"{apart:.1e} apart, {tolerance:.0e} allowed"
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:

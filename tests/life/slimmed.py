@@ -9,25 +9,29 @@ from torch import Tensor, nn
 
 from patchlife import LifeConfig, Lives, SlimModel, wrap
 
-MODES = ("fixed", "adaptive")
+WAYS = {
+    f"{mode}{', heirs' if heirs else ''}": {"mode": mode, "heirs": heirs}
+    for mode in ("fixed", "adaptive")
+    for heirs in (False, True)
+}
 BUDGET = 0.65  # within reach of every family from START on
 
 
-def slim(name: str, mode: str = "fixed", vit: nn.Module | None = None, **settings: Any) -> SlimModel:
+def slim(name: str, way: str = "fixed", vit: nn.Module | None = None, **settings: Any) -> SlimModel:
     """A family's small model, slimmed from block `START`; adaptive ones are calibrated on eight images."""
-    config = LifeConfig(**{"budget": BUDGET, "start": START, "mode": mode, **settings})
+    config = LifeConfig(**{"budget": BUDGET, "start": START, **WAYS[way], **settings})
     model = wrap(built(name) if vit is None else vit, config)
-    if mode == "adaptive":
+    if config.mode == "adaptive":
         reference = next(model.backbone.parameters())
         model.calibrate([photos(name, 8, seed=1).to(reference)])
     return model
 
 
-def assert_some_die(lives: Lives, mode: str) -> None:
+def assert_some_die(lives: Lives, way: str) -> None:
     """Patches die, one always lives, and in adaptive mode images differ in how many they keep."""
     assert (lives.survivors[:, -1] >= 1).all()
     assert (lives.survivors[:, -1] < lives.survivors[:, 0]).any()
-    if mode == "adaptive" and len(lives) > 1:
+    if WAYS[way]["mode"] == "adaptive" and len(lives) > 1:
         assert (lives.survivors != lives.survivors[:1]).any(), "nothing ragged was tested"
 
 

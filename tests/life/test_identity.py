@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, FEW, START, built, fresh, photos
-from reference import distance
-from slimmed import MODES, far_apart, slim
+from reference import assert_close
+from slimmed import far_apart, slim
 from torch import Tensor, nn
 
 from patchlife import LifeConfig, wrap
@@ -25,21 +25,21 @@ def test_families_are_lively(name: str) -> None:
     assert far_apart(vit(images[:1]), vit(images[1:2]))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", ["fixed", "adaptive"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_budget_one_is_the_backbone(name: str, mode: str) -> None:
+def test_budget_one_is_the_backbone(name: str, way: str) -> None:
     vit, images = built(name), photos(name)
-    model = slim(name, mode, budget=1.0)
-    assert distance(model(images), vit(images)) <= 1e-5
-    assert distance(model.forward_features(images), vit.forward_features(images)) <= 1e-5
+    model = slim(name, way, budget=1.0)
+    assert_close(model(images), vit(images))
+    assert_close(model.forward_features(images), vit.forward_features(images))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", ["fixed", "adaptive, heirs"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_plan_that_drops_nothing_is_the_backbone(name: str, mode: str) -> None:
+def test_a_plan_that_drops_nothing_is_the_backbone(name: str, way: str) -> None:
     """The sorted and the packed run themselves, which budget 1.0 has no reason to enter."""
     vit, images = built(name), photos(name)
-    model = slim(name, mode, budget=1.0)
+    model = slim(name, way, budget=1.0)
     backbone = model.backbone
     embedded = backbone.embed(images)
     tokens = embedded.tokens
@@ -47,19 +47,20 @@ def test_a_plan_that_drops_nothing_is_the_backbone(name: str, mode: str) -> None
         tokens = backbone.block(index, tokens, backbone.rope_of(embedded.rope, index))
     plan = model.decide(tokens, embedded)
     assert not torch.equal(plan.order[0], torch.arange(plan.order.shape[1])), "nothing was reordered"
-    if mode == "fixed":
+    assert (plan.heirs is not None) == model.config.heirs
+    if model.config.mode == "fixed":
         out = run_fixed(backbone, tokens, embedded.rope, plan, keep_dead=True)
     else:
         out = run_ragged(backbone, tokens, embedded.rope, plan)
     place = torch.cat((torch.arange(backbone.prefix).expand(len(out), -1), plan.rank() + backbone.prefix), 1)
     restored = out.gather(1, place[..., None].expand_as(out))
-    assert distance(backbone.norm(restored), vit.forward_features(images)) <= 1e-5
+    assert_close(backbone.norm(restored), vit.forward_features(images))
 
 
 @pytest.mark.parametrize("name", FEW)
 def test_predict_at_budget_one_lets_everything_live(name: str) -> None:
     logits, lives = slim(name, budget=1.0).predict(photos(name))
-    assert distance(logits, built(name)(photos(name))) <= 1e-5
+    assert_close(logits, built(name)(photos(name)))
     assert (lives.life == lives.depth).all()
     assert (lives.survivors == lives.life.shape[1]).all()
     assert lives.grid[0] * lives.grid[1] == lives.life.shape[1]
@@ -92,8 +93,9 @@ def use_everything(vit: nn.Module, images: Tensor) -> None:
         model(images), model.forward_features(images)
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "training"), [(name, False) for name in FAMILIES] + [(name, True) for name in FEW]
+)
 def test_the_backbone_is_left_as_it_was(name: str, training: bool) -> None:
     vit = fresh(name).train(training)
     vit.blocks[0].requires_grad_(False)
