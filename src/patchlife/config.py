@@ -53,9 +53,7 @@ class LifeConfig:
             raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if self.speedup is not None:
             if not self.speedup >= 1:
-                raise ConfigError(
-                    f"speedup must be at least 1, got {self.speedup}; 1.6 means 1.6 times fewer FLOPs"
-                )
+                raise ConfigError(f"speedup must be at least 1, got {self.speedup}; 1.6 means 1.6 times fewer FLOPs")
             object.__setattr__(self, "budget", 1 / self.speedup)
             object.__setattr__(self, "speedup", None)
         check_budget(self.budget)
@@ -72,11 +70,7 @@ class LifeConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            k: list(v) if isinstance(v, tuple) else v
-            for k, v in dataclasses.asdict(self).items()
-            if v is not None
-        }
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items() if v is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LifeConfig:
