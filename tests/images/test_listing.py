@@ -41,9 +41,7 @@ def test_a_folder_is_searched_to_the_bottom_in_sorted_order(tree):
 
 
 def test_arguments_keep_their_order_and_nothing_is_listed_twice(tree):
-    photos = list_photos(
-        [tree / "cats/2.jpeg", tree / "b.jpg", tree / "cats", tree / "cats" / ".." / "b.jpg"]
-    )
+    photos = list_photos([tree / "cats/2.jpeg", tree / "b.jpg", tree / "cats", tree / "cats" / ".." / "b.jpg"])
     assert names(tree, photos) == ["cats/2.jpeg", "b.jpg", "cats/10.webp", "cats/deep/x.jpg"]
 
 
@@ -75,9 +73,7 @@ def test_a_missing_path(tree):
 
 
 def test_a_folder_or_glob_without_photos(tree):
-    with pytest.raises(
-        ImageError, match=r"empty: expected photos, found none in this folder \(looked for \.jpg"
-    ):
+    with pytest.raises(ImageError, match=r"empty: expected photos, found none in this folder \(looked for \.jpg"):
         list_photos(tree / "empty")
     with pytest.raises(ImageError, match=r"\*\.bmp: expected photos, found nothing that matches this glob"):
         list_photos(f"{tree}/*.bmp")
@@ -94,9 +90,7 @@ def test_an_unreadable_folder(tree, monkeypatch):
         return real(folder)
 
     monkeypatch.setattr(os, "scandir", scan)
-    with pytest.raises(
-        ImageError, match=r"deep: expected a folder that can be read, found Permission denied;"
-    ):
+    with pytest.raises(ImageError, match=r"deep: expected a folder that can be read, found Permission denied;"):
         list_photos(tree)
 
 
@@ -115,9 +109,7 @@ def test_a_labelled_folder_that_is_none(tree):
         list_labelled(tree / "gone")
     with pytest.raises(ImageError, match=r"b\.jpg: expected a folder of class folders, found a file"):
         list_labelled(tree / "b.jpg")
-    with pytest.raises(
-        ImageError, match=r"deep: expected one subfolder of photos per class.*use list_photos"
-    ):
+    with pytest.raises(ImageError, match=r"deep: expected one subfolder of photos per class.*use list_photos"):
         list_labelled(tree / "cats/deep")
     with pytest.raises(ImageError, match=r"empty: expected photos, found none"):
         list_labelled(tree)

@@ -36,9 +36,7 @@ def timm_transform(cfg: dict):
 
 
 @pytest.mark.parametrize("cfg", CFGS)
-@pytest.mark.parametrize(
-    "size", [(300, 225), (225, 301), (500, 120), (31, 500), (64, 64), (1, 1), (224, 224)]
-)
+@pytest.mark.parametrize("size", [(300, 225), (225, 301), (500, 120), (31, 500), (64, 64), (1, 1), (224, 224)])
 def test_pixel_for_pixel_what_timm_does(cfg, size):
     photo = scene(*size)
     assert torch.equal(Preprocess.from_timm_cfg(cfg)(photo), timm_transform(cfg)(photo))

@@ -161,9 +161,7 @@ def test_integers_are_scaled_and_floats_are_refused():
 
 def test_a_missing_file(tmp_path):
     message = refusal(tmp_path / "gone.jpg")
-    assert message.endswith(
-        "gone.jpg: expected a JPEG, PNG or WEBP photo, found no such file; check the path"
-    )
+    assert message.endswith("gone.jpg: expected a JPEG, PNG or WEBP photo, found no such file; check the path")
 
 
 def test_a_folder(tmp_path):
@@ -232,6 +230,14 @@ def test_a_webp_bomb_is_refused_by_its_header(saved, side, found):
     message = refusal(saved(small[:24] + stored + stored + small[30:], "bomb.webp"))
     assert "expected at most 64,000,000 pixels" in message
     assert found in message
+
+
+def test_a_jpeg_that_repeats_its_scans_without_end(saved):
+    data = encoded(Image.new("RGB", (2000, 2000)), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert read_photo(saved(data[:-2] + 10 * scan + data[-2:])).size == (2000, 2000)
+    message = refusal(saved(data[:-2] + 4000 * scan + data[-2:]))
+    assert "found one of 4010 scans, which would take minutes to decode; save it anew" in message
 
 
 def test_limits_can_be_moved(saved):
