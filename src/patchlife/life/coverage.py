@@ -24,7 +24,7 @@ def added_coverage(
     other.
     """
     order = importance.argsort(dim=1, descending=True)
-    image = torch.arange(len(order), device=order.device)[:, None]
+    image = torch.arange(order.shape[0], device=order.device)[:, None]
     kin, weight = kin[image, order], importance[image, order]
     covered = running_max((kin @ kin.transpose(1, 2)).clamp(min=0))  # [.., i, r]: rank i, by the best of ranks 0..r
     total = (weight[:, None] @ covered).squeeze(1)  # what ranks 0..r speak for

@@ -55,10 +55,10 @@ def run_fixed(
 
 def reorder(tokens: Tensor, rope: Tensor | None, order: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:
     """The one gather: prefix tokens, then the patches of ``order``; rotary tables go along with their patches."""
-    image = torch.arange(len(order), device=order.device)[:, None]
-    front = torch.arange(prefix, device=order.device).expand(len(order), -1)
+    image = torch.arange(order.shape[0], device=order.device)[:, None]
+    front = torch.arange(prefix, device=order.device).expand(order.shape[0], -1)
     x = tokens[image, torch.cat((front, order + prefix), dim=1)]
     if rope is not None:
         index = order[None, :, None, :, None].expand(rope.shape[0], -1, rope.shape[2], -1, rope.shape[-1])
-        rope = rope.expand(-1, len(order), -1, -1, -1).gather(3, index)
+        rope = rope.expand(-1, order.shape[0], -1, -1, -1).gather(3, index)
     return x, rope

@@ -99,7 +99,7 @@ class SlimModel(nn.Module):
         tokens, plan = self._run(images, keep_dead=not self.backbone.reads_class)
         logits = self._classify(tokens, plan)
         if plan is None:  # nothing had to be decided
-            return logits, Lives.endless(len(logits), self.backbone.grid_of(images), self.backbone.depth)
+            return logits, Lives.endless(logits.shape[0], self.backbone.grid_of(images), self.backbone.depth)
         return logits, plan.lives()
 
     def resume(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded) -> Tensor:
@@ -266,7 +266,7 @@ class SlimModel(nn.Module):
 
 def _restore(tokens: Tensor, plan: Plan, prefix: int) -> Tensor:
     rank = plan.rank()
-    image = torch.arange(len(rank), device=rank.device)[:, None]
+    image = torch.arange(rank.shape[0], device=rank.device)[:, None]
     return torch.cat((tokens[:, :prefix], tokens[image, prefix + rank]), dim=1)
 
 

@@ -42,7 +42,7 @@ class Plan:
         """How many patches of each image enter each block, in either mode."""
         if self.counts is not None:
             return self.counts
-        return torch.tensor(self.schedule.survivors, device=self.order.device).expand(len(self.order), -1)
+        return torch.tensor(self.schedule.survivors, device=self.order.device).expand(self.order.shape[0], -1)
 
     def rank(self) -> Int[Tensor, "batch patches"]:
         """Each patch's place in `order` (its inverse permutation)."""
@@ -97,4 +97,4 @@ def adaptive_plan(
 
 
 def _in_order(kin: Tensor, order: Tensor) -> Tensor:
-    return kin[torch.arange(len(order), device=order.device)[:, None], order]
+    return kin[torch.arange(order.shape[0], device=order.device)[:, None], order]
