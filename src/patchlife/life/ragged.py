@@ -116,6 +116,8 @@ def _per_image(offsets: tuple[int, ...], bias: Float[Tensor, "packed"] | None) -
     pieces = [slice(a, b) for a, b in pairwise(offsets)]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not pieces:  # an empty batch
+            return v
         if bias is None:
             return torch.cat([sdpa(q[None, p], k[None, p], v[None, p])[0] for p in pieces])
         return torch.cat(
