@@ -117,7 +117,7 @@ class SlimModel(nn.Module):
     def plan(self, images: Float[Tensor, "batch channels height width"]) -> Plan:
         """The decision on ``images``, also at budget 1.0 (where a run would not take it)."""
         embedded = self.backbone.embed(images)
-        return self.decide(self._before_start(embedded), embedded)
+        return self.decide(self.before_start(embedded), embedded)
 
     def set_budget(self, budget: float) -> SlimModel:
         """Spend this fraction of the dense FLOPs from now on. No retraining; returns the model itself."""
@@ -168,9 +168,7 @@ class SlimModel(nn.Module):
             patches, kin_dim = opinion.kin.shape[1:]
             heir = 0
             if config.heirs and config.mode == "fixed":
-                heir = 2 * (
-                    kin_dim + bb.dim + 1
-                )  # a similarity, a token and a size, for each pair that could be
+                heir = 2 * (kin_dim + bb.dim + 1)  # a similarity, a token and a size, for each pair that could be
             elif config.heirs:
                 head += 2 * kin_dim * patches**2  # who lives on differs by image, so all pairs are compared
             blocks = tuple(bb.block_flops(i) for i in range(bb.depth))
@@ -232,16 +230,15 @@ class SlimModel(nn.Module):
     def _score(self, images: Tensor) -> Tensor:
         """What the head says about every patch, before anything is decided or cleaned."""
         embedded = self.backbone.embed(images)
-        return self.head(self._before_start(embedded), embedded.rope, self.backbone, self.start).score
+        return self.head(self.before_start(embedded), embedded.rope, self.backbone, self.start).score
 
     def _classify(self, tokens: Tensor, plan: Plan | None) -> Tensor:
-        if (
-            plan is not None and not self.backbone.pools
-        ):  # an answer for each token, so the grid's order counts
+        if plan is not None and not self.backbone.pools:  # an answer for each token: the grid's order counts
             tokens = _restore(tokens, plan, self.backbone.prefix)
         return self.backbone.classify(self.backbone.norm(tokens))
 
-    def _before_start(self, embedded: Embedded) -> Tensor:
+    def before_start(self, embedded: Embedded) -> Float[Tensor, "batch tokens dim"]:
+        """The tokens that are about to enter block ``start``: all of them."""
         x, bb = embedded.tokens, self.backbone
         for index in range(self.start):
             x = bb.block(index, x, bb.rope_of(embedded.rope, index))
@@ -250,7 +247,7 @@ class SlimModel(nn.Module):
     def _run(self, images: Tensor, keep_dead: bool) -> tuple[Tensor, Plan | None]:
         """Tokens after the last block in the plan's order, and the plan; None when nothing dies."""
         embedded = self.backbone.embed(images)
-        return self._from_start(self._before_start(embedded), embedded, keep_dead)
+        return self._from_start(self.before_start(embedded), embedded, keep_dead)
 
     def _from_start(self, x: Tensor, embedded: Embedded, keep_dead: bool) -> tuple[Tensor, Plan | None]:
         bb = self.backbone

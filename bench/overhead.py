@@ -1,0 +1,151 @@
+"""What deciding costs: dense, the schedule's slices with nothing decided (the limit), ours fixed, ours adaptive.
+
+    python bench/overhead.py --out results/overhead_cpu.json        # about 8 minutes on 2 cores, idle
+    python bench/overhead.py --rounds 5 --models deit_tiny_patch16_224 --batches 1
+
+All take turns in one run; weights are random, for time does not depend on them. Adaptive runs get scores that give
+images very different numbers of patches (a fifth to five thirds of the mean) with the schedule's mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve shared cores
+
+import timm
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from patchlife import LifeConfig, LifeHead, SlimModel, __version__, wrap
+from patchlife.backbones import Backbone, Embedded
+from patchlife.files import write_atomic
+from patchlife.life.fixed import reorder
+from patchlife.life.heads import AttentionRule, Opinion
+from patchlife.life.regressor import LifeRegressor
+from patchlife.measure.timing import Timing, alternate
+
+TARGETS = {  # (what, over what, batch): at least
+    ("slices", "limit", 16): 0.98,
+    ("slices", "limit", 1): 0.95,
+    ("adaptive slices", "uneven slices", 16): 0.93,
+}
+DECISION_AT_MOST = 0.015  # of dense time, at batch 16
+
+
+class Uneven(LifeHead):
+    """Scores that make some images crowded and some easy; free of cost, so that only the running is timed."""
+
+    kind = "uneven"
+
+    def __init__(self, batch: int, patches: int) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        ease = torch.linspace(-1, 1, batch)[torch.randperm(batch, generator=draw), None]
+        self.register_buffer("score", torch.randn(batch, patches, generator=draw) + ease)
+
+    def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Opinion:
+        """The same scores for every batch."""
+        patches = tokens[:, backbone.prefix :]
+        return Opinion(self.score[: len(patches)], normalize(patches, dim=-1))
+
+
+def limit(model: SlimModel, images: Tensor) -> Tensor:
+    """The model's schedule as bare slices: nothing is scored, sorted or gathered."""
+    bb, survivors = model.backbone, model.schedule().survivors
+    x = bb.embed(images).tokens
+    for index, n in enumerate(survivors):
+        if bb.prefix + n < x.shape[1]:
+            x = x[:, : bb.prefix + n].contiguous()
+        x = bb.block(index, x)
+    return bb.classify(bb.norm(x))
+
+
+def decision(model: SlimModel, tokens: Tensor, embedded: Embedded) -> Tensor:
+    """Head, sort and gather alone, on tokens that are about to enter the start block."""
+    plan = model.decide(tokens, embedded)
+    first = plan.schedule.survivors[model.start]
+    return reorder(tokens, None, plan.order[:, :first], model.backbone.prefix)[0]
+
+
+def contest(name: str, batch: int, budget: float, rounds: int, patience: float) -> Timing:
+    """All of them on one backbone and one batch."""
+    vit = timm.create_model(name).eval()
+    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    plain, merging = LifeConfig(budget=budget, heirs=False), LifeConfig(budget=budget)
+    bb = wrap(vit).backbone
+    uneven = Uneven(batch, bb.grid[0] * bb.grid[1])
+    regressor = LifeRegressor(bb.dim, bb.prefix).eval()
+    slices = wrap(vit, plain, AttentionRule())
+    runs = {
+        "limit": partial(limit, slices, images),
+        "dense": partial(vit, images),
+        "slices": partial(slices, images),
+        "slices, learned head": partial(wrap(vit, plain, regressor), images),
+        "heirs": partial(wrap(vit, merging), images),
+        "heirs, learned head": partial(wrap(vit, merging, regressor), images),
+        "uneven slices": partial(wrap(vit, plain, uneven), images),
+        "adaptive slices": partial(adaptive(wrap(vit, plain, uneven), images), images),
+        "uneven heirs": partial(wrap(vit, merging, uneven), images),
+        "adaptive heirs": partial(adaptive(wrap(vit, merging, uneven), images), images),
+    }
+    with torch.inference_mode():
+        embedded = bb.embed(images)
+        tokens = slices.before_start(embedded)
+    runs["decision"] = partial(decision, slices, tokens, embedded)
+    runs["decision, learned head"] = partial(decision, wrap(vit, plain, regressor), tokens, embedded)
+    about = {"model": name, "batch": batch, "dtype": "float32", "budget": budget, "schedule": str(slices.schedule())}
+    return alternate(runs, rounds=rounds, patience=patience, about=about)
+
+
+def adaptive(model: SlimModel, images: Tensor) -> SlimModel:
+    """The same model in adaptive mode; calibrated on these very images, so that the mean budget is met exactly."""
+    return model.calibrate([images]).set_mode("adaptive")
+
+
+def verdicts(timing: Timing) -> list[dict]:
+    """Each target that applies to this run, and what was measured."""
+    batch, found = timing.conditions["batch"], []
+    for (what, over, at), least in TARGETS.items():
+        if at == batch:
+            ratio = timing.ratios[what].median / timing.ratios[over].median
+            found.append({"what": f"{what} / {over}, throughput", "target": f">= {least}", "measured": round(ratio, 3)})
+    if batch == 16:
+        for what in ("decision", "decision, learned head"):
+            share = timing.ratios["dense"].median / timing.ratios[what].median
+            found.append(
+                {"what": f"{what} / dense, time", "target": f"<= {DECISION_AT_MOST}", "measured": round(share, 4)}
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["deit_tiny_patch16_224", "deit_small_patch16_224"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--budget", type=float, default=0.6)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--patience", type=float, default=180, help="seconds for each model and batch")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    results = []
+    for name, batch in tqdm([(m, b) for m in args.models for b in args.batches]):
+        timing = contest(name, batch, args.budget, args.rounds, args.patience)
+        results.append({**timing.to_dict(), "targets": verdicts(timing)})
+        print(f"\n{name}, batch {batch}, {timing.conditions['schedule']}")
+        for run, seconds in timing.seconds.items():
+            print(f"  {run:24} {1e3 * seconds.median:8.1f} ms   limit / this {timing.verdict(run)}")
+        for row in results[-1]["targets"]:
+            print(f"  {row['what']:48} {row['measured']:<7} target {row['target']}")
+    if args.out:
+        write_atomic(args.out, json.dumps({"patchlife": __version__, "bench": "overhead", "runs": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
