@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError, NumericalError
-from .schedule import Cost, Schedule, solve
+from .schedule import Cost, Schedule, floor, largest, solve
 
 __all__ = ["Calibration"]
 
@@ -52,7 +52,8 @@ class Calibration:
         pooled = score.flatten().sort(descending=True).values
         kept = torch.linspace(0, pooled.numel(), LEVELS).round().long()
         # halfway between the last score kept and the first one dropped: rounding noise decides nothing
-        padded = torch.cat((pooled[:1] + 1, pooled, pooled[-1:] - 1))
+        beyond = 1 + 1e-5 * pooled.abs().max()  # a step that float32 sees at any scale
+        padded = torch.cat((pooled[:1] + beyond, pooled, pooled[-1:] - beyond))
         threshold = (padded[kept] + padded[kept + 1]) / 2
         counts = torch.stack([(score > t).sum(dim=1).clamp(min=1) for t in threshold])
         return cls(threshold, (counts / patches).square().mean(dim=1), images)
@@ -76,16 +77,28 @@ class Calibration:
         return (self._look_up(self.square, torch.tensor(survivors) / patches) * patches**2).tolist()
 
     def solve(self, cost: Cost, budget: float, start: int, drops: tuple[int, ...]) -> Schedule:
-        """The mean survivors per block that spend ``budget`` on average over the calibration images."""
+        """The mean survivors per block that spend ``budget`` on average over the calibration images.
+
+        An even split of them would cost less, so a smaller budget is spread evenly: the largest that works out.
+        Raises ConfigError when the budget is out of reach.
+        """
         schedule = solve(cost, budget, start, drops)
-        aim = budget
-        for _ in range(4):  # the excess is small and shrinks with the aim, so a few corrections settle it
-            excess = self.mean_flops(cost, schedule.survivors) / cost.dense - budget
-            if budget >= 1 or excess <= 0:
-                break
-            aim -= excess
-            schedule = solve(cost, aim, start, drops)
-        return schedule
+        if budget >= 1:
+            return schedule
+        lowest = floor(cost, drops) * (1 + 1e-9)
+
+        def even(share: float) -> Schedule:
+            return solve(cost, lowest + share * max(budget - lowest, 0), start, drops)
+
+        def fits(share: float) -> bool:
+            return self.mean_flops(cost, even(share).survivors) <= budget * cost.dense
+
+        if not fits(0.0):
+            raise ConfigError(
+                f"budget {budget:g} is out of reach: the calibration images keep so unequal numbers of patches that "
+                "their mean costs more; choose a larger budget or an earlier start"
+            )
+        return even(largest(fits, steps=12))
 
     def _look_up(self, table: Tensor, shares: Tensor) -> Tensor:
         place = (shares * (LEVELS - 1)).clamp(0, LEVELS - 1)

@@ -140,8 +140,12 @@ class SlimModel(nn.Module):
 
     def use_calibration(self, calibration: Calibration) -> SlimModel:
         """Take adaptive mode's thresholds from ``calibration`` (of this head on this backbone)."""
-        self.calibration = calibration
-        self._settle(self.config)
+        previous, self.calibration = self.calibration, calibration
+        try:
+            self._settle(self.config)
+        except Exception:
+            self.calibration = previous
+            raise
         return self
 
     def save(self, folder: str | Path) -> Path:

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from ..errors import ConfigError
 
-__all__ = ["Cost", "Schedule", "resolve_drops", "solve"]
+__all__ = ["Cost", "Schedule", "floor", "largest", "resolve_drops", "solve"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def resolve_drops(
     """
     if start is None:
         start = drops[0] if drops else max(1, depth // 4)
-    if drops is None:
+    if not drops:
         drops = (start, depth // 2) if start < depth // 2 else (start,)
     if not 1 <= start < depth:
         raise ConfigError(
@@ -142,13 +142,13 @@ def solve(cost: Cost, budget: float, start: int, drops: tuple[int, ...]) -> Sche
     def at_rate(rate: float) -> list[int]:
         return [max(1, int(cost.patches * rate**k)) for k in range(1, len(drops) + 1)]
 
-    if not fits(at_rate(0.0)):
-        lowest = cost.total(spread(at_rate(0.0))) / cost.dense
+    lowest = floor(cost, drops)
+    if lowest > budget:
         raise ConfigError(
             f"budget {budget:g} is out of reach: with all patches but one dropped at block {drops[0]} the model "
             f"still costs {lowest:.3f} of its FLOPs; choose a larger budget or an earlier start"
         )
-    stages = at_rate(_largest(lambda rate: fits(at_rate(rate))))
+    stages = at_rate(largest(lambda rate: fits(at_rate(rate))))
     for k in reversed(range(len(stages))):  # late blocks are the ones that want survivors
         ceiling = stages[k - 1] if k else cost.patches - 1
         while stages[k] < ceiling and fits([*stages[:k], stages[k] + 1, *stages[k + 1 :]]):
@@ -156,8 +156,15 @@ def solve(cost: Cost, budget: float, start: int, drops: tuple[int, ...]) -> Sche
     return Schedule(spread(stages), start)
 
 
-def _largest(fits: Callable[[float], bool], steps: int = 40) -> float:
+def floor(cost: Cost, drops: tuple[int, ...]) -> float:
+    """Fraction of the dense FLOPs that remains when all patches but one go at the first drop."""
+    return cost.total([cost.patches] * drops[0] + [1] * (cost.depth - drops[0])) / cost.dense
+
+
+def largest(fits: Callable[[float], bool], steps: int = 40) -> float:
     """The largest number in [0, 1] that fits, by bisection; 0 is known to fit."""
+    if fits(1.0):
+        return 1.0
     low, high = 0.0, 1.0
     for _ in range(steps):
         middle = (low + high) / 2
