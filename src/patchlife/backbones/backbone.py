@@ -89,7 +89,7 @@ class Backbone(nn.Module):
     @property
     def channels(self) -> int:
         """Image channels that the model takes."""
-        return self.vit.in_chans
+        return next(m for m in self.vit.patch_embed.modules() if isinstance(m, nn.Conv2d)).in_channels
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Patch grid (rows, cols) that ``images`` are cut into."""
@@ -212,7 +212,7 @@ def adapt(vit: Any) -> Backbone:
     backbone = Backbone(vit)
     width = None
     if getattr(vit, "rope", None) is not None:
-        width = 2 * vit.blocks[0].attn.head_dim
+        width = 2 * timm_blocks.head_dim(vit.blocks[0].attn)
     for block in {_blueprint(block): block for block in vit.blocks}.values():
         timm_blocks.check_block(block, backbone.prefix, width)
     return backbone

@@ -35,6 +35,7 @@ __all__ = [
     "block_flops",
     "check_block",
     "class_row",
+    "head_dim",
     "identity_prefix",
     "project",
     "run_block",
@@ -97,7 +98,7 @@ def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor
         return torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k), v
     y = _entrance(block, x)[1]
     (w_q, b_q), (w_k, _), (w_v, b_v) = _weights(attn)
-    q = attn.q_norm(F.linear(y[:, 0], w_q, b_q).unflatten(-1, (attn.num_heads, -1))) * attn.head_dim**-0.5
+    q = attn.q_norm(F.linear(y[:, 0], w_q, b_q).unflatten(-1, (attn.num_heads, -1))) * head_dim(attn) ** -0.5
     folded = torch.einsum("bhd,hdc->bhc", q, w_k.unflatten(0, (attn.num_heads, -1)))
     return folded @ y.transpose(1, 2), F.linear(y, w_v, b_v).unflatten(-1, (attn.num_heads, -1))
 
@@ -110,6 +111,14 @@ def _entrance(block: Any, x: Tensor) -> tuple[Any, Tensor]:
     if kind in (ResPostBlock, EvaBlockPostNorm):
         return block.attn, x
     return block.attn, block.norm1(x)
+
+
+def head_dim(attn: Any) -> int:
+    """Width of one head; not every attention of every timm release says it."""
+    if isinstance(attn, ParallelScalingBlock):
+        return attn.head_dim
+    queries = attn.q_proj.weight.shape[0] if attn.qkv is None else attn.qkv.weight.shape[0] // 3
+    return queries // attn.num_heads
 
 
 def _kv_heads(attn: Any) -> int:
@@ -215,7 +224,7 @@ def block_flops(block: Any) -> tuple[int, int]:
     """
     linear = sum(2 * m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear))
     attentions = [m for m in block.modules() if isinstance(m, (*ATTENTION_TYPES, ParallelScalingBlock))]
-    return linear, sum(4 * a.num_heads * a.head_dim for a in attentions)
+    return linear, sum(4 * a.num_heads * head_dim(a) for a in attentions)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from .backbone import Backbone
-from .blocks import Attend, _attention, block_flops
+from .blocks import Attend, _attention, block_flops, head_dim
 
 __all__ = ["HalfCost", "attention_branch", "check_halves", "half_cost", "mlp_branch"]
 
@@ -81,4 +81,4 @@ def half_cost(backbone: Backbone, index: int) -> HalfCost:
     total, pair = block_flops(block)
     out = 2 * block.attn.proj.weight.numel()
     attention = sum(2 * m.weight.numel() for m in block.attn.modules() if isinstance(m, nn.Linear))
-    return HalfCost(attention - out, pair, out, total - attention, block.attn.head_dim)
+    return HalfCost(attention - out, pair, out, total - attention, head_dim(block.attn))
