@@ -33,7 +33,7 @@ class Flops:
 
     Attributes:
         dense: the untouched backbone. slimmed: the mean in adaptive mode.
-        decision: the part of ``slimmed`` that the life head takes.
+        decision: the part of ``slimmed`` that the dense model does not have: head, and finding and merging heirs.
         outer: embedding, final norm, pooling and classifier (part of both).
         dense_blocks / slimmed_blocks: block by block.
     """
@@ -292,12 +292,13 @@ def flops(model: SlimModel, image_size: tuple[int, int] | None = None) -> Flops:
     squares = [n**2 for n in counts]
     if model.config.mode == "adaptive" and model.calibration is not None:
         squares = model.calibration.squares(counts, cost.patches)
-    slimmed = tuple(round(cost.block(i, n, s)) for i, (n, s) in enumerate(zip(counts, squares, strict=True)))
+    blocks = tuple(round(cost.block(i, n, s)) for i, (n, s) in enumerate(zip(counts, squares, strict=True)))
+    slimmed = round(cost.total(counts, squares))
     return Flops(
         dense=round(cost.dense),
-        slimmed=round(cost.total(counts, squares)),
-        decision=cost.head if model.schedule(image_size).drops else 0,
+        slimmed=slimmed,
+        decision=slimmed - cost.outer - sum(blocks),
         outer=cost.outer,
         dense_blocks=tuple(round(cost.block(i, cost.patches)) for i in range(cost.depth)),
-        slimmed_blocks=slimmed,
+        slimmed_blocks=blocks,
     )
