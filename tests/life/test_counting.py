@@ -1,0 +1,91 @@
+"""The FLOPs that are stated equal what torch's own counter measures on what is really executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, FEW, built, photos
+from slimmed import WAYS, assert_some_die, slim
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from patchlife import flops
+from patchlife.measure.flops import counted
+
+WITHIN = 0.005
+
+
+def _fused_on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def measured(run: Callable[[Tensor], Tensor], images: Tensor) -> int:
+    """torch's count for ``run(images)``; torch leaves out fused attention on the CPU unless it is told."""
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_on_cpu}
+    with torch.enable_grad(), FlopCounterMode(display=False, custom_mapping=fused) as counter:
+        run(images)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stated_flops_are_executed(name: str, way: str) -> None:
+    images = photos(name, 2)
+    size = tuple(images.shape[-2:])
+    model = slim(name, way, drops=(2, 4))
+    lives = model.lives(images)
+    assert_some_die(lives, "fixed")
+    each = model.flops_of(lives, size)
+    assert sum(each) == pytest.approx(measured(model, images), rel=WITHIN)
+    stated = flops(model, size)
+    assert stated.dense * 2 == pytest.approx(measured(built(name), images), rel=WITHIN)
+    assert stated.slimmed < 0.9 * stated.dense
+    if model.config.mode == "fixed":
+        assert each == [stated.slimmed] * 2
+        assert stated.budget <= model.config.budget
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", FEW)
+def test_the_parts_make_the_whole(name: str, way: str) -> None:
+    model = slim(name, way, drops=(2, 4))
+    stated = flops(model)
+    assert len(stated.dense_blocks) == len(stated.slimmed_blocks) == 5
+    assert stated.dense == stated.outer + sum(stated.dense_blocks)
+    assert stated.slimmed_blocks[:2] == stated.dense_blocks[:2]
+    assert stated.slimmed_blocks[2] < stated.dense_blocks[2]
+    assert stated.decision > 0
+    assert stated.slimmed == stated.outer + stated.decision + sum(stated.slimmed_blocks)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_budget_one_costs_what_the_backbone_costs(name: str) -> None:
+    model, images = slim(name, budget=1.0), photos(name, 1)
+    stated = flops(model)
+    assert stated.slimmed == stated.dense
+    assert stated.decision == 0
+    assert measured(model, images) == measured(built(name), images)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "adaptive"])
+def test_heirs_are_part_of_the_decision(mode: str) -> None:
+    plain, heirs = slim("vit", mode), slim("vit", f"{mode}, heirs")
+    assert 0 < flops(plain).decision < flops(heirs).decision < 0.05 * flops(heirs).dense
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_our_counter_is_torchs(name: str) -> None:
+    images = photos(name)
+    assert counted(built(name), images)[0] == measured(built(name), images)
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("name", [*FEW, "map-registers", "perception-encoder"])
+def test_counting_works_wherever_a_model_is_wrapped(name: str, context: Callable) -> None:
+    expected = flops(slim(name))
+    with context():
+        assert flops(slim(name)) == expected
+        slim(name)(photos(name))
