@@ -1,8 +1,9 @@
 """Command-line options made from dataclasses: name, type, default and help of each have their home there.
 
-A field without a default is a positional argument (text, or several), the others are options. A field whose
-type is a dataclass brings that one's options, in a group of their own. A field marked ``settings_of`` another
-dataclass takes only what was said, as a dict: for settings that replace others which are not known yet.
+A field without a default is a positional argument (text, or several); one marked ``positional`` is one that may be
+left out. The others are options; several paths are given with spaces between them. A field whose type is a dataclass
+brings that one's options, in a group of their own. A field marked ``settings_of`` another dataclass takes only what
+was said, as a dict: for settings that replace others which are not known yet.
 
 jsonargparse does the like, but takes 0.4 s to import: all the time that ``--help`` has.
 """
@@ -58,7 +59,8 @@ def from_options(config: type[T], given: Mapping[str, Any]) -> T:
         elif _is_config(hint):
             values[field.name] = from_options(hint, given)
         elif field.name in given:
-            values[field.name] = given[field.name]
+            value = given[field.name]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
     return config(**values)
 
 
@@ -78,7 +80,7 @@ def _add_fields(parser: argparse.ArgumentParser, target: Any, config: type, part
             positionals += _add_fields(parser, _group(parser, text), inner, partial=True)
         elif _is_config(hint):
             positionals += _add_fields(parser, _group(parser, text), hint)
-        elif _required(field):
+        elif _required(field) or field.metadata.get("positional"):
             positionals.append(_add_positional(parser, field, hint, text))
         else:
             _add_option(target, field, hint, text, partial)
@@ -95,6 +97,10 @@ def _add_positional(target: Any, field: Field, hint: Any, text: str) -> str:
     name = field.name.upper()
     many = get_origin(hint) is tuple
     read = _reader(get_args(hint)[0] if many else hint)
+    if not _required(field):
+        common = {"default": argparse.SUPPRESS, "help": _escaped(text)}
+        target.add_argument(field.name, metavar=name, type=read, nargs="?", **common)
+        return f"[{name}]"
     target.add_argument(field.name, metavar=name, type=read, nargs="+" if many else None, help=_escaped(text))
     return f"{name}..." if many else name
 
@@ -113,6 +119,9 @@ def _add_option(target: Any, field: Field, hint: Any, text: str, partial: bool) 
         return
     each, several = (get_args(hint)[0], True) if get_origin(hint) is tuple else (hint, False)
     unit = field.metadata.get("metavar") or _UNITS[each][1]
+    if several and each is Path:  # so that a shell's glob will do
+        target.add_argument(flag, type=Path, nargs="+", metavar=unit, **common)
+        return
     read = _list_reader(each) if several else _reader(each)
     target.add_argument(flag, type=read, metavar=f"{unit},{unit},..." if several else unit, **common)
 

@@ -22,6 +22,7 @@ from . import __version__
 from .arguments import Parser, add_options, from_options
 from .config import DemoConfig, DrawConfig, InfoConfig, PredictConfig
 from .errors import PatchLifeError
+from .measure.config import BenchConfig
 
 __all__ = ["VERBS", "main"]
 
@@ -30,6 +31,7 @@ VERBS: dict[str, type] = {
     "predict": PredictConfig,
     "draw": DrawConfig,
     "info": InfoConfig,
+    "bench": BenchConfig,
 }
 """Every verb and what it can be told."""
 

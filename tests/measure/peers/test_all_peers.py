@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FEW, built, photos
-from small import backbone, images
+from families import built, photos
+from plain_blocks import backbone, images
 
 from patchlife.errors import ConfigError, UnsupportedModelError
 from patchlife.measure.flops import counted
@@ -14,7 +14,7 @@ from patchlife.measure.peers.base import bisect, closest, dense_flops
 
 SLIM = [name for name in METHODS if name != "dense"]
 TARGETS = (0.8, 0.65)
-FAMILIES = ("vit", "deit-distilled", "deit3", "dinov2-registers", "gated", "residual-post-norm", *FEW)
+FAMILIES = ("vit", "deit-distilled", "deit3", "gated", "residual-post-norm", "siglip", "parallel-things", "dinov3")
 
 
 def build(name: str, family: str, target: float):
@@ -26,7 +26,7 @@ def build(name: str, family: str, target: float):
         pytest.skip(str(refusal))
 
 
-@pytest.mark.parametrize("family", dict.fromkeys(FAMILIES))
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", METHODS)
 def test_stated_flops_are_executed_flops(name: str, family: str) -> None:
     peer, batch = build(name, family, TARGETS[1]), photos(family, 4)

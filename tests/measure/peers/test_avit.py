@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from small import backbone, images
+from plain_blocks import backbone, images
 from torch import Tensor, nn
 
 from patchlife.errors import UnsupportedModelError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from small import attention_maps, backbone, images
+from plain_blocks import attention_maps, backbone, images
 
 from patchlife.life.heads import AttentionRule
 from patchlife.measure.peers import METHODS

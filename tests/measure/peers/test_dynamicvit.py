@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_blocks import backbone, images
 from safetensors.torch import save_file
-from small import backbone, images
 
 from patchlife.errors import CheckpointError
 from patchlife.measure.peers.dynamicvit import DynamicViT, Predictor, trained_dynamicvit, untrained

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import built, photos
-from small import attention_maps, backbone, images
+from plain_blocks import attention_maps, backbone, images
 
 from patchlife.backbones import adapt
 from patchlife.measure.peers.tome import ToMe, match, merge

@@ -1,0 +1,71 @@
+"""What ``patchlife bench`` can be told. No torch here: help texts are made from this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..config import Device, check_budget
+from ..errors import ConfigError
+
+__all__ = ["BenchConfig", "Engine", "Precision"]
+
+Engine = Literal["eager", "compile"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measure this and other methods side by side, on this machine: speed, and accuracy on labelled photos.
+
+    Attributes:
+        model: A timm name, the folder of a life adapter, or demo. Random weights will do for speed.
+        checkpoint: The backbone's weights, a safetensors file.
+        pretrained: Take timm's own weights for this name; they are downloaded once.
+        labels: Names of the classes, one a line; ImageNet's for a model of 1000 classes if not given.
+        image_size: Side of the square that photos are brought to; the model's own if not given.
+        data: Labelled photos, a folder for each class: measure accuracy too.
+        methods: Which methods; all of them if not given. dense is always there to compare with.
+        batch_sizes: Images in a batch.
+        flops: Fractions of the dense model's FLOPs at which the methods meet.
+        engine: compile runs methods of static shapes through torch.compile, and dense both ways.
+        dtype: Number format of weights and images.
+        rounds: How often all methods take turns.
+        patience: For each batch size and fraction, begin no new round after so many seconds; five are always run.
+        predictors: Trained predictors of DynamicViT, a safetensors file; without them only its speed is measured.
+        advice: Also time single blocks at several token counts and say which schedule is fastest here, or that
+            slimming does not pay.
+        report: Draw these result files again, measure nothing.
+        device: auto takes a CUDA GPU where there is one, else the CPU.
+        out: Folder for result (JSON), report (HTML) and plot (PNG). Older results in it stay.
+    """
+
+    model: str = field(default="", metadata={"positional": True})
+    checkpoint: Path | None = None
+    pretrained: bool = False
+    labels: Path | None = None
+    image_size: int | None = field(default=None, metadata={"metavar": "PIXELS"})
+    data: Path | None = field(default=None, metadata={"metavar": "FOLDER"})
+    methods: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAME"})
+    batch_sizes: tuple[int, ...] = (1, 4, 16, 64)
+    flops: tuple[float, ...] = (0.8, 0.6, 0.45)
+    engine: Engine = "eager"
+    dtype: Precision = "float32"
+    rounds: int = 20
+    patience: float = field(default=120.0, metadata={"metavar": "SECONDS"})
+    predictors: Path | None = None
+    advice: bool = False
+    report: tuple[Path, ...] | None = None
+    device: Device = "auto"
+    out: Path = field(default=Path("patchlife-bench"), metadata={"metavar": "FOLDER"})
+
+    def __post_init__(self) -> None:
+        if bool(self.model) == bool(self.report):
+            raise ConfigError("bench measures a MODEL, or draws result files again with --report; give one of both")
+        for fraction in self.flops:
+            check_budget(fraction)
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ConfigError(f"batch_sizes must be at least 1, got {self.batch_sizes}")
+        if self.rounds < 5:
+            raise ConfigError(f"rounds must be at least 5, got {self.rounds}")

@@ -1,0 +1,63 @@
+"""``patchlife bench`` from end to end, on the embedded small model where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_result import a_result
+
+from patchlife import cli
+from patchlife.errors import ConfigError
+from patchlife.measure.config import BenchConfig
+from patchlife.measure.result import Result
+
+TINY = ["test_vit", "--batch-sizes", "1", "--flops", "0.7", "--rounds", "5", "--device", "cpu"]
+
+
+def test_speed_of_a_timm_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some = "limit,tome,ours-fixed"
+    assert cli.main(["bench", *TINY, "--methods", some, "--advice", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    (path,) = tmp_path.glob("bench-test_vit-eager-*.json")
+    result = Result.load(path)
+    assert [r.method for r in result.speed] == ["dense", "limit", "tome", "ours-fixed"]
+    assert result.complete
+    assert result.weights == "random"
+    assert result.conditions["threads"]
+    assert "Advice, batch 1" in shown
+    assert path.with_suffix(".html").exists()
+    assert path.with_suffix(".png").exists()
+
+
+def test_a_report_is_drawn_from_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = a_result().save(tmp_path / "old.json")
+    before = path.read_bytes()
+    assert cli.main(["bench", "--report", str(path), str(path), "--out", str(tmp_path / "out")]) == 0
+    assert "ToMe (77.0 %) is ahead of ours" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").exists()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give one of both"),
+        (["test_vit", "--flops", "60"], "did you mean 0.6"),
+        (["test_vit", "--methods", "evil"], "no method is called evil; there are dense, limit"),
+        (["test_vit", "--data", "."], "random weights means nothing"),
+        (["--report", "nowhere.json"], "no result file"),
+    ],
+)
+def test_what_cannot_work_is_said(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bench", *words, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match="at least 5"):
+        BenchConfig("a", rounds=1)
+    with pytest.raises(ConfigError, match="at least 1"):
+        BenchConfig("a", batch_sizes=(0,))

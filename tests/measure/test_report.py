@@ -1,0 +1,44 @@
+"""Reports open offline, hold every table, and need matplotlib, which is said."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_result import a_result
+
+from patchlife.errors import MissingExtraError
+from patchlife.measure.report import text_report, write_report
+
+
+def test_a_report_is_one_page_and_one_picture(tmp_path: Path) -> None:
+    page = write_report({"run": a_result()}, tmp_path / "run")
+    text = page.read_text()
+    assert page == tmp_path / "run.html"
+    with Image.open(tmp_path / "run.png") as picture:
+        assert picture.width > 600
+    assert "ToMe (77.0 %) is ahead of ours" in text
+    assert "1 unreadable" in text
+    assert "http" not in text.replace("http://www.w3.org", "")
+
+
+def test_speed_alone_is_drawn_too_and_several_results_fit_one_page(tmp_path: Path) -> None:
+    speed_only = a_result(accuracy=[], data={}, complete=False)
+    text = write_report({"a": a_result(), "b": speed_only}, tmp_path / "report").read_text()
+    assert "interrupted" in text
+    assert {p.name for p in tmp_path.glob("*.png")} == {"report-a.png", "report-b.png"}
+
+
+def test_the_terminal_sees_the_same() -> None:
+    advice = [{"batch": 1, "target": 0.6, "verdict": "slimming does not pay here"}]
+    text = text_report(a_result(advice=advice))
+    assert "Advice, batch 1, 0.6 of the FLOPs: slimming does not pay here." in text
+    assert "left out: limit: means nothing" in text
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"patchlife\[bench\]"):
+        write_report({"run": a_result()}, tmp_path / "run")
