@@ -22,6 +22,7 @@ from . import __version__
 from .arguments import Parser, add_options, from_options
 from .config import DemoConfig, DrawConfig, InfoConfig, PredictConfig
 from .errors import PatchLifeError
+from .learn.config import FitConfig
 from .measure.config import BenchConfig
 
 __all__ = ["VERBS", "main"]
@@ -32,6 +33,7 @@ VERBS: dict[str, type] = {
     "draw": DrawConfig,
     "info": InfoConfig,
     "bench": BenchConfig,
+    "fit": FitConfig,
 }
 """Every verb and what it can be told."""
 
@@ -39,7 +41,8 @@ _EXAMPLES = """examples:
   patchlife demo
   patchlife predict vit_tiny_patch16_224 photos/ --checkpoint vit.safetensors --budget 0.6 --out results.jsonl
   patchlife draw vit_tiny_patch16_224 dog.jpg --pretrained --strip
-  patchlife info vit_small_patch14_dinov2 --budget 0.5"""
+  patchlife info vit_small_patch14_dinov2 --budget 0.5
+  patchlife fit vit_tiny_patch16_224 photos/ --pretrained --out my-adapter"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

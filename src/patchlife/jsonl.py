@@ -22,11 +22,11 @@ def encode(record: Record) -> str:
 def recover(path: Path, key: str) -> list[Record]:
     """Cut off the half-written last line of an interrupted file; returns the records before it.
 
-    A file that does not exist is an empty one.
+    What is no file yet, or never will be (a device), counts as an empty one.
 
     Raises ConfigError, and changes nothing, when a line is no record that begins with ``key``.
     """
-    content = path.read_bytes() if path.exists() else b""
+    content = path.read_bytes() if path.is_file() else b""  # reading a device may never end
     *lines, rest = content.split(b"\n")
     records = [_decoded(line, path, number, key) for number, line in enumerate(lines, 1)]
     beginning = f'{{"{key}": '.encode()

@@ -1,0 +1,110 @@
+"""Help, versions and mistakes are answered at once: without torch, in half a second."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+from typing import get_type_hints
+
+import pytest
+
+from patchlife import LifeConfig, __version__
+from patchlife.arguments import attribute_docs
+from patchlife.cli import VERBS, main
+
+LIGHT = """
+import sys
+from patchlife.cli import VERBS, main
+lines = [["--help"], ["--version"], [], ["predict", "m", "p", "--top", "x"], ["predict", "m", "/no/such/photo"]]
+for argv in [*lines, *([verb, "--help"] for verb in VERBS)]:
+    try:
+        main(argv)
+    except SystemExit:
+        pass
+print("heavy:", sorted({"torch", "timm", "numpy", "torchvision"} & sys.modules.keys()))
+"""
+
+
+def test_nothing_heavy_is_imported():
+    run = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["predict", "--help"], ["predict", "m", "p", "--top", "x"]])
+def test_the_answer_comes_within_half_a_second(argv):
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "patchlife", *argv], capture_output=True, check=False)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 0.5  # the fastest of three: others may be using the machine
+
+
+def configs(config: type) -> set[type]:
+    """A config dataclass and all that it is made of."""
+    inner = {f.metadata.get("settings_of") or get_type_hints(config)[f.name] for f in dataclasses.fields(config)}
+    nested = [configs(kind) for kind in inner if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    return {config}.union(*nested)
+
+
+@pytest.mark.parametrize("config", set.union(*map(configs, VERBS.values())), ids=lambda config: config.__name__)
+def test_every_option_is_documented(config):
+    assert set(attribute_docs(config)) == {field.name for field in dataclasses.fields(config)}
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if LifeConfig in configs(VERBS[verb])])
+def test_the_help_says_every_option_with_its_default(verb, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([verb, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    docs = {name: doc for config in configs(VERBS[verb]) for name, doc in attribute_docs(config).items()}
+    for name in ("budget", "mode", "heirs"):
+        assert docs[name] in text
+    assert "(default: 0.6)" in text
+    assert "--no-heirs" in text
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"patchlife {__version__}\n"
+
+
+def test_without_a_verb_it_shows_what_there_is(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("predic", "invalid choice: 'predic' (choose from"),
+        ("predict m", "the following arguments are required: PATHS; see patchlife predict --help"),
+        ("predict m p --top x", "argument --top: expected a whole number, got 'x'; see patchlife predict --help"),
+        ("predict m p --top 0", "top must be at least 1, got 0"),
+        ("predict m p --batch-size 0", "batch_size must be at least 1, got 0"),
+        ("predict m p --workers 0", "workers must be at least 1, got 0"),
+        ("predict m p --budget 60", "budget must be in (0, 1], got 60; did you mean 0.6?"),
+        ("predict m p --budget lots", "argument --budget: expected a number, got 'lots'"),
+        ("predict m p --speedup 0.5", "speedup must be at least 1, got 0.5"),
+        ("predict m p --budget 0.5 --speedup 2", "budget and speedup say the same thing in different ways"),
+        ("predict m p --drops 3,x", "argument --drops: expected a whole number, got 'x'"),
+        ("predict m p --mode fast", "argument --mode: invalid choice: 'fast'"),
+        ("predict m p --device tpu", "argument --device: invalid choice: 'tpu'"),
+        ("predict m p --image-size 0", "image_size must be at least 1, got 0"),
+        ("predict m p --resume", "resume continues a file, got none; name it with --out FILE"),
+        ("predict m p --bud 0.5", "unrecognized arguments: --bud 0.5"),
+        ("demo --rounds 2", "rounds must be at least 5, got 2"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(line, message, patchlife):
+    said = patchlife(*line.split())
+    assert said.code == 2
+    assert said.err.startswith("patchlife: error: ")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""

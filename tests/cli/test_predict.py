@@ -1,0 +1,302 @@
+"""``patchlife predict`` on a small model: what it writes, in which order, and what it does about bad photos."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from small import NAME, photo, write_photos
+
+import patchlife.inference as inference
+from patchlife.life import SlimModel
+
+
+def close(a: dict, b: dict) -> bool:
+    """The same record up to rounding."""
+    pairs = zip(a["top"], b["top"], strict=True)
+    same = all(x["class"] == y["class"] and abs(x["probability"] - y["probability"]) < 1e-4 for x, y in pairs)
+    return same and {**a, "top": 0} == {**b, "top": 0}
+
+
+def test_a_line_for_each_photo_in_the_order_of_the_paths(patchlife, model, photos):
+    said = patchlife("predict", *model, photos[4], photos[0].parent, "--top", 3, "--batch-size", 2)
+    assert said.code == 0
+    assert [r["path"] for r in said.records] == [str(photos[i]) for i in (4, 0, 1, 2, 3, 5, 6)]
+    first = said.records[0]
+    assert list(first) == ["path", "top", "flops", "fraction_of_dense", "survivors", "run"]
+    assert [list(entry) for entry in first["top"]] == [["class", "label", "probability"]] * 3
+    probabilities = [entry["probability"] for entry in first["top"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert len(first["survivors"]) == 6
+    assert first["survivors"][0] == 100
+    assert 0.55 < first["fraction_of_dense"] <= 0.6
+    assert "7 photos, 0 failed, 0.5" in said.err
+    assert "photos/s" in said.err
+
+
+def test_budget_one_is_the_backbone(patchlife, model, photos, vit_file):
+    import timm
+    from safetensors.torch import load_file
+
+    from patchlife.images import Preprocess, read_photo
+
+    said = patchlife("predict", *model, *photos, "--budget", 1, "--top", 10)
+    vit = timm.create_model(NAME, num_classes=10).eval()
+    vit.load_state_dict(load_file(vit_file))
+    preprocess = Preprocess.from_timm_cfg(vit.pretrained_cfg)
+    with torch.no_grad():
+        expected = vit(torch.stack([preprocess(read_photo(p)) for p in photos])).softmax(-1)
+    for record, row in zip(said.records, expected, strict=True):
+        assert record["fraction_of_dense"] == 1
+        for entry in record["top"]:
+            assert entry["probability"] == pytest.approx(float(row[entry["class"]]), abs=2e-5)
+
+
+def test_the_lines_go_to_a_file(patchlife, model, photos, tmp_path):
+    out = tmp_path / "new" / "out.jsonl"
+    there = patchlife("predict", *model, *photos, "--out", out)
+    assert (there.code, there.out) == (0, "")
+    assert out.read_text() == patchlife("predict", *model, *photos).out
+
+
+def test_a_file_that_stands_there_is_not_touched(patchlife, model, photos, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text("mine\n")
+    said = patchlife("predict", *model, *photos, "--out", out)
+    assert said.code == 2
+    assert "out.jsonl exists already; continue it with --resume, or choose another --out" in said.err
+    assert out.read_text() == "mine\n"
+
+
+def test_bad_photos_fail_alone_and_the_exit_code_says_so(patchlife, model, photos):
+    good = {r["path"]: r for r in patchlife("predict", *model, *photos).records}
+    photos[1].write_bytes(b"")
+    photos[3].write_bytes(photos[3].read_bytes()[:200])
+    photos[4].write_bytes(b"II*\0 not a photo")
+    photos[6].write_text("hello")
+    said = patchlife("predict", *model, photos[0].parent, "--batch-size", 3)
+    assert said.code == 1
+    assert [r["path"] for r in said.records] == list(map(str, photos))
+    messages = {1: "found an empty file", 3: "found a damaged one", 4: "found a TIFF", 6: "begins with b'hello'"}
+    for index, record in enumerate(said.records):
+        if index in messages:
+            assert list(record) == ["path", "error", "run"]
+            assert messages[index] in record["error"]
+        else:
+            assert close(record, good[record["path"]])
+    assert "7 photos, 4 failed (the first: " in said.err
+
+
+def test_all_photos_bad(patchlife, model, photos):
+    for path in photos:
+        path.write_bytes(b"")
+    said = patchlife("predict", *model, *photos, "--mode", "adaptive")
+    assert said.code == 1
+    assert all("empty file" in record["error"] for record in said.records)
+
+
+def test_a_decompression_bomb_costs_nothing(patchlife, model, photos, tmp_path):
+    bomb = tmp_path / "bomb.png"
+    Image.new("1", (12_000, 12_000)).save(bomb)
+    said = patchlife("predict", *model, bomb, photos[0])
+    assert said.code == 1
+    assert "expected at most 64,000,000 pixels, found 12000 x 12000" in said.records[0]["error"]
+    assert "top" in said.records[1]
+
+
+@pytest.mark.parametrize("make", ["1x1", "1x20000", "CMYK", "palette", "16-bit", "animated"])
+def test_odd_photos_work(make, patchlife, model, tmp_path):
+    path, image = tmp_path / f"{make}.png", photo(3)
+    match make:
+        case "1x1" | "1x20000":
+            Image.new("RGB", tuple(map(int, make.split("x"))), "red").save(path)
+        case "CMYK":
+            image.convert("CMYK").save(path.with_suffix(".jpg"))
+            path = path.with_suffix(".jpg")
+        case "palette":
+            image.quantize().save(path, transparency=0)
+        case "16-bit":
+            Image.fromarray((torch.arange(6000).reshape(60, 100) * 10).numpy().astype("uint16")).save(path)
+        case "animated":
+            path = path.with_suffix(".webp")
+            image.save(path, save_all=True, append_images=[photo(4)])
+    said = patchlife("predict", *model, path)
+    assert (said.code, len(said.records[0]["top"])) == (0, 5)
+
+
+@pytest.mark.parametrize(("tag", "stored"), [(3, "ROTATE_180"), (6, "ROTATE_90"), (8, "ROTATE_270"), (5, "TRANSPOSE")])
+def test_a_photo_turned_by_exif_is_the_upright_one(tag, stored, patchlife, model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    photo(1).save(tmp_path / "upright.png")
+    photo(1).transpose(Image.Transpose[stored]).save(tmp_path / "turned.png", exif=exif)
+    upright, turned = patchlife("predict", *model, tmp_path / "upright.png", tmp_path / "turned.png").records
+    assert close({**turned, "path": upright["path"]}, upright)
+
+
+def test_a_nan_photo_leaves_its_mates_alone(patchlife, model, photos, monkeypatch):
+    expected = patchlife("predict", *model, *photos).records
+    real = inference.load_batches
+
+    def poisoned(*args, **kwargs):
+        for batch in real(*args, **kwargs):
+            batch.images[2] = torch.nan
+            yield batch
+
+    monkeypatch.setattr(inference, "load_batches", poisoned)
+    said = patchlife("predict", *model, *photos)
+    assert said.code == 1
+    assert "the model's answer is NaN or infinite" in said.records[2]["error"]
+    assert all(close(said.records[i], expected[i]) for i in (0, 1, 3, 4, 5, 6))
+
+
+def test_a_batch_too_large_is_halved_until_it_fits(patchlife, model, photos, monkeypatch):
+    expected = patchlife("predict", *model, *photos).records
+    real = SlimModel.predict
+
+    def small_memory(self, images):
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB\nand more lines")
+        return real(self, images)
+
+    monkeypatch.setattr(SlimModel, "predict", small_memory)
+    said = patchlife("predict", *model, *photos)
+    assert said.code == 0
+    assert all(map(close, said.records, expected))
+
+
+def test_a_photo_that_breaks_the_model_breaks_it_alone(patchlife, model, photos, monkeypatch):
+    real, seen = SlimModel.predict, []
+
+    def fragile(self, images):
+        seen.append(len(images))
+        if float(images[:, 0, 0, 0].min()) == marked:
+            raise RuntimeError("no kernel for this\nand a long trace")
+        return real(self, images)
+
+    from patchlife.models import ModelConfig, open_model
+
+    ready = open_model(ModelConfig(NAME, checkpoint=model[2]))
+    first = [float(ready.preprocess(Image.open(p))[0, 0, 0]) for p in photos]
+    marked = min(first)
+    monkeypatch.setattr(SlimModel, "predict", fragile)
+    said = patchlife("predict", *model, *photos)
+    assert said.code == 1
+    failed = [i for i, record in enumerate(said.records) if "error" in record]
+    assert failed == [first.index(marked)]
+    assert said.records[failed[0]]["error"].endswith("the model fails on it: no kernel for this")
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.7])
+def test_adaptive_mode_calibrates_first_so_batches_do_not_matter(budget, patchlife, model, photos):
+    line = ["predict", *model, *photos, "--mode", "adaptive", "--budget", budget]
+    whole, single = patchlife(*line, "--batch-size", 7), patchlife(*line, "--batch-size", 1)
+    assert "did it on 7 of the photos" in whole.err
+    assert whole.code == single.code == 0
+    assert all(map(close, whole.records, single.records))
+    fractions = [record["fraction_of_dense"] for record in whole.records]
+    assert len(set(fractions)) > 1, "nothing adaptive was tested"
+    assert sum(fractions) / len(fractions) == pytest.approx(budget, rel=0.02)
+
+
+def test_calibration_spreads_over_all_photos_and_skips_bad_ones(tmp_path, vit_file, monkeypatch):
+    from patchlife.models import ModelConfig, open_model
+
+    paths = write_photos(tmp_path, 11)
+    paths[4].write_bytes(b"")
+    ready = open_model(ModelConfig(NAME, checkpoint=vit_file, life={"mode": "adaptive"}))
+    monkeypatch.setattr(inference, "CALIBRATION_PHOTOS", 4)
+    chosen = []
+    monkeypatch.setattr(
+        inference,
+        "load_batches",
+        lambda paths, *rest, real=inference.load_batches: real((chosen.append(p) or p for p in paths), *rest),
+    )
+    assert inference.calibrate(ready, paths, workers=1) == 4
+    assert chosen[:4] == [paths[0], paths[2], paths[5], paths[8]]
+    assert ready.model.calibration.images == 4
+
+
+def test_labelled_folders_give_top_1(patchlife, model, photos, tmp_path):
+    records = patchlife("predict", *model, *photos).records
+    sorted_in = []
+    for index, record in enumerate(records):
+        label = record["top"][0]["label"] if index < 5 else record["top"][1]["label"]  # two of seven are wrong
+        sorted_in.append(tmp_path / "sorted" / label / photos[index].name)
+        sorted_in[-1].parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos[index], sorted_in[-1])
+    said = patchlife("predict", *model, tmp_path / "sorted", "--labelled")
+    assert "top-1 71.43 % of 7" in said.err
+
+
+def test_labelled_folders_must_be_classes(patchlife, model, photos):
+    said = patchlife("predict", *model, *photos, "--labelled")
+    assert said.code == 2
+    assert "photos lie in photos, which the model knows no class of; it knows 0, 1, 2, ..." in said.err
+    assert said.out == ""
+
+
+def test_own_labels(patchlife, model, photos, tmp_path):
+    names = [f"class number {i}" for i in range(10)]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    said = patchlife("predict", *model, photos[0], "--labels", tmp_path / "names.txt")
+    assert all(entry["label"] == names[entry["class"]] for entry in said.records[0]["top"])
+
+
+def test_no_such_photo(patchlife, model):
+    said = patchlife("predict", *model, "/no/such/photo.jpg")
+    assert said.code == 2
+    assert "/no/such/photo.jpg: expected a photo, folder or glob, found no such file" in said.err
+
+
+def test_an_unreadable_folder(patchlife, model, photos, monkeypatch):
+    real = os.scandir
+
+    def scan(folder):
+        if str(folder).endswith("photos"):
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    said = patchlife("predict", *model, photos[0].parent)
+    assert said.code == 2
+    assert "photos: expected a folder that can be read, found Permission denied" in said.err
+
+
+def test_a_reader_that_goes_away_is_no_error(model, photos, monkeypatch, capfd):
+    from patchlife.cli import main
+
+    end, start = os.pipe()
+    os.close(end)
+    with os.fdopen(start, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        code = main([str(word) for word in ("predict", *model, *photos)])
+        monkeypatch.undo()
+    assert code == 141
+    assert capfd.readouterr().err == ""
+
+
+def test_a_full_disk_is_said_plainly(patchlife, model, photos):
+    said = patchlife("predict", *model, *photos, "--out", "/dev/full")
+    assert said.code == 2
+    assert "No space left on device" in said.err
+
+
+def test_a_bug_is_not_mistaken_for_bad_photos(patchlife, model, photos, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(inference, "answers", broken)
+    said = patchlife("predict", *model, *photos)
+    assert said.code == 70
+    assert said.err.splitlines()[-1].startswith("patchlife: error: this is a bug (ZeroDivisionError)")
+
+
+def test_the_progress_bar_can_be_asked_for(patchlife, model, photos):
+    said = patchlife("predict", *model, *photos, "--progress")
+    assert "7/7" in said.err
+    assert len(said.records) == 7
