@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from .. import __version__
@@ -63,7 +64,7 @@ def save(model: SlimModel, folder: str | Path) -> Path:
     }
     with replace_folder(folder) as fresh:
         (fresh / _JSON).write_text(json.dumps(about, indent=2) + "\n")
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, fresh / _TENSORS)
+        (fresh / _TENSORS).write_bytes(to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
     return folder
 
 
