@@ -83,5 +83,5 @@ def merged(vit: nn.Module, change: dict[str, Tensor]) -> nn.Module:
         delta = change.get(f"{name}.delta")
         if delta is None:
             delta = change[f"{name}.up"].float() @ change[f"{name}.down"].float()
-        weight += delta.to(weight)
+        weight.add_(delta.to(weight))
     return result

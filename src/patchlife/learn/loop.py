@@ -1,0 +1,204 @@
+"""One training loop, for both stages, on whatever accelerate was launched on.
+
+Nothing here depends on how often a run was interrupted, or on how many processes share it: photos, order and
+draws follow from the seed and the step, and a step always sees the same global batch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import ConfigError, NumericalError
+from ..files import write_atomic
+from .cache import LessonCache
+from .checkpoint import restore_latest, save_checkpoint
+from .targets import Lesson
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Course", "Stage", "Step", "train"]
+
+
+class Step(NamedTuple):
+    """What a stage is given: a batch, and a number in [0, 1) to draw from, the same on every process."""
+
+    lesson: Lesson
+    labels: Tensor
+    chance: float
+
+
+class Stage(nn.Module):
+    """Something that learns: `forward` turns a step into a loss and named numbers for the log."""
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one step, mean over its photos."""
+        raise NotImplementedError
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is learned, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+@dataclass(frozen=True)
+class Course:
+    """How much, how fast and in which order.
+
+    Attributes:
+        name: of the stage, for logs and folders.
+        epochs: passes over the photos. batch_size: photos per step, all processes together.
+        learning_rate: the peak. warmup: the fraction of all steps that lead up to it.
+        weight_decay: AdamW's. clip: the gradient's largest norm.
+        save_every: seconds between checkpoints. seed: of the order and of every draw.
+    """
+
+    name: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    save_every: float = 30.0
+    seed: int = 0
+
+    def steps(self, photos: int) -> int:
+        """Steps of the whole course; photos that do not fill an epoch's last batch wait for the next epoch."""
+        return self.epochs * max(1, photos // self.batch_size)
+
+    def rows(self, step: int, photos: int) -> list[int]:
+        """The photos of one step's global batch."""
+        epoch, batch = divmod(step, max(1, photos // self.batch_size))
+        order = torch.randperm(photos, generator=self._dice(epoch, 0))
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+    def chance(self, step: int) -> float:
+        """The step's draw, uniform in [0, 1)."""
+        return torch.rand((), generator=self._dice(step, 1)).item()
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of a step: a linear rise, then a cosine to zero."""
+        rise = max(1, round(self.warmup * steps))
+        if step < rise:
+            return self.learning_rate * (step + 1) / rise
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    def _dice(self, index: int, stream: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 2 + stream) * 2**32 + index)
+
+
+def train(stage: Stage, cache: LessonCache, course: Course, folder: Path, accelerator: Accelerator) -> None:
+    """Take ``stage`` through ``course``, going on from the latest checkpoint under ``folder``.
+
+    Raises:
+        NumericalError: the loss or its gradient is not finite; names the step and the photos. Nothing bad was
+            applied or saved.
+        CheckpointError: a checkpoint cannot be written.
+    """
+    _check_share(course, len(cache), accelerator)
+    parameters = stage.trained()
+    optimizer = torch.optim.AdamW(parameters.values(), lr=course.learning_rate, weight_decay=course.weight_decay)
+    module = accelerator.prepare_model(stage.to(accelerator.device))
+    checkpoints = folder / course.name
+    first, steps = restore_latest(checkpoints, parameters, optimizer), course.steps(len(cache))
+    log = _Log(folder / "metrics.jsonl", course.name, first, accelerator.is_main_process)
+    saved = time.monotonic()
+    with _progress(course, first, steps, accelerator) as bar:
+        for step in range(first, steps):
+            begin = time.monotonic()
+            rows = course.rows(step, len(cache))
+            batch = _share(rows, cache, course.chance(step), accelerator)
+            for group in optimizer.param_groups:
+                group["lr"] = course.rate(step, steps)
+            with accelerator.autocast():
+                loss, notes = module(batch)
+            accelerator.backward(loss)
+            norm = nn.utils.clip_grad_norm_(parameters.values(), course.clip)
+            _check_finite(loss, norm, course, step, cache.names(rows), accelerator)
+            optimizer.step()
+            optimizer.zero_grad()
+            value = accelerator.reduce(loss.detach(), "mean").item()
+            speed = len(rows) / (time.monotonic() - begin)
+            log.write(
+                {"step": step, "epoch": step * course.epochs / steps, "loss": value, **notes, "photos_per_s": speed}
+            )
+            bar.set_postfix(loss=f"{value:.3f}", **{k: f"{v:.2f}" for k, v in notes.items()}, photos_s=f"{speed:.0f}")
+            bar.update()
+            if step + 1 == steps or time.monotonic() - saved > course.save_every:
+                if accelerator.is_main_process:
+                    save_checkpoint(checkpoints, step + 1, parameters, optimizer)
+                saved = time.monotonic()
+    accelerator.wait_for_everyone()
+
+
+class _Log:
+    """Metrics as JSON lines. A resumed run first drops the lines of steps that it is about to repeat."""
+
+    def __init__(self, path: Path, stage: str, first: int, active: bool) -> None:
+        self.path, self.stage, self.active = path, stage, active
+        if active and path.is_file():
+            lines = [line for line in path.read_text().splitlines() if _keeps(line, stage, first)]
+            write_atomic(path, "".join(line + "\n" for line in lines))
+
+    def write(self, values: dict[str, Any]) -> None:
+        if self.active:
+            with open(self.path, "a") as file:
+                file.write(json.dumps({"stage": self.stage, **_rounded(values)}) + "\n")
+
+
+def _keeps(line: str, stage: str, first: int) -> bool:
+    """Whether a line was of another stage or of a step already behind us (a line cut off by a crash was not)."""
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return values["stage"] != stage or values["step"] < first
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
+
+
+@contextmanager
+def _progress(course: Course, first: int, steps: int, accelerator: Accelerator) -> Iterator[tqdm]:
+    bar = tqdm(total=steps, initial=first, desc=course.name, unit="step", disable=not accelerator.is_local_main_process)
+    with bar:
+        yield bar
+
+
+def _share(rows: list[int], cache: LessonCache, chance: float, accelerator: Accelerator) -> Step:
+    """This process's part of a global batch, on its device."""
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    lesson = Lesson(*(values.to(accelerator.device) for values in cache.lessons(mine)))
+    return Step(lesson, cache.labels(mine).to(accelerator.device), chance)
+
+
+def _check_share(course: Course, photos: int, accelerator: Accelerator) -> None:
+    batch = min(course.batch_size, photos)
+    if batch % accelerator.num_processes:
+        raise ConfigError(
+            f"batch_size must be a multiple of the number of processes, got {batch} for {accelerator.num_processes}"
+        )
+
+
+def _check_finite(
+    loss: Tensor, norm: Tensor, course: Course, step: int, names: list[str], accelerator: Accelerator
+) -> None:
+    fine = torch.stack((loss.detach().isfinite(), norm.isfinite())).all()
+    if accelerator.reduce(fine.float(), "mean").item() != 1:
+        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        raise NumericalError(
+            f"{course.name}: the loss or its gradient is not finite at step {step}; the last checkpoint is good, "
+            f"a lower learning rate may help. Photos of this step: {shown}"
+        )

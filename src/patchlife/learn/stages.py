@@ -1,0 +1,57 @@
+"""The two things that learn: the head that foretells lives, then the blocks that run on fewer patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..life import SlimModel
+from ..life.regressor import LifeRegressor
+from .loop import Stage, Step
+from .losses import distillation_loss, kinship_loss, worth_loss
+
+__all__ = ["Regression", "Slimming"]
+
+
+class Regression(Stage):
+    """Stage 1: the head regresses what the teacher's later blocks do with each patch. Nothing is dropped."""
+
+    def __init__(self, head: LifeRegressor) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
+        """Loss of the importance and of the similarities, in equal parts."""
+        importance, kin = self.head.regress(step.lesson.tokens)
+        worth = worth_loss(importance, step.lesson.worth)
+        kinship = kinship_loss(kin, step.lesson.kin)
+        return worth + kinship, {"worth": worth.item(), "kinship": kinship.item()}
+
+
+class Slimming(Stage):
+    """Stage 2: the student runs on the survivors only and learns to answer as the dense teacher does.
+
+    The blocks before the start block are the teacher's own, so a step begins at the cached tokens: it costs the
+    slimmed blocks, forwards and backwards, and nothing else. The budget is drawn anew at every step, so that one set
+    of weights serves them all.
+
+    Attributes:
+        model: the student, in fixed mode; its backbone is a copy of the teacher's.
+    """
+
+    def __init__(self, model: SlimModel, lowest_budget: float, label_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self.lowest_budget, self.label_weight = lowest_budget, label_weight
+        backbone = model.backbone
+        with torch.no_grad():
+            zeros = next(backbone.parameters()).new_zeros(1, backbone.channels, *backbone.image_size)
+            self._embedded = backbone.embed(zeros)
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
+        """Distillation loss at the budget that the step draws."""
+        budget = self.lowest_budget + (1 - self.lowest_budget) * step.chance
+        self.model.set_budget(round(budget, 3))
+        logits = self.model.resume(step.lesson.tokens, self._embedded)
+        loss = distillation_loss(logits, step.lesson.logits, step.labels, self.label_weight)
+        return loss, {"budget": budget}
