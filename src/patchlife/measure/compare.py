@@ -56,7 +56,8 @@ def race(
                 peer = method.build(backbone, target, images[:SOLVE_ON]).eval()
                 run = prepared(peer, way, images)
                 run()  # compiles, where it compiles
-                memory = peak_bytes(run if device.type == "cuda" else partial(peer, images), device)
+                seen = run if way == "compile" and device.type == "cuda" else partial(peer, images)
+                memory = peak_bytes(seen, device)  # a graph's was set aside when it was recorded
                 rows[name] = replace(row, knob=peer.knob, flops=peer.flops(images) / whole, memory=memory)
                 runs[name] = run
         except (UnsupportedModelError, ConfigError, RuntimeError) as error:

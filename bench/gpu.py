@@ -1,0 +1,232 @@
+"""What `gpu.sh` runs: exactness on the GPU, two ceilings, then all methods on five models while time lasts.
+
+Every job that did not fit into the time is named in ``checks.json``; nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if importlib.util.find_spec("jaxtyping") is None:  # shapes in annotations only; a bare machine can do without
+    stand_in = types.ModuleType("jaxtyping")
+    for kind in ("Bool", "Float", "Int"):
+        setattr(stand_in, kind, type(kind, (), {"__class_getitem__": classmethod(lambda cls, item: item[0])}))
+    sys.modules["jaxtyping"] = stand_in
+
+import timm
+import torch
+from families import FEW, START, fresh, photos
+from reference import masked
+
+from patchlife import LifeConfig, __version__, wrap
+from patchlife.backbones import adapt
+from patchlife.files import write_atomic
+from patchlife.measure.compare import race
+from patchlife.measure.peers import METHODS
+from patchlife.measure.result import About, Result
+from patchlife.measure.timing import alternate, conditions
+
+MODELS = {
+    "vit_tiny_patch16_224": {},
+    "deit_small_patch16_224": {},
+    "vit_base_patch16_224": {},
+    "vit_large_patch16_224": {},
+    "vit_small_patch14_dinov2": {"img_size": 518},
+}
+STATIC = ("dense", "limit", "class-attention", "evit", "dynamicvit", "tome", "ours-fixed", "ours-slices")
+COMPILED = ("dense", "limit", "tome", "ours-fixed", "ours-slices")  # half a minute each: the ones that decide
+DYNAMIC = ("ats", "a-vit", "ours-adaptive")
+ENGINES = ("eager", "eager-graph", "compile", "graph")
+TARGET = 0.6
+EXACT = 1e-5  # largest difference in float32, relative to the larger of 1 and the largest logit
+
+
+@dataclass(frozen=True)
+class Job:
+    """One race."""
+
+    model: str
+    engine: str
+    batch: int
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Who takes part; those whose shapes depend on the images run in eager races only."""
+        if self.engine == "eager":
+            return (*STATIC, *DYNAMIC)
+        return STATIC if self.engine == "eager-graph" else COMPILED
+
+
+def main() -> int:
+    """Run it all; returns 1 if a result was not exact."""
+    args = _arguments()
+    deadline = time.perf_counter() + 60 * args.minutes
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type != "cuda" and not args.tiny:
+        sys.exit("gpu.sh: torch finds no CUDA device here; --tiny rehearses on the CPU")
+    out = args.out or Path("results") / time.strftime("gpu-%Y%m%d-%H%M", time.gmtime())
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"kind": "patchlife-gpu-checks", "patchlife": __version__, "tiny": args.tiny}
+    about["date"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    about |= {"conditions": conditions(device), "exactness": exactness(device, args.tiny)}
+    about |= {"ceilings": ceilings(device, args.tiny), "left_out": []}
+    jobs = [j for j in plan(args) if j.engine == "eager" or device.type == "cuda" or j.engine == "compile"]
+    results: dict[tuple[str, str], Result] = {}
+    for job in jobs:
+        left = deadline - time.perf_counter()
+        if left < worst_case(job, args.tiny):
+            about["left_out"].append(f"{job.model}, {job.engine}, batch {job.batch}: {left:.0f} s were left")
+            continue
+        print(f"{left:4.0f} s left: {job.model}, {job.engine}, batch {job.batch}", flush=True)
+        run(job, results, out, device, args.tiny)
+        torch.compiler.reset()
+    about["seconds"] = round(60 * args.minutes - (deadline - time.perf_counter()))
+    write_atomic(out / "checks.json", json.dumps(about, indent=1) + "\n")
+    _report(about, results, out)
+    return 0 if all(check["ok"] for check in about["exactness"]) else 1
+
+
+def plan(args: argparse.Namespace) -> Iterator[Job]:
+    """Jobs, the most telling first."""
+    batches = sorted(args.batches, key=lambda b: (b != 32, b))
+    for engine in args.engines:
+        # compiling is slow: mid-sized models first, there a reader looks first
+        order = (
+            sorted(args.models, key=lambda m: "base" not in m and "deit" not in m)
+            if "eager" not in engine
+            else args.models
+        )
+        yield from (Job(model, engine, batch) for batch in batches for model in order)
+
+
+def worst_case(job: Job, tiny: bool) -> float:
+    """Seconds that a job may take, generously: none is begun that might not end in time."""
+    if tiny:
+        return 0.0
+    size = 2.5 if "large" in job.model else 1.0
+    return size * (25 if "eager" in job.engine else 35 * len(COMPILED) / 2)
+
+
+def run(job: Job, results: dict[tuple[str, str], Result], out: Path, device: torch.device, tiny: bool) -> None:
+    """One race; its rows join the file of its model and engine."""
+    key = job.model, job.engine
+    dtype = torch.bfloat16
+    with device:
+        vit = timm.create_model(job.model, **MODELS.get(job.model, {})).eval().to(device, dtype)
+    bb = adapt(vit)
+    images = torch.randn(job.batch, bb.channels, *bb.image_size, device=device, dtype=dtype)
+    methods = [METHODS[name] for name in job.methods]
+    if key not in results:
+        about = {m.name: About(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
+        said = {"engine": job.engine, "dtype": "bfloat16", "images": "noise", "command": "bench/gpu.sh"}
+        said |= {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "patchlife": __version__}
+        said |= {"rounds": 30, "patience_seconds": 5, "image_size": list(bb.image_size)}
+        results[key] = Result(job.model, "random", {**conditions(device), **said}, about)
+    result = results[key]
+    rounds, patience = (5, 1.0) if tiny else (30, 5.0)
+    result.speed += race(bb, methods, images, TARGET, job.engine, rounds, patience)
+    result.complete = True
+    result.save(out / f"bench-{job.model}-{job.engine}.json")
+
+
+# ---- exactness
+
+
+@torch.no_grad()
+def exactness(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
+    """Our runs against a slow one that hides dead patches from attention, in float32 on this device."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    found = []
+    for name in FEW[:2] if tiny else FEW:
+        vit, images = fresh(name).to(device), photos(name).to(device)
+        for mode in ("fixed", "adaptive"):
+            for heirs in (False, True):
+                model = wrap(vit, LifeConfig(0.65, mode=mode, start=START, heirs=heirs))
+                if mode == "adaptive":
+                    model.calibrate([photos(name, 8, seed=1).to(device)])
+                logits, lives = model.predict(images)
+                lives = lives if device.type == "cpu" else _moved(lives, device)
+                apart = _apart(logits, masked(model, images, lives)[0])
+                found.append(
+                    {"what": f"{name}, {mode}{', heirs' if heirs else ''}", "apart": apart, "ok": apart <= EXACT}
+                )
+        identity = _apart(wrap(vit, LifeConfig(1.0))(images), vit(images))
+        found.append({"what": f"{name}, budget 1", "apart": identity, "ok": identity <= EXACT})
+    return found
+
+
+def _moved(lives: Any, device: torch.device) -> Any:
+    return type(lives)(lives.life.to(device), lives.survivors.to(device), lives.score.to(device), lives.grid)
+
+
+def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+
+
+# ---- ceilings
+
+
+def ceilings(device: torch.device, tiny: bool) -> dict[str, float]:
+    """What the device can do at best: bytes copied (read and written) and bfloat16 products, per second."""
+    count, side = (2**20, 256) if tiny else (2**29, 8192)
+    source = torch.empty(count, device=device, dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(a)
+    runs: dict[str, Callable[[], object]] = {
+        "copy": lambda: target.copy_(source),
+        "matmul": lambda: torch.mm(a, b, out=out),
+    }
+    timing = alternate(runs, rounds=5 if tiny else 40, device=device)
+    copied, products = 2 * source.nbytes, 2 * side**3
+    return {
+        "copy_gb_per_s": copied / timing.seconds["copy"].median / 1e9,
+        "bf16_matmul_tflops": products / timing.seconds["matmul"].median / 1e12,
+    }
+
+
+# ---- around it
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench/gpu.sh", description=__doc__)
+    parser.add_argument("--out", type=Path, help="folder for the JSON files (default: results/gpu-DATE)")
+    parser.add_argument("--minutes", type=float, default=8.5, help="begin nothing that may take longer (default: 8.5)")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, help="default: all, in this order")
+    parser.add_argument("--models", nargs="+", help=f"timm names (default: {' '.join(MODELS)})")
+    parser.add_argument("--batches", nargs="+", type=int, help="default: 1 32 256")
+    parser.add_argument("--device", help="default: cuda")
+    parser.add_argument("--tiny", action="store_true", help="a small model and small batches: does it run at all?")
+    args = parser.parse_args()
+    args.engines = args.engines or (["eager"] if args.tiny else list(ENGINES))
+    args.models = args.models or (["test_vit"] if args.tiny else list(MODELS))
+    args.batches = args.batches or ([1, 2] if args.tiny else [1, 32, 256])
+    return args
+
+
+def _report(about: dict[str, Any], results: dict[tuple[str, str], Result], out: Path) -> None:
+    from patchlife.measure.report import text_report
+
+    for result in results.values():
+        print("\n" + text_report(result))
+    wrong = [check for check in about["exactness"] if not check["ok"]]
+    print(f"\nexact: {len(about['exactness']) - len(wrong)} of {len(about['exactness'])} checks")
+    for check in wrong:
+        print(f"NOT exact: {check['what']}: {check['apart']:.1e} apart, {EXACT:.0e} allowed")
+    print(", ".join(f"{name} {value:.1f}" for name, value in about["ceilings"].items()))
+    for job in about["left_out"]:
+        print(f"left out: {job}")
+    print(f"{about['seconds']} s; numbers: {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
