@@ -6,6 +6,7 @@ __all__ = [
     "AdapterError",
     "CheckpointError",
     "ConfigError",
+    "ExportError",
     "ImageError",
     "MissingExtraError",
     "NumericalError",
@@ -32,6 +33,10 @@ class CheckpointError(PatchLifeError):
 
 class AdapterError(PatchLifeError):
     """A life adapter that is damaged, incomplete, or was made for another backbone."""
+
+
+class ExportError(PatchLifeError):
+    """An exported file that is damaged, too new, or does not answer as the model it was made from."""
 
 
 class ImageError(PatchLifeError):

@@ -1,0 +1,67 @@
+"""The description of a slimmed model that travels with its exported file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from ..images import Preprocess
+from ..labels import Labels
+from ..life import SlimModel, flops
+from .about import About, Format
+
+__all__ = ["describe"]
+
+_MAKERS = {
+    "onnx": ("torch", "timm", "onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("torch", "timm", "onnx", "onnxscript", "openvino"),
+    "torch": ("torch", "timm"),
+}
+
+
+def describe(
+    model: SlimModel,
+    kind: Format,
+    labels: Labels | None = None,
+    preprocess: Preprocess | None = None,
+    lives: bool = True,
+    precision: str = "fp32",
+) -> About:
+    """What a file of ``model`` says about itself; labels and preprocessing are the backbone's own if not given."""
+    backbone = model.backbone
+    vit: Any = backbone.vit
+    schedule, spent = model.schedule(), flops(model)
+    if preprocess is None and backbone.channels == 3:
+        preprocess = replace(Preprocess.from_timm_cfg(vit.pretrained_cfg or {}), size=backbone.image_size)
+    labels = labels or Labels(tuple((vit.pretrained_cfg or {}).get("label_names") or ()))
+    return About(
+        kind=kind,
+        precision=precision,
+        model=(vit.pretrained_cfg or {}).get("architecture") or type(vit).__name__,
+        image_size=backbone.image_size,
+        channels=backbone.channels,
+        preprocess=preprocess.to_dict() if preprocess else None,
+        labels=labels.names,
+        label_ids=labels.ids,
+        budget=spent.budget if model.config.survivors else model.config.budget,
+        config=model.config.to_dict(),
+        start=schedule.start,
+        survivors=tuple(schedule.survivors),
+        grid=backbone.grid,
+        flops=spent.slimmed,
+        dense_flops=spent.dense,
+        outputs=("logits", "life") if lives else ("logits",),
+        versions={name: _version(name) for name in _MAKERS[kind]},
+    )
+
+
+def _version(package: str) -> str:
+    if package == "torch":
+        return str(torch.__version__)
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

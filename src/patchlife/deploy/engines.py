@@ -1,0 +1,139 @@
+"""One small interface over everything that runs a slimmed model: photos' numbers in, logits and lives out."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import ConfigError, ExportError
+from ..files import sha256_of
+from ..life import Lives, SlimModel
+from .about import About, Format
+from .describe import describe
+from .exportable import Exportable
+from .runners import ModuleRunner, Runner, open_runner
+
+__all__ = ["Engine", "Output", "eager_engine", "is_exported", "open_engine", "sum_file", "verified"]
+
+
+class Output(NamedTuple):
+    """What an engine says about a batch.
+
+    Attributes:
+        logits: of the classes.
+        life: how many blocks each patch lives; None if the file was exported without lives.
+    """
+
+    logits: Float[np.ndarray, "batch classes"]
+    life: Float[np.ndarray, "batch patches"] | None
+
+
+class Engine:
+    """Runs one slimmed model at one budget.
+
+    Attributes:
+        about: what it is.
+    """
+
+    def __init__(self, runner: Runner, about: About) -> None:
+        self.runner, self.about = runner, about
+
+    def __call__(self, images: Float[np.ndarray, "batch channels height width"]) -> Output:
+        """Run a batch of any length.
+
+        Raises ConfigError when the images are not of the size or kind that the graph takes.
+        """
+        wanted = (self.about.channels, *self.about.image_size)
+        if images.ndim != 4 or images.shape[1:] != wanted or not len(images):
+            raise ConfigError(
+                f"this exported model takes batches of images {wanted} (channels, height, width), got shape "
+                f"{images.shape}; resize the photos, or export again with --image-size"
+            )
+        if images.dtype != np.float32:
+            raise ConfigError(f"images must be float32, normalised as about.preprocess says, got {images.dtype}")
+        outputs = dict(zip(self.about.outputs, self.runner.run(np.ascontiguousarray(images)), strict=True))
+        return Output(outputs["logits"], outputs.get("life"))
+
+    def predict(self, images: Tensor) -> tuple[Tensor, Lives]:
+        """(logits, lives), as `SlimModel.predict` gives them; a life serves as its own score.
+
+        Raises ExportError when the file was exported without lives.
+        """
+        logits, life = self(images.float().cpu().numpy())
+        if life is None:
+            raise ExportError("this file was exported without lives; export it again without --no-lives")
+        known = torch.from_numpy(life)
+        survivors = torch.tensor(self.about.survivors).expand(len(known), -1)
+        return torch.from_numpy(logits), Lives(known, survivors, known, self.about.grid)
+
+
+def eager_engine(model: SlimModel, compiled: bool = False, lives: bool = True) -> Engine:
+    """``model`` itself behind the same interface: as it is, or through torch.compile (half a minute a batch size)."""
+    return Engine(ModuleRunner(Exportable(model, lives), compiled), describe(model, "torch", lives=lives))
+
+
+def open_engine(file: str | Path, threads: int | None = None, budget: float | None = None) -> Engine:
+    """The engine for an exported file, after its checksum was verified.
+
+    Args:
+        file: as `export` wrote it.
+        threads: CPU threads; as many as torch uses if not given.
+        budget: fails unless the file is of this budget.
+
+    Raises:
+        ExportError: damaged, not exported by patchlife, or by a newer one.
+        MissingExtraError: the engine is not installed; the message is the install line.
+        ConfigError: the file is of another budget.
+    """
+    path = Path(file)
+    content = verified(path)
+    try:
+        runner = open_runner(_kind(path), content, threads)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever the three engines raise on a file that they cannot read
+        reason = str(error).partition("\n")[0]
+        raise ExportError(f"{path} cannot be read by its engine: {reason}; was it exported by patchlife?") from error
+    about = About.from_json(runner.description, path)
+    if budget is not None and abs(budget - about.budget) > 1e-9:
+        raise ConfigError(f"{path} holds one budget, {about.budget:g}, got {budget:g}; export it again")
+    return Engine(runner, about)
+
+
+def is_exported(model: str) -> bool:
+    """Whether what a user calls MODEL is a file rather than a name or an adapter's folder."""
+    return Path(model).is_file()
+
+
+def sum_file(path: Path) -> Path:
+    """Where the checksum of an exported file lies."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def verified(path: Path) -> bytes:
+    """A file's content. Raises ExportError unless its sha256 is the one beside it."""
+    beside = sum_file(path)
+    if not path.is_file():
+        raise ExportError(f"no exported model at {path}; make one with patchlife export")
+    if not beside.is_file():
+        raise ExportError(
+            f"{path} has no {beside.name} beside it, so nobody can tell whether it is whole; copy that file "
+            "along, or export again"
+        )
+    if sha256_of(path) != beside.read_text(errors="replace").partition(" ")[0]:
+        raise ExportError(f"{path} is damaged: its sha256 is not the one in {beside.name}; copy or export it again")
+    return path.read_bytes()
+
+
+def _kind(path: Path) -> Format:
+    """By content, not by name: a zip with an OpenVINO model, a zip of torch's, or else ONNX."""
+    if not zipfile.is_zipfile(path):
+        return "onnx"
+    with zipfile.ZipFile(path) as archive:
+        return "openvino" if "model.xml" in archive.namelist() else "torch"

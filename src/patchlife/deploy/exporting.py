@@ -1,0 +1,170 @@
+"""Export a slimmed model to a file that runs elsewhere, and prove that it answers alike before the file is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..files import sha256_of, write_atomic
+from ..images import Preprocess
+from ..labels import Labels
+from ..life import Schedule, SlimModel
+from .about import About, Format
+from .describe import describe
+from .engines import sum_file
+from .exportable import Decision, Exportable, exportable
+from .extras import need
+from .graph import decision_nodes, described, openvino_bytes, to_onnx, to_openvino, to_torch, torch_bytes
+from .parity import Parity, check_decision, check_int8, check_outputs, hard_cases, sample_images
+from .runners import open_runner
+
+__all__ = ["AGREEMENT", "FORMATS", "TOLERANCE", "Exported", "Int8", "built", "export", "write_exported"]
+
+FORMATS: tuple[Format, ...] = ("onnx", "openvino", "torch")
+Int8 = Literal["off", "dynamic", "static"]
+TOLERANCE = 1e-4
+"""Largest difference of a logit between a float32 export and the model."""
+AGREEMENT = 0.98
+"""Least fraction of the photos for which int8 names the same class."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export.
+
+    Attributes:
+        path: the file; its sha256 lies beside it.
+        about: what it says about itself.
+        parity: how close it came to the model. generated: on generated images, as no photos were given.
+    """
+
+    path: Path
+    about: About
+    parity: Parity
+    generated: bool
+
+
+def export(
+    model: SlimModel,
+    out: str | Path,
+    format: Format = "onnx",
+    *,
+    images: Float[Tensor, "n channels height width"] | None = None,
+    calibration: Float[Tensor, "n channels height width"] | None = None,
+    labels: Labels | None = None,
+    preprocess: Preprocess | None = None,
+    lives: bool = True,
+    int8: Int8 = "off",
+) -> Exported:
+    """Write ``model``, at its budget, as one file that needs neither timm nor the backbone's code.
+
+    Before anything is written, logits and lives are compared with the model's own, at batch 1, 2 and 5, and the
+    decision on ties and NaN. The file's sha256 is written beside it.
+
+    Args:
+        model: in fixed mode; it is not changed.
+        out: the file; an older one is replaced.
+        format: onnx; openvino (one zip of its model.xml and model.bin); torch (.pt2, through torch.export).
+        images: prepared photos to compare on; generated ones if not given.
+        calibration: prepared photos for int8; ``images`` if not given.
+        labels, preprocess: what the file says about classes and input; the backbone's own if not given.
+        lives: give the file a second output, how many blocks each patch lives.
+        int8: dynamic (ONNX) or static (ONNX, OpenVINO; calibrated on the images). The life head stays in float.
+
+    Raises:
+        ConfigError: adaptive mode, or a format that has no such int8.
+        MissingExtraError: a package for the format is missing; the message is the install line.
+        ExportError: the graph does not answer as the model does, with the place where it first differs.
+    """
+    check_request(format, int8, images, calibration)
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    module = exportable(model, lives)
+    generated = images is None
+    if images is None:
+        backbone = module.model.backbone
+        images = sample_images(8, backbone.channels, backbone.image_size)
+    precision = "fp32" if int8 == "off" else f"int8-{int8}"
+    about = describe(module.model, format, labels, preprocess, lives, precision)
+    content = built(module, about, images if calibration is None else calibration)
+    parity = checked(content, module, about, images)
+    write_exported(path, content)
+    return Exported(path, about, parity, generated)
+
+
+def check_request(format: Format, int8: Int8, images: Tensor | None, calibration: Tensor | None) -> None:
+    """Refuse what no engine does, and ask for missing packages, before any work."""
+    if format not in FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    kinds = {"onnx": ("off", "dynamic", "static"), "openvino": ("off", "static"), "torch": ("off",)}[format]
+    if int8 not in kinds:
+        raise ConfigError(f"{format} files come with int8 {' or '.join(kinds)}, got {int8!r}")
+    if int8 == "static" and images is None and calibration is None:
+        raise ConfigError("static int8 is calibrated on photos, got none; give some with --photos, or images=")
+    for module in {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}.get(
+        format, ()
+    ):
+        need(module, f"export to {format}")
+    if int8 == "static" and format == "openvino":
+        need("nncf", "int8 for OpenVINO")
+
+
+def built(module: Exportable, about: About, calibration: Tensor) -> bytes:
+    """The content of the file."""
+    backbone = module.model.backbone
+    inputs = {"images": sample_images(2, backbone.channels, backbone.image_size)}
+    if about.kind == "torch":
+        return torch_bytes(to_torch(module, inputs), about.to_json())
+    model = to_onnx(module, inputs, about.outputs)
+    floating = decision_nodes(model)
+    if about.kind == "openvino":
+        return _openvino(model, floating, about, calibration)
+    if about.precision != "fp32":
+        from .int8 import quantised_onnx
+
+        model = quantised_onnx(described(model, ""), floating, about.precision, calibration)
+    return described(model, about.to_json())
+
+
+def checked(content: bytes, module: Exportable, about: About, images: Tensor) -> Parity:
+    """How close a file's content comes to the model. Raises ExportError where it does not come close enough."""
+    runner = open_runner(about.kind, content)
+    if about.precision != "fp32":
+        return check_int8(runner, module, images, AGREEMENT)
+    schedule = module.model.schedule()
+    if schedule.drops and about.kind != "torch":  # torch sorts a .pt2 with the very kernels that eager does
+        decision = _decision(schedule, about.grid)
+        if about.kind == "openvino":
+            decision = openvino_bytes(to_openvino(decision), "")
+        check_decision(open_runner(about.kind, decision), schedule, about.grid)
+    return check_outputs(runner, module, images, TOLERANCE)
+
+
+def write_exported(path: Path, content: bytes) -> None:
+    """Write the file and its sum. An interruption leaves the old pair, or a file that says it is not whole."""
+    sum_file(path).unlink(missing_ok=True)
+    write_atomic(path, content)
+    write_atomic(sum_file(path), f"{sha256_of(path)}  {path.name}\n")
+
+
+@lru_cache(maxsize=4)
+def _decision(schedule: Schedule, grid: tuple[int, int]) -> bytes:
+    """The decision alone as an ONNX file's content, exported as the whole was."""
+    _, opinions = hard_cases(schedule.survivors[0])
+    program = to_onnx(Decision(schedule, grid).eval(), {"opinion": opinions[:2]}, ("life", "order", "heirs"))
+    return described(program, "")
+
+
+def _openvino(model: Any, floating: list[str], about: About, calibration: Tensor) -> bytes:
+    converted = to_openvino(described(model, ""))
+    if about.precision != "fp32":
+        from .int8 import quantised_openvino
+
+        converted = quantised_openvino(converted, floating, calibration)
+    return openvino_bytes(converted, about.to_json())

@@ -1,0 +1,159 @@
+"""From a torch module to the bytes of one file. Nothing is written to where users look."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ..errors import ExportError
+from .about import KEY
+from .extras import need
+
+__all__ = ["decision_nodes", "described", "openvino_bytes", "to_onnx", "to_openvino", "to_torch", "torch_bytes"]
+
+_LIMIT = 2**31  # of a protobuf message, in bytes
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+# torch's exporter names nodes after modules; int8 finds the life head by this one (see `Exportable`)
+HEAD = "model.head"
+
+
+def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> Any:
+    """``module`` as an onnx.ModelProto; the first dimension of every input, the batch, stays open.
+
+    Raises ExportError when it is larger than an ONNX file can be.
+    """
+    need("onnxscript", "export to ONNX")
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            dynamic_shapes=_open_batch(inputs),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            verbose=False,
+        )
+    assert program is not None
+    try:
+        return program.model_proto
+    except ValueError as error:  # protobuf's own words are about bytes and messages
+        raise _too_large() from error
+
+
+def described(model: Any, about: str) -> bytes:
+    """An onnx.ModelProto as a file's content: with its description, without traces of the machine that made it."""
+    import onnx
+
+    model = _copy(model)
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del model.graph.value_info[:]
+    onnx.helper.set_model_props(model, {KEY: about} if about else {})
+    if model.ByteSize() >= _LIMIT:
+        raise _too_large()
+    return model.SerializeToString()
+
+
+def decision_nodes(model: Any) -> list[str]:
+    """Names of the nodes that decide and merge: the life head, and products of two activations beside attention.
+
+    They stay in float when the rest goes to int8: a decision on rounded scores is another decision.
+    """
+    constant = {tensor.name for tensor in model.graph.initializer}
+    names = []
+    for node in model.graph.node:
+        scopes = {prop.key: prop.value for prop in node.metadata_props}.get(_SCOPES, "")
+        merges = node.op_type == "MatMul" and not constant & set(node.input) and "attention" not in scopes
+        if f"'{HEAD}'" in scopes or (merges and "blocks" not in scopes):
+            names.append(node.name)
+    return names
+
+
+def to_openvino(onnx_file: bytes) -> Any:
+    """An ONNX file's content as an openvino.Model."""
+    ov = need("openvino", "export to OpenVINO")
+    return ov.Core().read_model(onnx_file, b"")
+
+
+def openvino_bytes(model: Any, about: str) -> bytes:
+    """An openvino.Model as one file: a zip of model.xml, model.bin and the description, none compressed."""
+    import openvino as ov
+
+    content = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(content, "w") as archive:
+        xml, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
+        ov.serialize(model, xml, weights)
+        # ONNX promises that equal values keep their order; OpenVINO's reader forgets to ask its TopK for it
+        archive.writestr(_dated(xml.name), xml.read_text("utf-8").replace('stable="false"', 'stable="true"'))
+        archive.writestr(_dated(weights.name), weights.read_bytes())
+        archive.writestr(_dated(f"{KEY}.json"), about)
+    return content.getvalue()
+
+
+def to_torch(module: nn.Module, inputs: dict[str, Tensor]) -> ExportedProgram:
+    """``module`` through torch.export; the first dimension of every input stays open."""
+    program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=_open_batch(inputs))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of the machine that made it
+    return program
+
+
+def torch_bytes(program: ExportedProgram, about: str) -> bytes:
+    """A .pt2 file's content, the description among its extra files."""
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files={f"{KEY}.json": about})
+    return content.getvalue()
+
+
+def _open_batch(inputs: dict[str, Tensor]) -> tuple[dict[int, Any], ...]:
+    batch = Dim("batch", min=1, max=4096)
+    return tuple({0: batch} for _ in inputs)
+
+
+def _too_large() -> ExportError:
+    return ExportError(
+        "the model's weights do not fit into one ONNX file, which holds at most 2 GB; export with --format torch"
+    )
+
+
+def _dated(name: str) -> zipfile.ZipInfo:
+    """A zip entry without the time, so that equal content makes equal files."""
+    return zipfile.ZipInfo(name)
+
+
+def _copy(model: Any) -> Any:
+    twin = type(model)()
+    twin.CopyFrom(model)
+    return twin
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on what it could not fold."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def about_in(archive: zipfile.ZipFile) -> str:
+    """The description inside a zip of ours, or an empty text."""
+    names = [name for name in archive.namelist() if name.rpartition("/")[2] == f"{KEY}.json"]
+    return archive.read(names[0]).decode() if names else json.dumps(None)

@@ -1,0 +1,108 @@
+"""Whatever can run a graph, behind one call: arrays in, arrays out. What the arrays mean is `engines.py`'s."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .about import KEY, Format
+from .extras import need
+from .graph import about_in
+
+__all__ = ["ModuleRunner", "OnnxRunner", "Runner", "open_runner"]
+
+Arrays = list[np.ndarray]
+
+
+class Runner(ABC):
+    """Runs one graph. ``description`` is the text found in its file; empty where there is none."""
+
+    description: str = ""
+
+    @abstractmethod
+    def run(self, *inputs: np.ndarray) -> Arrays:
+        """The graph's outputs, in their order."""
+
+
+class OnnxRunner(Runner):
+    """ONNX Runtime on the CPU."""
+
+    def __init__(self, content: bytes, threads: int | None = None, shared: dict[str, Any] | None = None) -> None:
+        ort = need("onnxruntime", "running an ONNX file")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", _spinning())
+        if shared:
+            options.add_external_initializers(list(shared), list(shared.values()))
+        self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.description = self.session.get_modelmeta().custom_metadata_map.get(KEY, "")
+        self.inputs = [i.name for i in self.session.get_inputs()]
+
+    def run(self, *inputs: np.ndarray) -> Arrays:
+        """The graph's outputs, in their order."""
+        return self.session.run(None, dict(zip(self.inputs, inputs, strict=True)))
+
+
+class OpenVinoRunner(Runner):
+    """OpenVINO on the CPU, in float32: left alone it computes in bfloat16 where the processor can."""
+
+    def __init__(self, content: bytes, threads: int | None = None) -> None:
+        ov = need("openvino", "running an OpenVINO file")
+        core = ov.Core()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            self.description = about_in(archive)
+            model = core.read_model(archive.read("model.xml"), archive.read("model.bin"))
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+        }
+        self.request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def run(self, *inputs: np.ndarray) -> Arrays:
+        """The graph's outputs, in their order."""
+        results = self.request.infer(list(inputs), share_inputs=True)
+        return [results[index].copy() for index in range(len(results))]
+
+
+class ModuleRunner(Runner):
+    """A torch module where it stands, as it is or compiled."""
+
+    def __init__(self, module: nn.Module, compiled: bool = False) -> None:
+        self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        self.module = torch.compile(module, fullgraph=True) if compiled else module
+
+    @torch.no_grad()
+    def run(self, *inputs: np.ndarray) -> Arrays:
+        """The module's outputs, in their order."""
+        outputs = self.module(*(torch.from_numpy(array).to(self.device) for array in inputs))
+        return [output.cpu().numpy() for output in outputs]
+
+
+class TorchRunner(ModuleRunner):
+    """A program that torch.export saved."""
+
+    def __init__(self, content: bytes, threads: int | None = None) -> None:
+        extra = {f"{KEY}.json": ""}
+        program = torch.export.load(io.BytesIO(content), extra_files=extra)
+        self.description = extra[f"{KEY}.json"]
+        super().__init__(program.module())
+
+
+def open_runner(kind: Format, content: bytes, threads: int | None = None) -> Runner:
+    """The runner of a file's content. ``threads``: as many as torch uses, if not given (.pt2 runs in torch)."""
+    runners: dict[Format, Any] = {"onnx": OnnxRunner, "openvino": OpenVinoRunner, "torch": TorchRunner}
+    return runners[kind](content, threads)
+
+
+def _spinning() -> str:
+    """Idle threads wait as politely as OpenMP's are told to: spinning ones starve shared cores."""
+    return "0" if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE" else "1"

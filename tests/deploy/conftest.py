@@ -1,0 +1,49 @@
+"""One small model, exported once to each format: exporting takes seconds, running what was exported does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import deploying
+import pytest
+import torch
+from deploying import Shipped
+
+from patchlife.deploy import export, open_engine
+
+
+@pytest.fixture(autouse=True)
+def one_thread_no_gradients() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+
+
+def _shipped(folder: Path, kind: str, **options) -> Shipped:
+    model = deploying.small()
+    exported = export(model, folder / f"vit.{kind}", kind, images=deploying.images(9), **options)
+    return Shipped(model, exported, open_engine(exported.path, threads=1))
+
+
+@pytest.fixture(scope="session")
+def onnx_file(tmp_path_factory) -> Shipped:
+    return _shipped(tmp_path_factory.mktemp("onnx"), "onnx")
+
+
+@pytest.fixture(scope="session")
+def openvino_file(tmp_path_factory) -> Shipped:
+    return _shipped(tmp_path_factory.mktemp("openvino"), "openvino")
+
+
+@pytest.fixture(scope="session")
+def torch_file(tmp_path_factory) -> Shipped:
+    return _shipped(tmp_path_factory.mktemp("torch"), "torch")
+
+
+@pytest.fixture(params=["onnx", "openvino", "torch"])
+def shipped(request) -> Shipped:
+    """The small model in each format."""
+    return request.getfixturevalue(f"{request.param}_file")
