@@ -78,4 +78,4 @@ def test_a_folder_is_searched_for_results_only(tmp_path: Path) -> None:
     (tmp_path / "overhead.json").write_text('{"kind": "other"}')
     (tmp_path / "deep").mkdir()
     a_result().save(tmp_path / "deep" / "r.json")
-    assert list(load_all(tmp_path)) == ["r.json"]
+    assert list(load_all(tmp_path)) == ["deep/r.json"]

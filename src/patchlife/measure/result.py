@@ -152,11 +152,11 @@ class Result:
 
 
 def load_all(folder: Path) -> dict[str, Result]:
-    """Every result under ``folder``, by its file's name; other JSON files are passed over."""
+    """Every result under ``folder``, by its path in it; other JSON files are passed over."""
     found = {}
     for path in sorted(folder.rglob("*.json")):
         if f'"kind": "{KIND}"' in path.read_text("utf-8")[:200]:
-            found[path.name] = Result.load(path)
+            found[str(path.relative_to(folder))] = Result.load(path)
     return found
 
 
