@@ -20,9 +20,9 @@ from typing import Any
 
 from . import __version__
 from .arguments import Parser, add_options, from_options
-from .config import DemoConfig, DrawConfig, InfoConfig, PredictConfig
+from .config import DemoConfig, DrawConfig, ExportConfig, InfoConfig, PredictConfig
 from .errors import PatchLifeError
-from .learn.config import FitConfig
+from .learn.config import EvalConfig, FitConfig
 from .measure.config import BenchConfig
 
 __all__ = ["VERBS", "main"]
@@ -32,8 +32,10 @@ VERBS: dict[str, type] = {
     "predict": PredictConfig,
     "draw": DrawConfig,
     "info": InfoConfig,
+    "export": ExportConfig,
     "bench": BenchConfig,
     "fit": FitConfig,
+    "eval": EvalConfig,
 }
 """Every verb and what it can be told."""
 

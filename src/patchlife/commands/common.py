@@ -23,7 +23,7 @@ def say(text: str) -> None:
     print(f"patchlife: {text}", file=sys.stderr)
 
 
-def progress(items: Iterable[T], total: int, wanted: bool | None, done: int = 0) -> Iterable[T]:
+def progress(items: Iterable[T], total: int, wanted: bool | None, done: int = 0, unit: str = "photo") -> Iterable[T]:
     """Pass items on behind a progress bar with the time left; by default only if somebody looks.
 
     Args:
@@ -31,11 +31,12 @@ def progress(items: Iterable[T], total: int, wanted: bool | None, done: int = 0)
         total: all steps, those ``done`` before included.
         wanted: draw the bar or not; None draws it on a terminal.
         done: steps that need not be done again.
+        unit: what a step is.
     """
     from tqdm import tqdm
 
     shown = sys.stderr.isatty() if wanted is None else wanted
-    return tqdm(items, total=total, initial=done, unit="photo", disable=not shown, smoothing=0.05)
+    return tqdm(items, total=total, initial=done, unit=unit, disable=not shown, smoothing=0.05)
 
 
 def open_classifier(config: ModelConfig, run: RunConfig) -> ReadyModel:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
-from ..config import Device, ModelConfig
+from ..config import MODES, Device, Mode, ModelConfig, RunConfig, check_budget
 from ..errors import ConfigError
 
-__all__ = ["Finetune", "FitConfig", "LearnConfig"]
+__all__ = ["EvalConfig", "Finetune", "FitConfig", "LearnConfig"]
 
 Finetune = Literal["none", "adapter", "full"]
 
@@ -100,3 +100,40 @@ class FitConfig:
     out: Path = field(default=Path("patchlife-adapter"), metadata={"metavar": "FOLDER"})
     device: Device = "auto"
     learn: LearnConfig = field(default_factory=LearnConfig)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Measure a model's accuracy at several budgets against its dense self, on labelled photos.
+
+    Attributes:
+        model: Which model, with which weights.
+        data: A folder with a folder of photos for each class.
+        budgets: Fractions of the dense model's FLOPs.
+        modes: fixed, adaptive, or both.
+        every: Take every so-manieth photo only.
+        out: File for the results (JSON); a plot is drawn beside it where matplotlib is installed.
+        run: Where photos are run, and how many at a time.
+    """
+
+    model: ModelConfig
+    data: Path
+    budgets: tuple[float, ...] = (1.0, 0.8, 0.6, 0.45)
+    modes: tuple[str, ...] = field(default=("fixed",), metadata={"metavar": "MODE"})
+    every: int = 1
+    out: Path | None = None
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def settings(self) -> list[tuple[float, Mode]]:
+        """Every budget in every mode."""
+        return [(budget, cast(Mode, mode)) for mode in self.modes for budget in self.budgets]
+
+    def __post_init__(self) -> None:
+        for budget in self.budgets:
+            check_budget(budget)
+        for mode in self.modes:
+            if mode not in MODES:
+                raise ConfigError(f"modes must be of {', '.join(MODES)}, got {mode!r}")
+        if self.every < 1:
+            raise ConfigError(f"every must be at least 1, got {self.every}")

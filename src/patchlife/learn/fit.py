@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ..life import Calibration, SlimModel
 from ..life.adapter import signature
 from ..life.change import Change, add_low_rank, change_of, merged
 from ..life.regressor import LifeRegressor
+from ..measure.timing import conditions
 from .cache import LessonCache, Photo, collect
 from .config import LearnConfig
 from .loop import Course, train
@@ -98,14 +98,8 @@ def fit(
         "seconds": round(time.monotonic() - started, 1),
         "config": config.to_dict(),
         "life": model.config.to_dict() | {"start": model.start, "drops": list(model.drops)},
-        "conditions": {
-            "torch": torch.__version__,
-            "device": str(accelerator.device),
-            "processes": accelerator.num_processes,
-            "precision": accelerator.mixed_precision,
-            "threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-        },
+        "conditions": conditions(accelerator.device)
+        | {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision},
     }
     if accelerator.is_main_process:
         model.save(out)

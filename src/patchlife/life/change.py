@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError
 
-__all__ = ["Change", "LowRank", "add_low_rank", "change_of", "merged"]
+__all__ = ["Change", "LowRank", "add_low_rank", "change_of", "merged", "undone"]
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,8 @@ def merged(vit: nn.Module, change: dict[str, Tensor]) -> nn.Module:
             delta = change[f"{name}.up"].float() @ change[f"{name}.down"].float()
         weight.add_(delta.to(weight))
     return result
+
+
+def undone(vit: nn.Module, change: dict[str, Tensor]) -> nn.Module:
+    """A copy of ``vit`` with a merged change taken out again, exact up to the rounding of one addition."""
+    return merged(vit, {name: value if name.endswith(".down") else -value for name, value in change.items()})

@@ -1,0 +1,55 @@
+"""``patchlife fit`` and ``patchlife eval``: one command each, from a folder of photos to an adapter to a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from small import write_photos
+
+QUICK = ["--epochs", 1, "--batch-size", 2, "--device", "cpu", "--budget", 0.8]
+
+
+def labelled(folder: Path) -> Path:
+    """Photos in two folders named after classes of the small model."""
+    for name in ("0", "1"):
+        write_photos(folder / name, 4)
+    return folder
+
+
+def test_fit_then_eval(patchlife, model, tmp_path: Path) -> None:
+    data, adapter = labelled(tmp_path / "photos"), tmp_path / "adapter"
+    said = patchlife(
+        "fit", *model, data, "--out", adapter, *QUICK, "--finetune", "adapter", "--finetune-epochs", 1, "--rank", 2
+    )
+    assert said.code == 0, said.err
+    assert f"{adapter}: learned from" in said.err
+    out = tmp_path / "scores.json"
+    said = patchlife(
+        "eval", adapter, data, "--budgets", "1.0,0.8", "--modes", "fixed,adaptive", "--out", out, "--device", "cpu"
+    )
+    assert said.code == 0, said.err
+    assert said.out.count("fixed") == said.out.count("adaptive") == 2
+    result = json.loads(out.read_text())
+    assert [(score["mode"], score["budget"]) for score in result["scores"]] == [
+        ("fixed", 1.0),
+        ("fixed", 0.8),
+        ("adaptive", 1.0),
+        ("adaptive", 0.8),
+    ]
+    assert result["conditions"]["batch_size"] == 16
+    assert out.with_suffix(".png").stat().st_size > 5000
+
+
+def test_settings_that_cannot_work_are_refused_before_any_model_is_built(patchlife, model, tmp_path: Path) -> None:
+    said = patchlife("fit", *model, tmp_path, "--finetune-epochs", -1)
+    assert (said.code, "finetune_epochs must be at least 0, got -1" in said.err) == (2, True)
+    said = patchlife("eval", *model, tmp_path, "--budgets", "60")
+    assert (said.code, "did you mean 0.6?" in said.err) == (2, True)
+
+
+def test_labels_need_folders_that_are_classes(patchlife, model, tmp_path: Path) -> None:
+    write_photos(tmp_path / "holiday", 2)
+    said = patchlife("fit", *model, tmp_path, *QUICK, "--label-weight", 0.5)
+    assert said.code == 2
+    assert "holiday, which the model knows no class of" in said.err
