@@ -14,6 +14,8 @@ __all__ = [
     "DemoConfig",
     "Device",
     "DrawConfig",
+    "EngineName",
+    "ExportConfig",
     "InfoConfig",
     "LifeConfig",
     "Mode",
@@ -94,6 +96,7 @@ def check_budget(budget: float) -> None:
 
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+EngineName = Literal["eager", "compile", "onnx", "openvino"]
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,8 @@ class PredictConfig:
         top: How many classes to name for each photo.
         labelled: Photos lie in folders named after their class, or its WordNet id: say how often the model
             finds it.
+        engine: What runs the model; eager if not given, and an exported file brings its own. onnx and openvino
+            export it on the first run and keep the file in a cache folder ($PATCHLIFE_CACHE says where).
         run: Where photos are run, and how many at a time.
     """
 
@@ -163,12 +168,44 @@ class PredictConfig:
     resume: bool = False
     top: int = 5
     labelled: bool = False
+    engine: EngineName | None = None
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         _check_at_least(1, top=self.top)
         if self.resume and self.out is None:
             raise ConfigError("resume continues a file, got none; name it with --out FILE")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a slimmed model as one file for ONNX Runtime, OpenVINO or torch, proved to answer alike.
+
+    Attributes:
+        model: Which model, with which weights.
+        out: The file; named after model, budget and format if not given. Its sha256 is written beside it.
+        format: onnx, openvino (a zip of model.xml and model.bin) or torch (.pt2).
+        lives: Give the file a second output, how many blocks each patch lives.
+        int8: Blocks in 8-bit integers, the life head in float. dynamic needs no photos (onnx); static is
+            calibrated on them (onnx, openvino).
+        photos: Photos, folders or globs to calibrate int8 on and to compare the file with the model on.
+        limit: At most so many of the photos, evenly spread.
+        labelled: Photos lie in folders named after their class: also say how often model and file find it.
+    """
+
+    model: ModelConfig
+    out: Path | None = None
+    format: Literal["onnx", "openvino", "torch"] = "onnx"
+    lives: bool = True
+    int8: Literal["off", "dynamic", "static"] = "off"
+    photos: tuple[Path, ...] | None = field(default=None, metadata={"metavar": "PATH"})
+    limit: int = 64
+    labelled: bool = False
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, limit=self.limit)
+        if self.labelled and not self.photos:
+            raise ConfigError("labelled is about photos, got none; give some with --photos PATH,PATH")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def run(config: PredictConfig) -> int:
     """Write a line for each photo; returns the exit code."""
     photos = list_photos(config.paths)
     earlier = _earlier(config.out, config.resume)
-    ready = open_classifier(config.model, config.run)
+    ready = _opened(config)
     tally = Tally(_truth(ready.labels, photos) if config.labelled else {})
     calibrated_here = calibrate_if_needed(ready, photos, config.run)
     identity = _identity(ready, config.top, photos if calibrated_here else [])
@@ -56,6 +56,22 @@ def run(config: PredictConfig) -> int:
     speed = len(todo) / (time.perf_counter() - started)
     say(tally.summary() + (f", {speed:.1f} photos/s with reading them" if todo else ""))
     return 1 if tally.failed else 0
+
+
+def _opened(config: PredictConfig) -> ReadyModel:
+    """The model, or the exported file, on the engine that was asked for."""
+    if Path(config.model.model).is_file():
+        from ..deploy.ready import open_ready
+
+        if config.engine:
+            raise ConfigError(f"{config.model.model} is an exported model and brings its engine; drop --engine")
+        return open_ready(config.model)
+    ready = open_classifier(config.model, config.run)
+    if config.engine in (None, "eager"):
+        return ready
+    from ..deploy.ready import with_engine
+
+    return with_engine(ready, config.engine, config.run.device)
 
 
 def predict(

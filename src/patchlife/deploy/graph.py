@@ -67,7 +67,9 @@ def described(model: Any, about: str) -> bytes:
 
 
 def decision_nodes(model: Any) -> list[str]:
-    """Names of the nodes that decide and merge: the life head, and products of two activations beside attention.
+    """Names of the nodes that decide and merge, and of what they give.
+
+    They are the life head, and products of two activations outside attention.
 
     They stay in float when the rest goes to int8: a decision on rounded scores is another decision.
     """
@@ -77,7 +79,7 @@ def decision_nodes(model: Any) -> list[str]:
         scopes = {prop.key: prop.value for prop in node.metadata_props}.get(_SCOPES, "")
         merges = node.op_type == "MatMul" and not constant & set(node.input) and "attention" not in scopes
         if f"'{HEAD}'" in scopes or (merges and "blocks" not in scopes):
-            names.append(node.name)
+            names += [node.name, *node.output]  # OpenVINO calls nodes by what they give
     return names
 
 

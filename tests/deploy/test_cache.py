@@ -1,0 +1,86 @@
+"""Exports kept by content: found again, made anew when damaged, and safe when two processes make the same one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import deploying
+import pytest
+import torch
+
+from patchlife.deploy import cache
+from patchlife.deploy.cache import cache_folder, cached_engine
+from patchlife.deploy.engines import sum_file
+from patchlife.images import Preprocess
+from patchlife.labels import numbered_labels
+
+ABOUT = (numbered_labels(7), Preprocess(size=(48, 48)))
+
+
+@pytest.fixture
+def exports(onnx_file, tmp_path, monkeypatch):
+    """How often something was exported; the export itself copies a file that was made earlier."""
+    monkeypatch.setenv("PATCHLIFE_CACHE", str(tmp_path / "cache"))
+    calls = []
+
+    def copy(model, out, *args, **kwargs):
+        calls.append(out)
+        shutil.copy(onnx_file.exported.path, out)
+        shutil.copy(sum_file(onnx_file.exported.path), sum_file(Path(out)))
+
+    monkeypatch.setattr(cache, "export", copy)
+    return calls
+
+
+def test_a_second_run_finds_it(exports):
+    model = deploying.small()
+    first = cached_engine(model, "onnx", *ABOUT)
+    second = cached_engine(deploying.small(), "onnx", *ABOUT)
+    assert len(exports) == 1
+    images = deploying.images(2).numpy()
+    assert (first(images).logits == second(images).logits).all()
+    assert len(list(cache_folder().iterdir())) == 1, "nothing temporary is left"
+
+
+def test_whatever_changes_the_answer_changes_the_name(exports):
+    model = deploying.small()
+    cached_engine(model, "onnx", *ABOUT)
+    cached_engine(deploying.small(budget=0.6), "onnx", *ABOUT)
+    with torch.no_grad():
+        model.backbone.vit.head.bias[0] += 1
+    cached_engine(model, "onnx", *ABOUT)
+    assert len(exports) == 3
+
+
+def test_a_damaged_one_is_made_anew(exports):
+    cached_engine(deploying.small(), "onnx", *ABOUT)
+    (kept,) = cache_folder().glob("*/onnx")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    cached_engine(deploying.small(), "onnx", *ABOUT)
+    assert len(exports) == 2
+
+
+def test_two_processes_at_once(exports, monkeypatch):
+    slow = cache.export
+
+    def meanwhile(model, out, *args, **kwargs):
+        monkeypatch.setattr(cache, "export", slow)
+        cached_engine(model, "onnx", *ABOUT)  # the other process starts later and is done first
+        slow(model, out, *args, **kwargs)
+
+    monkeypatch.setattr(cache, "export", meanwhile)
+    engine = cached_engine(deploying.small(), "onnx", *ABOUT)
+    assert engine(deploying.images(1).numpy()).logits.shape == (1, 7)
+    assert len(exports) == 2
+    assert len(list(cache_folder().iterdir())) == 1
+
+
+def test_a_full_disk_is_not_hidden(exports, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "export", full)
+    with pytest.raises(OSError, match="No space left"):
+        cached_engine(deploying.small(), "onnx", *ABOUT)
+    assert not list(cache_folder().iterdir())

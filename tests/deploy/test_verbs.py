@@ -1,0 +1,119 @@
+"""`patchlife export`, and `patchlife predict` on what it wrote or with --engine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import small as photos_and_weights
+
+from patchlife.cli import main
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A checkpoint, photos in folders of their class, and the checkpoint's export as .pt2 (the quickest to make)."""
+    folder = tmp_path_factory.mktemp("desk")
+    photos_and_weights.checkpoint(folder / "vit.safetensors")
+    photos_and_weights.write_photos(folder / "photos" / "3", 2)
+    photos_and_weights.write_photos(folder / "photos" / "5", 2, first=2)
+    return folder
+
+
+def _model(desk):
+    return [photos_and_weights.NAME, "--checkpoint", str(desk / "vit.safetensors")]
+
+
+@pytest.fixture(scope="module")
+def file(desk):
+    """What `patchlife export` wrote."""
+    out = desk / "vit.pt2"
+    said = ["--budget", "0.7", "--format", "torch", "--out", str(out), "--photos", str(desk / "photos"), "--labelled"]
+    assert main(["export", *_model(desk), *said]) == 0
+    return out
+
+
+def _lines(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_file_predicts_as_the_model(desk, file, capsys):
+    photos = [str(desk / "photos")]
+    assert main(["predict", str(file), *photos]) == 0
+    from_file = _lines(capsys)
+    assert main(["predict", *_model(desk), *photos, "--budget", "0.7"]) == 0
+    from_model = _lines(capsys)
+    assert len(from_file) == 4
+    for a, b in zip(from_file, from_model, strict=True):
+        assert a["run"] != b["run"], "a file and a model may differ in the last digits"
+        assert [t["label"] for t in a["top"]] == [t["label"] for t in b["top"]]
+        assert a["survivors"] == b["survivors"]
+        assert a["flops"] == b["flops"]
+        assert a["fraction_of_dense"] == b["fraction_of_dense"]
+
+
+def test_export_says_what_it_did(desk, capsys, monkeypatch):
+    from patchlife.deploy import exporting
+
+    monkeypatch.chdir(desk)
+    monkeypatch.setattr(exporting, "built", lambda *_: b"")  # the export itself is tested above
+    monkeypatch.setattr(exporting, "checked", lambda *_: "3 images, all alike")
+    said = ["--budget", "0.7", "--format", "torch"]
+    assert main(["export", *_model(desk), *said]) == 0
+    printed = capsys.readouterr()
+    assert f"{photos_and_weights.NAME}-0.7.pt2: torch, fp32, 0.0 MB" in printed.out
+    assert "of the dense FLOPs, any batch size" in printed.out
+    assert "compared with the model: 3 images, all alike" in printed.out
+    assert "compared on generated images; --photos PATH compares on yours" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (["--mode", "adaptive"], "--mode was settled by patchlife export; drop it"),
+        (["--pretrained"], "--pretrained was settled by patchlife export"),
+        (["--budget", "0.5"], "holds one budget, 0.7, got 0.5"),
+        (["--engine", "onnx"], "brings its engine; drop --engine"),
+    ],
+)
+def test_what_an_exported_file_cannot_be_told(desk, file, capsys, said, message):
+    assert main(["predict", str(file), str(desk / "photos"), *said]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_labels_may_be_given_anew(desk, file, capsys):
+    (desk / "labels.txt").write_text("\n".join(f"name {i}" for i in range(10)))
+    assert main(["predict", str(file), str(desk / "photos"), "--labels", str(desk / "labels.txt")]) == 0
+    assert _lines(capsys)[0]["top"][0]["label"].startswith("name ")
+
+
+def test_a_damaged_file(desk, file, tmp_path, capsys):
+    copy = tmp_path / "vit.pt2"
+    copy.write_bytes(file.read_bytes()[:-7])
+    (tmp_path / "vit.pt2.sha256").write_text(file.with_name("vit.pt2.sha256").read_text())
+    assert main(["predict", str(copy), str(desk / "photos")]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_labelled_needs_photos(desk, capsys):
+    assert main(["export", *_model(desk), "--labelled"]) == 2
+    assert "labelled is about photos, got none" in capsys.readouterr().err
+
+
+def test_engines_run_fixed_mode_only(desk, capsys):
+    assert main(["predict", *_model(desk), str(desk / "photos"), "--engine", "onnx", "--mode", "adaptive"]) == 2
+    assert "runs fixed mode only" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnx", "openvino", "compile"])
+def test_predict_on_an_engine(desk, tmp_path, monkeypatch, capsys, engine):
+    monkeypatch.setenv("PATCHLIFE_CACHE", str(tmp_path))
+    assert main(["predict", *_model(desk), str(desk / "photos"), "--budget", "0.7"]) == 0
+    eager = _lines(capsys)
+    for _ in range(2):  # the second run finds the first one's file
+        assert main(["predict", *_model(desk), str(desk / "photos"), "--budget", "0.7", "--engine", engine]) == 0
+        for a, b in zip(_lines(capsys), eager, strict=True):
+            assert a["survivors"] == b["survivors"]
+            assert a["top"][0]["label"] == b["top"][0]["label"]
+            assert a["top"][0]["probability"] == pytest.approx(b["top"][0]["probability"], abs=1e-4)
