@@ -163,7 +163,7 @@ def run(out: Path, photos: list, **changes) -> SlimModel:
 def test_fit_saves_what_it_learned(tmp_path: Path, finetune: str) -> None:
     import patchlife
 
-    photos, untouched = some_photos(tmp_path / "photos"), small_model()
+    photos, untouched = some_photos(tmp_path / "photos", 24), small_model()
     before = {k: v.clone() for k, v in untouched.backbone.vit.state_dict().items()}
     fitted = run(tmp_path / "out", photos, finetune=finetune)
     images = torch.randn(3, 3, 48, 48)
@@ -173,6 +173,8 @@ def test_fit_saves_what_it_learned(tmp_path: Path, finetune: str) -> None:
     after = small_model().backbone.vit.state_dict()  # the family's shared model: stage 2 changed a copy
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (loaded.change is None) == (finetune == "none")
+    report = (work_folder(tmp_path / "out") / "report.html").read_text()
+    assert report.count("<figure>") == (3 if finetune == "none" else 4)
     stages = {line["stage"] for line in metrics(work_folder(tmp_path / "out"))}
     assert stages == {"regression"} | ({f"slimming-{finetune}"} if finetune != "none" else set())
     loaded.save(tmp_path / "again")  # an adapter of an adapter is the same adapter

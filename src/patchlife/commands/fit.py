@@ -32,7 +32,9 @@ def run(config: FitConfig) -> int:
         if skipped:
             say(f"{len(skipped)} photos could not be read, the first: {skipped[0]['error']}")
         say(f"{config.out}: learned from {len(fitted.cache)} photos in {fitted.summary['seconds']:.0f} s")
-        say(f"metrics and caches are in {work_folder(config.out)}; delete it when you are done")
+        say(
+            f"{work_folder(config.out) / 'report.html'} shows how it went; delete that folder with its caches when done"
+        )
     return 0
 
 

@@ -50,6 +50,15 @@ class LessonCache:
     def __len__(self) -> int:
         return len(self.photos)
 
+    def split(self, last: int) -> tuple[LessonCache, LessonCache]:
+        """(all but the last photos, the ``last`` ones): to learn from, and to look at afterwards."""
+        first = len(self) - last
+        whole = [array[: len(self)] for array in self._arrays]
+        return (
+            LessonCache(self.photos[:first], self.skipped, [array[:first] for array in whole]),
+            LessonCache(self.photos[first:], [], [array[first:] for array in whole]),
+        )
+
     def lessons(self, rows: Sequence[int]) -> Lesson:
         """The lessons of some photos, as float32 tensors."""
         order = np.argsort(rows)  # disks like to be read forwards

@@ -49,6 +49,8 @@ def save_checkpoint(
 
 def restore_latest(folder: Path, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
     """Load the latest whole checkpoint into ``trained`` and ``optimizer``; the step it stands at, 0 without any."""
+    for unfinished in folder.glob(".step-*"):  # killed while it was written
+        shutil.rmtree(unfinished, ignore_errors=True)
     for candidate in reversed(_found(folder)):
         try:
             files = check_sums(candidate, CheckpointError)

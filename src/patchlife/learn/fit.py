@@ -26,6 +26,7 @@ from ..measure.timing import conditions
 from .cache import LessonCache, Photo, collect
 from .config import LearnConfig
 from .loop import Course, train
+from .report import write_report
 from .stages import Regression, Slimming
 from .targets import teach
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Fitted", "accelerator_for", "fit", "work_folder"]
 
 _CALIBRATION_ROWS = 256
+_HELD_OUT = 64  # photos for the report, a twentieth where there are few
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def fit(
     cache = _collect(model, _drawn(photos, config), preprocess, work_folder(out), config, accelerator)
     if not len(cache):
         raise ConfigError("not one photo could be read, so there is nothing to learn from")
+    cache, held_out = cache.split(min(_HELD_OUT, len(cache) // 20))
     if config.epochs:
         train(Regression(head), cache, _regression_course(config), work_folder(out), accelerator)
     if config.finetune != "none":
@@ -104,6 +107,9 @@ def fit(
     if accelerator.is_main_process:
         model.save(out)
         write_atomic(work_folder(out) / "fit.json", json.dumps(summary, indent=2) + "\n")
+        write_report(
+            work_folder(out) / "report.html", model, held_out, preprocess, work_folder(out) / "metrics.jsonl", summary
+        )
     accelerator.wait_for_everyone()
     return Fitted(model, cache, summary)
 
@@ -134,6 +140,8 @@ def _beginning(model: SlimModel, config: LearnConfig) -> tuple[SlimModel, LifeRe
             "with an adapter that holds only a head"
         )
     backbone, settings = model.backbone, model.config.replace(mode="fixed")
+    if config.finetune != "none":  # an error now is better than one at the step that first draws it
+        SlimModel(backbone, settings.replace(budget=config.lowest_budget), model.head)
     if isinstance(model.head, LifeRegressor):
         head = copy.deepcopy(model.head)
         return SlimModel(backbone, settings, head), head

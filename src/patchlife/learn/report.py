@@ -1,0 +1,157 @@
+"""What a fit did, on one page that opens offline: curves, agreement against budget, lives, life maps."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..errors import ConfigError
+from ..images import Preprocess
+from ..life import Lives, SlimModel
+from ..show import contact_sheet, draw
+from ..show.html import Section, figure, heading, note, paragraph, save_page, table
+from .cache import LessonCache
+
+__all__ = ["agreements", "write_report"]
+
+BUDGETS = (1.0, 0.8, 0.6, 0.45)
+_MAPS = 12
+
+
+def write_report(
+    path: Path,
+    model: SlimModel,
+    held_out: LessonCache,
+    preprocess: Preprocess,
+    metrics: Path,
+    summary: dict[str, Any],
+) -> Path:
+    """Write the page; ``held_out`` are photos that nothing was learned from."""
+    sections: list[Section] = [
+        paragraph(
+            f"Lives learned from {summary['photos']} photos, without labels unless they were asked for, in "
+            f"{summary['seconds']:.0f} s. {len(summary['skipped'])} photos could not be read."
+        ),
+        heading("Learning"),
+        *[figure(picture, caption, lossless=True) for picture, caption in _curves(metrics)],
+    ]
+    if len(held_out):
+        rows = agreements(model, held_out)
+        sections += [
+            heading("Against the dense model"),
+            table(
+                ["budget", "FLOPs", "same answer as dense", "KL, nats"],
+                [[f"{b:g}", f"{spent:.3f}", f"{100 * same:.1f} %", f"{kl:.3f}"] for b, spent, same, kl in rows],
+                f"{len(held_out)} photos that nothing was learned from; labels are not needed for this",
+            ),
+            heading("Lives"),
+            *_lives(model, held_out, preprocess),
+        ]
+    sections.append(note(json.dumps(summary["config"] | summary["conditions"])))
+    return save_page(path, "What was learned about lives", sections)
+
+
+@torch.no_grad()
+def agreements(model: SlimModel, held_out: LessonCache) -> list[tuple[float, float, float, float]]:
+    """(budget, fraction of the dense FLOPs, fraction of equal answers, mean KL divergence) in fixed mode."""
+    lesson, embedded = _lesson(model, held_out)
+    expected = lesson.logits.log_softmax(dim=1)
+    before, rows = model.config, []
+    for budget in BUDGETS:
+        try:
+            model.set_mode("fixed").set_budget(budget)
+        except ConfigError:  # a late start block cannot save that much
+            continue
+        answer = model.resume(lesson.tokens, embedded).float().log_softmax(dim=1)
+        same = (answer.argmax(dim=1) == expected.argmax(dim=1)).double().mean().item()
+        divergence = (expected.exp() * (expected - answer)).sum(dim=1).mean().item()
+        cost = model.cost()
+        rows.append((budget, cost.total(model.schedule().survivors) / cost.dense, same, divergence))
+    model.set_mode(before.mode).set_budget(before.budget)
+    return rows
+
+
+def _lesson(model: SlimModel, held_out: LessonCache) -> tuple[Any, Any]:
+    """All lessons of some photos, and what an embedding says besides tokens, on the model's device."""
+    reference, backbone = next(model.backbone.parameters()), model.backbone
+    lesson = held_out.lessons(range(len(held_out)))
+    embedded = backbone.embed(reference.new_zeros(1, backbone.channels, *backbone.image_size))
+    return type(lesson)(*(values.to(reference.device) for values in lesson)), embedded
+
+
+@torch.no_grad()
+def _lives(model: SlimModel, held_out: LessonCache, preprocess: Preprocess) -> list[Section]:
+    lesson, embedded = _lesson(model, held_out)
+    lives = model.decide(lesson.tokens, embedded).lives()
+    shown = range(min(_MAPS, len(held_out)))
+    tiles: list[tuple[Image.Image, str]] = []
+    for image in shown:
+        path = held_out.photos[image].path
+        tiles.append((draw(path, lives[image], preprocess=preprocess, width=220, legend=False), path.name))
+    picture = _histogram(model, lesson.tokens, embedded)
+    return [
+        figure(
+            picture,
+            "How much each patch's life is worth to its image, by mode: the share of patches that outlive each block",
+            lossless=True,
+        ),
+        figure(contact_sheet(tiles, columns=4), f"Life maps at budget {model.config.budget:g}: dark patches die first"),
+    ]
+
+
+def _histogram(model: SlimModel, tokens: torch.Tensor, embedded: Any) -> Image.Image:
+    """Survivors of every block: their spread over the photos in adaptive mode, the one number of fixed mode."""
+    before = model.config
+    adaptive: Lives = model.set_mode("adaptive").decide(tokens, embedded).lives()
+    fixed = model.set_mode("fixed").decide(tokens, embedded).lives()
+    model.set_mode(before.mode)
+    axes, figure_ = _axes()
+    blocks = list(range(fixed.depth))
+    axes.boxplot(adaptive.survivors.cpu().T.tolist(), positions=blocks, showfliers=False)
+    axes.plot(blocks, fixed.survivors[0].tolist(), "o", label="fixed mode")
+    axes.set(xlabel="block", ylabel="patches that enter it", title="Survivors (boxes: adaptive mode, over photos)")
+    axes.legend(frameon=False)
+    return _rendered(figure_)
+
+
+def _curves(metrics: Path) -> list[tuple[Image.Image, str]]:
+    """A loss curve for each stage."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    pictures = []
+    for stage in dict.fromkeys(line["stage"] for line in lines):
+        rows = [line for line in lines if line["stage"] == stage]
+        axes, figure_ = _axes()
+        names = [name for name in ("loss", "worth", "kinship") if name in rows[0]]
+        for name in names:
+            axes.plot([row["epoch"] for row in rows], _smooth([row[name] for row in rows]), label=name)
+        axes.set(xlabel="epoch", title=stage, yscale="log")
+        axes.legend(frameon=False)
+        pictures.append((_rendered(figure_), f"{stage}: {len(rows)} steps, running mean of 20"))
+    return pictures
+
+
+def _smooth(values: Sequence[float], over: int = 20) -> list[float]:
+    return [sum(values[max(0, i - over + 1) : i + 1]) / min(i + 1, over) for i in range(len(values))]
+
+
+def _axes() -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+
+    figure_ = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure_)
+    axes = figure_.add_subplot()
+    axes.grid(alpha=0.3)
+    return axes, figure_
+
+
+def _rendered(figure_: Any) -> Image.Image:
+    stream = io.BytesIO()
+    figure_.savefig(stream, format="png")
+    return Image.open(stream).convert("RGB")
