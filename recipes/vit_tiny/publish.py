@@ -1,0 +1,24 @@
+"""Copy a fitted adapter so that it can be committed: it keeps its backbone's name and checksum, not its local path.
+
+python recipes/vit_tiny/publish.py FITTED CHECKPOINT PUBLISHED
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from patchlife.config import ModelConfig
+from patchlife.models import open_model
+
+
+def main(fitted: str, checkpoint: str, published: str) -> None:
+    model = open_model(ModelConfig(fitted, checkpoint=Path(checkpoint))).model
+    assert model.origin is not None
+    model.origin = replace(model.origin, checkpoint=None)
+    model.save(published)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

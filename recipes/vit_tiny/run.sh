@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Track 1: lives of ViT-Tiny/16-224 on ImageNet-1k, fitted without labels on photos of 20 of its classes and of
+# Caltech-101, reported on photos of those 20 classes and of all 1000. About 20 minutes on two idle CPU cores.
+#
+#   recipes/vit_tiny/run.sh SHARED OUT      SHARED holds weights/ and data/, see ../shared/README.md
+set -euo pipefail
+shared=$1 out=$2
+weights=$shared/weights/vit_tiny_patch16_224.safetensors
+photos=("$shared/data/in20/train" "$shared/data/caltech101/train")
+learn=(--photos 4000 --cache "$out/cache")
+export OMP_WAIT_POLICY=PASSIVE
+
+# stage 1: the head alone
+patchlife fit vit_tiny_patch16_224 "${photos[@]}" --checkpoint "$weights" "${learn[@]}" --out "$out/head"
+
+# stage 2, from that head: low rank, merged when loaded; and all weights from the start block on
+for how in adapter full; do
+  patchlife fit "$out/head" "${photos[@]}" --checkpoint "$weights" "${learn[@]}" --epochs 0 \
+    --finetune "$how" --finetune-epochs 2 --out "$out/$how"
+done
+
+for model in head adapter full; do
+  for set in in1k-samples in20/val; do
+    patchlife eval "$out/$model" "$shared/data/$set" --checkpoint "$weights" --budgets 0.8,0.61,0.5,0.45 \
+      --modes fixed,adaptive --out "$out/$model-${set//\//-}.json"
+  done
+done
