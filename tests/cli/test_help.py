@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
-import time
 from typing import get_type_hints
 
 import pytest
@@ -34,12 +34,13 @@ def test_nothing_heavy_is_imported():
 
 @pytest.mark.parametrize("argv", [["--help"], ["predict", "--help"], ["predict", "m", "p", "--top", "x"]])
 def test_the_answer_comes_within_half_a_second(argv):
-    def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "patchlife", *argv], capture_output=True, check=False)
-        return time.perf_counter() - start
+    def seconds() -> float:  # of work: the machine may be busy with other things, too
+        times = os.times()
+        return times.children_user + times.children_system
 
-    assert min(seconds() for _ in range(3)) < 0.5  # the fastest of three: others may be using the machine
+    before = seconds()
+    subprocess.run([sys.executable, "-m", "patchlife", *argv], capture_output=True, check=False)
+    assert seconds() - before < 0.5
 
 
 def configs(config: type) -> set[type]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..config import DemoConfig, ModelConfig
+from ..config import DemoConfig, LifeConfig, ModelConfig
 from ..errors import ImageError
 from ..files import write_atomic
 from ..images import list_photos, load_batches, read_photo
@@ -43,8 +43,7 @@ def run(config: DemoConfig) -> int:
     findings = investigate(ready, photos, config)
     say(f"drawing the lives of {len(photos)} photos")
     report = _write(findings, ready, config.out)
-    print(_text(*_main_table(findings)))
-    print(f"\n{_text(*_trade_off_table(findings))}\n\nopen {report.absolute()}")
+    print(f"{_text(*_outcome_table(findings))}\n\n{_text(*_time_table(findings))}\n\nopen {report.absolute()}")
     return 0
 
 
@@ -101,12 +100,16 @@ def investigate(ready: ReadyModel, photos: Sequence[Path], config: DemoConfig) -
     slimmed = answer_all(ready, photos, config)
     model.set_budget(1.0)
     dense = answer_all(ready, photos, config)
-    outcomes = [outcome_of(_DENSE, dense, dense, ready), outcome_of(_SLIMMED, slimmed, dense, ready)]
+    outcomes = [outcome_of(_DENSE, dense, dense, ready), outcome_of(_name(asked), slimmed, dense, ready)]
     for budget in BUDGETS if asked.survivors else [b for b in BUDGETS if b != asked.budget]:
         model.set_budget(budget)
         found = answer_all(ready, photos, config)
         outcomes.append(outcome_of(f"budget {budget:g}", found, dense, ready))
     return Findings(settings, outcomes, timings, slimmed)
+
+
+def _name(asked: LifeConfig) -> str:
+    return f"{_SLIMMED}, " + ("own schedule" if asked.survivors else f"budget {asked.budget:g}")
 
 
 def answer_all(ready: ReadyModel, photos: Sequence[Path], config: DemoConfig) -> list[Answer]:
@@ -154,22 +157,19 @@ def _classes(found: Sequence[Answer]) -> list[int]:
 # ---- tables
 
 
-def _main_table(findings: Findings) -> Table:
-    """Dense against slimmed: what it says, what it costs, how long it takes."""
-    columns = ["model", "top-1", "as dense", "GFLOPs", "of dense"]
-    rows = [outcome.cells() for outcome in findings.outcomes[:2]]
-    for size, timing in findings.timings.items():
-        columns += [f"batch {size}", "speed-up"]
-        for row in rows:
-            row.append(f"{1000 * timing.seconds[row[0]].median:.1f} ms")
-            row.append("" if row[0] == _DENSE else timing.verdict(row[0]))
-    return columns, rows
-
-
-def _trade_off_table(findings: Findings) -> Table:
-    """Every budget, dearest first."""
-    columns = ["one set of weights", "top-1", "as dense", "GFLOPs", "of dense"]
+def _outcome_table(findings: Findings) -> Table:
+    """What it says and what that costs, dearest first."""
+    columns = ["model", "top-1", "same as dense", "GFLOPs", "of dense"]
     return columns, [outcome.cells() for outcome in sorted(findings.outcomes, key=lambda o: -o.flops)]
+
+
+def _time_table(findings: Findings) -> Table:
+    """How long it takes."""
+    rows = []
+    for size, timing in findings.timings.items():
+        dense, slimmed = (f"{1000 * timing.seconds[name].median:.1f} ms" for name in (_DENSE, _SLIMMED))
+        rows.append([str(size), dense, slimmed, timing.verdict(_SLIMMED)])
+    return ["batch", _DENSE, _SLIMMED, "speed-up"], rows
 
 
 def _text(columns: list[str], rows: list[list[str]]) -> str:
@@ -190,7 +190,7 @@ def _contact_sheet(ready: ReadyModel, found: Sequence[Answer]) -> Image.Image:
     for answer, said, true in zip(found, _classes(found), truth, strict=True):
         text = caption(ready, answer) + ("" if said == true else f", not {ready.labels.names[true]}")
         tiles.append((tile(read_photo(answer.path), ready, answer), text))
-    return contact_sheet(tiles, width=150)
+    return contact_sheet(tiles, columns=8, width=150)
 
 
 def _strips(ready: ReadyModel, found: Sequence[Answer]) -> Image.Image:
@@ -222,15 +222,13 @@ def _write(findings: Findings, ready: ReadyModel, folder: Path) -> Path:
                 f"Transformer each of them lives. Here is the embedded model ({ready.name}) on {photos} photos that "
                 "it was not trained on, dense and slimmed."
             ),
-            table(*_main_table(findings), caption=f"Slimmed: {findings.settings}.", marked=1),
+            table(*_outcome_table(findings), caption=_chance(photos)),
+            paragraph("One set of weights: the budget is set at run time, and nothing is trained again."),
+            heading("How long it takes"),
+            table(*_time_table(findings), caption=f"Slimmed: {findings.settings}."),
             note(_conditions(findings)),
             heading("Who is still alive"),
             figure(strips, "The patches that enter five blocks; in night blue those that are dead by then."),
-            heading("One set of weights, any budget"),
-            paragraph("The budget is set at run time; nothing is trained again."),
-            table(
-                *_trade_off_table(findings), caption=f"Top-1 of {photos} photos: one photo is {100 / photos:g} points."
-            ),
             heading("All photos"),
             figure(sheet, "Life maps: the brighter, the longer a patch lives. Captions: what the slimmed model says."),
             heading("Your own photos"),
@@ -246,6 +244,10 @@ def _numbers(findings: Findings) -> dict[str, object]:
         "outcomes": [asdict(outcome) for outcome in findings.outcomes],
         "timings": timings,
     }
+
+
+def _chance(photos: int) -> str:
+    return f"Top-1 of {photos} photos: one photo is {100 / photos:.1f} points, and a few of them are chance."
 
 
 def _conditions(findings: Findings) -> str:
