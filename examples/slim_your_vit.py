@@ -26,7 +26,7 @@ def main(photo_path: str, checkpoint: str | None = None) -> None:
     with torch.inference_mode():
         for budget in (1.0, 0.8, 0.6, 0.45):
             logits = model.set_budget(budget)(images)
-            print(f"budget {budget:.2f}: class {logits.argmax().item()}, patches entering each block: {model.schedule()}")
+            print(f"budget {budget:.2f}: class {logits.argmax().item()}, patches in each block: {model.schedule()}")
 
     patchlife.draw(photo, model.lives(images), preprocess=preprocess).save("lives.png")
     model.save("my-adapter")

@@ -34,6 +34,7 @@ def row(ready, path: Path) -> Image.Image:
 
 
 def main(weights: str, photos: str, adapter: str) -> None:
+    """Write lives.png beside this file."""
     ready = open_model(ModelConfig(adapter, checkpoint=Path(weights), life={"budget": BUDGET}))
     rows = [row(ready, Path(photos) / name) for name in PHOTOS]
     page = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")

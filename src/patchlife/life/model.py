@@ -197,13 +197,13 @@ class SlimModel(nn.Module):
             raise
 
     def _solve(self, cost: Cost) -> Schedule:
-        wanted = self.config.survivors
-        if wanted is not None:
-            if len(wanted) != cost.depth or wanted[0] != cost.patches:
+        asked = self.config.survivors
+        if asked is not None:
+            if len(asked) != cost.depth or asked[0] != cost.patches:
                 raise ConfigError(
-                    f"survivors must be {cost.depth} numbers that begin with {cost.patches}, got {len(wanted)}: {wanted}"
+                    f"survivors must be {cost.depth} numbers that begin with {cost.patches}, got {len(asked)}: {asked}"
                 )
-            return Schedule(wanted, self.start)
+            return Schedule(asked, self.start)
         if self.config.mode == "adaptive" and self.calibration is not None:
             return self.calibration.solve(cost, self.config.budget, self.start, self.drops)
         return solve(cost, self.config.budget, self.start, self.drops)
