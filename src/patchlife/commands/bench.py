@@ -84,8 +84,9 @@ def _judge(
     photos: Sequence[Path],
     truth: Sequence[int],
 ) -> None:
+    from tqdm import tqdm
+
     from ..measure.compare import judge
-    from .common import progress
 
     say(f"judging on {len(photos)} photos")
     result.accuracy, unread = judge(
@@ -95,7 +96,7 @@ def _judge(
         photos,
         truth,
         ready.preprocess,
-        watch=lambda batches, total: iter(progress(batches, total, None)),
+        watch=lambda batches, total: iter(tqdm(batches, total=total, unit="batch", disable=not sys.stderr.isatty())),
     )
     result.data = {"folder": str(config.data), "photos": len(photos), "unreadable": unread}
 
