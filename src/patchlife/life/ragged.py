@@ -1,7 +1,7 @@
 """Adaptive mode: each image keeps its own number of patches, and none is padded.
 
 The tokens of all images lie in one packed row, image after image. Everything but attention works on tokens one
-by one, so norms, linears and MLPs run on the packed row as they are; attention runs per image on its own piece.
+by one, so norms, linears and MLPs run on the packed row as they are; attention runs per image (see `packed.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..backbones import Attend, Backbone, sdpa
+from ..backbones import Backbone
 from .fixed import reorder
 from .heirs import log_size
+from .packed import packed_attention
 from .plan import Plan
 
 __all__ = ["Stage", "run_ragged", "stages"]
@@ -46,9 +47,7 @@ def stages(plan: Plan, prefix: int) -> list[Stage]:
     counts = plan.survivors().cpu()
     batch, patches = plan.order.shape
     device, start = plan.order.device, plan.schedule.start
-    changes = [
-        b for b in range(start + 1, counts.shape[1]) if not torch.equal(counts[:, b], counts[:, b - 1])
-    ]
+    changes = [b for b in range(start + 1, counts.shape[1]) if not torch.equal(counts[:, b], counts[:, b - 1])]
     before = torch.full((batch,), patches)
     result = []
     for first, end in pairwise([start, *changes, counts.shape[1]]):
@@ -60,9 +59,7 @@ def stages(plan: Plan, prefix: int) -> list[Stage]:
             image, rank = dying // (prefix + patches), dying % (prefix + patches) - prefix
             heirs = image * (prefix + patches) + prefix + plan.heirs.cpu()[image, rank]
         offsets = (0, *(prefix + after).cumsum(0).tolist())
-        result.append(
-            Stage(range(first, end), taking_part.to(device), offsets, dying.to(device), heirs.to(device))
-        )
+        result.append(Stage(range(first, end), taking_part.to(device), offsets, dying.to(device), heirs.to(device)))
         before = after
     return result
 
@@ -89,12 +86,11 @@ def run_ragged(
         if size is not None and len(stage.dying):
             _inherit(rows, size, stage)
         x = rows[stage.tokens]
-        attend = _per_image(stage.offsets, None if size is None else log_size(size[stage.tokens]).to(x.dtype))
+        bias = None if size is None else log_size(size[stage.tokens]).to(x.dtype)
+        attend = packed_attention(stage.offsets, bias, x)
         table = None
         for index in stage.blocks:
-            if rope is not None and (
-                table is None or rope.shape[0] > 1
-            ):  # some models rotate each block differently
+            if rope is not None and (table is None or rope.shape[0] > 1):  # some models rotate each block differently
                 table = backbone.token_rope(rope, index)
                 table = None if table is None else table.flatten(0, 1)[stage.tokens]
             x = backbone.block_with(index, x, attend, table)
@@ -109,19 +105,3 @@ def _inherit(rows: Float[Tensor, "all dim"], size: Float[Tensor, "all"], stage: 
     size.index_add_(0, stage.heirs, size[stage.dying])
     heirs = stage.heirs
     rows[heirs] = mass[heirs] / size[heirs, None].to(rows.dtype)
-
-
-def _per_image(offsets: tuple[int, ...], bias: Float[Tensor, "packed"] | None) -> Attend:
-    """Fused attention on each image's own piece of the packed tokens; ``bias`` is added per key."""
-    pieces = [slice(a, b) for a, b in pairwise(offsets)]
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if not pieces:  # an empty batch
-            return v
-        if bias is None:
-            return torch.cat([sdpa(q[None, p], k[None, p], v[None, p])[0] for p in pieces])
-        return torch.cat(
-            [sdpa(q[None, p], k[None, p], v[None, p], bias[None, None, None, p])[0] for p in pieces]
-        )
-
-    return attend

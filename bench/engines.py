@@ -1,0 +1,182 @@
+"""What exporting is worth: slimmed against dense in the same engine, int8 on top, accuracy kept, adaptive's memory.
+
+    python bench/engines.py --checkpoint vit_tiny.safetensors --data in20/val --adapter my-adapter \
+        --out results/engines_cpu.json                                   # about 15 minutes on 2 cores, idle
+    python bench/engines.py --model vit_tiny_patch16_224 --batches 1 --rounds 5   # a first look
+
+Speeds are measured with random weights, contestants taking turns in one run. Accuracy is measured where a ViT-Tiny
+checkpoint and labelled photos (a folder for each class) are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve shared cores
+
+import numpy as np
+import timm
+import torch
+
+from patchlife import LifeConfig, SlimModel, __version__, wrap
+from patchlife.commands.export import prepared_photos
+from patchlife.config import ModelConfig
+from patchlife.deploy import Engine
+from patchlife.deploy.describe import describe
+from patchlife.deploy.exportable import exportable
+from patchlife.deploy.exporting import built
+from patchlife.deploy.parity import sample_images
+from patchlife.deploy.runners import open_runner
+from patchlife.files import write_atomic
+from patchlife.images import list_photos
+from patchlife.measure.memory import peak_bytes
+from patchlife.measure.timing import Timing, alternate, conditions
+from patchlife.models import ReadyModel, open_model
+
+KINDS = {"onnx": ("fp32", "int8-dynamic", "int8-static"), "openvino": ("fp32", "int8-static")}
+TIME_AT_MOST = {"onnx": 0.53, "openvino": 0.54}  # slimmed over dense, float32
+INT8_AT_LEAST = 3.0  # times as fast as dense float32, ONNX Runtime
+DROP_AT_MOST = 1.0  # points of top-1 that int8 loses beyond the float32 slimmed model
+MEMORY_AT_MOST = 1.1  # adaptive over fixed, batch 64
+
+
+def engine_of(model: SlimModel, kind: Any, precision: str, calibration: torch.Tensor, threads: int) -> Engine:
+    """``model`` in an engine. Not compared with the model: weights may be random, where int8 agrees with nobody."""
+    about = describe(model, kind, precision=precision)
+    content = built(exportable(model), about, calibration)
+    return Engine(open_runner(kind, content, threads), about)
+
+
+def speeds(name: str, budget: float, batches: list[int], rounds: int, patience: float, threads: int) -> list[Timing]:
+    """For each engine and batch size: dense float32 first, then everything else, by turns."""
+    vit = timm.create_model(name).eval()
+    models = {
+        "dense": wrap(vit, LifeConfig(budget=1.0)),
+        "slimmed": wrap(vit, LifeConfig(budget=budget)),
+        "slimmed, no heirs": wrap(vit, LifeConfig(budget=budget, heirs=False)),
+    }
+    images, timings = sample_images(8, 3, models["dense"].backbone.image_size), []
+    for kind, precisions in KINDS.items():
+        runs = {}
+        for precision in precisions:
+            for what, model in models.items():
+                runs[f"{what}, {precision}"] = engine_of(model, kind, precision, images, threads)
+        for batch in batches:
+            draw = np.random.default_rng(0).standard_normal((batch, *images.shape[1:]), np.float32)
+            about = {"model": name, "engine": kind, "batch": batch, "budget": budget}
+            about["schedule"] = str(models["slimmed"].schedule())
+            contest = {label: partial(run, draw) for label, run in runs.items()}
+            timings.append(alternate(contest, rounds=rounds, patience=patience, about=about))
+    return timings
+
+
+def accuracy(ready: ReadyModel, data: Path, calibration: Path | None, limit: int, threads: int) -> list[dict]:
+    """Top-1 of the slimmed model in each engine and precision; int8 is calibrated on other photos where given."""
+    photos, images = prepared_photos(ready, list_photos([str(data)]), limit)
+    truth = np.array(ready.labels.classes_of(photos))
+    quiet = images[::16] if calibration is None else prepared_photos(ready, list_photos([str(calibration)]), 128)[1]
+    rows = []
+    for kind, precisions in KINDS.items():
+        for precision in precisions:
+            engine = engine_of(ready.model, kind, precision, quiet, threads)
+            found = np.concatenate([engine(batch.numpy()).logits.argmax(1) for batch in images.split(16)])
+            rows.append({"engine": kind, "precision": precision, "photos": len(photos)})
+            rows[-1] |= {"top1": round(100 * float((found == truth).mean()), 2)}
+    return rows
+
+
+def memory(name: str, budget: float, batch: int = 64) -> dict[str, float]:
+    """Peak bytes of activations, adaptive and fixed, at the same mean budget."""
+    model = wrap(timm.create_model(name).eval(), LifeConfig(budget=budget))
+    images = sample_images(batch, 3, model.backbone.image_size)
+    with torch.inference_mode():
+        fixed = peak_bytes(lambda: model(images))
+        model.calibrate([images]).set_mode("adaptive")
+        return {"fixed": fixed, "adaptive": peak_bytes(lambda: model(images))}
+
+
+def verdicts(timings: list[Timing], rows: list[dict], peaks: dict[str, float]) -> list[dict]:
+    """Each target of the issue and what was measured; null where it takes a GPU or photos that are not there."""
+    found = []
+    for timing in timings:
+        kind, batch = timing.conditions["engine"], timing.conditions["batch"]
+        for what in ("slimmed", "slimmed, no heirs"):
+            share = round(1 / timing.ratios[f"{what}, fp32"].median, 3)
+            target = TIME_AT_MOST[kind]
+            said = f"{kind} fp32, {what}, time over dense, batch {batch}"
+            found.append({"what": said, "target": f"<= {target}", "measured": share, "met": share <= target})
+        for precision in KINDS["onnx"][1:] if kind == "onnx" else ():
+            times = round(timing.ratios[f"slimmed, {precision}"].median, 2)
+            said = f"onnx {precision} + slimmed, speed over dense fp32, batch {batch}"
+            found.append(
+                {"what": said, "target": f">= {INT8_AT_LEAST}", "measured": times, "met": times >= INT8_AT_LEAST}
+            )
+    for kind in KINDS:
+        of_kind = {row["precision"]: row["top1"] for row in rows if row["engine"] == kind}
+        for precision in KINDS[kind][1:]:
+            drop = round(of_kind["fp32"] - of_kind[precision], 2) if of_kind else None
+            said, met = f"{kind} {precision}: points of top-1 lost", None if drop is None else drop <= DROP_AT_MOST
+            found.append({"what": said, "target": f"<= {DROP_AT_MOST}", "measured": drop, "met": met})
+    share = round(peaks["adaptive"] / peaks["fixed"], 3)
+    said = "peak memory of activations, adaptive over fixed, batch 64"
+    found.append({"what": said, "target": f"<= {MEMORY_AT_MOST}", "measured": share, "met": share <= MEMORY_AT_MOST})
+    found.append({"what": "adaptive over fixed, GPU bf16 batch 64", "target": ">= 0.95", "measured": None, "met": None})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="deit_small_patch16_224")
+    parser.add_argument("--budget", type=float, default=0.5)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds for each engine and batch size")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--checkpoint", type=Path, help="of vit_tiny_patch16_224, for accuracy")
+    parser.add_argument("--adapter", help="of the same model; the training-free rule if not given")
+    parser.add_argument("--accuracy-budget", type=float, default=0.61)
+    parser.add_argument("--data", type=Path, help="labelled photos, for accuracy")
+    parser.add_argument("--calibration", type=Path, help="other photos, for int8")
+    parser.add_argument("--limit", type=int, default=1000, help="photos of them at most")
+    parser.add_argument("--out", type=Path)
+    told = parser.parse_args()
+    torch.set_num_threads(told.threads)
+    rows: list[dict] = []
+    if told.checkpoint and told.data:
+        life = {"budget": told.accuracy_budget}
+        config = ModelConfig(told.adapter or "vit_tiny_patch16_224", told.checkpoint, life=life)
+        rows = accuracy(open_model(config), told.data, told.calibration, told.limit, told.threads)
+    timings = speeds(told.model, told.budget, told.batches, told.rounds, told.patience, told.threads)
+    peaks = memory(told.model, told.budget)
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(told).items()}
+    versions = {name: describe_version(name) for name in ("onnxruntime", "onnx", "onnxscript", "openvino", "nncf")}
+    result = {
+        "conditions": {**conditions("cpu"), **versions, "patchlife": __version__, "settings": settings},
+        "targets": verdicts(timings, rows, peaks),
+        "accuracy": rows,
+        "peak_bytes": peaks,
+        "timings": [timing.to_dict() for timing in timings],
+    }
+    for line in result["targets"]:
+        print(f"{line['what']}: {line['measured']} (target {line['target']})")
+    if told.out:
+        told.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(told.out, json.dumps(result, indent=1) + "\n")
+
+
+def describe_version(package: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()
