@@ -29,7 +29,7 @@ class LearnConfig:
         learning_rate: Peak of stage 1, reached after a short warm-up and annealed to zero along a cosine.
         finetune: Stage 2: none, adapter (low rank, merged when loaded) or full (every weight from the start block on).
         finetune_epochs: Passes of stage 2.
-        finetune_learning_rate: Peak of stage 2; 5e-4 for an adapter and 5e-5 for full if not given.
+        finetune_learning_rate: Peak of stage 2; 1e-3 for an adapter and 1e-4 for full if not given.
         rank: Rank of the adapter's change to each weight matrix.
         label_weight: Share of the labels in stage 2's loss, in [0, 1]; the rest is the teacher.
         lowest_budget: Stage 2 draws a budget between this and 1 at every step.
@@ -76,7 +76,7 @@ class LearnConfig:
         """The peak of stage 2, with its default filled in."""
         if self.finetune_learning_rate is not None:
             return self.finetune_learning_rate
-        return 5e-5 if self.finetune == "full" else 5e-4
+        return 1e-4 if self.finetune == "full" else 1e-3
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
