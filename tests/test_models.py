@@ -183,9 +183,16 @@ def test_an_adapter_with_a_flipped_byte(file, adapter):
 
 
 def test_a_folder_that_is_no_adapter(tmp_path):
-    for folder in (tmp_path, tmp_path / "none", Path("./none")):
-        with pytest.raises(AdapterError, match="is not a patchlife adapter: it has no adapter.json"):
-            open_model(ModelConfig(str(folder) if folder.is_absolute() else "./none"))
+    for folder in (tmp_path, f"{tmp_path}/none", "./none"):
+        with pytest.raises(AdapterError, match=r"is not a patchlife adapter: it has no adapter\.json"):
+            open_model(ModelConfig(str(folder)))
+
+
+def test_a_folder_beside_a_timm_name_does_not_hide_it(adapter, vit_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).mkdir()
+    assert open_model(ModelConfig(NAME, checkpoint=vit_file)).model.config.budget == 0.6
+    assert open_model(ModelConfig("adapter")).model.config.budget == 0.7
 
 
 # ---- demo
@@ -206,7 +213,7 @@ def test_the_embedded_model_is_checked(tmp_path, monkeypatch):
     content = bytearray((tmp_path / "model.safetensors").read_bytes())
     content[-100] ^= 4
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="is damaged: its sha256 is not the one in model.json; reinstall"):
+    with pytest.raises(CheckpointError, match=r"is damaged: its sha256 is not the one in model\.json; reinstall"):
         open_model(ModelConfig("demo"))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="is incomplete"):

@@ -149,8 +149,11 @@ def _open_demo(config: ModelConfig) -> SlimModel:
 
 
 def _is_folder(model: str) -> bool:
-    """A path, or the name of a folder that lies here; timm's names have no separators."""
-    return Path(model).is_dir() or Path(model).name != model
+    """A path, or a folder that lies here; timm's names have no separators, and win over folders of other things."""
+    folder = Path(model)
+    if folder.name != model or (folder / "adapter.json").is_file():
+        return True
+    return folder.is_dir() and not timm.is_model(model)
 
 
 def _built(name: str, config: ModelConfig) -> tuple[Any, Origin]:
@@ -217,6 +220,7 @@ def _labels_of(vit: Any, path: Path | None) -> Labels:
     """What the user says they are called, or the model itself, or ImageNet."""
     if path:
         return read_labels(path, vit.num_classes)
-    if names := vit.pretrained_cfg.get("label_names"):
+    names = vit.pretrained_cfg.get("label_names") or ()
+    if vit.num_classes and len(names) == vit.num_classes:
         return Labels(tuple(names))
     return imagenet_labels() if vit.num_classes == 1000 else numbered_labels(vit.num_classes)
