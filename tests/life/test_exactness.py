@@ -92,6 +92,18 @@ def test_the_reference_hides_the_dead() -> None:
     assert far_apart(vit(images), vit(changed))
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", [*FEW, "residual-post-norm", "grouped-queries", "parallel-scaling"])
+def test_float64(name: str, way: str) -> None:
+    """What is left of the differences to the reference is rounding: they vanish with it."""
+    model, images = slim(name, way, fresh(name).double(), drops=(2, 4)), photos(name).double()
+    lives = model.lives(images)
+    assert_some_die(lives, way)
+    logits, features = masked(model, images, lives)
+    assert_close(model(images), logits, 1e-12)
+    assert_close(model.forward_features(images), features, 1e-12)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16(name: str) -> None:
     """Against the reference in bf16 under the same plan, ours is off by what rounding costs, not more."""
