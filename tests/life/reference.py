@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from patchlife import Lives, SlimModel
+from patchlife import Lives, Plan, SlimModel
 from patchlife.life import LifeHead
 from patchlife.life.heads import Opinion
 from patchlife.life.heirs import BIAS
@@ -42,8 +42,8 @@ class Mortality:
     ``life`` is (batch, patches) in blocks. Tokens that enter block ``start`` say who resembles whom.
     """
 
-    def __init__(self, life: Tensor, prefix: int, start: int, heirs: bool) -> None:
-        self.life, self.prefix, self.start, self.heirs = life, prefix, start, heirs
+    def __init__(self, life: Tensor, prefix: int, start: int, heirs: bool, named: Tensor | None) -> None:
+        self.life, self.prefix, self.start, self.heirs, self.named = life, prefix, start, heirs, named
         self.size = torch.ones_like(life)
 
     def before(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,11 +64,17 @@ class Mortality:
         dying = (life <= index) & ((life > index - 1) | (index == self.start))
         mass, grown = patches * size[:, None].to(patches.dtype), size.clone()
         for patch in dying.nonzero().flatten():
-            heir = self.similarity[image, patch].masked_fill(~alive, -torch.inf).argmax()
+            heir = self.heir_of(image, patch, alive)
             mass = mass.index_add(0, heir[None], mass[patch][None])
             grown[heir] += size[patch]
         self.size[image] = grown
         return torch.where((grown > size)[:, None], mass / grown[:, None].to(mass.dtype), patches)
+
+    def heir_of(self, image: int, patch: Tensor, alive: Tensor) -> Tensor:
+        """The most similar patch that lives on, unless heirs were named."""
+        if self.named is not None:
+            return self.named[image, patch]
+        return self.similarity[image, patch].masked_fill(~alive, -torch.inf).argmax()
 
     def with_prefix(self, value: Tensor, of_prefix: float) -> Tensor:
         """``value`` (batch, patches) with a constant in front for the tokens that never die."""
@@ -76,9 +82,11 @@ class Mortality:
 
 
 @contextmanager
-def mortal(vit: nn.Module, life: Tensor, start: int = 0, heirs: bool = False) -> Iterator[None]:
+def mortal(
+    vit: nn.Module, life: Tensor, start: int = 0, heirs: bool = False, named: Tensor | None = None
+) -> Iterator[None]:
     """Within it, a patch takes part in block ``l`` of ``vit`` only while ``l < life`` (batch, patches)."""
-    deaths = Mortality(life, vit.num_prefix_tokens, start, heirs)
+    deaths = Mortality(life, vit.num_prefix_tokens, start, heirs, named)
     handles = []
     for index, block in enumerate(vit.blocks):
         alive = deaths.with_prefix(life > index, True)[..., None]
@@ -99,10 +107,15 @@ def mortal(vit: nn.Module, life: Tensor, start: int = 0, heirs: bool = False) ->
             handle.remove()
 
 
-def masked(model: SlimModel, images: Tensor, lives: Lives) -> tuple[Tensor, Tensor]:
-    """(logits, features in grid order) of ``model``'s backbone when its patches die as ``lives`` says."""
-    vit = model.backbone.vit
-    with mortal(vit, lives.life, model.start, model.config.heirs):
+def masked(model: SlimModel, images: Tensor, lives: Lives, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
+    """(logits, features in grid order) of ``model``'s backbone when its patches die as ``lives`` says.
+
+    A ``plan`` names the heirs too, where similarities are so coarse that ties decide who inherits.
+    """
+    vit, named = model.backbone.vit, None
+    if plan is not None and plan.heirs is not None:
+        named = torch.empty_like(plan.order).scatter(1, plan.order, plan.order.gather(1, plan.heirs))
+    with mortal(vit, lives.life, model.start, model.config.heirs, named):
         features = vit.forward_features(images)
     return vit.forward_head(features), features
 
