@@ -30,8 +30,17 @@ def measured(run: Callable[[Tensor], Tensor], images: Tensor) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", FAMILIES)
+def test_stated_dense_flops_are_executed(name: str) -> None:
+    images = photos(name, 1)
+    stated = flops(slim(name), tuple(images.shape[-2:]))
+    assert stated.dense == pytest.approx(measured(built(name), images), rel=WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [(name, way) for name in FAMILIES for way in WAYS if "heirs" in way or name in FEW],
+)
 def test_stated_flops_are_executed(name: str, way: str) -> None:
     images = photos(name, 2)
     size = tuple(images.shape[-2:])
@@ -41,7 +50,6 @@ def test_stated_flops_are_executed(name: str, way: str) -> None:
     each = model.flops_of(lives, size)
     assert sum(each) == pytest.approx(measured(model, images), rel=WITHIN)
     stated = flops(model, size)
-    assert stated.dense * 2 == pytest.approx(measured(built(name), images), rel=WITHIN)
     assert stated.slimmed < 0.9 * stated.dense
     if model.config.mode == "fixed":
         assert each == [stated.slimmed] * 2

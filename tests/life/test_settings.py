@@ -80,7 +80,7 @@ def test_a_config_outlives_json() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", ["vit", "siglip", "dinov3"])
 def test_budgets_change_at_run_time_and_back(name: str, way: str) -> None:
     """At every budget the logits are bit for bit those of a model wrapped for it."""
     model, images = slim(name, way, budget=0.9), photos(name)
