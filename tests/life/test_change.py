@@ -38,9 +38,7 @@ def test_a_whole_change_is_a_delta() -> None:
     vit.blocks[3].mlp.fc1.weight.add_(0.01)
     change = change_of(vit, built("vit"))
     assert list(change) == ["blocks.3.mlp.fc1.weight.delta"]
-    torch.testing.assert_close(
-        merged(built("vit"), change)(photos("vit")), vit(photos("vit")), atol=1e-3, rtol=1e-3
-    )
+    torch.testing.assert_close(merged(built("vit"), change)(photos("vit")), vit(photos("vit")), atol=1e-3, rtol=1e-3)
 
 
 def test_a_change_of_another_model_is_refused() -> None:

@@ -32,9 +32,7 @@ def test_coverage_is_what_a_patch_adds() -> None:
     importance = torch.rand(3, 20).softmax(dim=1)
     kin = F.normalize(torch.randn(3, 20, 6), dim=2)
     gains = added_coverage(importance, kin)
-    torch.testing.assert_close(
-        gains, torch.stack([slowly(*image) for image in zip(importance, kin, strict=True)])
-    )
+    torch.testing.assert_close(gains, torch.stack([slowly(*image) for image in zip(importance, kin, strict=True)]))
     assert (gains.sum(dim=1) <= 1 + 1e-5).all()
 
 
