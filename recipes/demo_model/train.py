@@ -1,0 +1,363 @@
+"""Train the demo's small ViT from scratch, with a ViT-Tiny as the teacher of every token.
+
+The teacher at 224 px / patch 16 and the student at 112 px / patch 8 cut the same crop into the same 14 x 14
+grid, so the student can copy the teacher position by position. README.md beside this file says the rest.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.layers import build_sincos2d_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+CLASSES = (
+    "Faces_easy", "Leopards", "Motorbikes", "airplanes", "bonsai",
+    "car_side", "chandelier", "grand_piano", "ketch", "watch",
+)  # fmt: skip
+ARCHITECTURE = {
+    "img_size": 112, "patch_size": 8, "embed_dim": 112, "depth": 12, "num_heads": 4,
+    "mlp_ratio": 4.0, "qkv_bias": True, "class_token": True, "num_classes": len(CLASSES),
+}  # fmt: skip
+INPUT = {
+    "size": [3, 112, 112],
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+}
+SIZE, TEACHER_SIZE = 112, 224
+TEACHER_DIM = 192
+Photo = tuple[Path, int]  # and its label
+Labelled = tuple[torch.Tensor, torch.Tensor]  # images (B, 3, 112, 112), labels (B,)
+MIDDLE = 7  # the block whose output is distilled besides the last one; the same index in both models
+PHOTOS_PER_CLASS, PHOTO_SIDE, PHOTO_BYTES = 10, 160, 1_400_000
+
+
+def parse_args() -> argparse.Namespace:
+    show_defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=show_defaults)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="Caltech-101 as train/CLASS/*.jpg and test/CLASS/*.jpg")
+    add("--teacher", type=Path, required=True, help="weights of vit_tiny_patch16_224 (safetensors)")
+    add("--out", type=Path, default=Path("runs/demo"), help="cache and checkpoint; a rerun resumes there")
+    add("--assets", type=Path, default=Path("runs/demo/assets"), help="where the finished model goes")
+    add("--views-per-class", type=int, default=600, help="fixed random crops, shared out over its photos")
+    add("--grids", type=int, nargs="+", default=[7] * 8 + [10] + [14] * 2, help="patches a side, by epoch")
+    add("--batch-size", type=int, default=16)
+    add("--lr", type=float, default=1.5e-3)
+    add("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+# ---- photos ----
+
+
+def list_photos(folder: Path) -> list[Photo]:
+    """Every photo of the ten classes with its label, in a fixed order."""
+    names = enumerate(CLASSES)
+    photos = [(path, label) for label, name in names for path in sorted((folder / name).glob("*.jpg"))]
+    if not photos:
+        raise SystemExit(f"no photos in {folder}: expected {folder}/{CLASSES[0]}/*.jpg and nine more classes")
+    return photos
+
+
+def by_class(photos: list[Photo]) -> list[list[Photo]]:
+    return [[photo for photo in photos if photo[1] == label] for label in range(len(CLASSES))]
+
+
+def read(path: Path) -> Image.Image:
+    with Image.open(path) as photo:
+        return photo.convert("RGB")
+
+
+def centre(photo: Image.Image) -> Image.Image:
+    """The evaluation crop: short side to SIZE, then the middle square (crop_pct is 1)."""
+    scale = SIZE / min(photo.size)
+    width, height = (max(SIZE, int(side * scale)) for side in photo.size)
+    left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
+    return photo.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + SIZE, top + SIZE))
+
+
+def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """A crop of 35-100 % of the area with an aspect near 1, as far as the photo allows."""
+    area = width * height * rng.uniform(0.35, 1.0)
+    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    w, h = min(width, np.sqrt(area * aspect)), min(height, np.sqrt(area / aspect))
+    w, h = min(w, h * 4 / 3), min(h, w * 4 / 3)  # a long photo must not be squashed
+    left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+    return left, top, left + w, top + h
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 (..., H, W, 3) to float (..., 3, H, W) with mean = std = 0.5."""
+    return (torch.from_numpy(pixels).movedim(-1, -3).float() / 255 - 0.5) / 0.5
+
+
+# ---- the teacher, seen once ----
+
+
+def load_teacher(path: Path) -> VisionTransformer:
+    teacher = timm.create_model("vit_tiny_patch16_224")
+    teacher.load_state_dict(load_file(path), strict=True)
+    return teacher.eval()
+
+
+def tokens(model: VisionTransformer, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Middle and last (normalised) tokens, the class token first: two (B, 197, dim)."""
+    last, ((patches, prefix),) = model.forward_intermediates(
+        images, indices=[MIDDLE], output_fmt="NLC", return_prefix_tokens=True
+    )
+    return torch.cat([prefix, patches], dim=1), last
+
+
+def build_cache(args: argparse.Namespace, folder: Path) -> None:
+    """Fixed random views of the training photos, and what the teacher makes of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs: list[Photo] = []
+    for photos in by_class(list_photos(args.data / "train")):
+        jobs += (photos * args.views_per_class)[: args.views_per_class]
+    count, teacher, rng = len(jobs), load_teacher(args.teacher), np.random.default_rng(args.seed)
+    views = np.lib.format.open_memmap(folder / "views.npy", "w+", np.uint8, (count, SIZE, SIZE, 3))
+    shape = (2, count, 197, TEACHER_DIM)  # middle, last
+    targets = np.lib.format.open_memmap(folder / "targets.npy", "w+", np.float16, shape)
+    for first in range(0, count, 50):
+        rows, large = range(first, min(first + 50, count)), []
+        for row in rows:
+            photo = read(jobs[row][0])
+            box = random_box(*photo.size, rng)
+            large.append(photo.resize((TEACHER_SIZE, TEACHER_SIZE), Image.Resampling.BICUBIC, box))
+            views[row] = photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box)
+        with torch.inference_mode():
+            middle, last = tokens(teacher, to_tensor(np.stack(large)))
+        targets[0, first : first + 50], targets[1, first : first + 50] = middle.half(), last.half()
+        if first % 500 == 0:
+            print(f"teacher {first}/{count}", flush=True)
+    views.flush(), targets.flush()
+    np.save(folder / "labels.npy", np.array([label for _, label in jobs]))  # last: it says "complete"
+
+
+# ---- the student ----
+
+
+def build_student() -> VisionTransformer:
+    """A plain timm ViT; Xavier weights and sine-cosine positions, since few photos must teach it both."""
+    student = VisionTransformer(**ARCHITECTURE, weight_init="jax", dynamic_img_size=True)
+    positions = build_sincos2d_pos_embed([14, 14], dim=ARCHITECTURE["embed_dim"])  # (196, dim)
+    with torch.no_grad():
+        student.pos_embed[0, 1:] = 0.3 * positions  # about the scale of the embedded patches
+    return student
+
+
+def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Saturation, contrast, brightness: what moves no patch leaves the teacher's tokens valid."""
+    saturation, contrast, brightness = torch.rand(3, len(images), 1, 1, 1, generator=generator).unbind()
+    grey = images.mean(1, keepdim=True)
+    return torch.lerp(grey, images, 0.5 + saturation) * (0.7 + 0.6 * contrast) + 0.4 * (brightness - 0.5)
+
+
+def mirror(images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-right: the teacher's tokens of a mirrored photo are nearly its mirrored tokens, so reuse those."""
+    patches = targets[:, :, 1:].unflatten(2, (14, 14)).flip(3).flatten(2, 3)
+    return images.flip(-1), torch.cat([targets[:, :, :1], patches], dim=2)
+
+
+def shrink(images: torch.Tensor, grid: int) -> torch.Tensor:
+    """Fewer pixels, so that as many 8 px patches cover the whole view: small grids are cheap early epochs."""
+    side = grid * ARCHITECTURE["patch_size"]
+    return images if side == SIZE else F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+
+
+def shrink_targets(targets: torch.Tensor, grid: int) -> torch.Tensor:
+    """The teacher's tokens (2, B, 197, dim) averaged onto a smaller grid; the class token stays."""
+    if grid == 14:
+        return targets
+    patches = targets[:, :, 1:].flatten(0, 1).mT.unflatten(2, (14, 14))  # (2 B, dim, 14, 14)
+    patches = F.interpolate(patches, (grid, grid), mode="bilinear", antialias=True).flatten(2).mT
+    return torch.cat([targets[:, :, :1], patches.unflatten(0, targets.shape[:2])], dim=2)
+
+
+class Batches:
+    """Shuffled batches of the cached views with standardised targets; epoch e is the same in every run."""
+
+    def __init__(self, folder: Path, batch_size: int, seed: int):
+        self.views, self.targets = np.load(folder / "views.npy"), np.load(folder / "targets.npy")
+        self.labels = torch.from_numpy(np.load(folder / "labels.npy"))
+        self.batch_size, self.seed = batch_size, seed
+        sample = torch.from_numpy(self.targets[:, ::10]).float()
+        self.mean = sample.mean((1, 2)).view(2, 1, 1, -1)
+        self.std = sample.std((1, 2)).view(2, 1, 1, -1)
+
+    def __len__(self) -> int:
+        return len(self.labels) // self.batch_size
+
+    def epoch(self, epoch: int, grid: int):
+        generator = torch.Generator().manual_seed(1000 * self.seed + epoch)
+        order = torch.randperm(len(self.labels), generator=generator)
+        for rows in order[: len(self) * self.batch_size].split(self.batch_size):
+            images = augment(to_tensor(self.views[rows.numpy()]), generator)
+            targets = (torch.from_numpy(self.targets[:, rows.numpy()]).float() - self.mean) / self.std
+            half = len(rows) // 2  # a random half, since the order is random
+            images[:half], targets[:, :half] = mirror(images[:half], targets[:, :half])
+            yield shrink(images, grid), shrink_targets(targets, grid), self.labels[rows]
+
+
+def losses(student, projections, images, targets, labels) -> dict[str, torch.Tensor]:
+    """How far the projected tokens are from the teacher's, and the answer from the label."""
+    middle, last = tokens(student, images)
+    return {
+        "middle": F.mse_loss(projections[0](middle), targets[0]),
+        "last": F.mse_loss(projections[1](last), targets[1]),
+        "labels": F.cross_entropy(student.forward_head(last), labels, label_smoothing=0.05),
+    }
+
+
+def save(path: Path, state: dict) -> None:
+    """Write beside and rename, so that an interrupted run never leaves half a checkpoint."""
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def train(args: argparse.Namespace, batches: Batches, test: Labelled) -> VisionTransformer:
+    torch.manual_seed(args.seed)
+    student = build_student()
+    dim = ARCHITECTURE["embed_dim"]
+    projections = nn.ModuleList([nn.Linear(dim, TEACHER_DIM) for _ in range(2)])  # thrown away afterwards
+    both = nn.ModuleDict({"student": student, "projections": projections})
+    optimizer = torch.optim.AdamW(both.parameters(), lr=args.lr, weight_decay=0.05)
+    steps = len(args.grids) * len(batches)
+    schedule = OneCycleLR(optimizer, args.lr, steps, pct_start=0.08, cycle_momentum=False)
+    saved = {"model": both, "optimizer": optimizer, "schedule": schedule}
+    checkpoint, first = args.out / "checkpoint.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        for name, part in saved.items():
+            part.load_state_dict(state[name])
+        first = state["epoch"] + 1
+
+    for epoch, grid in list(enumerate(args.grids))[first:]:
+        started = time.perf_counter()
+        student.train()
+        for step, batch in enumerate(batches.epoch(epoch, grid)):
+            parts = losses(student, projections, *batch)
+            sum(parts.values()).backward()
+            nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            if step % 20 == 0:
+                shown = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
+                print(f"{epoch}:{step} {shown} {time.perf_counter() - started:.0f} s", flush=True)
+        save(checkpoint, {"epoch": epoch, **{name: part.state_dict() for name, part in saved.items()}})
+        # watched, never selected on: the last epoch is the one that is kept
+        share = hits(student, shrink(test[0], grid), test[1]).double().mean()
+        print(f"epoch {epoch}, grid {grid}: test accuracy {share:.4f}", flush=True)
+    return student
+
+
+# ---- what is kept ----
+
+
+def load_views(photos: list[Photo]) -> Labelled:
+    images = to_tensor(np.stack([centre(read(path)) for path, _ in photos]))
+    return images, torch.tensor([label for _, label in photos])
+
+
+@torch.inference_mode()
+def hits(model: VisionTransformer, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    model.eval()
+    return torch.cat([model(part).argmax(1) for part in images.split(64)]) == labels
+
+
+def encode(path: Path, quality: int) -> bytes:
+    photo = read(path)
+    scale = PHOTO_SIDE / min(photo.size)
+    small = photo.resize([round(side * scale) for side in photo.size], Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()
+
+
+def write_photos(args: argparse.Namespace) -> list[Photo]:
+    """Ten test photos a class, drawn blindly, at the best quality that fits."""
+    rng, chosen = np.random.default_rng(args.seed), []
+    for photos in by_class(list_photos(args.data / "test")):
+        chosen += [photos[i] for i in sorted(rng.choice(len(photos), PHOTOS_PER_CLASS, replace=False))]
+    for quality in range(86, 40, -2):
+        encoded = [encode(path, quality) for path, _ in chosen]
+        if sum(map(len, encoded)) <= PHOTO_BYTES:
+            break
+    written = []
+    for (path, label), data in zip(chosen, encoded, strict=True):
+        target = args.assets / "photos" / CLASSES[label] / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        written.append((target, label))
+    print(f"{len(written)} photos, JPEG quality {quality}, {sum(map(len, encoded))} bytes")
+    return written
+
+
+def export(args: argparse.Namespace, student: VisionTransformer, test: Labelled) -> None:
+    """Write the fp16 weights, read them back, and measure what was written."""
+    args.assets.mkdir(parents=True, exist_ok=True)
+    weights = args.assets / "model.safetensors"
+    save_file({name: value.half().contiguous() for name, value in student.state_dict().items()}, weights)
+    weights.chmod(0o644)  # safetensors writes for its owner only; packaged files are for everyone
+    rounded = VisionTransformer(**ARCHITECTURE)
+    rounded.load_state_dict({name: value.float() for name, value in load_file(weights).items()}, strict=True)
+    right = hits(rounded, *test)
+    per_class = {name: right[test[1] == label].double().mean().item() for label, name in enumerate(CLASSES)}
+    photos = write_photos(args)
+    right_photos = hits(rounded, *load_views(photos))
+    facts = {
+        "recipe": "recipes/demo_model",
+        "seed": args.seed,
+        "architecture": ARCHITECTURE,
+        "classes": CLASSES,
+        "input": INPUT,
+        "weights": {
+            "file": weights.name,
+            "dtype": "float16",
+            "bytes": weights.stat().st_size,
+            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        },
+        "accuracy": {
+            "test": {
+                "right": int(right.sum()),
+                "photos": len(right),
+                "per_class": {name: round(share, 4) for name, share in per_class.items()},
+            },
+            "demo_photos": {"right": int(right_photos.sum()), "photos": len(photos)},
+        },
+    }
+    (args.assets / "model.json").write_text(json.dumps(facts, indent=2) + "\n")
+    print(json.dumps(facts["accuracy"]), facts["weights"]["bytes"], "bytes")
+
+
+def main() -> None:
+    args = parse_args()
+    started = time.perf_counter()
+    cache = args.out / "cache"
+    if not (cache / "labels.npy").exists():
+        build_cache(args, cache)
+        print(f"cache: {time.perf_counter() - started:.0f} s", flush=True)
+    test = load_views(list_photos(args.data / "test"))
+    student = train(args, Batches(cache, args.batch_size, args.seed), test)
+    export(args, student, test)
+    seconds, threads = time.perf_counter() - started, torch.get_num_threads()
+    print(f"all: {seconds:.0f} s, {threads} threads, torch {torch.__version__}, timm {timm.__version__}")
+
+
+if __name__ == "__main__":
+    main()
