@@ -79,6 +79,8 @@ def fit(
     Raises:
         ConfigError, ImageError, NumericalError, CheckpointError: see `collect` and `train`.
     """
+    if model.backbone.vit.training:
+        raise ConfigError("the dense model teaches as it predicts, but it is in training mode; call .eval() first")
     config, out, started = config or LearnConfig(), Path(out), time.monotonic()
     accelerator = accelerator or accelerator_for()
     origin, (model, head) = model.origin, _beginning(model, config)
@@ -91,7 +93,7 @@ def fit(
         train(Regression(head), cache, _regression_course(config), work_folder(out), accelerator)
     if config.finetune != "none":
         model = _slimmed(model, cache, config, work_folder(out), accelerator)
-    model.eval().requires_grad_(False)
+    model.head.eval().requires_grad_(False)  # the backbone is the caller's: its flags stay as they are
     model.use_calibration(_calibration(model, cache))
     model.origin = origin
     summary = {
