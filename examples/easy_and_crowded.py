@@ -1,6 +1,6 @@
 """Adaptive mode: at one mean budget, each photo gets what its own lives ask for.
 
-    python examples/easy_and_crowded.py folder/ [model.safetensors]
+python examples/easy_and_crowded.py folder/ [model.safetensors]
 """
 
 import sys

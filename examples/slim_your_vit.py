@@ -1,6 +1,6 @@
 """A timm model, slimmed: logits, lives, a picture, another budget, an adapter on disk.
 
-    python examples/slim_your_vit.py photo.jpg [model.safetensors]
+python examples/slim_your_vit.py photo.jpg [model.safetensors]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Who decides is a module like any other: here, patches near the middle of the image live longest.
 
-    python examples/your_own_head.py
+python examples/your_own_head.py
 """
 
 import timm

@@ -1,6 +1,6 @@
 """The README's picture: photo, life map, who is alive where. Needs the shared weights and photos (a data folder).
 
-    uv run python docs/images/make.py WEIGHTS CALTECH101_TEST ADAPTER
+uv run python docs/images/make.py WEIGHTS CALTECH101_TEST ADAPTER
 """
 
 import sys

@@ -108,9 +108,7 @@ def test_other_models_are_refused_by_name(what: str) -> None:
     assert isinstance(caught.value, TypeError)
 
 
-@pytest.mark.parametrize(
-    "what", ["swin", "convnext", "relative positions", "beit", "not a vit", "own forward"]
-)
+@pytest.mark.parametrize("what", ["swin", "convnext", "relative positions", "beit", "not a vit", "own forward"])
 def test_refusals_name_the_families_that_work(what: str) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         wrap(REFUSED[what][0]())

@@ -10,9 +10,7 @@ def vit_cost(dim: int, depth: int, grid: int, patch: int, classes: int, mode: st
     patches, tokens = grid**2, grid**2 + 1
     embedding = 2 * 3 * patch**2 * dim * patches
     block = (2 * 12 * dim**2, 4 * dim)  # qkv, projection and MLP: 12 dim^2 weights; two attention products
-    row = (
-        2 * dim * dim + 2 * dim * dim + 2 * dim * tokens * (dim // 64)
-    )  # the class query, folded, and its row
+    row = 2 * dim * dim + 2 * dim * dim + 2 * dim * tokens * (dim // 64)  # the class query, folded, and its row
     values = 2 * dim * dim * tokens
     pairs = 2 * dim * patches**2 if mode == "adaptive" else 0
     heir = 2 * (dim + dim + 1) if mode == "fixed" else 0

@@ -100,9 +100,7 @@ def test_a_missing_file_is_named(saved, name):
 
 def test_an_adapter_for_another_architecture_says_which(saved):
     _, folder = saved
-    with pytest.raises(
-        AdapterError, match=r"is for vit_tiny_patch16_224 .* this backbone is deit_.*distilled"
-    ):
+    with pytest.raises(AdapterError, match=r"is for vit_tiny_patch16_224 .* this backbone is deit_.*distilled"):
         patchlife.load(folder, families.built("deit-distilled"))
 
 
@@ -124,9 +122,7 @@ def test_a_newer_format_asks_for_an_upgrade(saved):
     about = json.loads((folder / "adapter.json").read_text()) | {"format": 99, "patchlife": "9.0"}
     (folder / "adapter.json").write_text(json.dumps(about))
     seal(folder)
-    with pytest.raises(
-        AdapterError, match=r"written by patchlife 9.0 in format 99; .* pip install -U patchlife"
-    ):
+    with pytest.raises(AdapterError, match=r"written by patchlife 9.0 in format 99; .* pip install -U patchlife"):
         patchlife.load(folder, families.built("vit"))
 
 
@@ -136,9 +132,7 @@ def test_without_a_model_the_backbone_is_built_again_or_asked_for(saved, tmp_pat
         patchlife.load(folder)
     model.origin = Origin("vit_tiny_patch16_224", checkpoint=str(tmp_path / "gone.safetensors"))
     model.save(folder)
-    with pytest.raises(
-        AdapterError, match=r"needs the backbone vit_tiny_patch16_224 from .*gone.safetensors"
-    ):
+    with pytest.raises(AdapterError, match=r"needs the backbone vit_tiny_patch16_224 from .*gone.safetensors"):
         patchlife.load(folder)
 
 
@@ -153,9 +147,7 @@ def test_origin_rebuilds_the_same_model(tmp_path):
     from patchlife.backbones import build
 
     torch.manual_seed(1)
-    save_file(
-        timm.create_model("vit_tiny_patch16_224", num_classes=7).state_dict(), tmp_path / "vit.safetensors"
-    )
+    save_file(timm.create_model("vit_tiny_patch16_224", num_classes=7).state_dict(), tmp_path / "vit.safetensors")
     vit, origin = build("vit_tiny_patch16_224", tmp_path / "vit.safetensors")
     model = patchlife.wrap(vit)
     model.origin = origin

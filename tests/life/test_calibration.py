@@ -58,9 +58,7 @@ def spent(score: Tensor, calibration: Calibration, cost, schedule) -> tuple[floa
 
 
 @pytest.mark.parametrize("spread", SPREADS)
-@pytest.mark.parametrize(
-    "size", ["vit_tiny_patch16_224", "deit_small_patch16_224", "vit_small_patch14_dinov2"]
-)
+@pytest.mark.parametrize("size", ["vit_tiny_patch16_224", "deit_small_patch16_224", "vit_small_patch14_dinov2"])
 def test_the_mean_budget_holds(size: str, spread: str) -> None:
     cost = vit_cost(**SIZES[size], mode="adaptive")
     score = SPREADS[spread](cost.patches)
@@ -70,9 +68,7 @@ def test_the_mean_budget_holds(size: str, spread: str) -> None:
             schedule = calibration.solve(cost, budget, 3, drops)
             mean, counts = spent(score, calibration, cost, schedule)
             assert mean == pytest.approx(budget, rel=0.02), (drops, budget)
-            assert mean == pytest.approx(
-                calibration.mean_flops(cost, schedule.survivors) / cost.dense, rel=0.02
-            )
+            assert mean == pytest.approx(calibration.mean_flops(cost, schedule.survivors) / cost.dense, rel=0.02)
             assert (counts[:, :3] == cost.patches).all()
             assert (counts.diff(dim=1) <= 0).all()
             assert len(counts[:, -1].unique()) > 1

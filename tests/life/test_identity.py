@@ -93,9 +93,7 @@ def use_everything(vit: nn.Module, images: Tensor) -> None:
         model(images), model.forward_features(images)
 
 
-@pytest.mark.parametrize(
-    ("name", "training"), [(name, False) for name in FAMILIES] + [(name, True) for name in FEW]
-)
+@pytest.mark.parametrize(("name", "training"), [(name, False) for name in FAMILIES] + [(name, True) for name in FEW])
 def test_the_backbone_is_left_as_it_was(name: str, training: bool) -> None:
     vit = fresh(name).train(training)
     vit.blocks[0].requires_grad_(False)

@@ -44,11 +44,7 @@ def cases(draw: st.DrawFn) -> Case:
         score[torch.rand(score.shape, generator=generator) < 0.2] = draw(
             st.sampled_from([torch.nan, -torch.inf, torch.inf])
         )
-    kin = (
-        normalize(torch.randn(batch, patches, 4, generator=generator), dim=-1)
-        if draw(st.booleans())
-        else None
-    )
+    kin = normalize(torch.randn(batch, patches, 4, generator=generator), dim=-1) if draw(st.booleans()) else None
     if draw(st.booleans()):
         return Case(score, schedule, fixed_plan(score, kin, schedule, (rows, cols)), None)
     levels = torch.randn(depth - start, generator=generator).sort().values
@@ -125,10 +121,7 @@ def test_packed_stages(case: Case, prefix: int) -> None:
         pieces = [layout[image, : prefix + n] for image, n in enumerate(after.tolist())]
         assert torch.equal(stage.tokens, torch.cat(pieces))
         assert stage.offsets == (0, *torch.tensor([len(piece) for piece in pieces]).cumsum(0).tolist())
-        gone = [
-            layout[image, prefix + n : prefix + m]
-            for image, (n, m) in enumerate(zip(after, before, strict=True))
-        ]
+        gone = [layout[image, prefix + n : prefix + m] for image, (n, m) in enumerate(zip(after, before, strict=True))]
         assert torch.equal(stage.dying, torch.cat(gone))
         if plan.heirs is not None:
             assert torch.isin(stage.heirs, stage.tokens).all()

@@ -55,9 +55,7 @@ def test_a_budget_out_of_reach_is_refused_and_the_floor_is_named(size: str) -> N
     half = cost.depth // 2
     floor = cost.total([cost.patches] * half + [1] * (cost.depth - half)) / cost.dense
     assert floor > 0.5
-    with pytest.raises(
-        ConfigError, match=rf"budget 0\.4 is out of reach: .* block {half} .* costs {floor:.3f} of"
-    ):
+    with pytest.raises(ConfigError, match=rf"budget 0\.4 is out of reach: .* block {half} .* costs {floor:.3f} of"):
         solve(cost, 0.4, half, (half,))
     assert solve(cost, floor + 1e-6, half, (half,)).survivors[-1] == 1
 

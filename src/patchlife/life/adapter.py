@@ -40,14 +40,8 @@ def save(model: SlimModel, folder: str | Path) -> Path:
     Raises AdapterError when ``folder`` exists and is something else.
     """
     folder = Path(folder)
-    if (
-        folder.exists()
-        and not (folder / _JSON).is_file()
-        and not (folder.is_dir() and not any(folder.iterdir()))
-    ):
-        raise AdapterError(
-            f"{folder} exists and is not a patchlife adapter; it was left alone, choose another folder"
-        )
+    if folder.exists() and not (folder / _JSON).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise AdapterError(f"{folder} exists and is not a patchlife adapter; it was left alone, choose another folder")
     tensors = {f"head.{k}": v for k, v in model.head.state_dict().items()}
     if model.calibration is not None:
         tensors |= {f"calibration.{k}": v for k, v in model.calibration.tensors().items()}
@@ -105,9 +99,7 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
         raise AdapterError(f"{folder} is not a patchlife adapter: it has no {_JSON}")
     files = check_sums(folder, AdapterError)
     if not {_JSON, _TENSORS} <= files.keys():
-        raise AdapterError(
-            f"{folder}'s checksums do not cover {_JSON} and {_TENSORS}; save or download it again"
-        )
+        raise AdapterError(f"{folder}'s checksums do not cover {_JSON} and {_TENSORS}; save or download it again")
     about = json.loads(files[_JSON].read_text())
     if about["format"] > FORMAT:
         raise AdapterError(
@@ -115,9 +107,7 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
             f"{__version__}, which reads up to format {FORMAT}: pip install -U patchlife"
         )
     if about["head"]["kind"] not in HEADS:
-        raise AdapterError(
-            f"{folder} needs a life head of kind {about['head']['kind']!r}; known: {', '.join(HEADS)}"
-        )
+        raise AdapterError(f"{folder} needs a life head of kind {about['head']['kind']!r}; known: {', '.join(HEADS)}")
     return about, load_file(files[_TENSORS])
 
 
@@ -139,9 +129,7 @@ def signature(backbone: Backbone) -> dict[str, Any]:
         "dim": backbone.dim,
         "prefix": backbone.prefix,
         "patch_size": list(backbone.patch_size),
-        "weights": {
-            name: _projection(parameters[name]) for name in (picked[0], picked[len(picked) // 2], picked[-1])
-        },
+        "weights": {name: _projection(parameters[name]) for name in (picked[0], picked[len(picked) // 2], picked[-1])},
     }
 
 
@@ -170,9 +158,7 @@ def _check_same(saved: dict[str, Any], found: dict[str, Any], folder: Path) -> N
 def _rebuild(about: dict[str, Any], folder: Path) -> nn.Module:
     origin = about["origin"]
     if origin is None:
-        raise AdapterError(
-            f"{folder} does not know where its backbone comes from; pass the model: load(folder, vit)"
-        )
+        raise AdapterError(f"{folder} does not know where its backbone comes from; pass the model: load(folder, vit)")
     if origin["checkpoint"] and not Path(origin["checkpoint"]).is_file():
         raise AdapterError(
             f"{folder} needs the backbone {origin['model']} from {origin['checkpoint']}, which is not there; "

@@ -44,9 +44,7 @@ class Calibration:
         if not len(score):
             raise ConfigError("calibration needs at least one image, got none")
         if not torch.isfinite(score).all():
-            raise NumericalError(
-                "calibration images gave scores that are not finite; check pixels and weights"
-            )
+            raise NumericalError("calibration images gave scores that are not finite; check pixels and weights")
         score = score.detach().float().cpu()
         images, patches = score.shape
         pooled = score.flatten().sort(descending=True).values

@@ -41,9 +41,7 @@ def run_fixed(
                 patches, size = inherit(x[:, prefix:], size, plan.heirs[:, n:before])
                 x = torch.cat((x[:, :prefix], patches), dim=1)
             else:
-                x = x[
-                    :, : prefix + n
-                ].contiguous()  # once per drop: a strided slice slows blocks by up to 25 %
+                x = x[:, : prefix + n].contiguous()  # once per drop: a strided slice slows blocks by up to 25 %
             rope = None if rope is None else rope[..., :n, :]
         if size is None:
             x = backbone.block(index, x, backbone.rope_of(rope, index))

@@ -85,9 +85,6 @@ def _attention_received(
     """Mean over the queries of softmax attention; one head at a time, so that memory stays bounded."""
     scale = q.shape[-1] ** -0.5
     return torch.stack(
-        [
-            (q[:, :, h] * scale @ k[:, :, h].transpose(1, 2)).softmax(dim=-1).mean(dim=1)
-            for h in range(q.shape[2])
-        ],
+        [(q[:, :, h] * scale @ k[:, :, h].transpose(1, 2)).softmax(dim=-1).mean(dim=1) for h in range(q.shape[2])],
         dim=1,
     )

@@ -31,9 +31,7 @@ def fixed_heirs(kin: Float[Tensor, "batch patches dim"], schedule: Schedule) -> 
     batch, patches, _ = kin.shape
     last = schedule.survivors[-1]
     heirs = [torch.arange(last, device=kin.device).expand(batch, -1)]
-    alive = [
-        *dict.fromkeys(schedule.survivors)
-    ]  # 196, 96, 43: each group of the dying looks among those left
+    alive = [*dict.fromkeys(schedule.survivors)]  # 196, 96, 43: each group of the dying looks among those left
     alive = alive if alive[0] == patches else [patches, *alive]
     for before, after in reversed(list(pairwise(alive))):
         similarity = kin[:, after:before] @ kin[:, :after].transpose(1, 2)
@@ -67,9 +65,7 @@ def inherit(
     after = patches.shape[1] - heirs.shape[1]
     takes = (heirs[:, None, :] == torch.arange(after, device=heirs.device)[:, None]).to(patches.dtype)
     weight = size.to(patches.dtype)
-    mass = patches[:, :after] * weight[:, :after, None] + takes @ (
-        patches[:, after:] * weight[:, after:, None]
-    )
+    mass = patches[:, :after] * weight[:, :after, None] + takes @ (patches[:, after:] * weight[:, after:, None])
     grown = size[:, :after] + takes.to(size.dtype).matmul(size[:, after:, None]).squeeze(-1)
     return mass / grown[..., None].to(mass.dtype), grown
 

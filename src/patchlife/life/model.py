@@ -76,6 +76,7 @@ class SlimModel(nn.Module):
         self.change: Change | None = None
         self.start, self.drops = resolve_drops(backbone.depth, config.start, config.drops)
         self._costs: dict[tuple, Cost] = {}
+        self._schedules: dict[tuple[int, int], Schedule] = {}
         self.config = config
         self._settle(config)
 
@@ -188,7 +189,7 @@ class SlimModel(nn.Module):
 
     def _settle(self, config: LifeConfig) -> None:
         """Settle the schedule now, so that a bad setting fails here and changes nothing."""
-        previous = self.config, getattr(self, "_schedules", {})
+        previous = self.config, self._schedules
         self.config, self._schedules = config, {}
         try:
             self.schedule()
@@ -289,7 +290,7 @@ def wrap(vit: nn.Module, config: LifeConfig | None = None, head: LifeHead | None
 def flops(model: SlimModel, image_size: tuple[int, int] | None = None) -> Flops:
     """FLOPs per image, dense and slimmed, for images of this size (height, width)."""
     cost, counts = model.cost(image_size), model.schedule(image_size).survivors
-    squares = [n**2 for n in counts]
+    squares: list[float] = [n**2 for n in counts]
     if model.config.mode == "adaptive" and model.calibration is not None:
         squares = model.calibration.squares(counts, cost.patches)
     blocks = tuple(round(cost.block(i, n, s)) for i, (n, s) in enumerate(zip(counts, squares, strict=True)))

@@ -59,9 +59,7 @@ def longest_first(score: Float[Tensor, "batch patches"]) -> tuple[Tensor, Int[Te
     """(cleaned score, patch indices by falling score): NaN counts as lowest, ties go to the lower patch index."""
     lowest = torch.finfo(torch.float32).min
     score = torch.nan_to_num(score.float(), nan=lowest, posinf=-lowest, neginf=lowest)
-    if (
-        torch.onnx.is_in_onnx_export()
-    ):  # a stable sort does not export; ONNX's TopK takes the lower index of a tie
+    if torch.onnx.is_in_onnx_export():  # a stable sort does not export; ONNX's TopK takes the lower index of a tie
         return score, score.topk(score.shape[1], dim=1).indices
     return score, score.sort(dim=1, descending=True, stable=True).indices
 

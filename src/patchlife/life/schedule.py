@@ -97,9 +97,7 @@ class Schedule:
         return ", ".join(f"{n} x {times}" for n, times in runs)
 
 
-def resolve_drops(
-    depth: int, start: int | None, drops: tuple[int, ...] | None
-) -> tuple[int, tuple[int, ...]]:
+def resolve_drops(depth: int, start: int | None, drops: tuple[int, ...] | None) -> tuple[int, tuple[int, ...]]:
     """(start block, drop points) with defaults filled in.
 
     The default, a drop at a quarter of the depth and one at half of it, measured best with heirs
@@ -110,9 +108,7 @@ def resolve_drops(
     if not drops:
         drops = (start, depth // 2) if start < depth // 2 else (start,)
     if not 1 <= start < depth:
-        raise ConfigError(
-            f"start must be a block from 1 to {depth - 1} (the model has {depth} blocks), got {start}"
-        )
+        raise ConfigError(f"start must be a block from 1 to {depth - 1} (the model has {depth} blocks), got {start}")
     if list(drops) != sorted(set(drops)) or drops[0] < start or drops[-1] >= depth:
         raise ConfigError(f"drops must rise and lie in blocks {start} (start) to {depth - 1}, got {drops}")
     return start, drops
