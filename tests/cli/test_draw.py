@@ -94,3 +94,12 @@ def test_a_width_nobody_can_draw(patchlife, model, photos, tmp_path):
     said = patchlife("draw", *model, photos[0], "--out", tmp_path / "out", "--width", 1)
     assert said.code == 2
     assert "width must be within 64..4096 pixels, got 1" in said.err
+
+
+def test_the_whole_photo_can_be_shown(patchlife, model, tmp_path):
+    photo(1, width=200, height=100).save(tmp_path / "wide.png")
+    for name, more in (("crop", []), ("whole", ["--whole"])):
+        patchlife("draw", *model, tmp_path / "wide.png", "--width", 100, "--out", tmp_path / name, *more)
+    crop, whole = (size(tmp_path / name / "wide.life.png") for name in ("crop", "whole"))
+    assert crop[0] == whole[0] == 100
+    assert crop[1] - whole[1] == 50  # a square against half of one, above the same legend
