@@ -39,6 +39,14 @@ def test_the_weights_are_those_of_the_file(checkpoint, weights):
     assert len(origin.sha256) == 64
 
 
+def test_another_image_size_keeps_the_files_weights(checkpoint, weights):
+    vit, origin = build(NAME, checkpoint(), image_size=96)
+    assert vit(torch.zeros(1, 3, 96, 96)).shape == (1, 5)
+    assert torch.equal(vit.blocks[0].attn.qkv.weight, weights["blocks.0.attn.qkv.weight"])
+    again, _ = build(origin.model, origin.checkpoint, image_size=origin.options["img_size"])
+    assert torch.equal(again.pos_embed, vit.pos_embed)
+
+
 def test_missing_and_extra_keys_are_named(checkpoint):
     def rename(w):
         w["blocks.3.attention.weight"] = w.pop("blocks.3.attn.qkv.weight")

@@ -67,8 +67,10 @@ def build(
     weights = read_weights(checkpoint)
     if "head.weight" in weights:
         options["num_classes"] = len(weights["head.weight"])
-    vit = timm.create_model(model, **options).eval()
+    vit = timm.create_model(model, **{k: v for k, v in options.items() if k != "img_size"}).eval()
     load_weights(vit, weights, checkpoint)
+    if image_size is not None:  # only now: the file's positions are for the model's own size
+        vit.set_input_size(img_size=(image_size, image_size))
     path = Path(checkpoint).resolve()
     return vit, Origin(model, options, str(path), sha256_of(path))
 
