@@ -67,7 +67,7 @@ def build(
     weights = read_weights(checkpoint)
     if "head.weight" in weights:
         options["num_classes"] = len(weights["head.weight"])
-    vit = timm.create_model(model, **{k: v for k, v in options.items() if k != "img_size"}).eval()
+    vit: Any = timm.create_model(model, **{k: v for k, v in options.items() if k != "img_size"}).eval()
     load_weights(vit, weights, checkpoint)
     if image_size is not None:  # only now: the file's positions are for the model's own size
         vit.set_input_size(img_size=(image_size, image_size))
