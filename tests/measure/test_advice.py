@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from families import built, photos
 
-from patchlife import LifeConfig, SlimModel
+from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.backbones import adapt
+from patchlife.life.regressor import LifeRegressor
 from patchlife.measure.advice import BlockTimes, advise, candidates, fastest, verdict
 from patchlife.measure.timing import Spread
 
@@ -31,8 +32,19 @@ def test_a_staircase_is_used() -> None:
     bb = adapt(built("vit"))
     times = BlockTimes(bb, {36: 10.0, 19: 9.9, 18: 1.0, 1: 0.9})
     model = SlimModel(bb, LifeConfig(budget=0.65)).eval()
-    start, drops = fastest(times, model, 0.65)
-    assert (start, drops) == (1, (1,)), "an early single drop lets most blocks run on 18 or fewer"
+    first, second, *_ = fastest(times, model, 0.65)
+    assert first == (1, (1,)), "an early single drop lets most blocks run on 18 or fewer"
+    assert second != first
+
+
+def test_a_learned_head_keeps_its_start() -> None:
+    bb = adapt(built("vit"))
+    times = BlockTimes(bb, {36: 10.0, 1: 0.9})
+    head = LifeRegressor(bb.dim, bb.prefix, 8, 4)
+    model = SlimModel(bb, LifeConfig(budget=0.8, start=2), head).eval()
+    found = fastest(times, model, 0.8)
+    assert len(found) > 1
+    assert {start for start, _ in found} == {2}
 
 
 def test_candidates_start_at_a_quarter_of_the_depth() -> None:
@@ -66,7 +78,9 @@ def test_noise_gives_no_advice() -> None:
 
 @pytest.mark.parametrize("name", ["vit", "dinov3"])
 def test_on_a_real_model(name: str) -> None:
-    found = advise(adapt(built(name)), photos(name, 2), 0.65)
+    found = advise(wrap(built(name)), photos(name, 2), 0.65, few=2)
     assert found["verdict"]
-    assert set(found["ratios"]) <= {"default", "fastest"}
+    assert "default" in found["ratios"]
+    assert set(found["ratios"]) <= {"default", "fastest", "second"}
+    assert all(schedule["flops"] <= 0.65 for schedule in found["schedules"].values())
     assert len(found["block_ms"]) == 7

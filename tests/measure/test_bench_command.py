@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small import checkpoint, write_photos
 from test_result import a_result
 
 from patchlife import cli
 from patchlife.errors import ConfigError
+from patchlife.measure import affordable
 from patchlife.measure.config import BenchConfig
 from patchlife.measure.result import Result
 
@@ -28,6 +30,23 @@ def test_speed_of_a_timm_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "Advice, batch 1" in shown
     assert path.with_suffix(".html").exists()
     assert path.with_suffix(".png").exists()
+
+
+def test_advice_within_a_loss_of_top1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However slow this machine is: every schedule is said to pay, so that all are judged."""
+    monkeypatch.setattr(affordable, "pays", lambda ratio: True)
+    weights = checkpoint(tmp_path / "vit.safetensors")
+    write_photos(tmp_path / "photos" / "0", 3)
+    write_photos(tmp_path / "photos" / "1", 3)
+    said = [*TINY, "--checkpoint", str(weights), "--methods", "ours-fixed", "--data", str(tmp_path / "photos")]
+    assert cli.main(["bench", *said, "--advice", "--max-drop", "100", "--out", str(tmp_path / "out")]) == 0
+    assert "Advice, batch 1, at most 100 points of top-1 lost: start" in capsys.readouterr().out
+    (path,) = (tmp_path / "out").glob("*.json")
+    (entry,) = Result.load(path).affordable
+    assert entry["chosen"] in entry["candidates"]
+    assert {row["loss"]["photos"] for row in entry["candidates"]} == {6}
 
 
 def test_a_report_is_drawn_from_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,5 +78,7 @@ def test_what_cannot_work_is_said(
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="at least 5"):
         BenchConfig("a", rounds=1)
+    with pytest.raises(ConfigError, match="max_drop must be points of top-1, 0 to 100, got -1"):
+        BenchConfig("a", max_drop=-1)
     with pytest.raises(ConfigError, match="at least 1"):
         BenchConfig("a", batch_sizes=(0,))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_result import a_result
+from test_result import a_result, steady
 
 from patchlife.errors import MissingExtraError
 from patchlife.measure.report import text_report, write_report
+from patchlife.measure.result import Result
 
 
 def test_a_report_is_one_page_and_one_picture(tmp_path: Path) -> None:
@@ -36,6 +37,22 @@ def test_the_terminal_sees_the_same() -> None:
     text = text_report(a_result(advice=advice))
     assert "Advice, batch 1, 0.6 of the FLOPs: slimming does not pay here." in text
     assert "left out: limit: means nothing" in text
+
+
+def test_what_is_affordable_is_in_every_report(tmp_path: Path) -> None:
+    row = {"start": 3, "drops": [3, 6], "flops": 0.6, "ratio": vars(steady(1.5))}
+    chosen = {**row, "loss": {"photos": 50, "top1": 70.0, "drop": 0.5, "interval": [-0.5, 1.5]}}
+    slower = {**row, "drops": [4], "loss": None}
+    entry = {"batch": 1, "max_drop": 1.0, "candidates": [chosen, slower], "chosen": chosen, "verdict": "take it"}
+    result = a_result(affordable=[entry])
+    path = result.save(tmp_path / "run.json")
+    said = "Advice, batch 1, at most 1 points of top-1 lost: take it."
+    assert said in text_report(Result.load(path))
+    page = write_report({"run": Result.load(path)}, tmp_path / "run").read_text()
+    assert said in page
+    assert "0.50 (-0.50 to 1.50)" in page
+    assert "chosen" in page
+    assert "not faster" in page
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

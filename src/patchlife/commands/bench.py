@@ -14,16 +14,19 @@ from .. import __version__
 from ..config import ModelConfig
 from ..errors import ConfigError
 from ..measure.config import BenchConfig
-from .common import say
+from .common import progress, say
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..life import SlimModel
     from ..measure.peers import Method
     from ..measure.result import Result
     from ..models import ReadyModel
 
 __all__ = ["run"]
+
+_PHOTOS = 32  # in a batch, when schedules are judged
 
 
 def run(config: BenchConfig) -> int:
@@ -59,6 +62,7 @@ def measure(config: BenchConfig, path: Path) -> Result:
     about = {m.name: About(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
     result = Result(ready.name, _weights(config, ready), _conditions(config, ready, photos), about)
     backbone = ready.model.backbone
+    slimmed = _own(ready, adapter)
     for batch in config.batch_sizes:
         images = _images(config, ready, photos, batch)
         for target in config.flops:
@@ -68,12 +72,40 @@ def measure(config: BenchConfig, path: Path) -> Result:
             result.save(path)
         if config.advice:
             say(f"timing blocks at batch {batch}, for advice")
-            result.advice += [advise(backbone, images, t, config.engine) for t in config.flops]
+            few = 3 if photos else 1
+            result.advice += [advise(slimmed, images, t, config.engine, few) for t in config.flops]
+    if photos and config.advice:
+        _afford(result, config, ready, slimmed, photos, truth)
     if photos:
         _judge(result, config, ready, methods, photos, truth)
     result.complete = True
     result.save(path)
     return result
+
+
+def _afford(
+    result: Result,
+    config: BenchConfig,
+    ready: ReadyModel,
+    slimmed: SlimModel,
+    photos: Sequence[Path],
+    truth: Sequence[int],
+) -> None:
+    """The fastest schedule at each batch size whose top-1 is still good enough."""
+    import torch
+
+    from ..images import load_batches
+    from ..measure.affordable import affordable, losses
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        say(f"judging the schedules that pay on {len(photos)} photos, for advice")
+        steps = -(-len(photos) // _PHOTOS)
+        for loaded in progress(load_batches(photos, ready.preprocess, _PHOTOS), steps, None, unit="batch"):
+            if loaded.indices:
+                yield loaded.images, torch.tensor([truth[i] for i in loaded.indices])
+
+    lost = losses(slimmed, result.advice, ready.model.backbone.vit, batches())
+    result.affordable = affordable(result.advice, lost, config.max_drop)
 
 
 def _judge(
@@ -132,6 +164,15 @@ def _open(config: BenchConfig) -> tuple[ReadyModel, Path | None]:
     ready = open_model(settings, config.device, random_weights=True)
     ready.model.backbone.vit.to(getattr(torch, config.dtype))
     return ready, adapter
+
+
+def _own(ready: ReadyModel, adapter: Path | None) -> SlimModel:
+    """What advice is about: the backbone with the head, the schedule and the change that the adapter brings, if any."""
+    if adapter is None:
+        return ready.model
+    from ..life.adapter import load
+
+    return load(adapter, ready.model.backbone.vit).eval()
 
 
 def _methods(config: BenchConfig, adapter: Path | None) -> list[Method]:

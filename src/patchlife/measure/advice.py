@@ -6,7 +6,7 @@ are predicted from that, and the best prediction is put to the test against the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,20 +15,25 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone, sdpa
-from ..config import LifeConfig
 from ..errors import ConfigError
 from ..life import Schedule, SlimModel
-from ..life.schedule import resolve_drops, solve
+from ..life.schedule import solve
 from .engines import prepared
 from .timing import Spread, alternate
 
-__all__ = ["BlockTimes", "advise", "candidates", "verdict"]
+__all__ = ["BlockTimes", "Key", "advise", "candidates", "pays", "scheduled", "settings_text", "verdict"]
+
+Key = tuple[int, tuple[int, ...]]
+"""What tells schedules at one FLOPs target apart: start block and drop points."""
 
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1)
 """Of the patches, at which a block is timed."""
 
 WORTH_IT = 1.03
 """A speed-up that slimming, or another schedule than the default, has to reach before it is advised."""
+
+_PLACES = ("fastest", "second", "third")
+"""By prediction."""
 
 
 class BlockTimes:
@@ -77,7 +82,7 @@ def measure_blocks(backbone: Backbone, images: Tensor, rounds: int = 12) -> Bloc
     return BlockTimes(backbone, {n: timing.seconds[str(n)].median for n in counts})
 
 
-def candidates(depth: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+def candidates(depth: int) -> Iterator[Key]:
     """(start, drops): one drop or two, none before a quarter of the depth (earlier ones ruin accuracy)."""
     for start in range(max(1, depth // 4), depth // 2 + 1):
         yield start, (start,)
@@ -85,25 +90,23 @@ def candidates(depth: int) -> Iterator[tuple[int, tuple[int, ...]]]:
             yield start, (start, second)
 
 
-def advise(backbone: Backbone, images: Tensor, target: float, engine: str = "eager") -> dict[str, Any]:
+def advise(model: SlimModel, images: Tensor, target: float, engine: str = "eager", few: int = 1) -> dict[str, Any]:
     """What to do on this device with batches like ``images`` at a fraction ``target`` of the dense FLOPs.
 
-    Blocks are timed eagerly; the advised schedule is tested in ``engine``.
+    Blocks are timed eagerly; the ``few`` (at most 3) schedules that should be fastest, and the model's own, are then
+    timed in ``engine``. The model's head decides in all of them.
     """
-    times = measure_blocks(backbone, images)
-    config = LifeConfig(budget=target)
-    default = SlimModel(backbone, config).eval()
-    start, drops = fastest(times, default, target)
-    models = {"default": default, "fastest": SlimModel(backbone, LifeConfig(target, start=start, drops=drops)).eval()}
-    if (start, drops) == (default.start, default.drops):
-        del models["fastest"]
-    runs = {"dense": prepared(backbone.vit, engine, images)}
-    runs |= {name: prepared(model, engine, images) for name, model in models.items()}
+    times = measure_blocks(model.backbone, images)
+    default = scheduled(model, target, (model.start, model.drops))
+    models = {"default": default}
+    for name, key in zip(_PLACES, fastest(times, default, target)[:few], strict=False):
+        if key != (model.start, model.drops):
+            models[name] = scheduled(model, target, key)
+    runs = {"dense": prepared(model.backbone.vit, engine, images)}
+    runs |= {name: prepared(candidate, engine, images) for name, candidate in models.items()}
     timing = alternate(runs, rounds=15, device=images.device, patience=60)
-    schedules = {
-        name: {"start": m.start, "drops": list(m.drops), "patches": str(m.schedule())} for name, m in models.items()
-    }
-    text, pays = verdict({name: timing.ratios[name] for name in models}, schedules)
+    schedules = {name: _described(candidate) for name, candidate in models.items()}
+    text, worth = verdict({name: timing.ratios[name] for name in models}, schedules)
     return {
         "batch": len(images),
         "target": target,
@@ -111,25 +114,54 @@ def advise(backbone: Backbone, images: Tensor, target: float, engine: str = "eag
         "block_ms": {n: round(1000 * s, 4) for n, s in zip(times.counts, times.seconds, strict=True)},
         "schedules": schedules,
         "ratios": {name: vars(timing.ratios[name]) for name in models},
-        "pays": pays,
+        "pays": worth,
         "verdict": text,
     }
 
 
-def fastest(times: BlockTimes, model: SlimModel, target: float) -> tuple[int, tuple[int, ...]]:
-    """The start and drops whose blocks are predicted to take least time at ``target``."""
-    cost, depth = model.cost(), model.backbone.depth
-    predicted = {}
-    for start, drops in [*candidates(depth), resolve_drops(depth, None, None)]:
+def scheduled(model: SlimModel, target: float, key: Key) -> SlimModel:
+    """``model`` with another schedule: the same backbone and head, in fixed mode."""
+    start, drops = key
+    settings = model.config.replace(budget=target, mode="fixed", start=start, drops=drops)
+    return SlimModel(model.backbone, settings, model.head).eval()
+
+
+def fastest(times: BlockTimes, model: SlimModel, target: float) -> list[Key]:
+    """Schedules that reach ``target``, those whose blocks are predicted to take least time first.
+
+    A learned head knows the tokens of its own start block only, so with one no other start is tried.
+    """
+    cost, depth, own = model.cost(), model.backbone.depth, (model.start, model.drops)
+    learned = next(model.head.parameters(), None) is not None
+    predicted: dict[Key, float] = {}
+    for start, drops in [*candidates(depth), own]:
+        if learned and start != model.start:
+            continue
         try:
             predicted[start, drops] = times.total(solve(cost, target, start, drops))
         except ConfigError:  # so late a start cannot reach the target
             continue
-    return min(predicted, key=lambda key: predicted[key])
+    return sorted(predicted, key=lambda key: predicted[key])
+
+
+def pays(ratio: Spread) -> bool:
+    """Whether so much over the dense speed is worth advising."""
+    return not ratio.noisy and ratio.p10 >= 1 and ratio.median >= WORTH_IT
+
+
+def settings_text(schedule: Mapping[str, Any]) -> str:
+    """A schedule as a user sets it."""
+    return f"start {schedule['start']}, drops {', '.join(map(str, schedule['drops']))}"
+
+
+def _described(model: SlimModel) -> dict[str, Any]:
+    cost, schedule = model.cost(), model.schedule()
+    flops = round(cost.total(schedule.survivors) / cost.dense, 4)
+    return {"start": model.start, "drops": list(model.drops), "patches": str(schedule), "flops": flops}
 
 
 def verdict(ratios: dict[str, Spread], schedules: dict[str, dict[str, Any]]) -> tuple[str, bool]:
-    """(advice in words, whether slimming pays), from measured speed-ups over dense of "default" and maybe "fastest"."""
+    """(advice in words, whether slimming pays), from measured speed-ups over dense of "default" and others."""
     if any(ratio.noisy for ratio in ratios.values()):
         return "too noisy to advise anything; try again on a quiet machine", False
     name = max(ratios, key=lambda n: ratios[n].median)
@@ -137,9 +169,9 @@ def verdict(ratios: dict[str, Spread], schedules: dict[str, dict[str, Any]]) -> 
         name = "default"
     ratio, schedule = ratios[name], schedules[name]
     measured = f"{ratio.median:.2f}x the dense speed ({ratio.p10:.2f}x to {ratio.p90:.2f}x)"
-    if ratio.p10 < 1 or ratio.median < WORTH_IT:
+    if not pays(ratio):
         return f"slimming does not pay here: at best {measured}; stay with the dense model", False
-    settings = f"start {schedule['start']}, drops {', '.join(map(str, schedule['drops']))}"
+    settings = settings_text(schedule)
     if name == "default":
         return f"the default schedule ({settings}): {measured}; no other one is faster by 3 %", True
     return f"{settings}: {measured}; the default schedule reaches {ratios['default'].median:.2f}x", True

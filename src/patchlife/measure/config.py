@@ -35,7 +35,8 @@ class BenchConfig:
         patience: For each batch size and fraction, begin no new round after so many seconds; five are always run.
         predictors: Trained predictors of DynamicViT, a safetensors file; without them only its speed is measured.
         advice: Also time single blocks at several token counts and say which schedule is fastest here, or that
-            slimming does not pay.
+            slimming does not pay. With --data also which one is fastest, over all fractions, within --max-drop.
+        max_drop: Points of top-1 that an advised schedule may lose against dense.
         report: Draw these result files again, measure nothing.
         device: auto takes a CUDA GPU where there is one, else the CPU.
         out: Folder for result (JSON), report (HTML) and plot (PNG). Older results in it stay.
@@ -56,6 +57,7 @@ class BenchConfig:
     patience: float = field(default=120.0, metadata={"metavar": "SECONDS"})
     predictors: Path | None = None
     advice: bool = False
+    max_drop: float = field(default=1.0, metadata={"metavar": "POINTS"})
     report: tuple[Path, ...] | None = None
     device: Device = "auto"
     out: Path = field(default=Path("patchlife-bench"), metadata={"metavar": "FOLDER"})
@@ -67,5 +69,7 @@ class BenchConfig:
             check_budget(fraction)
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ConfigError(f"batch_sizes must be at least 1, got {self.batch_sizes}")
+        if not 0 <= self.max_drop <= 100:
+            raise ConfigError(f"max_drop must be points of top-1, 0 to 100, got {self.max_drop:g}")
         if self.rounds < 5:
             raise ConfigError(f"rounds must be at least 5, got {self.rounds}")

@@ -9,7 +9,17 @@ from ..files import write_atomic
 from ..show import html
 from .plots import check_plotting, plot
 from .result import Result
-from .tables import Table, findings, is_ours, main_table, speed_table, target_rows, title_of
+from .tables import (
+    Table,
+    advice_lines,
+    affordable_table,
+    findings,
+    is_ours,
+    main_table,
+    speed_table,
+    target_rows,
+    title_of,
+)
 
 __all__ = ["check_plotting", "conditions_line", "text_report", "write_report"]
 
@@ -39,7 +49,8 @@ def _sections(name: str, result: Result, picture: object) -> list[html.Section]:
         for target in result.targets
     ]
     parts += [html.paragraph(text) for text in findings(result)]
-    parts += [html.paragraph(_advice_line(entry)) for entry in result.advice]
+    parts += [html.paragraph(f"Advice, {text}") for text in advice_lines(result)]
+    parts += [html.table(*affordable_table(e), caption=_affordable_caption(e)) for e in result.affordable]
     parts.append(html.heading("Every measurement"))
     for batch in result.batches:
         for target in result.targets:
@@ -76,7 +87,7 @@ def text_report(result: Result) -> str:
     for target in result.targets:
         parts += ["", f"at {target:g} of the dense FLOPs", _aligned(main_table(result, target))]
     parts += ["", *findings(result)] if findings(result) else []
-    parts += [_advice_line(entry) for entry in result.advice]
+    parts += [f"Advice, {text}" for text in advice_lines(result)]
     left_out = {(row.method, row.left_out) for row in result.speed if row.left_out}
     left_out |= {(row.method, row.left_out) for row in result.accuracy if row.left_out}
     parts += [f"left out: {title_of(result, name)}: {why}" for name, why in sorted(left_out)]
@@ -88,8 +99,8 @@ def _caption(result: Result) -> str:
     return "Thick lines are ours, dashed ones are others and controls." if ours else "All methods."
 
 
-def _advice_line(entry: dict) -> str:
-    return f"Advice, batch {entry['batch']}, {entry['target']:g} of the FLOPs: {entry['verdict']}."
+def _affordable_caption(entry: dict) -> str:
+    return f"Schedules considered at batch {entry['batch']}, for at most {entry['max_drop']:g} points of top-1 lost."
 
 
 def _aligned(table: Table) -> str:

@@ -99,6 +99,7 @@ class Result:
     Attributes:
         model: its name. weights: where they came from. conditions: machine, versions, protocol, command.
         methods: by name. speed, accuracy: the rows. advice: what `advice.py` found, if asked.
+        affordable: what `affordable.py` chose at each batch size, if asked and there were photos.
         data: the photos' folder and how many could not be read.
         complete: nothing that was planned is missing.
     """
@@ -110,6 +111,7 @@ class Result:
     speed: list[Speed] = field(default_factory=list)
     accuracy: list[Accuracy] = field(default_factory=list)
     advice: list[dict[str, Any]] = field(default_factory=list)
+    affordable: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
 

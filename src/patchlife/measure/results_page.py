@@ -15,7 +15,7 @@ from typing import Any
 from ..files import write_atomic
 from .report import conditions_line, methods_table
 from .result import Result, load_all
-from .tables import Table, findings, main_table, target_rows, title_of
+from .tables import Table, advice_lines, findings, main_table, target_rows, title_of
 
 __all__ = ["main", "page"]
 
@@ -73,8 +73,7 @@ def _section(name: str, result: Result, older: list[str]) -> list[str]:
     columns, rows = target_rows(result)
     if rows:
         parts += ["### Ours against the limit and against others", _markdown((columns, rows))]
-    if result.advice:
-        lines = [f"- Batch {e['batch']}, {e['target']:g} of the FLOPs: {e['verdict']}." for e in result.advice]
+    if lines := [f"- {text[0].upper()}{text[1:]}" for text in advice_lines(result)]:
         parts += ["### Which schedule, measured here", "\n".join(lines)]
     left_out = {(r.method, r.left_out) for r in result.speed if r.left_out}
     left_out |= {(r.method, r.left_out) for r in result.accuracy if r.left_out}

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from .result import Accuracy, Result, Speed
 
-__all__ = ["Table", "accuracy_of", "findings", "is_rival", "main_table", "speed_table", "target_rows", "title_of"]
+__all__ = [
+    "Table",
+    "accuracy_of",
+    "advice_lines",
+    "affordable_table",
+    "findings",
+    "is_rival",
+    "main_table",
+    "speed_table",
+    "target_rows",
+    "title_of",
+]
 
 Table = tuple[list[str], list[list[str]]]
 """Column names, and as many cells a row."""
@@ -102,6 +114,32 @@ def target_rows(result: Result) -> Table:
             cells += [_over(by.get("ours-fixed"), by.get("limit")), _over(by.get("ours-slices"), by.get("limit"))]
             cells += [_over(ours, rival), _over(ours, by.get("tome"))]
             rows.append([*cells, f"{100 * saved:.0f} %"])
+    return columns, rows
+
+
+def advice_lines(result: Result) -> list[str]:
+    """Which schedule to take at each batch size: at a FLOPs target, and within a loss of top-1."""
+    said = [f"batch {e['batch']}, {e['target']:g} of the FLOPs: {e['verdict']}." for e in result.advice]
+    return said + [
+        f"batch {e['batch']}, at most {e['max_drop']:g} points of top-1 lost: {e['verdict']}."
+        for e in result.affordable
+    ]
+
+
+def affordable_table(entry: dict[str, Any]) -> Table:
+    """The schedules that were considered at one batch size; those that are no faster than dense were not judged."""
+    columns = ["start", "drops", "FLOPs", "vs dense (p10 to p90)", "top-1 %", "points lost (95 % interval)", ""]
+    rows = []
+    for row in entry["candidates"]:
+        ratio, loss = row["ratio"], row["loss"]
+        cells = [str(row["start"]), ", ".join(map(str, row["drops"])), f"{row['flops']:.3f}"]
+        cells.append(f"{ratio['median']:.2f}x ({ratio['p10']:.2f}x to {ratio['p90']:.2f}x)")
+        if loss is None:
+            rows.append([*cells, "", "", "not faster"])
+            continue
+        low, high = loss["interval"]
+        cells += [f"{loss['top1']:.1f}", f"{loss['drop']:.2f} ({low:.2f} to {high:.2f})"]
+        rows.append([*cells, "chosen" if row == entry["chosen"] else ""])
     return columns, rows
 
 
