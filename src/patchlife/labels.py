@@ -28,7 +28,7 @@ class Labels:
 
         Raises ConfigError when a folder is no class of the model.
         """
-        known = {name: index for names in (self.names, self.ids) for index, name in enumerate(names)}
+        known = self._known()
         folders = [photo.absolute().parent.name for photo in photos]
         if unknown := sorted(set(folders) - known.keys()):
             raise ConfigError(
@@ -36,6 +36,27 @@ class Labels:
                 f"{', '.join((self.ids or self.names)[:3])}, ...: rename the folders, or give --labels FILE"
             )
         return [known[folder] for folder in folders]
+
+    def class_said(self, label: str | int | None, whose: object) -> int:
+        """The class that a label means: a name, a WordNet id, or an index (also as text); -1 for None.
+
+        Raises ConfigError, naming ``whose`` label it is, when it is no class of the model.
+        """
+        if label is None:
+            return -1
+        index = self._known().get(label) if isinstance(label, str) else label
+        if index is None and str(label).isdecimal():
+            index = int(label)
+        if index is None or not 0 <= index < len(self.names):
+            raise ConfigError(
+                f"{whose} is labelled {label!r}, which the model knows no class of; it knows 0 to "
+                f"{len(self.names) - 1}, also as {', '.join((self.ids or self.names)[:3])}, ...: correct it, or give "
+                "--labels FILE"
+            )
+        return index
+
+    def _known(self) -> dict[str, int]:
+        return {name: index for names in (self.names, self.ids) for index, name in enumerate(names)}
 
 
 def imagenet_labels() -> Labels:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
+import pytest
 from small import write_photos
 
 QUICK = ["--epochs", 1, "--batch-size", 2, "--device", "cpu", "--budget", 0.8]
@@ -53,3 +55,32 @@ def test_labels_need_folders_that_are_classes(patchlife, model, tmp_path: Path) 
     said = patchlife("fit", *model, tmp_path, *QUICK, "--label-weight", 0.5)
     assert said.code == 2
     assert "holiday, which the model knows no class of" in said.err
+
+
+@pytest.mark.parametrize("label", [b"1", b"9", b"ten"])
+def test_fit_reads_shards(patchlife, model, tmp_path: Path, label: bytes) -> None:
+    photos = write_photos(tmp_path / "photos", 22)
+    (tmp_path / "said.cls").write_bytes(label)
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for photo in photos[shard::2]:
+                tar.add(photo, photo.name)
+                tar.add(tmp_path / "said.cls", f"{photo.stem}.cls")
+    learned = ["--finetune", "full", "--finetune-epochs", 1, "--label-weight", 0.5]
+    said = patchlife("fit", *model, tmp_path / "*.tar", "--out", tmp_path / "adapter", *QUICK, *learned)
+    if label == b"ten":
+        assert said.code == 2
+        assert ".png is labelled 'ten', which the model knows no class of; it knows 0 to 9" in said.err
+        return
+    assert said.code == 0, said.err
+    assert "learned from 21 photos" in said.err
+    report = (tmp_path / "adapter.work" / "report.html").read_text()
+    assert "Life maps at budget" in report  # of a photo that was opened once more
+
+
+def test_fit_reads_what_timm_opens(patchlife, model, tmp_path: Path) -> None:
+    labelled(tmp_path / "photos" / "train")
+    data, out = f"timm:folder:train:{tmp_path / 'photos'}", tmp_path / "adapter"
+    said = patchlife("fit", *model, data, "--out", out, *QUICK)
+    assert said.code == 0, said.err
+    assert "learned from 8 photos" in said.err

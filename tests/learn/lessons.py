@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from families import built
 from PIL import Image
 
 from patchlife import LifeConfig, SlimModel, wrap
-from patchlife.images import Preprocess
+from patchlife.images import Preprocess, list_samples
 from patchlife.learn.cache import Photo
 from patchlife.learn.config import LearnConfig
 
@@ -33,3 +34,14 @@ def some_photos(folder: Path, count: int = 12) -> list[Photo]:
         coarse.resize((48, 48), Image.Resampling.BILINEAR).save(path)
         photos.append(Photo(path, index % 3))
     return photos
+
+
+def in_shards(folder: Path, photos: list[Photo], shards: int = 3) -> list[Photo]:
+    """The same photos as samples of tar files in ``folder``, in the same order, whatever shard they lie in."""
+    paths = [folder / f"{index}.tar" for index in range(shards)]
+    for index, path in enumerate(paths):
+        with tarfile.open(path, "w") as tar:
+            for photo in photos[index::shards]:
+                tar.add(str(photo.path), photo.path.name)
+    found = {sample.name: sample for sample in list_samples([str(path) for path in paths])}
+    return [Photo(found[photo.path.name], photo.label) for photo in photos]

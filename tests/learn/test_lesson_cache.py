@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lessons import PREPROCESS, small_model, some_photos
+from lessons import PREPROCESS, in_shards, small_model, some_photos
 from torch import Tensor
 
 from patchlife.errors import ConfigError, ImageError, NumericalError
 from patchlife.images import read_photo
+from patchlife.learn import cache as cache_module
 from patchlife.learn.cache import LessonCache, Photo, collect
 from patchlife.learn.targets import Lesson, teach
 
@@ -42,7 +43,7 @@ def test_an_interrupted_collection_goes_on(tmp_path: Path) -> None:
     photos, asked = some_photos(tmp_path / "photos"), []
 
     def interrupted(images: Tensor) -> Lesson:
-        if len(asked) == 1:
+        if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(len(images))
         return ask(images)
@@ -50,7 +51,7 @@ def test_an_interrupted_collection_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         gather(photos, tmp_path / "cache", ask=interrupted)
     cache = gather(photos, tmp_path / "cache", ask=lambda images: asked.append(len(images)) or ask(images))
-    assert asked == [5, 5, 2]
+    assert asked == [1, 5, 5, 2]  # one image for the shapes
     whole = gather(photos, tmp_path / "whole")
     for a, b in zip(cache.lessons(range(12)), whole.lessons(range(12)), strict=True):
         assert torch.equal(a, b)
@@ -96,8 +97,57 @@ def test_a_teacher_that_says_nan_is_stopped(tmp_path: Path) -> None:
 
     def broken(images: Tensor) -> Lesson:
         lesson = ask(images)
-        lesson.logits[2] = torch.nan
+        lesson.logits[2:3] = torch.nan
         return lesson
 
     with pytest.raises(NumericalError, match=r"02\.png"):
         gather(photos, tmp_path / "cache", ask=broken)
+
+
+def test_shards_are_read_in_their_order_and_give_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = some_photos(tmp_path / "photos")
+    drawn = [photos[index] for index in (7, 2, 11, 0, 5, 9, 1, 10, 3, 8, 6, 4)]
+    read: list[str] = []
+    real = cache_module.load_batches
+    monkeypatch.setattr(
+        cache_module,
+        "load_batches",
+        lambda paths, *more: read.extend(path.name for path in paths) or real(paths, *more),
+    )
+    each = sum(2 * values[0].numel() for values in ask(torch.zeros(1, 3, 48, 48)))
+    files = gather(drawn, tmp_path / "files", limit_bytes=9.5 * each)
+    read.clear()
+    shards = gather(in_shards(tmp_path, drawn, 2), tmp_path / "shards", limit_bytes=9.5 * each)
+    assert read == [photo.path.name for photo in drawn[0:9:2] + drawn[1:9:2]]  # two shards, one after the other
+    assert (
+        [p.path.name for p in shards.photos] == [p.path.name for p in files.photos] == [p.path.name for p in drawn[:9]]
+    )
+    for ours, theirs in zip(shards.split(2), files.split(2), strict=True):
+        rows = list(range(len(theirs)))[::-1]
+        assert ours.labels(rows).tolist() == theirs.labels(rows).tolist()
+        for a, b in zip(ours.lessons(rows), theirs.lessons(rows), strict=True):
+            torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3)
+
+
+def test_a_corrupt_member_is_named_and_skipped_also_by_a_resumed_run(tmp_path: Path) -> None:
+    photos = some_photos(tmp_path / "photos")
+    photos[4].path.write_bytes(photos[4].path.read_bytes()[:60])
+    samples, asked = in_shards(tmp_path, photos), []
+
+    def interrupted(images: Tensor) -> Lesson:
+        asked.append(len(images))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return ask(images)
+
+    with pytest.raises(ImageError, match=r"1 of 12 photos cannot be read.*1\.tar/04\.png"):
+        gather(samples, tmp_path / "strict", max_unreadable=0.05)
+    with pytest.raises(KeyboardInterrupt):
+        gather(samples, tmp_path / "cache", ask=interrupted, max_unreadable=0.1)
+    cache = gather(samples, tmp_path / "cache", max_unreadable=0.1)
+    assert [entry["path"] for entry in cache.skipped] == [str(tmp_path / "1.tar/04.png")]
+    assert [photo.path.name for photo in cache.photos] == [p.path.name for i, p in enumerate(photos) if i != 4]
+    whole = gather([p for i, p in enumerate(photos) if i != 4], tmp_path / "whole")
+    for a, b in zip(cache.lessons(range(11)), whole.lessons(range(11)), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3)
+    assert cache.names([4]) == [str(tmp_path / "2.tar/05.png")]

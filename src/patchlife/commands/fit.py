@@ -1,12 +1,12 @@
-"""``patchlife fit``: a folder of photos in, a life adapter out."""
+"""``patchlife fit``: photos in, a life adapter out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
-from ..images import list_photos
+from ..images import Sample, list_samples
 from ..learn.config import FitConfig
 from .common import say
 
@@ -19,13 +19,13 @@ __all__ = ["run"]
 
 def run(config: FitConfig) -> int:
     """Learn, save and say where; returns the exit code."""
-    paths = list_photos(config.data)
+    found = list_samples(config.data)
     from ..learn.fit import accelerator_for, fit, work_folder
     from ..models import open_model
 
     ready = open_model(config.model)  # on the CPU: accelerate moves it
     accelerator = accelerator_for(config.device)
-    photos = _photos(paths, ready.labels if config.learn.label_weight else None)
+    photos = _Photos(found, ready.labels if config.learn.label_weight else None)
     fitted = fit(ready.model, photos, ready.preprocess, config.out, config.learn, accelerator)
     if accelerator.is_main_process:
         skipped = fitted.cache.skipped
@@ -38,9 +38,30 @@ def run(config: FitConfig) -> int:
     return 0
 
 
-def _photos(paths: Sequence[Path], labels: Labels | None) -> list[Photo]:
-    """The photos, with the class that their folder names if labels are wanted."""
-    from ..learn.cache import Photo
+class _Photos(Sequence["Photo"]):
+    """The photos, with the class that their folder, shard or data set names if labels are wanted.
 
-    classes = labels.classes_of(paths) if labels else [-1] * len(paths)
-    return [Photo(path, label) for path, label in zip(paths, classes, strict=True)]
+    A sample's label is read from its shard when the photo is taken: of a million, a fit may draw a thousand.
+    """
+
+    def __init__(self, found: Sequence[Path | Sample], labels: Labels | None) -> None:
+        files = [path for path in found if isinstance(path, Path)]  # these come first
+        self._found, self._labels = found, labels
+        self._classes = labels.classes_of(files) if labels else [-1] * len(files)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @overload
+    def __getitem__(self, index: int) -> Photo: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Photo]: ...
+    def __getitem__(self, index: int | slice) -> Photo | Sequence[Photo]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        from ..learn.cache import Photo
+
+        source = self._found[index]
+        if isinstance(source, Sample):
+            return Photo(source, self._labels.class_said(source.label, source) if self._labels else -1)
+        return Photo(source, self._classes[index])

@@ -3,18 +3,22 @@
 from .listing import PHOTO_SUFFIXES, Labelled, list_labelled, list_photos
 from .loading import Batch, load_batches
 from .preprocess import Preprocess
-from .reading import MAX_BYTES, MAX_PIXELS, as_rgb, read_photo
+from .reading import MAX_BYTES, MAX_PIXELS, AnyPhoto, Sample, as_rgb, read_photo
+from .sources import list_samples
 
 __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
     "PHOTO_SUFFIXES",
+    "AnyPhoto",
     "Batch",
     "Labelled",
     "Preprocess",
+    "Sample",
     "as_rgb",
     "list_labelled",
     "list_photos",
+    "list_samples",
     "load_batches",
     "read_photo",
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ConfigError, ImageError
 from .preprocess import Preprocess
-from .reading import read_photo
+from .reading import AnyPhoto, read_photo
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 def load_batches(
-    paths: Iterable[str | os.PathLike[str]],
+    paths: Iterable[AnyPhoto],
     preprocess: Preprocess,
     batch_size: int,
     workers: int | None = None,
@@ -59,9 +59,9 @@ def load_batches(
 
 
 def _batches(
-    paths: Iterator[str | os.PathLike[str]], preprocess: Preprocess, batch_size: int, workers: int
+    paths: Iterator[AnyPhoto], preprocess: Preprocess, batch_size: int, workers: int
 ) -> Generator[Batch, None, None]:
-    def read(path: str | os.PathLike[str]) -> Image:
+    def read(path: AnyPhoto) -> Image:
         # Threads hand over 8-bit pictures; a whole batch is normalised at once by the caller's thread. Torch
         # work in here would start an OpenMP team per thread.
         return preprocess.shown(read_photo(path))

@@ -1,10 +1,11 @@
-"""Read one photo from disk, or say why not. Any bytes in, an upright RGB image or an `ImageError` out."""
+"""Read one photo, or say why not. Any bytes in, an upright RGB image or an `ImageError` out."""
 
 from __future__ import annotations
 
 import io
 import os
 import stat
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from PIL import Image
@@ -14,7 +15,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from ..errors import ImageError
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "as_rgb", "read_photo"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "AnyPhoto", "Sample", "as_rgb", "read_photo"]
 
 MAX_PIXELS = 64_000_000
 """Largest photo that is decoded, in pixels. Decoded, it takes 4 bytes a pixel: 256 MB."""
@@ -56,7 +57,39 @@ _TURNS = {
 }
 
 
-def read_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
+class Sample(ABC):
+    """A photo that is no file of its own, but part of a shard or of a data set. ``str`` is its name in messages."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """A short name, as a file's."""
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where it lies: of this sample alone, the same in every run. In its order, samples are read fastest."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str | int | None:
+        """What it says it shows: the name of a class, its index, or None."""
+
+    @abstractmethod
+    def content(self, max_bytes: int) -> bytes | Image.Image:
+        """The bytes of its file, or a picture where only the data set can decode it.
+
+        Raises ImageError when it cannot be had, or is larger than ``max_bytes``.
+        """
+
+
+AnyPhoto = str | os.PathLike[str] | Sample
+"""What `read_photo` opens."""
+
+
+def read_photo(photo: AnyPhoto, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
     """Read a JPEG, PNG or WEBP file as an upright 8-bit RGB image.
 
     The size is taken from the header and held against ``max_pixels`` before a single pixel is decoded.
@@ -64,19 +97,20 @@ def read_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, max_b
     white; 16-bit samples keep their high byte; colour profiles are ignored, as in timm.
 
     Args:
-        path: the file.
+        photo: the file, or a sample of something larger.
         max_pixels: limit on width x height, in pixels.
         max_bytes: limit on the size of the file, in bytes.
 
     Raises:
         ImageError: whatever is wrong with the file; the message names it. Nothing else is raised.
     """
-    path = Path(path)
-    data = _read_bytes(path, max_bytes)
+    path = photo if isinstance(photo, Sample) else Path(photo)
+    content = path.content(max_bytes) if isinstance(path, Sample) else _read_bytes(path, max_bytes)
     try:
-        image = _open(path, data)
+        image = _open(path, content) if isinstance(content, bytes) else content
         _check_pixels(path, image, max_pixels)
-        _check_scans(path, image, data)
+        if isinstance(content, bytes):
+            _check_scans(path, image, content)
         image.load()
         return as_rgb(_upright(image), path)
     except ImageError:
@@ -90,7 +124,7 @@ def read_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, max_b
         raise _refusal(path, _EXPECTED, found, "replace the file by an intact copy") from error
 
 
-def as_rgb(image: Image.Image, name: str | os.PathLike[str] = "image") -> Image.Image:
+def as_rgb(image: Image.Image, name: AnyPhoto = "image") -> Image.Image:
     """Convert a decoded image of any integer mode to 8-bit RGB, without clipping it to white.
 
     Args:
@@ -133,7 +167,7 @@ def _read_bytes(path: Path, max_bytes: int) -> bytes:
         raise _refusal(path, _EXPECTED, found, "check the path and its permissions") from error
 
 
-def _open(path: Path, data: bytes) -> Image.Image:
+def _open(path: Path | Sample, data: bytes) -> Image.Image:
     """Parse the header. The format is what the first bytes say, never the file's name.
 
     The format classes are called directly: `Image.open` would warn about large images (once per process, in
@@ -160,7 +194,7 @@ def _what_is(data: bytes) -> str:
     return f"a file that begins with {beginning!r}"
 
 
-def _check_pixels(path: Path, image: Image.Image, max_pixels: int) -> None:
+def _check_pixels(path: Path | Sample, image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise _refusal(path, _EXPECTED, f"a size of {width} x {height} pixels", "replace the file")
@@ -169,7 +203,7 @@ def _check_pixels(path: Path, image: Image.Image, max_pixels: int) -> None:
         raise _refusal(path, f"at most {max_pixels:,} pixels", found, "shrink the photo or raise max_pixels")
 
 
-def _check_scans(path: Path, image: Image.Image, data: bytes) -> None:
+def _check_scans(path: Path | Sample, image: Image.Image, data: bytes) -> None:
     scans = data.count(b"\xff\xda") if isinstance(image, JpegImageFile) else 0
     if scans * image.width * image.height > _MAX_SCANNED_PIXELS:
         found = f"one of {scans} scans, which would take minutes to decode"
@@ -185,7 +219,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _sixteen_to_eight_bits(image: Image.Image, name: str | os.PathLike[str]) -> Image.Image:
+def _sixteen_to_eight_bits(image: Image.Image, name: AnyPhoto) -> Image.Image:
     """Keep the high byte, as Pillow itself does for 16-bit colour, so grey and colour scans agree."""
     import numpy as np
 
@@ -198,5 +232,7 @@ def _sixteen_to_eight_bits(image: Image.Image, name: str | os.PathLike[str]) -> 
     return Image.fromarray((samples >> 8).astype(np.uint8))
 
 
-def _refusal(name: str | os.PathLike[str], expected: str, found: str, do: str) -> ImageError:
-    return ImageError(f"{os.fspath(name)}: expected {expected}, found {found}; {do}")
+def _refusal(name: AnyPhoto, expected: str, found: str, do: str) -> ImageError:
+    return ImageError(
+        f"{name if isinstance(name, Sample) else os.fspath(name)}: expected {expected}, found {found}; {do}"
+    )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, ImageError, NumericalError
 from ..files import write_atomic
-from ..images import Preprocess, load_batches
+from ..images import Preprocess, Sample, load_batches
 from .targets import Lesson
 
 __all__ = ["LessonCache", "Photo", "collect"]
@@ -28,9 +28,9 @@ _LIMIT = float(np.finfo(np.float16).max)
 
 
 class Photo(NamedTuple):
-    """A photo to learn from; ``label`` is its class index, -1 where unknown."""
+    """A photo to learn from, a file or a sample; ``label`` is its class index, -1 where unknown."""
 
-    path: Path
+    path: Path | Sample
     label: int = -1
 
 
@@ -42,10 +42,17 @@ class LessonCache:
         skipped: path and error of each photo that could not be read.
     """
 
-    def __init__(self, photos: Sequence[Photo], skipped: list[dict[str, str]], arrays: Sequence[np.ndarray]) -> None:
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        skipped: list[dict[str, str]],
+        arrays: Sequence[np.ndarray],
+        at: Sequence[int] | None = None,
+    ) -> None:
         self.photos = list(photos)
         self.skipped = skipped
         self._arrays = arrays
+        self._at = np.arange(len(photos)) if at is None else np.asarray(at, dtype=int)  # each row's place on disk
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -53,16 +60,16 @@ class LessonCache:
     def split(self, last: int) -> tuple[LessonCache, LessonCache]:
         """(all but the last photos, the ``last`` ones): to learn from, and to look at afterwards."""
         first = len(self) - last
-        whole = [array[: len(self)] for array in self._arrays]
         return (
-            LessonCache(self.photos[:first], self.skipped, [array[:first] for array in whole]),
-            LessonCache(self.photos[first:], [], [array[first:] for array in whole]),
+            LessonCache(self.photos[:first], self.skipped, self._arrays, self._at[:first].tolist()),
+            LessonCache(self.photos[first:], [], self._arrays, self._at[first:].tolist()),
         )
 
     def lessons(self, rows: Sequence[int]) -> Lesson:
         """The lessons of some photos, as float32 tensors."""
-        order = np.argsort(rows)  # disks like to be read forwards
-        index, inverse = np.asarray(rows)[order], torch.from_numpy(np.argsort(order))
+        places = self._at[np.asarray(rows, dtype=int)]
+        order = np.argsort(places)  # disks like to be read forwards
+        index, inverse = places[order], torch.from_numpy(np.argsort(order))
         return Lesson(*(torch.from_numpy(a[index].astype(np.float32))[inverse] for a in self._arrays))
 
     def labels(self, rows: Sequence[int]) -> Tensor:
@@ -89,7 +96,8 @@ def collect(
     """Ask the teacher about ``photos`` and keep what it said in ``folder``.
 
     Args:
-        photos: in the order in which they are stored; those that would not fit in ``limit_bytes`` are left out.
+        photos: the cache's rows will be in this order, whatever order they are read in; those that would not fit in
+            ``limit_bytes`` are left out from the end.
         ask: from images to their lesson.
         preprocess: how a photo becomes an image.
         folder: where the arrays go. What an earlier run with the same photos and ``about`` left there is used.
@@ -106,37 +114,42 @@ def collect(
     """
     key = _key(photos, about, limit_bytes)
     state = _interrupted(folder, key) or _afresh(folder, key, len(photos))
-    arrays = _open(folder) if state["rows"] else []
-    todo = photos[state["asked"] :]
+    if not state["asked"]:
+        nothing = ask(torch.zeros(1, 3, *preprocess.size))  # for its shapes
+        state["total"] = _capacity(nothing, limit_bytes, len(photos))
+        _create(folder, nothing, state["total"])
+    arrays, wanted = _open(folder), photos[: state["total"]]
+    order = _reading_order(wanted)
+    todo = [wanted[index] for index in order[state["asked"] :]]
     for batch in load_batches([photo.path for photo in todo], preprocess, batch_size):
-        if state["asked"] >= state["total"]:
-            break
-        fits = len(arrays[0]) - state["rows"] if arrays else len(batch.indices)
         if batch.indices:
             lesson = ask(batch.images)
             _check_finite(lesson, [todo[index] for index in batch.indices])
-            if not arrays:
-                state["total"] = _capacity(lesson, limit_bytes, len(photos))
-                arrays, fits = _create(folder, lesson, state["total"]), state["total"]
-            state["rows"] += _store(arrays, state["rows"], lesson, fits)
+            _store(arrays, state["rows"], lesson)
+            state["rows"] += len(batch.indices)
         state["skipped"] += [{"path": str(todo[i].path), "error": str(error)} for i, error in batch.failures]
-        state["asked"] = min(state["asked"] + batch_size, state["total"])
+        state["asked"] += len(batch.indices) + len(batch.failures)
         _check_readable(state["skipped"], state["total"], max_unreadable)
         for array in arrays:
             array.flush()
         write_atomic(folder / "cache.json", json.dumps(state))
         report(state["asked"], state["total"])
     failed = {entry["path"] for entry in state["skipped"]}
-    readable = [photo for photo in photos[: state["asked"]] if str(photo.path) not in failed]
-    return LessonCache(readable[: state["rows"]], state["skipped"], arrays)
+    read = [index for index in order if str(wanted[index].path) not in failed]
+    rows = sorted(range(len(read)), key=read.__getitem__)
+    return LessonCache([wanted[read[row]] for row in rows], state["skipped"], arrays, rows)
 
 
-def _store(arrays: list[np.memmap], row: int, lesson: Lesson, fits: int) -> int:
-    """Write as many photos of a lesson as fit, from ``row`` on; returns how many."""
+def _reading_order(photos: Sequence[Photo]) -> list[int]:
+    """Files as they come, then samples as they lie: drawn at random, but a shard is read from beginning to end."""
+    places = [photo.path.place if isinstance(photo.path, Sample) else "" for photo in photos]
+    return sorted(range(len(photos)), key=places.__getitem__)
+
+
+def _store(arrays: list[np.memmap], row: int, lesson: Lesson) -> None:
+    """Write the photos of a lesson from ``row`` on."""
     for array, values in zip(arrays, lesson, strict=True):
-        half = values[:fits].float().clamp(-_LIMIT, _LIMIT).half().cpu().numpy()
-        array[row : row + len(half)] = half
-    return min(fits, len(lesson.tokens))
+        array[row : row + len(values)] = values.float().clamp(-_LIMIT, _LIMIT).half().cpu().numpy()
 
 
 def _files(folder: Path) -> list[Path]:
@@ -147,11 +160,9 @@ def _open(folder: Path) -> list[np.memmap]:
     return [np.load(path, mmap_mode="r+") for path in _files(folder)]
 
 
-def _create(folder: Path, lesson: Lesson, rows: int) -> list[np.memmap]:
-    return [
+def _create(folder: Path, lesson: Lesson, rows: int) -> None:
+    for path, values in zip(_files(folder), lesson, strict=True):
         np.lib.format.open_memmap(path, "w+", np.float16, (rows, *values.shape[1:]))
-        for path, values in zip(_files(folder), lesson, strict=True)
-    ]
 
 
 def _capacity(lesson: Lesson, limit_bytes: float, wanted: int) -> int:
@@ -165,7 +176,8 @@ def _capacity(lesson: Lesson, limit_bytes: float, wanted: int) -> int:
 
 
 def _key(photos: Sequence[Photo], about: dict[str, Any], limit_bytes: float) -> str:
-    names = [str(photo.path.resolve()) for photo in photos]
+    paths = (photo.path for photo in photos)
+    names = [path.place if isinstance(path, Sample) else str(path.resolve()) for path in paths]
     said = json.dumps([names, about, str(limit_bytes)], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 

@@ -85,11 +85,12 @@ class LearnConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Learn the lives of a model's patches from a folder of photos; labels are not needed.
+    """Learn the lives of a model's patches from photos; labels are not needed.
 
     Attributes:
         model: Which model, with which weights.
-        data: Photos, folders or globs.
+        data: Photos, folders or globs of them; WebDataset shards (*.tar, read where they lie, never unpacked); timm's
+            data sets as timm:NAME[:SPLIT[:ROOT]].
         out: Folder for the adapter. An interrupted fit goes on where it stopped when the same command is given again.
         device: auto takes a CUDA GPU where there is one, else the CPU.
         learn: How lives are learned.

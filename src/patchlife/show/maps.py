@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from PIL import Image, ImageFilter
 
 from ..errors import ConfigError, ImageError
-from ..images import Preprocess, as_rgb, read_photo
+from ..images import AnyPhoto, Preprocess, Sample, as_rgb, read_photo
 from .layout import beside, captioned, stacked
 from .legend import legend_of
 from .palette import colours
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Photo", "draw", "strip"]
 
-Photo = Image.Image | np.ndarray | str | os.PathLike[str]
+Photo = Image.Image | np.ndarray | AnyPhoto
 Pixels = Float[np.ndarray, "height width 3"]
 
 _SOFTNESS = 0.06  # blur of the cells' edges, as a part of a cell's side
@@ -113,7 +113,7 @@ def _prepared(
 def _opened(photo: Photo) -> Image.Image:
     if isinstance(photo, Image.Image):
         return as_rgb(photo)
-    if isinstance(photo, str | os.PathLike):
+    if isinstance(photo, str | os.PathLike | Sample):
         return read_photo(photo)
     shape, dtype = getattr(photo, "shape", None), getattr(photo, "dtype", None)
     if isinstance(photo, np.ndarray) and dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3:
