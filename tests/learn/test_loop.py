@@ -195,20 +195,42 @@ def test_stage_two_goes_on_from_a_learned_head(tmp_path: Path) -> None:
 
     photos = some_photos(tmp_path / "photos")
     head = run(tmp_path / "head", photos)
+    loaded = patchlife.load(tmp_path / "head", small_model().backbone.vit)
     both = fit(
-        patchlife.load(tmp_path / "head", small_model().backbone.vit),
+        loaded,
         photos,
         PREPROCESS,
         tmp_path / "both",
         LearnConfig(**{**QUICK.__dict__, "epochs": 0, "finetune": "adapter", "cache": tmp_path / "head.work/cache"}),
         accelerator_for("cpu"),
     ).model
-    for a, b in zip(head.head.parameters(), both.head.parameters(), strict=True):
-        assert torch.equal(a, b)
+    for a, b, c in zip(*(m.head.parameters() for m in (head, loaded, both)), strict=True):
+        assert torch.equal(a, b)  # what was given stays as it was
+        assert (c - a).abs().max() < 0.05  # what comes out began there
+    assert not torch.equal(head.head.patch.weight, both.head.patch.weight)  # and learned on, with the blocks
     with pytest.raises(ConfigError, match="dense teacher is gone"):
         fit(both, photos, PREPROCESS, tmp_path / "third", QUICK, accelerator_for("cpu"))
     with pytest.raises(ConfigError, match="no learned head"):
         run(tmp_path / "none", photos, epochs=0)
+
+
+def test_a_stage_sets_the_pace_of_its_parameters(tmp_path: Path, cache: LessonCache) -> None:
+    class Paced(Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slow = torch.nn.Parameter(torch.zeros(3))
+
+        def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
+            loss = (self.guess - step.lesson.logits).square() + (self.slow - step.lesson.logits).square()
+            return loss.mean(), {}
+
+        def pace(self, name: str) -> float:
+            return 0.1 if name == "slow" else 1.0
+
+    stage = Paced()
+    train(stage, cache, COURSE, tmp_path, accelerator_for("cpu"))
+    ratio = (stage.slow / stage.guess).mean().item()
+    assert 0.05 < ratio < 0.2
 
 
 def test_labels_are_learned_where_given(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from .targets import teach
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Fitted", "accelerator_for", "fit", "work_folder"]
+__all__ = ["Fitted", "accelerator_for", "fit", "student_of", "work_folder"]
 
 _CALIBRATION_ROWS = 256
 _HELD_OUT = 64  # photos for the report, a twentieth where there are few
@@ -210,9 +210,7 @@ def _slimmed(
     model: SlimModel, cache: LessonCache, config: LearnConfig, folder: Path, accelerator: Accelerator
 ) -> SlimModel:
     """Stage 2: a student that shares the teacher's first blocks; returns the model with what it learned merged."""
-    teacher = model.backbone.vit
-    student = SlimModel(adapt(copy.deepcopy(teacher)), model.config, model.head).eval().requires_grad_(False)
-    _set_free(student, config)
+    teacher, student = model.backbone.vit, student_of(model, config)
     course = Course(
         f"slimming-{config.finetune}",
         config.finetune_epochs,
@@ -228,16 +226,21 @@ def _slimmed(
     return result
 
 
-def _set_free(student: SlimModel, config: LearnConfig) -> None:
-    """Let learn what stage 2 may change: from the start block on, nothing before it."""
+def student_of(model: SlimModel, config: LearnConfig) -> SlimModel:
+    """A copy of ``model`` in which stage 2 may change the head, and the backbone from the start block on.
+
+    The head is ``model``'s own. With ``finetune="adapter"`` linear layers get a change of low rank.
+    """
+    student = SlimModel(adapt(copy.deepcopy(model.backbone.vit)), model.config, model.head).eval().requires_grad_(False)
     backbone = student.backbone
     late = [backbone.vit.blocks[index] for index in range(student.start, backbone.depth)]
-    for module in (*late, backbone.vit.norm):
+    for module in (*late, backbone.vit.norm, student.head):
         module.requires_grad_(True)
     if config.finetune == "adapter":
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             add_low_rank(late, config.rank)
+    return student
 
 
 def _calibration(model: SlimModel, cache: LessonCache) -> Calibration:

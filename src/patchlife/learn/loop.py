@@ -50,6 +50,10 @@ class Stage(nn.Module):
         """What is learned, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def pace(self, name: str) -> float:
+        """How many times the course's learning rate a parameter learns at."""
+        return 1.0
+
 
 @dataclass(frozen=True)
 class Course:
@@ -108,7 +112,8 @@ def train(stage: Stage, cache: LessonCache, course: Course, folder: Path, accele
     """
     _check_share(course, len(cache), accelerator)
     parameters = stage.trained()
-    optimizer = torch.optim.AdamW(parameters.values(), lr=course.learning_rate, weight_decay=course.weight_decay)
+    groups = [{"params": [value], "pace": stage.pace(name)} for name, value in parameters.items()]
+    optimizer = torch.optim.AdamW(groups, lr=course.learning_rate, weight_decay=course.weight_decay)
     module = accelerator.prepare_model(stage.to(accelerator.device))
     checkpoints = folder / course.name
     first, steps = restore_latest(checkpoints, parameters, optimizer), course.steps(len(cache))
@@ -120,7 +125,7 @@ def train(stage: Stage, cache: LessonCache, course: Course, folder: Path, accele
             rows = course.rows(step, len(cache))
             batch = _share(rows, cache, course.chance(step), accelerator)
             for group in optimizer.param_groups:
-                group["lr"] = course.rate(step, steps)
+                group["lr"] = group["pace"] * course.rate(step, steps)
             with accelerator.autocast():
                 loss, notes = module(batch)
             accelerator.backward(loss)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = ["distillation_loss", "kinship_loss", "worth_loss"]
+
+_ROOT_FLOOR = 1e-3  # nats; below it a root would pull at what is as good as equal
 
 
 def worth_loss(logits: Float[Tensor, "batch patches"], worth: Float[Tensor, "batch patches"]) -> Tensor:
@@ -31,12 +34,17 @@ def distillation_loss(
     teacher: Float[Tensor, "batch classes"],
     labels: Int[Tensor, "batch"] | None = None,
     label_weight: float = 0.0,
-) -> Tensor:
-    """KL divergence of the student from the teacher's whole distribution, labels mixed in where given.
+) -> tuple[Tensor, Tensor]:
+    """(what is minimised, the KL divergence of the student from the teacher's whole distribution in nats).
 
-    Labels of -1 are unknown; such a batch's weight stays with the teacher.
+    The root of each image's divergence is minimised. A step at a budget of 0.35 has a hundred times the divergence of
+    one at 0.8; the root makes them pull alike, so that one set of weights can serve both. Labels are mixed in where
+    given; those of -1 are unknown, and their weight stays with the teacher.
     """
-    loss = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
-    if labels is None or label_weight == 0 or not (labels >= 0).any():
-        return loss
-    return (1 - label_weight) * loss + label_weight * F.cross_entropy(student, labels, ignore_index=-1)
+    student, teacher = student.float().log_softmax(1), teacher.log_softmax(1)
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1).clamp(min=0)
+    loss = (divergence + _ROOT_FLOOR).sqrt()
+    if labels is not None and label_weight:
+        named = F.nll_loss(student, labels, ignore_index=-1, reduction="none")
+        loss = torch.where(labels >= 0, (1 - label_weight) * loss + label_weight * named, loss)
+    return loss.mean(), divergence.detach().mean()

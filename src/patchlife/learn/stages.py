@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from ..life import SlimModel
+from ..life.plan import fixed_plan
 from ..life.regressor import LifeRegressor
+from .gates import run_gated
 from .loop import Stage, Step
 from .losses import distillation_loss, kinship_loss, worth_loss
+
+_ANCHOR = 0.1  # share of stage 1's loss in stage 2
 
 __all__ = ["Regression", "Slimming"]
 
@@ -29,11 +33,12 @@ class Regression(Stage):
 
 
 class Slimming(Stage):
-    """Stage 2: the student runs on the survivors only and learns to answer as the dense teacher does.
+    """Stage 2: the student runs on the survivors only and learns to answer as the dense teacher does; so does the head.
 
     The blocks before the start block are the teacher's own, so a step begins at the cached tokens: it costs the
     slimmed blocks, forwards and backwards, and nothing else. The budget is drawn anew at every step, so that one set
-    of weights serves them all.
+    of weights serves them all. The head hears of its mistakes through `run_gated`, and is held to what it
+    regressed in stage 1, so that it stays good for classes that are not among these photos.
 
     Attributes:
         model: the student, in fixed mode; its backbone is a copy of the teacher's.
@@ -43,15 +48,29 @@ class Slimming(Stage):
         super().__init__()
         self.model = model
         self.lowest_budget, self.label_weight = lowest_budget, label_weight
+        assert isinstance(model.head, LifeRegressor)
+        self._regression = Regression(model.head)
         backbone = model.backbone
         with torch.no_grad():
             zeros = next(backbone.parameters()).new_zeros(1, backbone.channels, *backbone.image_size)
             self._embedded = backbone.embed(zeros)
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
-        """Distillation loss at the budget that the step draws."""
+        """Distillation loss at the budget that the step draws, and a share of stage 1's loss."""
         budget = self.lowest_budget + (1 - self.lowest_budget) * step.chance
         self.model.set_budget(round(budget, 3))
-        logits = self.model.resume(step.lesson.tokens, self._embedded)
-        loss = distillation_loss(logits, step.lesson.logits, step.labels, self.label_weight)
-        return loss, {"budget": budget}
+        logits = self._answer(step.lesson.tokens)
+        loss, distilled = distillation_loss(logits, step.lesson.logits, step.labels, self.label_weight)
+        regression, _ = self._regression(step)
+        return loss + _ANCHOR * regression, {"budget": budget, "distillation": distilled.item()}
+
+    def _answer(self, tokens: Tensor) -> Tensor:
+        """Logits of the student from tokens that enter the start block."""
+        model, backbone, embedded = self.model, self.model.backbone, self._embedded
+        schedule = model.schedule(embedded.image_size)
+        if not schedule.drops:
+            return model.resume(tokens, embedded)
+        score, kin = model.head(tokens, embedded.rope, backbone, model.start)
+        plan = fixed_plan(score, kin if model.config.heirs else None, schedule, embedded.grid)
+        out = run_gated(backbone, tokens, embedded.rope, plan, kin, keep_dead=not backbone.reads_class)
+        return model.classify(out, plan)

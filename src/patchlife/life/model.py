@@ -84,7 +84,7 @@ class SlimModel(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Tensor:
         """Logits, as the backbone gives them."""
-        return self._classify(*self._run(images, keep_dead=not self.backbone.reads_class))
+        return self.classify(*self._run(images, keep_dead=not self.backbone.reads_class))
 
     def forward_features(
         self, images: Float[Tensor, "batch channels height width"]
@@ -98,7 +98,7 @@ class SlimModel(nn.Module):
     def predict(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, Lives]:
         """(logits, lives) from one run."""
         tokens, plan = self._run(images, keep_dead=not self.backbone.reads_class)
-        logits = self._classify(tokens, plan)
+        logits = self.classify(tokens, plan)
         if plan is None:  # nothing had to be decided
             return logits, Lives.endless(logits.shape[0], self.backbone.grid_of(images), self.backbone.depth)
         return logits, plan.lives()
@@ -108,7 +108,7 @@ class SlimModel(nn.Module):
 
         Its own tokens are not read, so one embedding serves all images of a size.
         """
-        return self._classify(*self._from_start(tokens, embedded, keep_dead=not self.backbone.reads_class))
+        return self.classify(*self._from_start(tokens, embedded, keep_dead=not self.backbone.reads_class))
 
     @torch.no_grad()
     def lives(self, images: Float[Tensor, "batch channels height width"]) -> Lives:
@@ -237,7 +237,8 @@ class SlimModel(nn.Module):
         embedded = self.backbone.embed(images)
         return self.head(self.before_start(embedded), embedded.rope, self.backbone, self.start).score
 
-    def _classify(self, tokens: Tensor, plan: Plan | None) -> Tensor:
+    def classify(self, tokens: Tensor, plan: Plan | None) -> Tensor:
+        """Logits from tokens after the last block, in the order of the plan that they ran by."""
         if plan is not None and not self.backbone.pools:  # an answer for each token: the grid's order counts
             tokens = _restore(tokens, plan, self.backbone.prefix)
         return self.backbone.classify(self.backbone.norm(tokens))
