@@ -91,10 +91,10 @@ def _verdict(
     best: tuple[dict[str, Any], Loss] | None,
     max_drop: float,
 ) -> str:
-    if all(row["ratio"].noisy for row in rows):
+    if not judged and any(row["ratio"].noisy for row in rows):
         return "too noisy to advise anything; try again on a quiet machine"
     if not judged:
-        most = max((row["ratio"] for row in rows if not row["ratio"].noisy), key=lambda ratio: ratio.median)
+        most = max((row["ratio"] for row in rows), key=lambda ratio: ratio.median)
         return f"slimming does not pay here: at best {_speed(most)}; stay with the dense model"
     if best is None:
         row, loss = min(judged, key=lambda pair: pair[1].drop)
