@@ -157,8 +157,8 @@ class PredictConfig:
         top: How many classes to name for each photo.
         labelled: Photos lie in folders named after their class, or its WordNet id: say how often the model
             finds it.
-        engine: What runs the model; eager if not given, and an exported file brings its own. onnx and openvino
-            export it on the first run and keep the file in a cache folder ($PATCHLIFE_CACHE says where).
+        engine: What runs the model; eager if not given, and an exported file or package brings its own. onnx and
+            openvino export it on the first run and keep the file in a cache folder ($PATCHLIFE_CACHE says where).
         run: Where photos are run, and how many at a time.
     """
 
@@ -183,7 +183,10 @@ class ExportConfig:
 
     Attributes:
         model: Which model, with which weights.
-        out: The file; named after model, budget and format if not given. Its sha256 is written beside it.
+        out: The file, or the folder of a package; named after model, budget and format if not given. The sha256 of
+            everything is written along.
+        budgets: Instead of --budget: a package, one folder with a graph for each of these and the weights once
+            (onnx, openvino).
         format: onnx, openvino (a zip of model.xml and model.bin) or torch (.pt2).
         lives: Give the file a second output, how many blocks each patch lives.
         int8: Blocks in 8-bit integers, the life head in float. dynamic needs no photos (onnx); static is
@@ -195,6 +198,7 @@ class ExportConfig:
 
     model: ModelConfig
     out: Path | None = None
+    budgets: tuple[float, ...] | None = None
     format: Literal["onnx", "openvino", "torch"] = "onnx"
     lives: bool = True
     int8: Literal["off", "dynamic", "static"] = "off"
@@ -204,6 +208,11 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         _check_at_least(1, limit=self.limit)
+        for budget in self.budgets or ():
+            check_budget(budget)
+        said = [f"--{name}" for name in ("budget", "speedup", "survivors") if name in self.model.life]
+        if self.budgets and said:
+            raise ConfigError(f"--budgets names all budgets of a package, got {said[0]} as well; give one of both")
         if self.labelled and not self.photos:
             raise ConfigError("labelled is about photos, got none; give some with --photos PATH,PATH")
 

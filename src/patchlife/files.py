@@ -12,10 +12,13 @@ from pathlib import Path
 
 from .errors import PatchLifeError
 
-__all__ = ["SUMS", "check_sums", "replace_folder", "sha256_of", "write_atomic"]
+__all__ = ["PACKAGE", "SUMS", "check_sums", "is_exported", "replace_folder", "sha256_of", "write_atomic"]
 
 SUMS = "SHA256SUMS"
 """A folder's list of checksums, as `sha256sum -c` reads it."""
+
+PACKAGE = "package.json"
+"""The file that makes a folder a package of exported graphs."""
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> Path:
@@ -101,6 +104,11 @@ def check_sums(folder: str | os.PathLike[str], error: type[PatchLifeError]) -> d
             raise error(f"{file} is damaged: its sha256 is not the one in {SUMS}; save or download it again")
         files[name] = file
     return files
+
+
+def is_exported(model: str | os.PathLike[str]) -> bool:
+    """Whether what a user calls MODEL is an exported file or package, rather than a name or an adapter's folder."""
+    return Path(model).is_file() or (Path(model) / PACKAGE).is_file()
 
 
 def _beside(path: Path) -> Path:

@@ -81,6 +81,35 @@ def test_what_an_exported_file_cannot_be_told(desk, file, capsys, said, message)
     assert message in capsys.readouterr().err
 
 
+def test_a_package_predicts_at_the_budget_that_is_asked_for(desk, capsys):
+    package, photos = desk / "package", [str(desk / "photos")]
+    said = ["--budgets", "0.7,1.0", "--out", str(package), "--photos", *photos, "--labelled"]
+    assert main(["export", *_model(desk), *said]) == 0
+    printed = capsys.readouterr().out
+    assert f"{package}: onnx, fp32, 2 budgets, " in printed
+    assert "budget 1: 1.000 of the dense FLOPs; " in printed
+    assert "budget 0.7, top-1 on 4 photos: " in printed
+    runs = set()
+    for budget in ("1", "0.7"):
+        assert main(["predict", str(package), *photos, "--budget", budget]) == 0
+        from_package = _lines(capsys)
+        assert main(["predict", *_model(desk), *photos, "--budget", budget]) == 0
+        for a, b in zip(from_package, _lines(capsys), strict=True):
+            assert a["top"][0]["label"] == b["top"][0]["label"]
+            assert (a["survivors"], a["flops"]) == (b["survivors"], b["flops"])
+        runs.add(from_package[0]["run"])
+    assert len(runs) == 2
+    assert main(["predict", str(package), *photos, "--budget", "0.5"]) == 2
+    assert "holds the budgets 1, 0.7, got 0.5" in capsys.readouterr().err
+    assert main(["predict", str(package), *photos]) == 2
+    assert "say which one with --budget" in capsys.readouterr().err
+
+
+def test_budget_and_budgets_do_not_go_together(desk, capsys):
+    assert main(["export", *_model(desk), "--budgets", "1.0,0.6", "--speedup", "2"]) == 2
+    assert "got --speedup as well; give one of both" in capsys.readouterr().err
+
+
 def test_labels_may_be_given_anew(desk, file, capsys):
     (desk / "labels.txt").write_text("\n".join(f"name {i}" for i in range(10)))
     assert main(["predict", str(file), str(desk / "photos"), "--labels", str(desk / "labels.txt")]) == 0

@@ -1,10 +1,10 @@
-"""``patchlife export``: a slimmed model as one file, and what it took to trust it."""
+"""``patchlife export``: a slimmed model as one file, or at several budgets as one package, proved first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import ExportConfig, RunConfig
 from ..errors import ConfigError
@@ -14,7 +14,7 @@ from .common import open_classifier, say
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..deploy import Exported
+    from ..deploy import Exported, ExportedPackage
     from ..models import ReadyModel
 
 __all__ = ["prepared_photos", "run"]
@@ -23,24 +23,27 @@ _SUFFIX = {"onnx": "onnx", "openvino": "openvino.zip", "torch": "pt2"}
 
 
 def run(config: ExportConfig) -> int:
-    """Write the file; returns the exit code."""
-    from ..deploy import export
+    """Write the file or the package; returns the exit code."""
+    from ..deploy import export, export_package
 
     ready = open_classifier(config.model, RunConfig(device="cpu"))
     photos, images = _photos(config, ready)
-    exported = export(
-        ready.model,
-        config.out or _named(config, ready),
-        config.format,
-        images=images,
-        labels=ready.labels,
-        preprocess=ready.preprocess,
-        lives=config.lives,
-        int8=config.int8,
-    )
-    _report(exported)
-    if config.labelled and images is not None:
-        _report_accuracy(exported, ready, photos, images)
+    how: dict[str, Any] = {"images": images, "labels": ready.labels, "preprocess": ready.preprocess}
+    how |= {"lives": config.lives, "int8": config.int8}
+    out = config.out or _named(config, ready)
+    if config.budgets:
+        package = export_package(ready.model, out, config.budgets, config.format, **how)
+        _report_package(package)
+        budgets = [about.budget for about in package.abouts]
+    else:
+        exported = export(ready.model, out, config.format, **how)
+        _report(exported)
+        budgets = [exported.about.budget]
+    if images is None:
+        say("compared on generated images; --photos PATH compares on yours")
+    elif config.labelled:
+        for budget in budgets:
+            _report_accuracy(out, budget, ready, photos, images)
     return 0
 
 
@@ -68,6 +71,8 @@ def _photos(config: ExportConfig, ready: ReadyModel) -> tuple[list[Path], Tensor
 
 def _named(config: ExportConfig, ready: ReadyModel) -> Path:
     int8 = "" if config.int8 == "off" else "-int8"
+    if config.budgets:
+        return Path(f"{ready.name}{int8}-{config.format}")
     return Path(f"{ready.name}-{ready.model.config.budget:g}{int8}.{_SUFFIX[config.format]}")
 
 
@@ -77,19 +82,28 @@ def _report(exported: Exported) -> None:
     print(f"{exported.path}: {about.kind}, {about.precision}, {size:.1f} MB")
     print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs, any batch size")
     print(f"compared with the model: {exported.parity}")
-    if exported.generated:
-        say("compared on generated images; --photos PATH compares on yours")
 
 
-def _report_accuracy(exported: Exported, ready: ReadyModel, photos: list[Path], images: Tensor) -> None:
+def _report_package(package: ExportedPackage) -> None:
+    about = package.abouts[0]
+    budgets = len(package.abouts)
+    print(f"{package.path}: {about.kind}, {about.precision}, {budgets} budgets, {package.size / 1e6:.1f} MB together")
+    for about, parity in zip(package.abouts, package.parities, strict=True):
+        print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs; {parity}")
+
+
+def _report_accuracy(out: Path, budget: float, ready: ReadyModel, photos: list[Path], images: Tensor) -> None:
     import torch
 
     from ..deploy import open_engine
 
     truth = torch.tensor(ready.labels.classes_of(photos))
-    engine = open_engine(exported.path)
+    engine = open_engine(out, budget=budget)
+    if engine.about.budgets:
+        ready.model.set_budget(budget)
     with torch.inference_mode():
         before = torch.cat([ready.model(batch).argmax(1) for batch in images.split(16)])
     after = torch.cat([torch.from_numpy(engine(batch.numpy()).logits).argmax(1) for batch in images.split(16)])
     a, b = (100 * float((found == truth).float().mean()) for found in (before, after))
-    print(f"top-1 on {len(photos)} photos: {a:.2f} % before, {b:.2f} % in the file ({b - a:+.2f} points)")
+    where = f"budget {budget:g}, " if engine.about.budgets else ""
+    print(f"{where}top-1 on {len(photos)} photos: {a:.2f} % before, {b:.2f} % in the file ({b - a:+.2f} points)")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import PredictConfig
 from ..errors import ConfigError
+from ..files import is_exported
 from ..images import list_photos
 from ..jsonl import encode, recover
 from .common import calibrate_if_needed, open_classifier, progress, say
@@ -59,8 +60,8 @@ def run(config: PredictConfig) -> int:
 
 
 def _opened(config: PredictConfig) -> ReadyModel:
-    """The model, or the exported file, on the engine that was asked for."""
-    if Path(config.model.model).is_file():
+    """The model, or the exported file or package, on the engine that was asked for."""
+    if is_exported(config.model.model):
         from ..deploy.ready import open_ready
 
         if config.engine:

@@ -1,8 +1,26 @@
 """Out of PyTorch and into use: exported files, the engines that run them, and the proof that they answer alike."""
 
+from ..files import is_exported
 from .about import About
-from .engines import Engine, Output, eager_engine, is_exported, open_engine
+from .compiled import CompiledBudgets
+from .engines import Engine, Output, eager_engine, open_engine
 from .exporting import Exported, export
+from .package import Package
+from .packaging import ExportedPackage, export_package
 from .parity import Parity
 
-__all__ = ["About", "Engine", "Exported", "Output", "Parity", "eager_engine", "export", "is_exported", "open_engine"]
+__all__ = [
+    "About",
+    "CompiledBudgets",
+    "Engine",
+    "Exported",
+    "ExportedPackage",
+    "Output",
+    "Package",
+    "Parity",
+    "eager_engine",
+    "export",
+    "export_package",
+    "is_exported",
+    "open_engine",
+]

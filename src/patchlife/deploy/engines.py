@@ -19,7 +19,7 @@ from .describe import describe
 from .exportable import Exportable
 from .runners import ModuleRunner, Runner, open_runner
 
-__all__ = ["Engine", "Output", "eager_engine", "is_exported", "open_engine", "sum_file", "verified"]
+__all__ = ["Engine", "Output", "eager_engine", "open_engine", "opened", "sum_file", "verified"]
 
 
 class Output(NamedTuple):
@@ -79,36 +79,40 @@ def eager_engine(model: SlimModel, compiled: bool = False, lives: bool = True) -
 
 
 def open_engine(file: str | Path, threads: int | None = None, budget: float | None = None) -> Engine:
-    """The engine for an exported file, after its checksum was verified.
+    """The engine for an exported file, or for one graph of a package, after checksums were verified.
 
     Args:
-        file: as `export` wrote it.
+        file: as `export` or `export_package` wrote it.
         threads: CPU threads; as many as torch uses if not given.
-        budget: fails unless the file is of this budget.
+        budget: which graph of a package; a file fails unless it is of this budget.
 
     Raises:
         ExportError: damaged, not exported by patchlife, or by a newer one.
         MissingExtraError: the engine is not installed; the message is the install line.
-        ConfigError: the file is of another budget.
+        ConfigError: there is no graph of this budget.
     """
     path = Path(file)
+    if path.is_dir():
+        from .package import Package
+
+        return Package(path, threads).engine(budget)
     content = verified(path)
-    try:
-        runner = open_runner(_kind(path), content, threads)
-    except ImportError:
-        raise
-    except Exception as error:  # whatever the three engines raise on a file that they cannot read
-        reason = str(error).partition("\n")[0]
-        raise ExportError(f"{path} cannot be read by its engine: {reason}; was it exported by patchlife?") from error
+    runner = opened(path, _kind(path), content, threads)
     about = About.from_json(runner.description, path)
     if budget is not None and abs(budget - about.budget) > 1e-9:
         raise ConfigError(f"{path} holds one budget, {about.budget:g}, got {budget:g}; export it again")
     return Engine(runner, about)
 
 
-def is_exported(model: str) -> bool:
-    """Whether what a user calls MODEL is a file rather than a name or an adapter's folder."""
-    return Path(model).is_file()
+def opened(path: Path, kind: Format, content: bytes, threads: int | None, weights: Path | None = None) -> Runner:
+    """The runner of a file's content (see `open_runner`). Raises ExportError when its engine cannot read it."""
+    try:
+        return open_runner(kind, content, threads, weights)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever the three engines raise on a file that they cannot read
+        reason = str(error).partition("\n")[0]
+        raise ExportError(f"{path} cannot be read by its engine: {reason}; was it exported by patchlife?") from error
 
 
 def sum_file(path: Path) -> Path:

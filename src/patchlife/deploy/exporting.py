@@ -132,9 +132,12 @@ def built(module: Exportable, about: About, calibration: Tensor) -> bytes:
     return described(model, about.to_json())
 
 
-def checked(content: bytes, module: Exportable, about: About, images: Tensor) -> Parity:
-    """How close a file's content comes to the model. Raises ExportError where it does not come close enough."""
-    runner = open_runner(about.kind, content)
+def checked(content: bytes, module: Exportable, about: About, images: Tensor, weights: Path | None = None) -> Parity:
+    """How close a file's content comes to the model. Raises ExportError where it does not come close enough.
+
+    ``weights`` is the file that holds them where they are not inside (see `sharing.py`).
+    """
+    runner = open_runner(about.kind, content, None, weights)
     if about.precision != "fp32":
         return check_int8(runner, module, images, AGREEMENT)
     schedule = module.model.schedule()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import Device, LifeConfig, ModelConfig
 from ..errors import ConfigError
-from ..files import sha256_of
+from ..files import SUMS, sha256_of
 from ..life import Lives, SlimModel
 from ..models import ReadyModel
 from .cache import cached_engine
@@ -70,7 +70,10 @@ class ReadyEngine(ReadyModel):
 
 
 def open_ready(config: ModelConfig) -> ReadyModel:
-    """An exported file, ready for photos. Raises ConfigError for settings that were fixed when it was exported."""
+    """An exported file or package, ready for photos.
+
+    Raises ConfigError for settings that were fixed when it was exported, and for a budget that is not in it.
+    """
     path = Path(config.model)
     fixed = {"--checkpoint": config.checkpoint, "--pretrained": config.pretrained, "--image-size": config.image_size}
     said = [option for option, value in fixed.items() if value]
@@ -79,12 +82,13 @@ def open_ready(config: ModelConfig) -> ReadyModel:
         raise ConfigError(f"{path} is an exported model: {', '.join(said)} was settled by patchlife export; drop it")
     engine = open_engine(path, budget=config.life.get("budget"))
     about = engine.about
+    digest = sha256_of(path / SUMS if path.is_dir() else path)
     labels = about.read_labels()
     if config.labels:
         from ..labels import read_labels
 
         labels = read_labels(config.labels, len(labels.names))
-    weights = {"sha256": torch.frombuffer(bytearray.fromhex(sha256_of(path)), dtype=torch.uint8)}
+    weights = {"sha256": torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8)}
     return _ready(about.model, engine, weights, about.read_preprocess(), labels)
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import zipfile
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ import torch
 from torch import nn
 
 from .about import KEY, Format
+from .compiled import compiled_alone
 from .extras import need
 from .graph import about_in
 
 __all__ = ["ModuleRunner", "OnnxRunner", "Runner", "open_runner"]
 
 Arrays = list[np.ndarray]
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # ONNX Runtime's name for it
 
 
 class Runner(ABC):
@@ -34,14 +38,14 @@ class Runner(ABC):
 class OnnxRunner(Runner):
     """ONNX Runtime on the CPU."""
 
-    def __init__(self, content: bytes, threads: int | None = None, shared: dict[str, Any] | None = None) -> None:
+    def __init__(self, content: bytes, threads: int | None = None, weights: Path | None = None) -> None:
         ort = need("onnxruntime", "running an ONNX file")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", _spinning())
-        if shared:
-            options.add_external_initializers(list(shared), list(shared.values()))
+        if weights:  # by a name that the graph knows, in a folder that it does not
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights.parent))
         self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self.description = self.session.get_modelmeta().custom_metadata_map.get(KEY, "")
         self.inputs = [i.name for i in self.session.get_inputs()]
@@ -54,12 +58,15 @@ class OnnxRunner(Runner):
 class OpenVinoRunner(Runner):
     """OpenVINO on the CPU, in float32: left alone it computes in bfloat16 where the processor can."""
 
-    def __init__(self, content: bytes, threads: int | None = None) -> None:
+    def __init__(self, content: bytes, threads: int | None = None, weights: Path | None = None) -> None:
         ov = need("openvino", "running an OpenVINO file")
         core = ov.Core()
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            self.description = about_in(archive)
-            model = core.read_model(archive.read("model.xml"), archive.read("model.bin"))
+        if weights:
+            model = core.read_model(content, weights.read_bytes())
+        else:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                self.description = about_in(archive)
+                model = core.read_model(archive.read("model.xml"), archive.read("model.bin"))
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -78,7 +85,7 @@ class ModuleRunner(Runner):
 
     def __init__(self, module: nn.Module, compiled: bool = False) -> None:
         self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        self.module = torch.compile(module, fullgraph=True) if compiled else module
+        self.module = compiled_alone(module) if compiled else module
 
     @torch.no_grad()
     def run(self, *inputs: np.ndarray) -> Arrays:
@@ -90,17 +97,23 @@ class ModuleRunner(Runner):
 class TorchRunner(ModuleRunner):
     """A program that torch.export saved."""
 
-    def __init__(self, content: bytes, threads: int | None = None) -> None:
+    def __init__(self, content: bytes, threads: int | None = None, weights: Path | None = None) -> None:
         extra = {f"{KEY}.json": ""}
         program = torch.export.load(io.BytesIO(content), extra_files=extra)
         self.description = extra[f"{KEY}.json"]
         super().__init__(program.module())
 
 
-def open_runner(kind: Format, content: bytes, threads: int | None = None) -> Runner:
-    """The runner of a file's content. ``threads``: as many as torch uses, if not given (.pt2 runs in torch)."""
+def open_runner(kind: Format, content: bytes, threads: int | None = None, weights: Path | None = None) -> Runner:
+    """The runner of a file's content.
+
+    Args:
+        kind: of which engine. content: the file's.
+        threads: as many as torch uses, if not given (.pt2 runs in torch).
+        weights: the file that holds a package's weights, if they are not inside; ``content`` is then ONNX, or XML.
+    """
     runners: dict[Format, Any] = {"onnx": OnnxRunner, "openvino": OpenVinoRunner, "torch": TorchRunner}
-    return runners[kind](content, threads)
+    return runners[kind](content, threads, weights)
 
 
 def _spinning() -> str:
