@@ -59,13 +59,14 @@ def learned(name: str, mode: str, **settings) -> SlimModel:
     return model.calibrate([photos(name, 8, seed=1)])
 
 
+@pytest.mark.parametrize("heirs", [False, True])
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
 @pytest.mark.parametrize("name", FEW)
-def test_exact_with_the_learned_head(name: str, mode: str) -> None:
-    model, images = learned(name, mode, heirs=False), photos(name)
+def test_exact_with_the_learned_head(name: str, mode: str, heirs: bool) -> None:
+    model, images = learned(name, mode, heirs=heirs), photos(name)
     lives = model.lives(images)
     assert (lives.survivors[:, -1] < lives.survivors[:, 0]).any()
-    logits, features = masked(model, images, lives)
+    logits, features = masked(model, images, lives, model.plan(images))
     assert_close(model(images), logits)
     assert_close(model.forward_features(images), features)
 
