@@ -84,3 +84,15 @@ def test_fit_reads_what_timm_opens(patchlife, model, tmp_path: Path) -> None:
     said = patchlife("fit", *model, data, "--out", out, *QUICK)
     assert said.code == 0, said.err
     assert "learned from 8 photos" in said.err
+
+
+def test_fit_watches_labelled_folders(patchlife, model, tmp_path: Path) -> None:
+    data, seen = labelled(tmp_path / "photos"), labelled(tmp_path / "seen")
+    write_photos(tmp_path / "seen" / "zebra", 1)
+    said = patchlife("fit", *model, data, "--out", tmp_path / "a", *QUICK, "--watch", seen)
+    assert said.code == 2
+    assert "zebra, which the model knows no class of" in said.err
+    said = patchlife("fit", *model, data, "--out", tmp_path / "a", *QUICK, "--watch", f"{data},{seen / '1'}")
+    assert said.code == 0, said.err
+    lines = [json.loads(line) for line in (tmp_path / "a.work" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["watch"] for line in lines if "watch" in line} == {"photos", "1"}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+from ..errors import ConfigError
 from ..images import Sample, list_samples
 from ..learn.config import FitConfig
 from .common import say
@@ -26,7 +27,8 @@ def run(config: FitConfig) -> int:
     ready = open_model(config.model)  # on the CPU: accelerate moves it
     accelerator = accelerator_for(config.device)
     photos = _Photos(found, ready.labels if config.learn.label_weight else None)
-    fitted = fit(ready.model, photos, ready.preprocess, config.out, config.learn, accelerator)
+    watched = _watched(config.watch, ready.labels)
+    fitted = fit(ready.model, photos, ready.preprocess, config.out, config.learn, accelerator, watched)
     if accelerator.is_main_process:
         skipped = fitted.cache.skipped
         if skipped:
@@ -36,6 +38,20 @@ def run(config: FitConfig) -> int:
             f"{work_folder(config.out) / 'report.html'} shows how it went; delete that folder with its caches when done"
         )
     return 0
+
+
+def _watched(folders: Sequence[str], labels: Labels) -> dict[str, list[Photo]]:
+    """The photos of each folder that is looked at, with their classes."""
+    from ..learn.watch import set_names, spread
+
+    sets = {}
+    for name, folder in zip(set_names(folders), folders, strict=True):
+        sets[name] = spread(_Photos(list_samples([folder]), labels))
+        if unknown := [photo.path for photo in sets[name] if photo.label < 0]:
+            raise ConfigError(
+                f"watch: expected labelled photos, got {unknown[0]} without a label; label it, or leave it"
+            )
+    return sets
 
 
 class _Photos(Sequence["Photo"]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from ..config import MODES, Device, Mode, ModelConfig, RunConfig, check_budget
+from ..config import MODES, Device, EngineName, Mode, ModelConfig, RunConfig, check_budget
 from ..errors import ConfigError
 
 __all__ = ["EvalConfig", "Finetune", "FitConfig", "LearnConfig"]
@@ -35,6 +35,7 @@ class LearnConfig:
         lowest_budget: Stage 2 draws a budget between this and 1 at every step.
         max_unreadable: Stop when more than this fraction of the photos cannot be read.
         save_every: Seconds between checkpoints.
+        tensorboard: Write the metrics for TensorBoard, too, beside metrics.jsonl.
         seed: Everything random follows from it.
     """
 
@@ -52,6 +53,7 @@ class LearnConfig:
     lowest_budget: float = 0.35
     max_unreadable: float = 0.01
     save_every: float = 30.0
+    tensorboard: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -92,6 +94,8 @@ class FitConfig:
         data: Photos, folders or globs of them; WebDataset shards (*.tar, read where they lie, never unpacked); timm's
             data sets as timm:NAME[:SPLIT[:ROOT]].
         out: Folder for the adapter. An interrupted fit goes on where it stopped when the same command is given again.
+        watch: Labelled photos (a folder for each class) on which to measure accuracy while learning; nothing is learned
+            from them, and of each FOLDER every k-th is taken, 500 at most.
         device: auto takes a CUDA GPU where there is one, else the CPU.
         learn: How lives are learned.
     """
@@ -99,6 +103,7 @@ class FitConfig:
     model: ModelConfig
     data: tuple[str, ...]
     out: Path = field(default=Path("patchlife-adapter"), metadata={"metavar": "FOLDER"})
+    watch: tuple[str, ...] = field(default=(), metadata={"metavar": "FOLDER"})
     device: Device = "auto"
     learn: LearnConfig = field(default_factory=LearnConfig)
 
@@ -113,6 +118,8 @@ class EvalConfig:
         budgets: Fractions of the dense model's FLOPs.
         modes: fixed, adaptive, or both.
         every: Take every so-manieth photo only.
+        engine: What runs the model; eager if not given. onnx and openvino export it at each budget on the first run
+            and keep the files in a cache folder. An exported package brings its own; its budget 1 is then dense.
         out: File for the results (JSON); a plot is drawn beside it where matplotlib is installed.
         run: Where photos are run, and how many at a time.
     """
@@ -122,6 +129,7 @@ class EvalConfig:
     budgets: tuple[float, ...] = (1.0, 0.8, 0.6, 0.45)
     modes: tuple[str, ...] = field(default=("fixed",), metadata={"metavar": "MODE"})
     every: int = 1
+    engine: EngineName | None = None
     out: Path | None = None
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -136,5 +144,7 @@ class EvalConfig:
         for mode in self.modes:
             if mode not in MODES:
                 raise ConfigError(f"modes must be of {', '.join(MODES)}, got {mode!r}")
+        if "adaptive" in self.modes and self.engine not in (None, "eager"):
+            raise ConfigError(f"--engine {self.engine} runs fixed mode only, got adaptive; drop one of the two")
         if self.every < 1:
             raise ConfigError(f"every must be at least 1, got {self.every}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,12 @@ from ..life.regressor import LifeRegressor
 from ..measure.timing import conditions
 from .cache import LessonCache, Photo, collect
 from .config import LearnConfig
+from .log import require_tensorboard
 from .loop import Course, train
 from .report import write_report
 from .stages import Regression, Slimming
 from .targets import teach
+from .watch import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,6 +63,7 @@ def fit(
     out: str | Path,
     config: LearnConfig | None = None,
     accelerator: Accelerator | None = None,
+    watched: Mapping[str, Sequence[Photo]] | None = None,
 ) -> Fitted:
     """Learn the lives of ``model``'s patches on ``photos`` and save them as an adapter.
 
@@ -75,13 +78,17 @@ def fit(
         out: folder of the adapter.
         config: how to learn.
         accelerator: where to learn; by default whatever accelerate finds.
+        watched: labelled photos by name, on which to measure meanwhile (see `Watch`); nothing is learned from them.
 
     Raises:
         ConfigError, ImageError, NumericalError, CheckpointError: see `collect` and `train`.
+        MissingExtraError: TensorBoard is asked for and not there.
     """
     if model.backbone.vit.training:
         raise ConfigError("the dense model teaches as it predicts, but it is in training mode; call .eval() first")
     config, out, started = config or LearnConfig(), Path(out), time.monotonic()
+    if config.tensorboard:
+        require_tensorboard()
     accelerator = accelerator or accelerator_for()
     origin, (model, head) = model.origin, _beginning(model, config)
     work_folder(out).mkdir(parents=True, exist_ok=True)
@@ -89,10 +96,12 @@ def fit(
     if not len(cache):
         raise ConfigError("not one photo could be read, so there is nothing to learn from")
     cache, held_out = cache.split(min(_HELD_OUT, len(cache) // 20))
+    watch = _watch(model, watched or {}, preprocess, work_folder(out), config, accelerator)
     if config.epochs:
-        train(Regression(head), cache, _regression_course(config), work_folder(out), accelerator)
+        course = _regression_course(config)
+        train(Regression(head), cache, course, work_folder(out), accelerator, watch, config.tensorboard)
     if config.finetune != "none":
-        model = _slimmed(model, cache, config, work_folder(out), accelerator)
+        model = _slimmed(model, cache, config, work_folder(out), accelerator, watch)
     model.head.eval().requires_grad_(False)  # the backbone is the caller's: its flags stay as they are
     model.use_calibration(_calibration(model, cache))
     model.origin = origin
@@ -100,6 +109,7 @@ def fit(
         "patchlife": __version__,
         "photos": len(cache),
         "skipped": cache.skipped,
+        "watched": {name: len(photos) for name, photos in watch.sets.items()} if watch else {},
         "seconds": round(time.monotonic() - started, 1),
         "config": config.to_dict(),
         "life": model.config.to_dict() | {"start": model.start, "drops": list(model.drops)},
@@ -195,6 +205,21 @@ def _collect(
         return gather(quiet=not accelerator.is_local_main_process)
 
 
+def _watch(
+    model: SlimModel,
+    sets: Mapping[str, Sequence[Photo]],
+    preprocess: Preprocess,
+    folder: Path,
+    config: LearnConfig,
+    accelerator: Accelerator,
+) -> Watch | None:
+    """What is looked at while learning: by the first process only, the others wait for it at their next step."""
+    if not sets or not accelerator.is_main_process:
+        return None
+    cache = config.cache or folder / "cache"
+    return Watch.collected(model, sets, preprocess, cache.with_name(f"{cache.name}-watch"), config)
+
+
 def _regression_course(config: LearnConfig) -> Course:
     return Course(
         "regression",
@@ -207,7 +232,12 @@ def _regression_course(config: LearnConfig) -> Course:
 
 
 def _slimmed(
-    model: SlimModel, cache: LessonCache, config: LearnConfig, folder: Path, accelerator: Accelerator
+    model: SlimModel,
+    cache: LessonCache,
+    config: LearnConfig,
+    folder: Path,
+    accelerator: Accelerator,
+    watch: Watch | None = None,
 ) -> SlimModel:
     """Stage 2: a student that shares the teacher's first blocks; returns the model with what it learned merged."""
     teacher, student = model.backbone.vit, student_of(model, config)
@@ -219,7 +249,8 @@ def _slimmed(
         save_every=config.save_every,
         seed=config.seed + 1,
     )
-    train(Slimming(student, config.lowest_budget, config.label_weight), cache, course, folder, accelerator)
+    stage = Slimming(student, config.lowest_budget, config.label_weight)
+    train(stage, cache, course, folder, accelerator, watch, config.tensorboard)
     change = change_of(student.backbone.vit, teacher)
     result = SlimModel(adapt(merged(teacher, change)), model.config, model.head)
     result.change = Change(change, signature(model.backbone))

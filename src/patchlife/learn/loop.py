@@ -6,24 +6,24 @@ draws follow from the seed and the step, and a step always sees the same global 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import ConfigError, NumericalError
-from ..files import write_atomic
 from .cache import LessonCache
 from .checkpoint import restore_latest, save_checkpoint
+from .log import Log
 from .targets import Lesson
+from .watch import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -102,8 +102,25 @@ class Course:
         return torch.Generator().manual_seed((self.seed * 2 + stream) * 2**32 + index)
 
 
-def train(stage: Stage, cache: LessonCache, course: Course, folder: Path, accelerator: Accelerator) -> None:
+def train(
+    stage: Stage,
+    cache: LessonCache,
+    course: Course,
+    folder: Path,
+    accelerator: Accelerator,
+    watch: Watch | None = None,
+    tensorboard: bool = False,
+) -> None:
     """Take ``stage`` through ``course``, going on from the latest checkpoint under ``folder``.
+
+    Args:
+        stage: what learns.
+        cache: what from.
+        course: how.
+        folder: for checkpoints, metrics.jsonl and TensorBoard's files.
+        accelerator: where.
+        watch: what to look at meanwhile; it changes nothing of what is learned.
+        tensorboard: draw the metrics there, too.
 
     Raises:
         NumericalError: the loss or its gradient is not finite; names the step and the photos. Nothing bad was
@@ -117,10 +134,15 @@ def train(stage: Stage, cache: LessonCache, course: Course, folder: Path, accele
     module = accelerator.prepare_model(stage.to(accelerator.device))
     checkpoints = folder / course.name
     first, steps = restore_latest(checkpoints, parameters, optimizer), course.steps(len(cache))
-    log = _Log(folder / "metrics.jsonl", course.name, first, accelerator.is_main_process)
+    metrics, batch_size = folder / "metrics.jsonl", min(course.batch_size, len(cache))
     saved = time.monotonic()
-    with _progress(course, first, steps, accelerator) as bar:
+    with (
+        Log(metrics, course.name, first, accelerator.is_main_process, batch_size, tensorboard) as log,
+        _progress(course, first, steps, accelerator) as bar,
+    ):
         for step in range(first, steps):
+            if watch is not None:
+                watch.look(stage, course, len(cache), step, log)
             begin = time.monotonic()
             rows = course.rows(step, len(cache))
             batch = _share(rows, cache, course.chance(step), accelerator)
@@ -144,35 +166,9 @@ def train(stage: Stage, cache: LessonCache, course: Course, folder: Path, accele
                 if accelerator.is_main_process:
                     save_checkpoint(checkpoints, step + 1, parameters, optimizer)
                 saved = time.monotonic()
+        if watch is not None:
+            watch.look(stage, course, len(cache), steps, log)
     accelerator.wait_for_everyone()
-
-
-class _Log:
-    """Metrics as JSON lines. A resumed run first drops the lines of steps that it is about to repeat."""
-
-    def __init__(self, path: Path, stage: str, first: int, active: bool) -> None:
-        self.path, self.stage, self.active = path, stage, active
-        if active and path.is_file():
-            lines = [line for line in path.read_text().splitlines() if _keeps(line, stage, first)]
-            write_atomic(path, "".join(line + "\n" for line in lines))
-
-    def write(self, values: dict[str, Any]) -> None:
-        if self.active:
-            with open(self.path, "a") as file:
-                file.write(json.dumps({"stage": self.stage, **_rounded(values)}) + "\n")
-
-
-def _keeps(line: str, stage: str, first: int) -> bool:
-    """Whether a line was of another stage or of a step already behind us (a line cut off by a crash was not)."""
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return values["stage"] != stage or values["step"] < first
-
-
-def _rounded(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def write_report(
         ),
         heading("Learning"),
         *[figure(picture, caption, lossless=True) for picture, caption in _curves(metrics)],
+        *[figure(picture, caption, lossless=True) for picture, caption in _watched(metrics)],
     ]
     if len(held_out):
         rows = agreements(model, held_out)
@@ -122,10 +123,11 @@ def _histogram(model: SlimModel, tokens: torch.Tensor, embedded: Any) -> Image.I
 
 def _curves(metrics: Path) -> list[tuple[Image.Image, str]]:
     """A loss curve for each stage."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     pictures = []
-    for stage in dict.fromkeys(line["stage"] for line in lines):
-        rows = [line for line in lines if line["stage"] == stage]
+    for stage, lines in _stages(metrics).items():
+        rows = [line for line in lines if "watch" not in line]
+        if not rows:
+            continue
         axes, figure_ = _axes()
         names = [name for name in ("loss", "worth", "kinship") if name in rows[0]]
         for name in names:
@@ -134,6 +136,37 @@ def _curves(metrics: Path) -> list[tuple[Image.Image, str]]:
         axes.legend(frameon=False)
         pictures.append((_rendered(figure_), f"{stage}: {len(rows)} steps, running mean of 20"))
     return pictures
+
+
+def _watched(metrics: Path) -> list[tuple[Image.Image, str]]:
+    """Accuracy on the watched photos for each stage: a line for each set and budget, and the dense model's."""
+    pictures = []
+    for stage, lines in _stages(metrics).items():
+        seen = sorted((line for line in lines if "watch" in line), key=lambda line: line["step"])
+        if not seen:
+            continue
+        axes, figure_ = _axes()
+        for index, name in enumerate(dict.fromkeys(line["watch"] for line in seen)):
+            colour, ours = f"C{index}", [line for line in seen if line["watch"] == name]
+            axes.axhline(100 * ours[0]["dense_top1"], color=colour, linestyle=":", label=f"{name}, dense")
+            for style, budget in zip(
+                ("-", "--"), sorted({line["budget"] for line in ours}, reverse=True), strict=False
+            ):
+                points = [(line["epoch"], 100 * line["top1"]) for line in ours if line["budget"] == budget]
+                axes.plot(*zip(*points, strict=True), style, color=colour, marker=".", label=f"{name} at {budget:g}")
+        axes.set(xlabel="epoch", ylabel="top-1, %", title=f"{stage}: photos that nothing is learned from")
+        axes.legend(frameon=False, fontsize="small")
+        last = seen[-1]
+        pictures.append((_rendered(figure_), f"{stage}: watched photos, over {last['seconds']:.0f} s of learning"))
+    return pictures
+
+
+def _stages(metrics: Path) -> dict[str, list[dict[str, Any]]]:
+    """The lines of each stage, in its order."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for line in map(json.loads, metrics.read_text().splitlines()):
+        stages.setdefault(line["stage"], []).append(line)
+    return stages
 
 
 def _smooth(values: Sequence[float], over: int = 20) -> list[float]:
