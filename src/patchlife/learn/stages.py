@@ -12,7 +12,8 @@ from .gates import run_gated
 from .loop import Stage, Step
 from .losses import distillation_loss, kinship_loss, worth_loss
 
-_ANCHOR = 0.1  # share of stage 1's loss in stage 2
+_ANCHOR = 1.0  # weight of stage 1's loss in stage 2
+_HEAD_PACE = 0.1  # of stage 2's learning rate; a head that learns as fast as the blocks forgets what it knew
 
 __all__ = ["Regression", "Slimming"]
 
@@ -60,9 +61,13 @@ class Slimming(Stage):
         budget = self.lowest_budget + (1 - self.lowest_budget) * step.chance
         self.model.set_budget(round(budget, 3))
         logits = self._answer(step.lesson.tokens)
-        loss, distilled = distillation_loss(logits, step.lesson.logits, step.labels, self.label_weight)
+        loss, divergence = distillation_loss(logits, step.lesson.logits, step.labels, self.label_weight)
         regression, _ = self._regression(step)
-        return loss + _ANCHOR * regression, {"budget": budget, "distillation": distilled.item()}
+        return loss + _ANCHOR * regression, {"budget": budget, "divergence": divergence.item()}
+
+    def pace(self, name: str) -> float:
+        """The head has learned already; it goes on gently."""
+        return _HEAD_PACE if ".head." in f".{name}" else 1.0
 
     def _answer(self, tokens: Tensor) -> Tensor:
         """Logits of the student from tokens that enter the start block."""
