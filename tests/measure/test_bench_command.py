@@ -65,6 +65,12 @@ def test_a_report_is_drawn_from_files_alone(tmp_path: Path, capsys: pytest.Captu
         (["test_vit", "--flops", "60"], "did you mean 0.6"),
         (["test_vit", "--methods", "evil"], "no method is called evil; there are dense, limit"),
         (["test_vit", "--data", "."], "random weights means nothing"),
+        (
+            ["test_vit", "--engine", "onnx", "--dtype", "bfloat16"],
+            "--engine onnx runs float32 on the CPU, got bfloat16",
+        ),
+        (["test_vit", "--engine", "openvino", "--device", "cuda"], "got float32 on cuda; drop --dtype and --device"),
+        ([__file__], "is an exported model, and bench builds its methods on a backbone"),
         (["--report", "nowhere.json"], "no result file"),
     ],
 )

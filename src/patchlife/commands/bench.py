@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..config import ModelConfig
 from ..errors import ConfigError
+from ..files import is_exported
 from ..measure.config import BenchConfig
 from .common import progress, say
 
@@ -140,9 +141,15 @@ def _open(config: BenchConfig) -> tuple[ReadyModel, Path | None]:
     """The model with an untouched backbone in the wanted precision, and the adapter if MODEL is one."""
     import torch
 
+    from ..measure.engines import EXPORTED
     from ..models import DEMO, open_model
 
     model, checkpoint, adapter = config.model, config.checkpoint, None
+    if is_exported(model):
+        raise ConfigError(
+            f"{model} is an exported model, and bench builds its methods on a backbone; give the MODEL that it was "
+            "made from, with --engine onnx or openvino"
+        )
     if Path(model).is_dir():
         from ..backbones import Origin
         from ..life.adapter import read_adapter
@@ -161,7 +168,8 @@ def _open(config: BenchConfig) -> tuple[ReadyModel, Path | None]:
             "accuracy of random weights means nothing: give --checkpoint FILE or --pretrained with --data"
         )
     settings = ModelConfig(model, checkpoint, config.pretrained, config.labels, config.image_size)
-    ready = open_model(settings, config.device, random_weights=True)
+    device = "cpu" if config.engine in EXPORTED else config.device
+    ready = open_model(settings, device, random_weights=True)
     ready.model.backbone.vit.to(getattr(torch, config.dtype))
     return ready, adapter
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImageError, MissingExtraError
-from ..files import write_atomic
+from ..errors import ConfigError, ImageError, MissingExtraError
+from ..files import is_exported, write_atomic
 from ..images import list_photos
 from ..learn.config import EvalConfig
 from .common import calibrate_if_needed, open_classifier, progress, say
@@ -25,28 +26,82 @@ __all__ = ["run", "text_table"]
 def run(config: EvalConfig) -> int:
     """Measure, print a table, write JSON and a plot; returns the exit code."""
     photos = list_photos(config.data)[:: config.every]
-    from ..life.change import undone
     from ..measure.accuracy import evaluate
 
-    ready = open_classifier(config.model, config.run)
-    model = ready.model
-    if "adaptive" in config.modes:
-        model.set_mode("adaptive")
-        calibrate_if_needed(ready, photos, config.run)
-    dense = undone(model.backbone.vit, model.change.tensors) if model.change else model.backbone.vit
+    judged = _package(config, photos) if is_exported(config.model.model) else _model(config, photos)
+    ready = judged.ready
     failures: list[str] = []
-    scores = evaluate(
-        model,
-        dense,
-        _batches(ready, photos, config, failures),
-        config.settings,
-    )
+    batches = _batches(ready, photos, config, failures)
+    scores = evaluate(ready.model, judged.dense, batches, config.settings, judged.device)
     print(text_table(scores, len(photos) - len(failures)))
     if failures:
         say(f"{len(failures)} photos failed (the first: {failures[0]})")
     if config.out:
-        _write(config.out, _result(config, ready, scores, len(photos), failures), scores)
+        _write(config.out, _result(config, judged, scores, len(photos), failures), scores)
     return 1 if failures else 0
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What is measured, the dense model that it is compared with, where that wants its images, and who runs it."""
+
+    ready: ReadyModel
+    dense: Callable[[torch.Tensor], torch.Tensor]
+    device: torch.device
+    engine: str
+
+
+def _model(config: EvalConfig, photos: Sequence[Path]) -> _Judged:
+    """The model in the engine that was asked for, and its untouched backbone in torch."""
+    from ..life.change import undone
+
+    ready = open_classifier(config.model, config.run)
+    model, device = ready.model, ready.device
+    if "adaptive" in config.modes:
+        model.set_mode("adaptive")
+        calibrate_if_needed(ready, photos, config.run)
+    dense = undone(model.backbone.vit, model.change.tensors) if model.change else model.backbone.vit
+    if config.engine in (None, "eager"):
+        return _Judged(ready, dense, device, "eager")
+    from ..deploy.ready import with_engine
+
+    model.set_budget(config.budgets[0])  # others are made when they are needed: this one at once
+    ready = with_engine(ready, config.engine, config.run.device)
+    _warm(ready, config, len(photos))
+    return _Judged(ready, dense, device, config.engine)
+
+
+def _package(config: EvalConfig, photos: Sequence[Path]) -> _Judged:
+    """An exported package, with its graph of budget 1 as the dense model."""
+    import torch
+
+    from ..deploy import open_engine
+    from ..deploy.ready import open_ready
+
+    package = config.model.model
+    if config.engine:
+        raise ConfigError(f"{package} is an exported model and brings its engine; drop --engine")
+    if "adaptive" in config.modes:
+        raise ConfigError(f"{package} is an exported model, which runs fixed mode only, got adaptive")
+    try:
+        dense = open_engine(package, budget=1.0)
+    except ConfigError as error:
+        raise ConfigError(
+            f"eval compares with the dense model, which {package} does not hold ({error}); patchlife predict "
+            "--labelled needs none"
+        ) from None
+    ready = open_ready(replace(config.model, life={**config.model.life, "budget": 1.0}))
+    _warm(ready, config, len(photos))
+    return _Judged(ready, lambda images: torch.from_numpy(dense(images.numpy()).logits), ready.device, dense.about.kind)
+
+
+def _warm(ready: ReadyModel, config: EvalConfig, photos: int) -> None:
+    """Export or compile at every budget now: it fails before photos are read, and is no part of a speed."""
+    import torch
+
+    blank = torch.zeros(min(config.run.batch_size, photos), 3, *ready.preprocess.size)
+    for budget in config.budgets:
+        ready.model.set_budget(budget).predict(blank)
 
 
 def text_table(scores: Sequence[Score], photos: int) -> str:
@@ -86,20 +141,21 @@ def _batches(
 
 
 def _result(
-    config: EvalConfig, ready: ReadyModel, scores: Sequence[Score], photos: int, failures: list[str]
+    config: EvalConfig, judged: _Judged, scores: Sequence[Score], photos: int, failures: list[str]
 ) -> dict[str, Any]:
     from .. import __version__
     from ..measure.timing import conditions
 
     return {
         "patchlife": __version__,
-        "model": ready.name,
+        "model": judged.ready.name,
         "adapter": config.model.model if Path(config.model.model).is_dir() else None,
+        "engine": judged.engine,
         "data": str(config.data),
         "photos": photos - len(failures),
         "failures": failures,
         "scores": [score.to_dict() for score in scores],
-        "conditions": conditions(ready.device) | {"batch_size": config.run.batch_size},
+        "conditions": conditions(judged.device) | {"batch_size": config.run.batch_size},
     }
 
 

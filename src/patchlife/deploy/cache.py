@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from .. import __version__
 from ..errors import ExportError
 from ..images import Preprocess
 from ..labels import Labels
 from ..life import SlimModel
-from .about import About, Format
+from .about import Format
 from .describe import describe
-from .engines import Engine, open_engine
-from .exporting import export
+from .engines import Engine, open_engine, verified
+from .exporting import export, write_exported
+from .graph import described, openvino_bytes, to_onnx, to_openvino
+from .runners import Runner, open_runner
 
-__all__ = ["cache_folder", "cached_engine"]
+__all__ = ["cache_folder", "cached_engine", "cached_runner"]
+
+T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -29,30 +40,64 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchlife"
 
 
-def cached_engine(model: SlimModel, kind: Format, labels: Labels, preprocess: Preprocess) -> Engine:
-    """An engine for ``model``, exported now or by an earlier run. A damaged cache entry is made anew."""
-    about = describe(model, kind, labels, preprocess)
-    place = cache_folder() / _key(model, about)
+def cached_engine(
+    model: SlimModel,
+    kind: Format,
+    labels: Labels | None = None,
+    preprocess: Preprocess | None = None,
+    lives: bool = True,
+) -> Engine:
+    """An engine for ``model``, exported now or by an earlier run. A damaged cache entry is made anew.
+
+    Labels and preprocessing are the backbone's own if not given; ``lives`` asks for the second output.
+    """
+    about = describe(model, kind, labels, preprocess, lives)
+
+    def make(path: Path) -> None:
+        export(model, path, kind, labels=labels, preprocess=preprocess, lives=lives)
+
+    return _kept(_key(model, about.to_json()), kind, make, open_engine)
+
+
+def cached_runner(module: nn.Module, kind: Format, images: Float[Tensor, "batch channels height width"]) -> Runner:
+    """A runner of any module from images to logits, with static shapes but for the batch; not a `SlimModel`.
+
+    The module's ``extra_repr`` must tell all that its answer follows from beside its weights. Nothing is compared.
+    """
+    about = {"module": repr(module), "kind": kind, "size": list(images.shape[1:]), "patchlife": __version__}
+    about |= {name: metadata.version(name) for name in ("torch", "timm")}
+
+    def make(path: Path) -> None:
+        program = described(to_onnx(module, {"images": images[:2].float()}, ("logits",)), "")
+        content = program if kind == "onnx" else openvino_bytes(to_openvino(program), "")
+        write_exported(path, content)
+
+    return _kept(_key(module, json.dumps(about)), kind, make, lambda path: open_runner(kind, verified(path)))
+
+
+def _kept(key: str, name: str, make: Callable[[Path], object], read: Callable[[Path], T]) -> T:
+    """What ``read`` gets from the file ``name`` in the cache entry ``key``, which ``make`` wrote now or earlier."""
+    place = cache_folder() / key
     try:
-        return open_engine(place / kind)
+        return read(place / name)
     except ExportError:
         shutil.rmtree(place, ignore_errors=True)
     cache_folder().mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=cache_folder(), prefix=".new-"))
     try:
-        export(model, fresh / kind, kind, labels=labels, preprocess=preprocess)
+        make(fresh / name)
         os.rename(fresh, place)
     except OSError:
-        if not (place / kind).is_file():
+        if not (place / name).is_file():
             raise  # else another process was first, with the same
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return open_engine(place / kind)
+    return read(place / name)
 
 
-def _key(model: SlimModel, about: About) -> str:
+def _key(model: nn.Module, about: str) -> str:
     """A name that two models share only if they are one: description (settings, versions) and every weight."""
-    digest = hashlib.sha256(about.to_json().encode())
+    digest = hashlib.sha256(about.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

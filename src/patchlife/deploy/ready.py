@@ -2,38 +2,60 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..config import Device, LifeConfig, ModelConfig
+from ..config import Device, LifeConfig, Mode, ModelConfig
 from ..errors import ConfigError
-from ..files import SUMS, sha256_of
+from ..files import sha256_of
 from ..life import Lives, SlimModel
 from ..models import ReadyModel
+from .about import Format
 from .cache import cached_engine
 from .engines import Engine, eager_engine, open_engine
+from .package import Package
 
 __all__ = ["ReadyEngine", "open_ready", "with_engine"]
 
 
 class EngineModel:
-    """What `predict` asks of a `SlimModel`, answered by an engine.
+    """What `predict` and `evaluate` ask of a `SlimModel`, answered by engines, one for each budget.
+
+    Args:
+        open_at: gives the engine of a budget; asked once for each. config: settings, the first budget among them.
+        weights: what tells the model from others, as tensors.
 
     Attributes:
-        engine: what runs. config: settings that it was exported with.
-        weights: what tells it from other models, as tensors.
         calibration: None; engines run in fixed mode.
     """
 
     calibration = None
 
-    def __init__(self, engine: Engine, weights: dict[str, Tensor]) -> None:
-        self.engine, self.weights = engine, weights
-        self.config = LifeConfig.from_dict(engine.about.config)
+    def __init__(self, open_at: Callable[[float], Engine], config: LifeConfig, weights: dict[str, Tensor]) -> None:
+        self.open_at, self.config, self.weights = functools.cache(open_at), config, weights
+
+    @property
+    def engine(self) -> Engine:
+        """What runs at the present budget; made when it is first needed."""
+        return self.open_at(self.config.budget)
+
+    def set_budget(self, budget: float) -> EngineModel:
+        """Run at this budget from now on; its engine is made when it is first needed."""
+        if budget != self.config.budget:
+            self.config = self.config.replace(budget=budget)
+        return self
+
+    def set_mode(self, mode: Mode) -> EngineModel:
+        """Refuse any mode but fixed."""
+        if mode != "fixed":
+            raise ConfigError(f"engines run fixed mode only, got {mode}")
+        return self
 
     def predict(self, images: Tensor) -> tuple[Tensor, Lives]:
         """(logits, lives) of a batch."""
@@ -80,32 +102,47 @@ def open_ready(config: ModelConfig) -> ReadyModel:
     said += [f"--{name}" for name in config.life if name != "budget"]
     if said:
         raise ConfigError(f"{path} is an exported model: {', '.join(said)} was settled by patchlife export; drop it")
-    engine = open_engine(path, budget=config.life.get("budget"))
+    engine, open_at, digest = _at_budget(path, config.life.get("budget"))
     about = engine.about
-    digest = sha256_of(path / SUMS if path.is_dir() else path)
     labels = about.read_labels()
     if config.labels:
         from ..labels import read_labels
 
         labels = read_labels(config.labels, len(labels.names))
     weights = {"sha256": torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8)}
-    return _ready(about.model, engine, weights, about.read_preprocess(), labels)
+    model = EngineModel(open_at, LifeConfig.from_dict(about.config), weights)
+    return ReadyEngine(about.model, cast(SlimModel, model), about.read_preprocess(), labels)
 
 
 def with_engine(ready: ReadyModel, engine: str, device: Device) -> ReadyModel:
-    """``ready`` run by another engine: compile, or onnx and openvino through an export kept in a cache."""
+    """``ready`` run by another engine: compile, or onnx and openvino through an export kept in a cache.
+
+    What it takes is made now for the model's budget, and for others when they are first run.
+    """
     model = ready.model
     if model.config.mode != "fixed":
         raise ConfigError(f"--engine {engine} runs fixed mode only, got adaptive; drop one of the two")
-    if engine == "compile":
-        runs = eager_engine(model, compiled=True)
-    elif device == "cuda":
+    if engine != "compile" and device == "cuda":
         raise ConfigError(f"--engine {engine} runs on the CPU, got --device cuda; drop one of the two")
-    else:
-        kind: Any = engine
-        runs = cached_engine(model, kind, ready.labels, ready.preprocess)
-    return _ready(ready.name, runs, model.state_dict(), ready.preprocess, ready.labels)
+
+    def open_at(budget: float) -> Engine:
+        slim = model
+        if budget != model.config.budget:
+            slim = SlimModel(model.backbone, model.config.replace(budget=budget), model.head).eval()
+        if engine == "compile":
+            return eager_engine(slim, compiled=True)
+        return cached_engine(slim, cast(Format, engine), ready.labels, ready.preprocess)
+
+    runs = EngineModel(open_at, model.config, model.state_dict())
+    assert runs.engine  # made here: what goes wrong is no photo's fault
+    return ReadyEngine(ready.name, cast(SlimModel, runs), ready.preprocess, ready.labels)
 
 
-def _ready(name: str, engine: Engine, weights: dict[str, Tensor], preprocess: Any, labels: Any) -> ReadyEngine:
-    return ReadyEngine(name, cast(SlimModel, EngineModel(engine, weights)), preprocess, labels)
+def _at_budget(path: Path, budget: float | None) -> tuple[Engine, Callable[[float], Engine], str]:
+    """(the engine of a file, or of a package's graph of ``budget``; what opens the others; checksum of all of it)."""
+    if path.is_dir():
+        package = Package(path)
+        return package.engine(budget), package.engine, package.sha256
+    engine = open_engine(path, budget=budget)
+    own = LifeConfig.from_dict(engine.about.config).budget
+    return engine, lambda b: engine if b == own else open_engine(path, budget=b), sha256_of(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -53,29 +53,31 @@ class Score:
 @torch.inference_mode()
 def evaluate(
     model: SlimModel,
-    dense: torch.nn.Module,
+    dense: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Float[Tensor, "batch 3 height width"], Int[Tensor, "batch"]]],
     settings: Sequence[tuple[float, Mode]],
+    device: torch.device | None = None,
 ) -> list[Score]:
     """Score ``model`` at each (budget, mode) on batches of (images, labels); every photo is read once.
 
     ``dense`` is the untouched backbone: what drop, agreement and divergence are measured against. Adaptive modes need
-    a calibrated model. The model's own budget and mode are as before when this returns.
+    a calibrated model. The model's own budget and mode are as before when this returns. ``device`` is where images
+    go; the model's if not given (an engine in a model's place has none).
     """
     tallies = [_Tally() for _ in settings]
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     truth: list[Tensor] = []
     with _restored(model):
         for images, labels in batches:
-            images, labels = images.to(device), labels.to(device)
-            reference = dense(images).float()
+            images = images.to(device)
+            reference = dense(images).float().cpu()
             truth.append(reference.argmax(dim=1) == labels)
             for tally, (budget, mode) in zip(tallies, settings, strict=True):
                 model.set_mode(mode).set_budget(budget)
                 started = time.perf_counter()
                 logits, lives = model.predict(images)
                 tally.seconds += _since(started, device)
-                tally.add(logits.float(), reference, labels, model.flops_of(lives))
+                tally.add(logits.float().cpu(), reference, labels, model.flops_of(lives))
         dense_right = torch.cat(truth)
         return [
             tally.score(budget, mode, dense_right, model.cost().dense)

@@ -18,7 +18,7 @@ from ..backbones import Backbone, sdpa
 from ..errors import ConfigError
 from ..life import Schedule, SlimModel
 from ..life.schedule import solve
-from .engines import prepared
+from .engines import EXPORTED, prepared
 from .timing import Spread, alternate
 
 __all__ = ["BlockTimes", "Key", "advise", "candidates", "pays", "scheduled", "settings_text", "verdict"]
@@ -102,7 +102,8 @@ def advise(model: SlimModel, images: Tensor, target: float, engine: str = "eager
     for name, key in zip(_PLACES, fastest(times, default, target)[:few], strict=False):
         if key != (model.start, model.drops):
             models[name] = scheduled(model, target, key)
-    runs = {"dense": prepared(model.backbone.vit, engine, images)}
+    own = scheduled(model, 1.0, (model.start, model.drops))
+    runs = {"dense": prepared(own if engine in EXPORTED else model.backbone.vit, engine, images)}
     runs |= {name: prepared(candidate, engine, images) for name, candidate in models.items()}
     timing = alternate(runs, rounds=15, device=images.device, patience=60)
     schedules = {name: _described(candidate) for name, candidate in models.items()}

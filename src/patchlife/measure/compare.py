@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..errors import ConfigError, UnsupportedModelError
+from ..errors import ConfigError, ExportError, UnsupportedModelError
 from ..images import Preprocess, load_batches
-from .engines import prepared
+from .engines import EXPORTED, prepared
 from .memory import peak_bytes
 from .peers import METHODS, Method, Peer
 from .peers.base import dense_flops
@@ -26,6 +26,7 @@ SOLVE_ON = 16
 """Images that settle the knobs whose cost depends on what is seen."""
 
 _DENSE, _DENSE_EAGER = "dense", "dense-eager"
+_TORCH_ONLY = "runs in torch only; {} takes what exports with static shapes: dense, limit, and ours in fixed mode"
 
 
 # ---- speed
@@ -47,20 +48,23 @@ def race(
     batch, device = len(images), images.device
     dense = METHODS[_DENSE].build(backbone, 1.0, images)
     whole = dense.flops(images)
-    runs: dict[str, Callable[[], Tensor]] = {}
+    runs: dict[str, Callable[[], object]] = {}
     rows: dict[str, Speed] = {}
     for name, method, way in _entries(methods, engine):
         row = Speed(name, batch, target, engine=way)
         try:
             with torch.inference_mode():
+                if way in EXPORTED and not method.exports:
+                    raise UnsupportedModelError(_TORCH_ONLY.format(way))
                 peer = method.build(backbone, target, images[:SOLVE_ON]).eval()
-                run = prepared(peer, way, images)
+                run = prepared(peer.exportable() if way in EXPORTED else peer, way, images)
                 run()  # compiles, where it compiles
                 seen = run if way == "compile" and device.type == "cuda" else partial(peer, images)
-                memory = peak_bytes(seen, device)  # a graph's was set aside when it was recorded
+                # a graph's was set aside when it was recorded; what an engine takes is not seen from here
+                memory = None if way in EXPORTED else peak_bytes(seen, device)
                 rows[name] = replace(row, knob=peer.knob, flops=peer.flops(images) / whole, memory=memory)
                 runs[name] = run
-        except (UnsupportedModelError, ConfigError, RuntimeError) as error:
+        except (UnsupportedModelError, ConfigError, ExportError, RuntimeError) as error:
             rows[name] = replace(row, left_out=_reason(error))
     if _DENSE not in runs:
         return list(rows.values())
@@ -78,7 +82,8 @@ def _entries(methods: Sequence[Method], engine: str) -> Iterator[tuple[str, Meth
         yield _DENSE_EAGER, METHODS[_DENSE], "eager"
     for method in methods:
         if method.name != _DENSE:
-            yield method.name, method, "eager" if method.shapes == "dynamic" else engine
+            runs_eagerly = method.shapes == "dynamic" and engine not in EXPORTED
+            yield method.name, method, "eager" if runs_eagerly else engine
 
 
 def _reason(error: Exception) -> str:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..config import Device, check_budget
+from ..config import Device, EngineName, check_budget
 from ..errors import ConfigError
 
-__all__ = ["BenchConfig", "Engine", "Precision"]
+__all__ = ["BenchConfig", "Precision"]
 
-Engine = Literal["eager", "compile"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -29,7 +28,10 @@ class BenchConfig:
         methods: Which methods; all of them if not given. dense is always there to compare with.
         batch_sizes: Images in a batch.
         flops: Fractions of the dense model's FLOPs at which the methods meet.
-        engine: compile runs methods of static shapes through torch.compile, and dense both ways.
+        engine: compile runs methods of static shapes through torch.compile. onnx and openvino, on the CPU, run dense,
+            limit and ours in fixed mode as exported graphs, made on the first run and kept in a cache folder
+            ($PATCHLIFE_CACHE says where); others say why they are absent. Dense is also timed eagerly in torch, which
+            is where top-1 is always measured.
         dtype: Number format of weights and images.
         rounds: How often all methods take turns.
         patience: For each batch size and fraction, begin no new round after so many seconds; five are always run.
@@ -51,7 +53,7 @@ class BenchConfig:
     methods: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAME"})
     batch_sizes: tuple[int, ...] = (1, 4, 16, 64)
     flops: tuple[float, ...] = (0.8, 0.6, 0.45)
-    engine: Engine = "eager"
+    engine: EngineName = "eager"
     dtype: Precision = "float32"
     rounds: int = 20
     patience: float = field(default=120.0, metadata={"metavar": "SECONDS"})
@@ -69,6 +71,11 @@ class BenchConfig:
             check_budget(fraction)
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ConfigError(f"batch_sizes must be at least 1, got {self.batch_sizes}")
+        if self.engine in ("onnx", "openvino") and (self.dtype != "float32" or self.device not in ("auto", "cpu")):
+            raise ConfigError(
+                f"--engine {self.engine} runs float32 on the CPU, got {self.dtype} on {self.device}; drop --dtype and "
+                "--device, or --engine"
+            )
         if not 0 <= self.max_drop <= 100:
             raise ConfigError(f"max_drop must be points of top-1, 0 to 100, got {self.max_drop:g}")
         if self.rounds < 5:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["prepared"]
+from ..life import SlimModel
+
+__all__ = ["EXPORTED", "prepared"]
+
+EXPORTED = ("onnx", "openvino")
+"""Engines that run a graph exported to them, in float32 on the CPU."""
 
 
-def prepared(model: nn.Module, engine: str, images: Tensor) -> Callable[[], Tensor]:
-    """A function that runs ``model`` on ``images``: eager, compile, or graph (compiled, then a CUDA graph)."""
+def prepared(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object]:
+    """A function that runs ``model`` on ``images``.
+
+    ``engine`` is eager, compile, graph (compiled, then a CUDA graph), eager-graph, onnx or openvino. The last two
+    export on the first run and keep the file (see `deploy.cache`): a `SlimModel` is compared with its export.
+    """
+    if engine in EXPORTED:
+        return _exported(model, engine, images)
     if engine == "eager":
         return lambda: model(images)
     if engine == "eager-graph":
@@ -20,6 +32,20 @@ def prepared(model: nn.Module, engine: str, images: Tensor) -> Callable[[], Tens
     if engine == "graph":
         return _graphed(compiled, images)
     return lambda: compiled(images)
+
+
+@torch.inference_mode(False)  # what is exported must be plain tensors
+@torch.no_grad()
+def _exported(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object]:
+    from ..deploy.about import Format
+    from ..deploy.cache import cached_engine, cached_runner
+
+    kind, array = cast(Format, engine), images.clone().numpy()
+    if isinstance(model, SlimModel):
+        runs = cached_engine(model, kind, lives=False)
+        return lambda: runs(array)
+    runner = cached_runner(model, kind, torch.from_numpy(array))
+    return lambda: runner.run(array)
 
 
 @torch.inference_mode()

@@ -30,7 +30,7 @@ CONTROLS = ("dense", "dense-eager", "limit", "random")
 def title_of(result: Result, method: str) -> str:
     """What a method is called in tables."""
     if method == "dense-eager":
-        return "dense, not compiled"
+        return "dense, eager in torch"
     return result.methods[method].title if method in result.methods else method
 
 

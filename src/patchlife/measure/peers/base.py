@@ -48,6 +48,14 @@ class Peer(nn.Module):
         """FLOPs per image that ``images``, as one batch, cost."""
         raise NotImplementedError
 
+    def exportable(self) -> nn.Module:
+        """What stands for it where graphs are exported: itself, or a `SlimModel`, whose export is proved."""
+        return self
+
+    def extra_repr(self) -> str:
+        """What its answers follow from, beside the weights."""
+        return self.knob
+
     def outer_flops(self, images: Images) -> int:
         """The part that no method touches: embedding, final norm, pooling, classifier."""
         return sum(self.backbone.outer_flops((images.shape[-2], images.shape[-1])))
@@ -64,6 +72,7 @@ class Method:
             knobs whose cost depends on what is seen; the others only look at their size.
         trained: is meant to be used without training, or was trained. If not, its accuracy says nothing.
         shapes: "static" ones are the same for every image, so the model compiles whole and fits a CUDA graph.
+        exports: takes part where graphs are exported to ONNX Runtime or OpenVINO.
         ours: is this project's.
     """
 
@@ -74,6 +83,7 @@ class Method:
     build: Callable[[Backbone, float, Images], Peer]
     trained: bool = True
     shapes: Literal["static", "dynamic"] = "static"
+    exports: bool = False
     ours: bool = False
 
 

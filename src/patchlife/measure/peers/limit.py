@@ -51,4 +51,6 @@ def _build(backbone: Backbone, target: float, images: Images) -> Peer:
     return Limit(backbone, solve(_cost(backbone, images), target, start, drops))
 
 
-LIMIT = Method("limit", "limit (slices, nothing decided)", "control", "nothing to train", _build, trained=False)
+LIMIT = Method(
+    "limit", "limit (slices, nothing decided)", "control", "nothing to train", _build, trained=False, exports=True
+)

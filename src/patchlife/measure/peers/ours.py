@@ -28,8 +28,8 @@ def _adaptive(backbone: Backbone, target: float, images: Images) -> Peer:
     return Slimmed(model.calibrate([images]))
 
 
-OURS_FIXED = Method("ours-fixed", "ours, fixed", "this project", _RULE, _fixed, ours=True)
-OURS_SLICES = Method("ours-slices", "ours, fixed, no heirs", "this project", _RULE, _slices, ours=True)
+OURS_FIXED = Method("ours-fixed", "ours, fixed", "this project", _RULE, _fixed, exports=True, ours=True)
+OURS_SLICES = Method("ours-slices", "ours, fixed, no heirs", "this project", _RULE, _slices, exports=True, ours=True)
 OURS_ADAPTIVE = Method("ours-adaptive", "ours, adaptive", "this project", _RULE, _adaptive, shapes="dynamic", ours=True)
 
 
@@ -51,5 +51,6 @@ def learned(adapter: Path, mode: Mode) -> Method:
         "its head, and its change to the backbone if it has one; see the adapter's recipe",
         build,
         shapes="static" if mode == "fixed" else "dynamic",
+        exports=mode == "fixed",
         ours=True,
     )

@@ -23,6 +23,10 @@ class Slimmed(Peer):
         """Logits."""
         return self.model(images)
 
+    def exportable(self) -> SlimModel:
+        """The model inside."""
+        return self.model
+
     def flops(self, images: Images) -> float:
         """FLOPs per image; in adaptive mode the mean over ``images``."""
         size = (images.shape[-2], images.shape[-1])
