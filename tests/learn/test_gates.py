@@ -27,7 +27,9 @@ def judged(name: str, heirs: bool, budget: float = 0.6) -> tuple[SlimModel, torc
     return model, tokens, embedded, opinion
 
 
-@pytest.mark.parametrize("name", ["vit", "gap-registers", "siglip", "eva02", "rope-mixed", "dinov3-average", "unpooled"])
+@pytest.mark.parametrize(
+    "name", ["vit", "gap-registers", "siglip", "eva02", "rope-mixed", "dinov3-average", "unpooled"]
+)
 @pytest.mark.parametrize("heirs", [True, False])
 def test_values_are_those_of_the_fast_run(name: str, heirs: bool) -> None:
     model, tokens, embedded, (score, kin) = judged(name, heirs)

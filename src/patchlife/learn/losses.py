@@ -38,9 +38,9 @@ def distillation_loss(
 ) -> tuple[Tensor, Tensor]:
     """(what is minimised, the KL divergence of the student from the teacher's whole distribution in nats).
 
-    Minimised is a power below 1 of each image's divergence: at a budget of 0.35 the divergence is a hundred times what it
-    is at 0.8, and without the power the small budgets alone would shape the weights that all budgets share. Labels are
-    mixed in where given; those of -1 are unknown, and their weight stays with the teacher.
+    Minimised is a power below 1 of each image's divergence: at a budget of 0.35 the divergence is a hundred times
+    what it is at 0.8, and without the power the small budgets alone would shape the weights that all budgets share.
+    Labels are mixed in where given; those of -1 are unknown, and their weight stays with the teacher.
     """
     student, teacher = student.float().log_softmax(1), teacher.float().log_softmax(1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1).clamp(min=0)

@@ -1,0 +1,188 @@
+"""Track 3: how many epochs a method needs. Ours, EViT and DynamicViT, in one loop, from the same weights, on the same
+photos and tokens, at the same FLOPs; accuracy after every epoch.
+
+    python recipes/fewer_epochs/compare.py DATA --checkpoint FILE --out FOLDER
+
+DATA holds in20/ and caltech101/ (to learn from, without labels) and in20/val, in1k-samples (to report). A run that was
+interrupted goes on at the first curve that is missing. About half an hour on two idle CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from plot import plot
+from rivals import DynamicViTStage, EViTStage
+from torch import Tensor
+
+import patchlife
+from patchlife.backbones import adapt
+from patchlife.config import LifeConfig, ModelConfig
+from patchlife.files import write_atomic
+from patchlife.images import list_photos
+from patchlife.learn.cache import LessonCache, Photo, collect
+from patchlife.learn.config import LearnConfig
+from patchlife.learn.fit import accelerator_for, student_of
+from patchlife.learn.loop import Course, Stage, Step, train
+from patchlife.learn.stages import Regression, Slimming
+from patchlife.learn.targets import teach
+from patchlife.life import SlimModel
+from patchlife.life.regressor import LifeRegressor
+from patchlife.measure.peers import METHODS
+from patchlife.measure.timing import conditions
+from patchlife.models import ReadyModel, open_model
+
+BATCH, RATE = 50, 1e-4
+METHOD_NAMES = ("ours", "evit", "dynamicvit")
+
+
+class Watched(Stage):
+    """A stage that is examined before every epoch; ``seconds`` leave the examination out."""
+
+    def __init__(self, stage: Stage, every: int, examine: Callable[[], dict[str, dict[str, float]]]) -> None:
+        super().__init__()
+        self.stage, self.every, self.examine = stage, every, examine
+        self.steps, self.began, self.curve = 0, time.monotonic(), []
+
+    def pace(self, name: str) -> float:
+        return self.stage.pace(name.removeprefix("stage."))
+
+    def look(self) -> None:
+        """Note the accuracy at this moment."""
+        seconds = time.monotonic() - self.began
+        self.curve.append({"epoch": self.steps / self.every, "seconds": round(seconds, 1), **self.examine()})
+        print(json.dumps(self.curve[-1]), flush=True)
+        self.began = time.monotonic() - seconds
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
+        if self.steps % self.every == 0:
+            self.look()
+        self.steps += 1
+        return self.stage(step)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="ViT-Tiny/16-224 on ImageNet-1k")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--photos", type=int, default=2000, help="to learn from")
+    parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("--epochs", type=lambda s: [int(n) for n in s.split(",")], default=[3, 10])
+    args = parser.parse_args()
+    (args.out / "work").mkdir(parents=True, exist_ok=True)
+
+    ready = open_model(ModelConfig("vit_tiny_patch16_224", checkpoint=args.checkpoint))
+    photos = list_photos([args.data / "in20/train", args.data / "caltech101/train"])
+    order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(0)).tolist()
+    lessons = _lessons(ready, [Photo(photos[i]) for i in order[: args.photos]], args.out / "cache")
+    sets = {}
+    for name in ("in20/val", "in1k-samples"):
+        paths = list_photos([args.data / name])
+        labelled = [Photo(p, label) for p, label in zip(paths, ready.labels.classes_of(paths), strict=True)]
+        sets[name] = _lessons(ready, labelled, args.out / f"cache-{name.replace('/', '-')}")
+
+    for epochs in args.epochs:
+        for method in METHOD_NAMES:
+            path = args.out / f"{method}-{args.flops:g}-{epochs}.json"
+            if not path.is_file():
+                print(f"{method}, {epochs} epochs", flush=True)
+                result = learn(method, ready, lessons, sets, args.flops, epochs, args.out / "work")
+                write_atomic(path, json.dumps(result, indent=1) + "\n")
+    paths = [args.out / f"{m}-{args.flops:g}-{n}.json" for m in METHOD_NAMES for n in args.epochs]
+    about = {"patchlife": patchlife.__version__, "photos": len(lessons), "batch_size": BATCH, "learning_rate": RATE}
+    result: dict[str, Any] = about | {"conditions": conditions(torch.device("cpu"))}
+    result["curves"] = [json.loads(path.read_text()) for path in paths]
+    write_atomic(args.out / f"fewer_epochs-{args.flops:g}.json", json.dumps(result, indent=1) + "\n")
+    plot(result).save(args.out / f"fewer_epochs-{args.flops:g}.png")
+
+
+def learn(
+    method: str,
+    ready: ReadyModel,
+    lessons: LessonCache,
+    sets: dict[str, LessonCache],
+    flops: float,
+    epochs: int,
+    work: Path,
+) -> dict[str, Any]:
+    """One method's accuracy against epochs."""
+    course = Course(f"{method}-{flops:g}-{epochs}", epochs, BATCH, RATE, save_every=float("inf"), seed=1)
+    steps, began = course.steps(len(lessons)), time.monotonic()
+    if method == "ours":
+        stage, answer, cost = _ours(ready, lessons, flops, work, f"{course.name}-head")
+    else:
+        stage, answer, cost = _rival(method, ready, flops, steps)
+    before = time.monotonic() - began  # stage 1, which the others do not have
+    watched = Watched(stage, steps // epochs, lambda: {n: _score(answer, s) for n, s in sets.items()})
+    watched.began -= before
+    train(watched, lessons, course, work, accelerator_for("cpu"))
+    watched.look()
+    return {"method": method, "epochs": epochs, "flops": cost, "before": round(before, 1), "curve": watched.curve}
+
+
+Built = tuple[Stage, Callable[[Tensor], Tensor], float]
+
+
+def _ours(ready: ReadyModel, lessons: LessonCache, flops: float, work: Path, name: str) -> Built:
+    """Stage 1 (eight cheap epochs on the cached tokens), then stage 2, every budget at once."""
+    backbone = adapt(copy.deepcopy(ready.model.backbone.vit))
+    torch.manual_seed(0)
+    head = LifeRegressor(backbone.dim, backbone.prefix)
+    first = Course(name, 8, BATCH, LearnConfig().learning_rate, save_every=float("inf"))
+    train(Regression(head), lessons, first, work, accelerator_for("cpu"))
+    model = SlimModel(backbone, LifeConfig(budget=flops), head)
+    student = student_of(model, LearnConfig(finetune="full"))
+    embedded = backbone.embed(torch.zeros(1, 3, *backbone.image_size))
+
+    def answer(tokens: Tensor) -> Tensor:
+        return student.set_budget(flops).resume(tokens, embedded)
+
+    return Slimming(student, LearnConfig().lowest_budget, 0.0), answer, patchlife.flops(model).budget
+
+
+def _rival(method: str, ready: ReadyModel, flops: float, steps: int) -> Built:
+    backbone = adapt(copy.deepcopy(ready.model.backbone.vit))
+    images = torch.zeros(1, 3, *backbone.image_size)
+    peer = METHODS[method].build(backbone, flops, images).requires_grad_(False)
+    stage = EViTStage(peer, steps) if method == "evit" else DynamicViTStage(peer)
+    free = [*backbone.vit.blocks[3:], backbone.vit.norm, *([peer.predictors] if method == "dynamicvit" else [])]
+    for module in free:
+        module.requires_grad_(True)
+    return stage, stage.answer, peer.flops(images) / METHODS["dense"].build(backbone, 1.0, images).flops(images)
+
+
+@torch.no_grad()
+def _score(answer: Callable[[Tensor], Tensor], photos: LessonCache) -> dict[str, float]:
+    """Top-1 in %, and KL from the dense model in nats."""
+    right, divergence = [], []
+    for begin in range(0, len(photos), 50):
+        rows = range(begin, min(begin + 50, len(photos)))
+        lesson = photos.lessons(rows)
+        logits = answer(lesson.tokens).log_softmax(dim=1)
+        right.append(logits.argmax(dim=1) == photos.labels(rows))
+        dense = lesson.logits.log_softmax(dim=1)
+        divergence.append((dense.exp() * (dense - logits)).sum(dim=1))
+    return {"top1": round(100 * _mean(right), 2), "kl": round(_mean(divergence), 4)}
+
+
+def _mean(parts: list[Tensor]) -> float:
+    return torch.cat(parts).double().mean().item()
+
+
+def _lessons(ready: ReadyModel, photos: list[Photo], folder: Path) -> LessonCache:
+    backbone = ready.model.backbone
+    return collect(
+        photos, lambda images: teach(backbone, images, ready.model.start), ready.preprocess, folder, about={}
+    )
+
+
+if __name__ == "__main__":
+    main()
