@@ -1,0 +1,52 @@
+"""Put what `run.sh` measured into one file and print its table.
+
+python recipes/vit_tiny/summary.py OUT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from patchlife.files import write_atomic
+
+MODELS = {"head": "head only", "adapter": "low-rank adapter", "full": "all weights from block 3 on"}
+SETS = ("in1k-samples", "in20-val")
+
+
+def main(out: Path) -> None:
+    """Write OUT/results.json and print the table for the README."""
+    result: dict = {"fits": {}, "evals": {}, "watched": {}}
+    for model in MODELS:
+        fit = json.loads((out / f"{model}.work" / "fit.json").read_text())
+        fit["config"]["cache"] = None  # a path of the machine it ran on
+        fit["config"]["watch"] = [Path(folder).name for folder in fit["config"]["watch"]]
+        result["fits"][model] = fit
+        result["watched"][model] = _watched(out / f"{model}.work" / "metrics.jsonl")
+        for name in SETS:
+            found = json.loads((out / f"{model}-{name}.json").read_text())
+            kept = ("photos", "scores", "conditions")
+            result["evals"][f"{model}, {name}"] = {key: found[key] for key in kept}
+    write_atomic(out / "results.json", json.dumps(result, indent=1) + "\n")
+    print("| | mode | FLOPs |" + "".join(f" `{name}` | drop |" for name in SETS))
+    print("| --- | --- | --- |" + " --- | --- |" * len(SETS))
+    for model, title in MODELS.items():
+        both = [result["evals"][f"{model}, {name}"]["scores"] for name in SETS]
+        for scores in zip(*both, strict=True):
+            print(f"| {title} | {scores[0]['mode']} | {scores[0]['fraction']:.3f} |" + "".join(map(_cells, scores)))
+
+
+def _cells(score: dict) -> str:
+    low, high = score["drop_interval"]
+    return f" {100 * score['top1']:.1f} | {100 * score['drop']:.1f} ({100 * low:.1f} to {100 * high:.1f}) |"
+
+
+def _watched(metrics: Path) -> list[dict]:
+    """Accuracy while learning: the lines that `--watch` wrote."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [line for line in lines if "top1" in line]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
