@@ -161,7 +161,7 @@ def _list_reader(kind: type) -> Callable[[str], Any]:
 
 
 def _default(field: Field) -> str:
-    return "" if field.default in (None, MISSING) else f" (default: {_escaped(str(field.default))})"
+    return "" if field.default in (None, MISSING, ()) else f" (default: {_escaped(str(field.default))})"
 
 
 def _escaped(text: str) -> str:

@@ -107,6 +107,19 @@ def test_a_resumed_run_keeps_each_line_once(
     assert again.startswith("".join(cut[:9]))
 
 
+def test_a_few_photos_are_looked_at_twice_an_epoch_of_stage_two(tmp_path: Path, no_report: None) -> None:
+    photos, once = some_photos(tmp_path / "photos", 13), replace(BOTH, epochs=1, finetune_epochs=1)
+    sets = {"one": photos[12:]}
+    fit(small_model(), photos[:12], PREPROCESS, tmp_path / "out", once, accelerator_for("cpu"), sets)
+    assert [(line["stage"], line["step"]) for line in watched(tmp_path, "out")] == [
+        ("regression", 0),
+        ("regression", 3),
+        ("slimming-full", 0),
+        ("slimming-full", 1),
+        ("slimming-full", 3),
+    ]
+
+
 def test_seconds_go_on_over_runs_and_stages(tmp_path: Path) -> None:
     def line(**values: object) -> str:
         return json.dumps(values) + "\n"
