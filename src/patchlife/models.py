@@ -24,7 +24,7 @@ from .images import Preprocess
 from .labels import Labels, imagenet_labels, numbered_labels, read_labels
 from .life import SlimModel, wrap
 
-__all__ = ["DEMO", "ReadyModel", "demo_folder", "open_model", "pick_device"]
+__all__ = ["DEMO", "ReadyModel", "demo_backbone", "demo_folder", "open_model", "pick_device"]
 
 DEMO = "demo"
 
@@ -127,8 +127,18 @@ def _open_adapter(config: ModelConfig) -> SlimModel:
 
 
 def _open_demo(config: ModelConfig) -> SlimModel:
+    """The embedded model with the lives it learned; with the rule where patches shall begin to die elsewhere."""
+    from .life.adapter import load
+
     if config.checkpoint or config.pretrained or config.image_size:
         raise ConfigError("demo brings its own weights and image size; drop --checkpoint, --pretrained, --image-size")
+    vit = demo_backbone()
+    plain, learned = wrap(vit, LifeConfig.from_dict(config.life)), load(demo_folder() / "adapter", vit)
+    return _resettled(learned, learned.config.replace(**config.life)) if plain.start == learned.start else plain
+
+
+def demo_backbone() -> nn.Module:
+    """The embedded Vision Transformer, in eval mode; raises CheckpointError if it is not as it was shipped."""
     folder = demo_folder()
     try:
         about = json.loads((folder / "model.json").read_text("utf-8"))
@@ -142,7 +152,7 @@ def _open_demo(config: ModelConfig) -> SlimModel:
     vit.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
     looks = {**about["input"], "input_size": about["input"]["size"]}
     vit.pretrained_cfg = {"architecture": DEMO, "label_names": about["classes"], **looks}
-    return _slimmed(vit, LifeConfig.from_dict(config.life), None)
+    return vit.eval()
 
 
 # ---- their parts

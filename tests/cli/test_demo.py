@@ -7,12 +7,17 @@ import json
 import re
 
 import pytest
+import torch
 from families import liven
 from safetensors.torch import save_file
 from small import write_photos
 from timm.models import VisionTransformer
 
 import patchlife.models as models
+from patchlife import wrap
+from patchlife.config import ModelConfig
+from patchlife.life.heads import AttentionRule
+from patchlife.life.regressor import LifeRegressor
 
 ARCHITECTURE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 6, "num_heads": 2, "num_classes": 2}
 
@@ -40,6 +45,9 @@ def stand_in(tmp_path, monkeypatch):
     }
     (folder / "model.json").write_text(json.dumps(about))
     monkeypatch.setattr(models, "demo_folder", lambda: folder)
+    wrap(models.demo_backbone(), head=LifeRegressor(ARCHITECTURE["embed_dim"], 1, width=8, kin_dim=4)).save(
+        folder / "adapter"
+    )
     return folder
 
 
@@ -83,3 +91,22 @@ def test_the_embedded_photos_are_of_the_embedded_classes():
     about = json.loads((folder / "model.json").read_text())
     assert sorted(p.name for p in (folder / "photos").iterdir()) == sorted(about["classes"])
     assert sum(1 for _ in folder.glob("photos/*/*.jpg")) == 100
+
+
+def test_lives_are_learned_unless_they_end_elsewhere(stand_in):
+    def opened(**life):
+        return models.open_model(ModelConfig("demo", life=life)).model
+
+    assert isinstance(opened().head, LifeRegressor)
+    assert isinstance(opened(budget=0.45, mode="fixed").head, LifeRegressor)
+    later = opened(start=3)
+    assert isinstance(later.head, AttentionRule)
+    assert later.start == 3
+
+
+def test_the_shipped_demo_has_learned_lives():
+    model = models.open_model(ModelConfig("demo")).model
+    assert isinstance(model.head, LifeRegressor)
+    assert model.calibration is not None
+    images = torch.randn(2, 3, *model.backbone.image_size)
+    assert torch.equal(model.set_budget(1.0)(images), model.backbone.vit(images))  # the backbone is untouched

@@ -1,0 +1,84 @@
+"""What a step of stage 2 costs: the slimmed blocks, forwards and backwards, against training the dense model.
+
+    python bench/training_step.py --out results/training_step_cpu.json          # two minutes on 2 cores, idle
+
+All take turns. Dense: forward, cross-entropy and backward of the whole model, no optimiser. Ours: forward from cached
+tokens, stage 2's loss and backward, at several budgets; and with the head held still, which shows what the gates cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve shared cores
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from patchlife import LifeConfig, __version__, wrap
+from patchlife.files import write_atomic
+from patchlife.learn.config import LearnConfig
+from patchlife.learn.fit import student_of
+from patchlife.learn.loop import Stage, Step
+from patchlife.learn.stages import Slimming
+from patchlife.learn.targets import teach
+from patchlife.life.regressor import LifeRegressor
+from patchlife.measure.timing import alternate
+
+BUDGETS = (1.0, 0.8, 0.6, 0.45, 0.35)
+
+
+def dense_step(vit: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """One step of ordinary training."""
+    nn.functional.cross_entropy(vit(images), labels).backward()
+    vit.zero_grad()
+
+
+def stage2_step(stage: Stage, step: Step) -> None:
+    """One step of ours."""
+    stage(step)[0].backward()
+    stage.zero_grad()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit_tiny_patch16_224")
+    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    vit = timm.create_model(args.model).eval()
+    base = wrap(vit, LifeConfig())
+    model = wrap(vit, LifeConfig(), LifeRegressor(base.backbone.dim, base.backbone.prefix))
+    images = torch.randn(args.batch_size, 3, *model.backbone.image_size)
+    labels = torch.zeros(args.batch_size, dtype=torch.long)
+    lesson = teach(model.backbone, images, model.start)
+    runs: dict[str, Callable[[], None]] = {"dense": partial(dense_step, vit.requires_grad_(True), images, labels)}
+    for how in ("adapter", "full"):
+        for budget in BUDGETS:
+            runs[f"{how}, budget {budget:g}"] = partial(stage2_step, *_ours(model, how, lesson, labels, budget))
+    still, step = _ours(model, "full", lesson, labels, 0.6)
+    still.model.head.requires_grad_(False)
+    runs["full, budget 0.6, head held still"] = partial(stage2_step, still, step)
+    timing = alternate(runs, args.rounds, warmup=1, about={"model": args.model, "batch": args.batch_size})
+    write_atomic(args.out, json.dumps({"patchlife": __version__, **timing.to_dict()}, indent=1) + "\n")
+    for name in runs:
+        print(f"{name:36} {1000 * timing.seconds[name].median:7.0f} ms  {1 / timing.ratios[name].median:.2f} of dense")
+
+
+def _ours(model, how, lesson, labels, budget) -> tuple[Slimming, Step]:
+    """Stage 2 with every step at one budget."""
+    lowest = LearnConfig().lowest_budget
+    stage = Slimming(student_of(model, LearnConfig(finetune=how)), lowest, 0.0)
+    return stage, Step(lesson, labels, (budget - lowest) / (1 - lowest))
+
+
+if __name__ == "__main__":
+    main()
