@@ -63,6 +63,7 @@ def test_a_package_brings_its_dense_model(desk, tmp_path, capsys):
     found = _eval(desk, tmp_path / "a.json", str(package))
     _same(found, _eval(desk, tmp_path / "b.json", "--engine", "eager"))
     assert found["engine"] == "onnx"
+    assert found["conditions"]["onnxruntime"]
     capsys.readouterr()
     for said, message in {
         ("--budgets", "1.0,0.5"): "holds the budgets 1, 0.7, got 0.5",

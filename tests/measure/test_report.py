@@ -10,7 +10,7 @@ from PIL import Image
 from test_result import a_result, steady
 
 from patchlife.errors import MissingExtraError
-from patchlife.measure.report import text_report, write_report
+from patchlife.measure.report import conditions_line, text_report, write_report
 from patchlife.measure.result import Result
 
 
@@ -37,6 +37,9 @@ def test_the_terminal_sees_the_same() -> None:
     text = text_report(a_result(advice=advice))
     assert "Advice, batch 1, 0.6 of the FLOPs: slimming does not pay here." in text
     assert "left out: limit: means nothing" in text
+    exported = a_result()
+    exported.conditions |= {"engine": "onnx", "onnxruntime": "1.2"}
+    assert "engine onnx, onnxruntime 1.2, torch" in conditions_line(exported)
 
 
 def test_what_is_affordable_is_in_every_report(tmp_path: Path) -> None:

@@ -247,6 +247,7 @@ def _weights(config: BenchConfig, ready: ReadyModel) -> str:
 
 
 def _conditions(config: BenchConfig, ready: ReadyModel, photos: Sequence[Path]) -> dict[str, Any]:
+    from ..measure.engines import engine_version
     from ..measure.timing import conditions
 
     return {
@@ -255,6 +256,7 @@ def _conditions(config: BenchConfig, ready: ReadyModel, photos: Sequence[Path]) 
         "command": " ".join(["patchlife", *sys.argv[1:]]),
         **conditions(ready.device),
         "engine": config.engine,
+        **engine_version(config.engine),
         "dtype": config.dtype,
         "image_size": list(ready.model.backbone.image_size),
         "images": "photos" if photos else "noise",

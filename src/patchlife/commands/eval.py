@@ -144,6 +144,7 @@ def _result(
     config: EvalConfig, judged: _Judged, scores: Sequence[Score], photos: int, failures: list[str]
 ) -> dict[str, Any]:
     from .. import __version__
+    from ..measure.engines import engine_version
     from ..measure.timing import conditions
 
     return {
@@ -155,7 +156,7 @@ def _result(
         "photos": photos - len(failures),
         "failures": failures,
         "scores": [score.to_dict() for score in scores],
-        "conditions": conditions(judged.device) | {"batch_size": config.run.batch_size},
+        "conditions": conditions(judged.device) | engine_version(judged.engine) | {"batch_size": config.run.batch_size},
     }
 
 

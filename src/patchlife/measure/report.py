@@ -73,6 +73,7 @@ def conditions_line(result: Result) -> str:
     c = result.conditions
     words = [f"{c.get('device')} ({c.get('cpu')})" if c.get("device") == "cpu" else str(c.get("device"))]
     words += [f"{c.get('threads')} threads", str(c.get("dtype")), f"engine {c.get('engine')}"]
+    words += [f"{name} {c[name]}" for name in ("onnxruntime", "openvino") if name in c]
     words += [f"torch {c.get('torch')}", f"timm {c.get('timm')}", f"load {c.get('load')} at the start"]
     words += [f"timed on {c.get('images')}, methods in turn, up to {c.get('rounds')} rounds, medians"]
     if result.data:
