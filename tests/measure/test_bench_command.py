@@ -8,11 +8,14 @@ import pytest
 from small import checkpoint, write_photos
 from test_result import a_result
 
-from patchlife import cli
+from patchlife import LifeConfig, SlimModel, cli
+from patchlife.config import ModelConfig
 from patchlife.errors import ConfigError
+from patchlife.life.regressor import LifeRegressor
 from patchlife.measure import affordable
 from patchlife.measure.config import BenchConfig
 from patchlife.measure.result import Result
+from patchlife.models import open_model
 
 TINY = ["test_vit", "--batch-sizes", "1", "--flops", "0.7", "--rounds", "5", "--device", "cpu"]
 
@@ -47,6 +50,23 @@ def test_advice_within_a_loss_of_top1(
     (entry,) = Result.load(path).affordable
     assert entry["chosen"] in entry["candidates"]
     assert {row["loss"]["photos"] for row in entry["candidates"]} == {6}
+
+
+def test_advice_about_an_adapter_is_about_its_own_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(affordable, "pays", lambda ratio: True)
+    weights = checkpoint(tmp_path / "vit.safetensors")
+    write_photos(tmp_path / "photos" / "0", 2)
+    plain = open_model(ModelConfig("test_vit", weights)).model
+    head = LifeRegressor(plain.backbone.dim, plain.backbone.prefix, 8, 4)
+    model = SlimModel(plain.backbone, LifeConfig(0.8, start=2, drops=(2, 4)), head)
+    model.origin = plain.origin
+    adapter = model.save(tmp_path / "adapter")
+    said = [str(adapter), *TINY[1:], "--methods", "ours-learned-fixed", "--data", str(tmp_path / "photos"), "--advice"]
+    assert cli.main(["bench", *said, "--out", str(tmp_path / "out")]) == 0
+    (path,) = (tmp_path / "out").glob("*.json")
+    (entry,) = Result.load(path).affordable
+    assert {row["start"] for row in entry["candidates"]} == {2}, "a learned head knows its own start only"
+    assert entry["candidates"][0]["drops"] == [2, 4]
 
 
 def test_a_report_is_drawn_from_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
