@@ -134,7 +134,7 @@ def with_engine(ready: ReadyModel, engine: str, device: Device) -> ReadyModel:
         return cached_engine(slim, cast(Format, engine), ready.labels, ready.preprocess)
 
     runs = EngineModel(open_at, model.config, model.state_dict())
-    assert runs.engine  # made here: what goes wrong is no photo's fault
+    runs.open_at(model.config.budget)  # made here, and kept: what goes wrong is no photo's fault
     return ReadyEngine(ready.name, cast(SlimModel, runs), ready.preprocess, ready.labels)
 
 
