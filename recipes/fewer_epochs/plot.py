@@ -34,7 +34,7 @@ def plot(result: dict[str, Any]) -> Image.Image:
                 ax.plot(
                     [p[unit] for p in points],
                     [p[name]["top1"] for p in points],
-                    "-o" if curve["epochs"] == longest else "--s",
+                    "-o" if curve["epochs"] == longest or curve["method"] == "ours" else "--s",
                     color=colour,
                     markersize=4,
                     label=f"{title}, {curve['epochs']} epochs",

@@ -22,10 +22,12 @@ for how in adapter full; do
 done
 
 for model in head adapter full; do
+  modes=fixed
+  [ "$model" = adapter ] && modes=fixed,adaptive
   for set in in1k-samples in20/val; do
     result=$out/$model-${set//\//-}.json
     [ -f "$result" ] || patchlife eval "$out/$model" "$shared/data/$set" --checkpoint "$weights" \
-      --budgets 0.61,0.5,0.45 --modes fixed,adaptive --out "$result"
+      --budgets 0.61,0.5,0.45 --modes $modes --out "$result"
   done
 done
 python "$(dirname "$0")/summary.py" "$out"
