@@ -143,6 +143,8 @@ def _headers(shard: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else it keeps 1 kB for each
                 end, last = member.offset_data, member.name
+                if member.size < 0:  # tarfile would go back, for ever
+                    raise _damaged(shard, f"a negative size at {last}")
                 if member.isreg():
                     end += -(-member.size // _BLOCK) * _BLOCK
                     if not member.issparse():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,8 +189,9 @@ def _interrupted(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def _afresh(folder: Path, key: str, total: int) -> dict[str, Any]:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    for ours in (folder / "cache.json", *_files(folder)):  # nothing else: the folder may hold what is not ours
+        ours.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return {"key": key, "asked": 0, "rows": 0, "total": total, "skipped": []}
 
 

@@ -155,7 +155,7 @@ def _beginning(model: SlimModel, config: LearnConfig) -> tuple[SlimModel, LifeRe
     if config.finetune != "none":  # an error now is better than one at the step that first draws it
         SlimModel(backbone, settings.replace(budget=config.lowest_budget), model.head)
     if isinstance(model.head, LifeRegressor):
-        head = copy.deepcopy(model.head)
+        head = copy.deepcopy(model.head).requires_grad_(True)  # what an earlier fit returned is frozen
         return SlimModel(backbone, settings, head), head
     if not config.epochs:
         raise ConfigError("epochs 0 skips stage 1, but this model has no learned head to go on with")

@@ -164,7 +164,8 @@ def _watched(metrics: Path) -> list[tuple[Image.Image, str]]:
 def _stages(metrics: Path) -> dict[str, list[dict[str, Any]]]:
     """The lines of each stage, in its order."""
     stages: dict[str, list[dict[str, Any]]] = {}
-    for line in map(json.loads, metrics.read_text().splitlines()):
+    text = metrics.read_text() if metrics.is_file() else ""  # no epochs at all, no lines
+    for line in map(json.loads, text.splitlines()):
         stages.setdefault(line["stage"], []).append(line)
     return stages
 

@@ -5,6 +5,7 @@ What enters the start block is cached, as for the photos that are learned from: 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,7 +104,7 @@ def spread(photos: Sequence[Photo], most: int = MOST_PHOTOS) -> list[Photo]:
 
 def set_names(folders: Sequence[str]) -> list[str]:
     """What to call sets: the last parts of their paths, as few as tell them apart."""
-    parts = [Path(folder).absolute().parts for folder in folders]
+    parts = [Path(os.path.abspath(folder)).parts for folder in folders]  # without "..": names become folders
     for count in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):
