@@ -74,7 +74,9 @@ def measure(config: BenchConfig, path: Path) -> Result:
         if config.advice:
             say(f"timing blocks at batch {batch}, for advice")
             few = 3 if photos else 1
-            result.advice += [advise(slimmed, images, t, config.engine, few) for t in config.flops]
+            for target in config.flops:
+                with _fresh_compiler():
+                    result.advice.append(advise(slimmed, images, target, config.engine, few))
     if photos and config.advice:
         _afford(result, config, ready, slimmed, photos, truth)
     if photos:
@@ -225,7 +227,7 @@ def _images(config: BenchConfig, ready: ReadyModel, photos: Sequence[Path], batc
 
 @contextmanager
 def _fresh_compiler() -> Iterator[None]:
-    """What was compiled for one batch size is of no use for the next, but would fill torch's limit."""
+    """What was compiled for one batch size and fraction is of no use for the next, but would fill torch's limit."""
     yield
     import torch
 
