@@ -21,7 +21,7 @@ def main(out: Path) -> None:
     for model in MODELS:
         fit = json.loads((out / f"{model}.work" / "fit.json").read_text())
         fit["config"]["cache"] = None  # a path of the machine it ran on
-        fit["config"]["watch"] = [Path(folder).name for folder in fit["config"]["watch"]]
+        fit["skipped"] = len(fit["skipped"])  # likewise
         result["fits"][model] = fit
         result["watched"][model] = _watched(out / f"{model}.work" / "metrics.jsonl")
         for name in SETS:
