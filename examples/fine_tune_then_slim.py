@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--checkpoint", type=Path, required=True, help="pretrained ViT-Tiny/16-224, safetensors")
     parser.add_argument("--out", type=Path, default=Path("fine-tuned"))
-    parser.add_argument("--epochs", type=int, default=3, help="of the dense fine-tuning")
+    parser.add_argument("--epochs", type=int, default=2, help="of the dense fine-tuning")
     parser.add_argument("--slim-epochs", type=int, default=3, help="of stage 2")
     parser.add_argument("--finetune", choices=("adapter", "full"), default="full", help="what stage 2 may change")
     args = parser.parse_args()

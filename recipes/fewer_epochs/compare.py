@@ -35,6 +35,7 @@ from patchlife.learn.loop import Course, Stage, Step, train
 from patchlife.learn.stages import Regression, Slimming
 from patchlife.learn.targets import teach
 from patchlife.life import SlimModel
+from patchlife.life.adapter import signature
 from patchlife.life.regressor import LifeRegressor
 from patchlife.measure.peers import METHODS
 from patchlife.measure.timing import conditions
@@ -76,11 +77,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--photos", type=int, default=1000, help="to learn from")
     parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--epochs", type=lambda s: [int(n) for n in s.split(",")], default=[3, 10])
     args = parser.parse_args()
     (args.out / "work").mkdir(parents=True, exist_ok=True)
 
-    ready = open_model(ModelConfig("vit_tiny_patch16_224", checkpoint=args.checkpoint))
+    ready = open_model(ModelConfig("vit_tiny_patch16_224", checkpoint=args.checkpoint, image_size=args.image_size))
     photos = list_photos([args.data / "in20/train", args.data / "caltech101/train"])
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(0)).tolist()
     lessons = _lessons(ready, [Photo(photos[i]) for i in order[: args.photos]], args.out / "cache")
@@ -98,7 +100,8 @@ def main() -> None:
             curve = learn(method, ready, lessons, sets, args.flops, epochs, args.out / "work")
             write_atomic(path, json.dumps(curve, indent=1) + "\n")
         curves.append(json.loads(path.read_text()))
-    about = {"patchlife": patchlife.__version__, "photos": len(lessons), "batch_size": BATCH, "learning_rate": RATE}
+    about = {"patchlife": patchlife.__version__, "photos": len(lessons), "image_size": args.image_size}
+    about |= {"batch_size": BATCH, "learning_rate": RATE, "dense": {n: _dense(s) for n, s in sets.items()}}
     result = about | {"conditions": conditions(torch.device("cpu")), "curves": curves}
     write_atomic(args.out / f"fewer_epochs-{args.flops:g}.json", json.dumps(result, indent=1) + "\n")
     plot(result).save(args.out / f"fewer_epochs-{args.flops:g}.png")
@@ -175,14 +178,21 @@ def _score(answer: Callable[[Tensor], Tensor], photos: LessonCache) -> dict[str,
     return {"top1": round(100 * _mean(right), 2), "kl": round(_mean(divergence), 4)}
 
 
+def _dense(photos: LessonCache) -> float:
+    """Top-1 of the dense model, in %."""
+    lesson, labels = photos.lessons(range(len(photos))), photos.labels(range(len(photos)))
+    return round(100 * (lesson.logits.argmax(dim=1) == labels).double().mean().item(), 2)
+
+
 def _mean(parts: list[Tensor]) -> float:
     return torch.cat(parts).double().mean().item()
 
 
 def _lessons(ready: ReadyModel, photos: list[Photo], folder: Path) -> LessonCache:
     backbone = ready.model.backbone
+    about = {"backbone": signature(backbone), "preprocess": ready.preprocess.to_dict()}
     return collect(
-        photos, lambda images: teach(backbone, images, ready.model.start), ready.preprocess, folder, about={}
+        photos, lambda images: teach(backbone, images, ready.model.start), ready.preprocess, folder, about=about
     )
 
 

@@ -40,10 +40,12 @@ def plot(result: dict[str, Any]) -> Image.Image:
                     label=f"{title}, {curve['epochs']} epochs",
                 )
             ax.set(xlabel="epochs of training" if unit == "epoch" else "seconds of training", ylabel="top-1, %")
+            ax.axhline(result["dense"][name], color="0.5", linewidth=1, linestyle=":", label="dense")
             ax.set_title(name)
             ax.grid(alpha=0.3)
     axes[0][0].legend(frameon=False)
-    figure.suptitle(f"ViT-Tiny at {result['curves'][0]['flops']:.2f} of the dense FLOPs, {result['photos']} photos")
+    flops, size = result["curves"][0]["flops"], result["image_size"]
+    figure.suptitle(f"ViT-Tiny, {size} px, {flops:.2f} of the dense FLOPs, {result['photos']} photos to learn from")
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return Image.open(stream).convert("RGB")

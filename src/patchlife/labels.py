@@ -45,7 +45,7 @@ class Labels:
         if label is None:
             return -1
         index = self._known().get(label) if isinstance(label, str) else label
-        if index is None and str(label).isdecimal():
+        if index is None and str(label).isdecimal() and len(str(label)) < 10:
             index = int(label)
         if index is None or not 0 <= index < len(self.names):
             raise ConfigError(

@@ -145,7 +145,7 @@ def test_timm_opens_them(classes: Path, kind: str) -> None:
     found = list_samples([given])
     assert [str(photo) for photo in found] == [f"{given}[0]", f"{given}[1]"]
     assert [photo.name for photo in found] == [f"{kind}[0]", f"{kind}[1]"]
-    assert [photo.label for photo in found] == [0, 1]
+    assert [photo.label for photo in found] == ["cat", "dog"]
     assert all(isinstance(photo, Sample) and read_photo(photo).size == scene().size for photo in found)
     assert len(list_samples([f"timm:{kind}:val:{classes}"])) == 1
 
@@ -181,3 +181,24 @@ def test_sets_that_cannot_be_opened_say_why(classes: Path) -> None:
 def test_json_may_say_an_index(tmp_path: Path) -> None:
     members = {"a.jpg": JPEG, "a.json": json.dumps({"label": 5}).encode(), "b.jpg": JPEG, "b.json": b"{}"}
     assert [photo.label for photo in list_samples([str(shard(tmp_path / "s.tar", members))])] == [5, None]
+
+
+def test_a_member_of_negative_size_ends_the_reading(tmp_path: Path) -> None:
+    """tarfile would jump back and read the same header for ever."""
+    path = shard(tmp_path / "0.tar", {"a.jpg": JPEG})
+    data = bytearray(path.read_bytes())
+    data[124:136] = b"\xff" * 10 + b"\xfe\x00"  # base 256: -512
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="whole"):
+        list_samples([str(path)])
+
+
+def test_classes_that_are_folders_are_named(tmp_path: Path) -> None:
+    """So that a subset's third class is not taken for the model's third."""
+    for wordnet in ("n03000684", "n01440764"):
+        (tmp_path / "train" / wordnet).mkdir(parents=True)
+        (tmp_path / "train" / wordnet / "a.jpg").write_bytes(JPEG)
+    found = list_samples([f"timm:folder:train:{tmp_path}"])
+    assert sorted(str(photo.label) for photo in found) == ["n01440764", "n03000684"]

@@ -151,3 +151,24 @@ def test_a_corrupt_member_is_named_and_skipped_also_by_a_resumed_run(tmp_path: P
     for a, b in zip(cache.lessons(range(11)), whole.lessons(range(11)), strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3)
     assert cache.names([4]) == [str(tmp_path / "2.tar/05.png")]
+
+
+def test_a_cache_folder_loses_nothing_of_others(tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").write_text("mine")
+    photos = some_photos(tmp_path / "photos")
+    gather(photos, tmp_path)
+    gather(photos[:5], tmp_path)
+    assert (tmp_path / "diary.txt").read_text() == "mine"
+    assert photos[0].path.is_file()
+
+
+def test_rows_stay_right_when_a_photo_is_called_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key knows resolved paths; so must the photos that failed."""
+    photos = some_photos(tmp_path / "photos")
+    photos[3].path.write_bytes(b"no photo")
+    first = gather(photos, tmp_path / "cache", max_unreadable=0.5)
+    monkeypatch.chdir(tmp_path)
+    relative = [Photo(photo.path.relative_to(tmp_path), photo.label) for photo in photos]
+    again = gather(relative, tmp_path / "cache", max_unreadable=0.5)
+    assert len(first) == len(again) == len(photos) - 1
+    assert again.labels(range(len(again))).tolist() == first.labels(range(len(first))).tolist()

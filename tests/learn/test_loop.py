@@ -185,8 +185,8 @@ def test_fit_saves_what_it_learned(tmp_path: Path, finetune: str) -> None:
 def test_learning_lowers_both_losses(tmp_path: Path) -> None:
     run(tmp_path / "out", some_photos(tmp_path / "photos"), epochs=20, finetune="full", finetune_epochs=20)
     lines = metrics(work_folder(tmp_path / "out"))
-    for stage in ("regression", "slimming-full"):
-        losses = [line["loss"] for line in lines if line["stage"] == stage]
+    for stage, name in (("regression", "loss"), ("slimming-full", "divergence")):
+        losses = [line[name] for line in lines if line["stage"] == stage]
         assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
 
 
@@ -212,6 +212,22 @@ def test_stage_two_goes_on_from_a_learned_head(tmp_path: Path) -> None:
         fit(both, photos, PREPROCESS, tmp_path / "third", QUICK, accelerator_for("cpu"))
     with pytest.raises(ConfigError, match="no learned head"):
         run(tmp_path / "none", photos, epochs=0)
+
+
+def test_the_model_of_a_fit_can_be_fitted_again(tmp_path: Path) -> None:
+    photos = some_photos(tmp_path / "photos")
+    once = run(tmp_path / "once", photos)
+    twice = fit(once, photos, PREPROCESS, tmp_path / "twice", QUICK, accelerator_for("cpu")).model
+    assert not torch.equal(once.head.patch.weight, twice.head.patch.weight)
+
+
+def test_a_learned_head_can_be_kept_as_it_is(tmp_path: Path) -> None:
+    photos = some_photos(tmp_path / "photos")
+    once = run(tmp_path / "once", photos)
+    config = LearnConfig(**{**QUICK.__dict__, "epochs": 0})
+    kept = fit(once, photos, PREPROCESS, tmp_path / "kept", config, accelerator_for("cpu")).model
+    assert torch.equal(once.head.patch.weight, kept.head.patch.weight)
+    assert (work_folder(tmp_path / "kept") / "report.html").is_file()
 
 
 def test_a_stage_sets_the_pace_of_its_parameters(tmp_path: Path, cache: LessonCache) -> None:

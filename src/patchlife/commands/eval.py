@@ -99,9 +99,11 @@ def _warm(ready: ReadyModel, config: EvalConfig, photos: int) -> None:
     """Export or compile at every budget now: it fails before photos are read, and is no part of a speed."""
     import torch
 
-    blank = torch.zeros(min(config.run.batch_size, photos), 3, *ready.preprocess.size)
-    for budget in config.budgets:
-        ready.model.set_budget(budget).predict(blank)
+    batch = min(config.run.batch_size, photos)
+    for size in sorted({batch, photos % batch or batch}):  # the last batch may be smaller, and compiles anew
+        blank = torch.zeros(size, 3, *ready.preprocess.size)
+        for budget in config.budgets:
+            ready.model.set_budget(budget).predict(blank)
 
 
 def text_table(scores: Sequence[Score], photos: int) -> str:

@@ -67,7 +67,7 @@ class _Member(Sample):
         try:
             text = self._bytes(begin, min(size, _LARGEST_LABEL)).decode().strip()
             said = json.loads(text).get("label") if suffix == ".json" else text
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             said = ...
         if said is not None and (isinstance(said, bool) or not isinstance(said, str | int)):
             raise ImageError(

@@ -67,8 +67,8 @@ class _TimmSample(Sample):
         return f"{self.of.given}@{self.index:015d}"
 
     @property
-    def label(self) -> int | None:
-        """The data set's own index of the class."""
+    def label(self) -> int | str | None:
+        """The name of the class where classes are folders, else the data set's own index of it."""
         return self.of.label(self.index)
 
     def content(self, max_bytes: int) -> bytes | Image.Image:
@@ -98,6 +98,8 @@ class _TimmSet:
         self.name, split, root = [*given.removeprefix(_TIMM).split(":", 2), "", ""][:3]
         self._data = _created(given, self.name, split or "train", root or None)
         self._reader = getattr(self._data, "reader", None)
+        of_folders = self._reader or (self._data if self.name == "torch/folder" else None)
+        self._names = {index: name for name, index in (getattr(of_folders, "class_to_idx", None) or {}).items()}
         self._lock = threading.Lock()  # readers may share one file handle among all threads
 
     def __len__(self) -> int:
@@ -110,8 +112,8 @@ class _TimmSet:
         with self._lock, closing(self._reader[index][0]) as stream:
             return stream.read(most)
 
-    def label(self, index: int) -> int | None:
-        """The class, without decoding the photo where the data set allows that."""
+    def label(self, index: int) -> int | str | None:
+        """The class, by its name where classes are folders, without decoding the photo where the set allows that."""
         targets = getattr(self._data, "targets", None)
         if isinstance(targets, Sequence) and len(targets) == len(self):
             target = targets[index]
@@ -121,7 +123,7 @@ class _TimmSet:
             with self._lock:
                 stream, target = self._reader[index][:2]
                 stream.close()
-        return None if target is None or int(target) < 0 else int(target)
+        return None if target is None or int(target) < 0 else self._names.get(int(target), int(target))
 
 
 def _timm_samples(given: str) -> list[_TimmSample]:

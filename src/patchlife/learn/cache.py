@@ -38,13 +38,13 @@ class LessonCache:
 
     Attributes:
         photos: the photo of each row.
-        skipped: path and error of each photo that could not be read.
+        skipped: path, error and index (among those asked for) of each photo that could not be read.
     """
 
     def __init__(
         self,
         photos: Sequence[Photo],
-        skipped: list[dict[str, str]],
+        skipped: list[dict[str, Any]],
         arrays: Sequence[np.ndarray],
         at: Sequence[int] | None = None,
     ) -> None:
@@ -119,22 +119,25 @@ def collect(
         _create(folder, nothing, state["total"])
     arrays, wanted = _open(folder), photos[: state["total"]]
     order = _reading_order(wanted)
-    todo = [wanted[index] for index in order[state["asked"] :]]
+    rest = order[state["asked"] :]
+    todo = [wanted[index] for index in rest]
     for batch in load_batches([photo.path for photo in todo], preprocess, batch_size):
         if batch.indices:
             lesson = ask(batch.images)
             _check_finite(lesson, [todo[index] for index in batch.indices])
             _store(arrays, state["rows"], lesson)
             state["rows"] += len(batch.indices)
-        state["skipped"] += [{"path": str(todo[i].path), "error": str(error)} for i, error in batch.failures]
+        state["skipped"] += [
+            {"path": str(todo[i].path), "error": str(error), "index": rest[i]} for i, error in batch.failures
+        ]
         state["asked"] += len(batch.indices) + len(batch.failures)
         _check_readable(state["skipped"], state["total"], max_unreadable)
         for array in arrays:
             array.flush()
         write_atomic(folder / "cache.json", json.dumps(state))
         report(state["asked"], state["total"])
-    failed = {entry["path"] for entry in state["skipped"]}
-    read = [index for index in order if str(wanted[index].path) not in failed]
+    failed = {entry["index"] for entry in state["skipped"]}
+    read = [index for index in order if index not in failed]
     rows = sorted(range(len(read)), key=read.__getitem__)
     return LessonCache([wanted[read[row]] for row in rows], state["skipped"], arrays, rows)
 
@@ -202,7 +205,7 @@ def _check_finite(lesson: Lesson, photos: list[Photo]) -> None:
         raise NumericalError(f"the dense model answers NaN or infinity for {', '.join(bad[:5])}; check its weights")
 
 
-def _check_readable(skipped: list[dict[str, str]], total: int, cap: float) -> None:
+def _check_readable(skipped: list[dict[str, Any]], total: int, cap: float) -> None:
     if len(skipped) > max(cap * total, 0):
         named = "; ".join(entry["error"] for entry in skipped[:5])
         raise ImageError(

@@ -129,7 +129,11 @@ def train(
     """
     _check_share(course, len(cache), accelerator)
     parameters = stage.trained()
-    groups = [{"params": [value], "pace": stage.pace(name)} for name, value in parameters.items()]
+    paces = {name: stage.pace(name) for name in parameters}
+    groups = [
+        {"params": [value for name, value in parameters.items() if paces[name] == pace], "pace": pace}
+        for pace in dict.fromkeys(paces.values())
+    ]
     optimizer = torch.optim.AdamW(groups, lr=course.learning_rate, weight_decay=course.weight_decay)
     module = accelerator.prepare_model(stage.to(accelerator.device))
     checkpoints = folder / course.name

@@ -75,7 +75,8 @@ class Slimming(Stage):
         schedule = model.schedule(embedded.image_size)
         if not schedule.drops:
             return model.resume(tokens, embedded)
-        score, kin = model.head(tokens, embedded.rope, backbone, model.start)
-        plan = fixed_plan(score, kin if model.config.heirs else None, schedule, embedded.grid)
+        with torch.autocast(tokens.device.type, enabled=False):  # who dies is decided as at inference
+            score, kin = model.head(tokens.float(), embedded.rope, backbone, model.start)
+            plan = fixed_plan(score, kin if model.config.heirs else None, schedule, embedded.grid)
         out = run_gated(backbone, tokens, embedded.rope, plan, kin, keep_dead=not backbone.reads_class)
         return model.classify(out, plan)

@@ -72,7 +72,7 @@ class Watch:
         return cls(
             model,
             {
-                name: collect(photos, ask, preprocess, folder / name.replace("/", "-"), **gather)  # type: ignore[arg-type]
+                name: collect(photos, ask, preprocess, folder / name.replace("-", "--").replace("/", "-"), **gather)  # type: ignore[arg-type]
                 for name, photos in sets.items()
             },
         )

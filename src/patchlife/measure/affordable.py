@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..errors import ImageError
 from ..life import SlimModel
 from .accuracy import paired_interval
 from .advice import Key, pays, scheduled, settings_text
@@ -63,6 +64,8 @@ def losses(
         before.append(dense(images).argmax(dim=1).cpu() == labels)
         for place, candidate in models.items():
             after[place].append(candidate(images).argmax(dim=1).cpu() == labels)
+    if not before:
+        raise ImageError("not one of the labelled photos could be read, so no schedule can be judged; check --data")
     return {place: _loss(torch.cat(before), torch.cat(right)) for place, right in after.items()}
 
 
