@@ -13,11 +13,12 @@ export OMP_WAIT_POLICY=PASSIVE
 mkdir -p "$out"
 
 # stage 1: the head alone
-patchlife fit vit_tiny_patch16_224 "${photos[@]}" --checkpoint "$weights" "${learn[@]}" --out "$out/head"
+[ -d "$out/head" ] || patchlife fit vit_tiny_patch16_224 "${photos[@]}" --checkpoint "$weights" "${learn[@]}" \
+  --out "$out/head"
 
 # stage 2, from that head: low rank, merged when loaded; and all weights from the start block on
 for how in adapter full; do
-  patchlife fit "$out/head" "${photos[@]}" --checkpoint "$weights" "${learn[@]}" --epochs 0 \
+  [ -d "$out/$how" ] || patchlife fit "$out/head" "${photos[@]}" --checkpoint "$weights" "${learn[@]}" --epochs 0 \
     --finetune "$how" --finetune-epochs 3 --out "$out/$how"
 done
 

@@ -36,7 +36,7 @@ class CompiledBudgets:
         seconds: what the first run of each (budget, batch size) took: compiling, and for CUDA graphs recording.
 
     Raises:
-        ConfigError: adaptive mode, whose shapes differ by image.
+        ConfigError: adaptive mode, whose shapes differ by image; a model in training mode.
     """
 
     def __init__(self, model: SlimModel, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -44,6 +44,10 @@ class CompiledBudgets:
             raise ConfigError(
                 "compiled graphs keep the same number of patches of every image, so they need fixed mode, got "
                 "adaptive; call model.set_mode('fixed') first"
+            )
+        if model.training or model.backbone.vit.training:
+            raise ConfigError(
+                "compiled graphs are for inference, but the model is in training mode; call .eval() first"
             )
         self.model, self.backend = model, backend
         self.on_gpu = next(model.parameters()).is_cuda
@@ -54,7 +58,7 @@ class CompiledBudgets:
     def __call__(
         self, images: Float[Tensor, "batch channels height width"], budget: float
     ) -> Float[Tensor, "batch classes"]:
-        """Logits at ``budget``. Compiles on the first call with this budget and batch size, never after."""
+        """Logits at ``budget``. Compiles on the first call with this budget and batch size, not when they return."""
         key = (budget, len(images))
         started = time.perf_counter()
         fresh = key not in self._graphs
@@ -78,7 +82,7 @@ class CompiledBudgets:
                 self(images, budget)
 
     def _compiled(self, budget: float) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        twin = SlimModel(self.model.backbone, self.model.config.replace(budget=budget), self.model.head).eval()
+        twin = SlimModel(self.model.backbone, self.model.config.replace(budget=budget), self.model.head)
         options: dict[str, Any] = {"mode": "reduce-overhead"} if self.on_gpu else {}
         return compiled_alone(Exportable(twin, lives=False), backend=self.backend, dynamic=False, **options)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .result import Accuracy, Result, Speed
+from .timing import NOISY
 
 __all__ = [
     "Table",
@@ -135,7 +136,7 @@ def affordable_table(entry: dict[str, Any]) -> Table:
         cells = [str(row["start"]), ", ".join(map(str, row["drops"])), f"{row['flops']:.3f}"]
         cells.append(f"{ratio['median']:.2f}x ({ratio['p10']:.2f}x to {ratio['p90']:.2f}x)")
         if loss is None:
-            rows.append([*cells, "", "", "not faster"])
+            rows.append([*cells, "", "", "too noisy" if ratio["p90"] > NOISY * ratio["p10"] else "not faster"])
             continue
         low, high = loss["interval"]
         cells += [f"{loss['top1']:.1f}", f"{loss['drop']:.2f} ({low:.2f} to {high:.2f})"]
