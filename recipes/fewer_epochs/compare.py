@@ -42,7 +42,16 @@ from patchlife.measure.timing import conditions
 from patchlife.models import ReadyModel, open_model
 
 BATCH, RATE = 50, 1e-4
+_LOWEST = LearnConfig().lowest_budget
+OURS = ("ours", "ours-one")
 RIVALS = ("evit", "dynamicvit")
+
+
+class OneBudget(Slimming):
+    """Stage 2 at its lowest budget only, as the rivals train."""
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
+        return super().forward(step._replace(chance=0.0))
 
 
 class Watched(Stage):
@@ -93,7 +102,10 @@ def main() -> None:
         sets[name] = _lessons(ready, labelled, args.out / f"cache-{name.replace('/', '-')}")
 
     curves = []
-    for method, epochs in [("ours", min(args.epochs)), *((rival, n) for n in args.epochs for rival in RIVALS)]:
+    for method, epochs in [
+        *((ours, min(args.epochs)) for ours in OURS),
+        *((rival, n) for n in args.epochs for rival in RIVALS),
+    ]:
         path = args.out / f"{method}-{args.flops:g}-{epochs}.json"
         if not path.is_file():
             print(f"{method}, {epochs} epochs", flush=True)
@@ -121,8 +133,8 @@ def learn(
     for unfinished in (course.name, f"{course.name}-head"):  # a checkpoint keeps neither seconds nor looks
         shutil.rmtree(work / unfinished, ignore_errors=True)
     steps, began = course.steps(len(lessons)), time.monotonic()
-    if method == "ours":
-        stage, answer, cost = _ours(ready, lessons, flops, work, f"{course.name}-head")
+    if method in OURS:
+        stage, answer, cost = _ours(method, ready, lessons, flops, work, f"{course.name}-head")
     else:
         stage, answer, cost = _rival(method, ready, flops, steps)
     before = time.monotonic() - began  # stage 1, which the others do not have
@@ -130,14 +142,15 @@ def learn(
     watched.began -= before
     train(watched, lessons, course, work, accelerator_for("cpu"))
     watched.look()
-    return {"method": method, "epochs": epochs, "flops": cost, "before": round(before, 1), "curve": watched.curve}
+    ran = {"method": method, "epochs": epochs, "flops": cost, "before": round(before, 1)}
+    return ran | {"threads": torch.get_num_threads(), "curve": watched.curve}
 
 
 Built = tuple[Stage, Callable[[Tensor], Tensor], float]
 
 
-def _ours(ready: ReadyModel, lessons: LessonCache, flops: float, work: Path, name: str) -> Built:
-    """Stage 1 (eight cheap epochs on the cached tokens), then stage 2, every budget at once."""
+def _ours(method: str, ready: ReadyModel, lessons: LessonCache, flops: float, work: Path, name: str) -> Built:
+    """Stage 1 (eight cheap epochs on the cached tokens), then stage 2: every budget at once, or only this one."""
     backbone = adapt(copy.deepcopy(ready.model.backbone.vit))
     torch.manual_seed(0)
     head = LifeRegressor(backbone.dim, backbone.prefix)
@@ -150,7 +163,8 @@ def _ours(ready: ReadyModel, lessons: LessonCache, flops: float, work: Path, nam
     def answer(tokens: Tensor) -> Tensor:
         return student.set_budget(flops).resume(tokens, embedded)
 
-    return Slimming(student, LearnConfig().lowest_budget, 0.0), answer, patchlife.flops(model).budget
+    stage = OneBudget(student, flops, 0.0) if method == "ours-one" else Slimming(student, _LOWEST, 0.0)
+    return stage, answer, patchlife.flops(model).budget
 
 
 def _rival(method: str, ready: ReadyModel, flops: float, steps: int) -> Built:

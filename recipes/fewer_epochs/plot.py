@@ -15,7 +15,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-LOOK = {"ours": ("PatchLife", "#0a7d3c"), "evit": ("EViT", "#c44e52"), "dynamicvit": ("DynamicViT", "#4c72b0")}
+LOOK = {
+    "ours": ("PatchLife, any budget", "#0a7d3c"),
+    "ours-one": ("PatchLife, this budget only", "#7fbf3f"),
+    "evit": ("EViT", "#c44e52"),
+    "dynamicvit": ("DynamicViT", "#4c72b0"),
+}
 
 
 def plot(result: dict[str, Any]) -> Image.Image:
@@ -29,12 +34,14 @@ def plot(result: dict[str, Any]) -> Image.Image:
         for row, unit in enumerate(("epoch", "seconds")):
             ax = axes[row][column]
             for curve in result["curves"]:
+                if unit == "seconds" and curve.get("threads") != result["curves"][0].get("threads"):
+                    continue  # its seconds are others
                 title, colour = LOOK[curve["method"]]
                 points = curve["curve"]
                 ax.plot(
                     [p[unit] for p in points],
                     [p[name]["top1"] for p in points],
-                    "-o" if curve["epochs"] == longest or curve["method"] == "ours" else "--s",
+                    "-o" if curve["epochs"] == longest or curve["method"].startswith("ours") else "--s",
                     color=colour,
                     markersize=4,
                     label=f"{title}, {curve['epochs']} epochs",
