@@ -157,15 +157,17 @@ class Backbone(nn.Module):
         """(a, c): block ``index`` on n tokens costs ``a * n + c * n**2`` FLOPs."""
         return timm_blocks.block_flops(self.vit.blocks[index])
 
+    def blank(self, image_size: tuple[int, int] | None = None) -> Float[Tensor, "1 channels height width"]:
+        """One image of zeros, of the model's own size if none is given, where the weights are and in their format."""
+        return next(self.vit.parameters()).new_zeros(1, self.channels, *(image_size or self.image_size))
+
     def outer_flops(self, image_size: tuple[int, int] | None = None) -> tuple[int, int]:
         """FLOPs per image of (embedding, norm + pooling + classifier), counted by running them once on zeros."""
         from ..measure.flops import counted
 
         size = image_size or self.image_size
         if size not in self._flops:
-            reference = next(self.vit.parameters())
-            zeros = reference.new_zeros(1, self.channels, *size)
-            embedding, embedded = counted(self.embed, zeros)
+            embedding, embedded = counted(self.embed, self.blank(size))
             tail, _ = counted(lambda x: self.classify(self.norm(x)), embedded.tokens)
             self._flops[size] = (embedding, tail)
         return self._flops[size]

@@ -80,10 +80,9 @@ def agreements(model: SlimModel, held_out: LessonCache) -> list[tuple[float, flo
 
 def _lesson(model: SlimModel, held_out: LessonCache) -> tuple[Any, Any]:
     """All lessons of some photos, and what an embedding says besides tokens, on the model's device."""
-    reference, backbone = next(model.backbone.parameters()), model.backbone
     lesson = held_out.lessons(range(len(held_out)))
-    embedded = backbone.embed(reference.new_zeros(1, backbone.channels, *backbone.image_size))
-    return type(lesson)(*(values.to(reference.device) for values in lesson)), embedded
+    embedded = model.backbone.embed(model.backbone.blank())
+    return type(lesson)(*(values.to(embedded.tokens.device) for values in lesson)), embedded
 
 
 @torch.no_grad()

@@ -51,10 +51,8 @@ class Slimming(Stage):
         self.lowest_budget, self.label_weight = lowest_budget, label_weight
         assert isinstance(model.head, LifeRegressor)
         self._regression = Regression(model.head)
-        backbone = model.backbone
         with torch.no_grad():
-            zeros = next(backbone.parameters()).new_zeros(1, backbone.channels, *backbone.image_size)
-            self._embedded = backbone.embed(zeros)
+            self._embedded = model.backbone.embed(model.backbone.blank())
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
         """Distillation loss at the budget that the step draws, and a share of stage 1's loss."""

@@ -118,7 +118,7 @@ def _measured(
 ) -> Iterator[dict[str, str | float]]:
     """Scores of each (budget, set), in fixed mode; budgets that a late start block cannot reach are left out."""
     before, backbone = model.config, model.backbone
-    embedded = backbone.embed(next(backbone.parameters()).new_zeros(1, backbone.channels, *backbone.image_size))
+    embedded = backbone.embed(backbone.blank())
     try:
         for budget, name in wanted:
             try:

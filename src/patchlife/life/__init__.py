@@ -3,9 +3,10 @@
 from .calibration import Calibration
 from .heads import AttentionRule, LifeHead
 from .lives import Lives
-from .model import Flops, SlimModel, flops, wrap
+from .model import SlimModel, wrap
 from .plan import Plan
 from .schedule import Cost, Schedule
+from .spending import Flops, flops
 
 __all__ = [
     "AttentionRule",

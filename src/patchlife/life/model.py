@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,31 +23,7 @@ from .plan import Plan, adaptive_plan, fixed_plan
 from .ragged import run_ragged
 from .schedule import Cost, Schedule, resolve_drops, solve
 
-__all__ = ["Flops", "SlimModel", "flops", "wrap"]
-
-
-@dataclass(frozen=True)
-class Flops:
-    """FLOPs per image; two operations make one multiply-add.
-
-    Attributes:
-        dense: the untouched backbone. slimmed: the mean in adaptive mode.
-        decision: the part of ``slimmed`` that the dense model does not have: head, and finding and merging heirs.
-        outer: embedding, final norm, pooling and classifier (part of both).
-        dense_blocks / slimmed_blocks: block by block.
-    """
-
-    dense: int
-    slimmed: int
-    decision: int
-    outer: int
-    dense_blocks: tuple[int, ...]
-    slimmed_blocks: tuple[int, ...]
-
-    @property
-    def budget(self) -> float:
-        """Fraction of the dense FLOPs that are spent."""
-        return self.slimmed / self.dense
+__all__ = ["SlimModel", "wrap"]
 
 
 class SlimModel(nn.Module):
@@ -168,7 +143,7 @@ class SlimModel(nn.Module):
         size = image_size or bb.image_size
         key = (size, config.mode, config.heirs)
         if key not in self._costs:
-            embedded = bb.embed(next(bb.parameters()).new_zeros(1, bb.channels, *size))
+            embedded = bb.embed(bb.blank(size))
             head, opinion = counted(self.head, embedded.tokens, embedded.rope, bb, self.start)
             patches, kin_dim = opinion.kin.shape[1:]
             heir = 0
@@ -286,21 +261,3 @@ def wrap(vit: nn.Module, config: LifeConfig | None = None, head: LifeHead | None
         ConfigError: the settings do not fit the model, or the budget is out of its reach.
     """
     return SlimModel(adapt(vit), config or LifeConfig(), head)
-
-
-def flops(model: SlimModel, image_size: tuple[int, int] | None = None) -> Flops:
-    """FLOPs per image, dense and slimmed, for images of this size (height, width)."""
-    cost, counts = model.cost(image_size), model.schedule(image_size).survivors
-    squares: list[float] = [n**2 for n in counts]
-    if model.config.mode == "adaptive" and model.calibration is not None:
-        squares = model.calibration.squares(counts, cost.patches)
-    blocks = tuple(round(cost.block(i, n, s)) for i, (n, s) in enumerate(zip(counts, squares, strict=True)))
-    slimmed = round(cost.total(counts, squares))
-    return Flops(
-        dense=round(cost.dense),
-        slimmed=slimmed,
-        decision=slimmed - cost.outer - sum(blocks),
-        outer=cost.outer,
-        dense_blocks=tuple(round(cost.block(i, cost.patches)) for i in range(cost.depth)),
-        slimmed_blocks=blocks,
-    )
