@@ -99,7 +99,7 @@ def test_lives_are_learned_unless_they_end_elsewhere(stand_in):
 
     assert isinstance(opened().head, LifeRegressor)
     assert isinstance(opened(budget=0.45, mode="fixed").head, LifeRegressor)
-    later = opened(start=3)
+    later = opened(start=3, budget=0.8)
     assert isinstance(later.head, AttentionRule)
     assert later.start == 3
 

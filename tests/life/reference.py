@@ -2,7 +2,7 @@
 
 timm's model runs on all tokens in grid order by its own code. Hooks on its blocks hide the dead patches from
 attention as keys and put back what they were before the block; with heirs, they also hand a dying patch's
-token to the patch most similar to it. Only the lives are taken from patchlife, and the strength of a bias.
+token to the patch most similar to it, as much of it as they are similar. Only the lives are taken from patchlife, and the strength of a bias.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from patchlife import Lives, Plan, SlimModel
 from patchlife.life import LifeHead
 from patchlife.life.heads import Opinion
-from patchlife.life.heirs import BIAS
+from patchlife.life.heirs import BIAS, Heirs
 
 
 class GivenScores(LifeHead):
@@ -33,7 +33,12 @@ class GivenScores(LifeHead):
     def forward(self, tokens: Tensor, *_: Any) -> Opinion:
         """The given scores of the first images."""
         score = self.score[: len(tokens)].to(tokens.device)
-        return Opinion(score, normalize(tokens[:, -score.shape[1] :], dim=-1))
+        return Opinion(score, likeness(tokens[:, -score.shape[1] :]))
+
+
+def likeness(patches: Tensor) -> Tensor:
+    """Vectors whose cosines say how alike patches (batch, patches, dim) are: what sets them off from their mean."""
+    return normalize(patches - patches.mean(dim=1, keepdim=True), dim=-1)
 
 
 class Mortality:
@@ -42,15 +47,15 @@ class Mortality:
     ``life`` is (batch, patches) in blocks. Tokens that enter block ``start`` say who resembles whom.
     """
 
-    def __init__(self, life: Tensor, prefix: int, start: int, heirs: bool, named: Tensor | None) -> None:
+    def __init__(self, life: Tensor, prefix: int, start: int, heirs: bool, named: Heirs | None) -> None:
         self.life, self.prefix, self.start, self.heirs, self.named = life, prefix, start, heirs, named
-        self.size = torch.ones_like(life)
+        self.size = torch.ones_like(life, dtype=torch.float64)
 
     def before(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """(tokens, what attention adds to each key's logit) of block ``index``."""
         patches, alive = x[:, self.prefix :], self.life > index
         if self.heirs and index == self.start:
-            kin = normalize(patches, dim=-1)
+            kin = likeness(patches)
             self.similarity = kin @ kin.transpose(1, 2)
         if self.heirs and index >= self.start:
             patches = torch.stack([self.inherit(index, image, row) for image, row in enumerate(patches)])
@@ -65,16 +70,23 @@ class Mortality:
         mass, grown = patches * size[:, None].to(patches.dtype), size.clone()
         for patch in dying.nonzero().flatten():
             heir = self.heir_of(image, patch, alive)
-            mass = mass.index_add(0, heir[None], mass[patch][None])
-            grown[heir] += size[patch]
-        self.size[image] = grown
+            share = self.share_of(image, patch, heir)
+            mass = mass.index_add(0, heir[None], mass[patch][None] * share.to(mass.dtype))
+            grown = grown.index_add(0, heir[None], (size[patch] * share)[None].to(grown.dtype))
+        self.size = torch.cat((self.size[:image], grown[None], self.size[image + 1 :]))
         return torch.where((grown > size)[:, None], mass / grown[:, None].to(mass.dtype), patches)
 
     def heir_of(self, image: int, patch: Tensor, alive: Tensor) -> Tensor:
         """The most similar patch that lives on, unless heirs were named."""
         if self.named is not None:
-            return self.named[image, patch]
+            return self.named.rank[image, patch]
         return self.similarity[image, patch].masked_fill(~alive, -torch.inf).argmax()
+
+    def share_of(self, image: int, patch: Tensor, heir: Tensor) -> Tensor:
+        """How much of a patch its heir takes over: their similarity, unless it was named."""
+        if self.named is not None:
+            return self.named.share[image, patch]
+        return self.similarity[image, patch, heir].clamp(0, 1)
 
     def with_prefix(self, value: Tensor, of_prefix: float) -> Tensor:
         """``value`` (batch, patches) with a constant in front for the tokens that never die."""
@@ -83,7 +95,7 @@ class Mortality:
 
 @contextmanager
 def mortal(
-    vit: nn.Module, life: Tensor, start: int = 0, heirs: bool = False, named: Tensor | None = None
+    vit: nn.Module, life: Tensor, start: int = 0, heirs: bool = False, named: Heirs | None = None
 ) -> Iterator[None]:
     """Within it, a patch takes part in block ``l`` of ``vit`` only while ``l < life`` (batch, patches)."""
     deaths = Mortality(life, vit.num_prefix_tokens, start, heirs, named)
@@ -114,7 +126,9 @@ def masked(model: SlimModel, images: Tensor, lives: Lives, plan: Plan | None = N
     """
     vit, named = model.backbone.vit, None
     if plan is not None and plan.heirs is not None:
-        named = torch.empty_like(plan.order).scatter(1, plan.order, plan.order.gather(1, plan.heirs))
+        heir = torch.empty_like(plan.order).scatter(1, plan.order, plan.order.gather(1, plan.heirs.rank))
+        share = torch.empty_like(plan.heirs.share).scatter(1, plan.order, plan.heirs.share)
+        named = Heirs(heir, share)
     with mortal(vit, lives.life, model.start, model.config.heirs, named):
         features = vit.forward_features(images)
     return vit.forward_head(features), features

@@ -54,7 +54,7 @@ def spent(score: Tensor, calibration: Calibration, cost, schedule) -> tuple[floa
     """(mean FLOPs over the images as a fraction of dense, survivors per image and block)."""
     thresholds = calibration.thresholds(schedule.survivors, cost.patches)
     counts = adaptive_plan(score, None, schedule, (1, cost.patches), thresholds).counts
-    return sum(cost.total(image) for image in counts.tolist()) / len(counts) / cost.dense, counts
+    return sum(cost.total(image, decided=True) for image in counts.tolist()) / len(counts) / cost.dense, counts
 
 
 @pytest.mark.parametrize("spread", SPREADS)

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, FEW, built, photos
+from reference import GivenScores
 from slimmed import WAYS, assert_some_die, slim
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from patchlife import flops
+from patchlife import LifeConfig, SlimModel, flops
+from patchlife.backbones import adapt
+from patchlife.life.calibration import Calibration
 from patchlife.measure.flops import counted
 
 WITHIN = 0.005
@@ -97,3 +100,13 @@ def test_counting_works_wherever_a_model_is_wrapped(name: str, context: Callable
     with context():
         assert flops(slim(name)) == expected
         slim(name)(photos(name))
+
+
+def test_an_image_that_loses_nobody_has_paid_for_the_decision() -> None:
+    images = photos("vit", 2)
+    score = torch.rand(2, 36, generator=torch.Generator().manual_seed(0)) + torch.tensor([[9.0], [0.0]])
+    model = SlimModel(adapt(built("vit")), LifeConfig(budget=0.7), GivenScores(score))
+    model.use_calibration(Calibration.of(score)).set_mode("adaptive")
+    lives = model.lives(images)
+    assert (lives.survivors[0] == 36).all(), "the first one is meant to keep all its patches"
+    assert model.flops_of(lives)[0] == pytest.approx(measured(model, images[:1]), rel=0.005)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import patchlife
-from patchlife.life.heirs import adaptive_heirs, fixed_heirs, inherit
+from patchlife.life.heirs import Heirs, adaptive_heirs, fixed_heirs, inherit
 from patchlife.life.schedule import Schedule
 from patchlife.measure.flops import counted
 
@@ -23,14 +23,15 @@ def slow_run(model: patchlife.SlimModel, images: torch.Tensor) -> torch.Tensor:
         embedded = model.backbone.embed(images[b : b + 1])
         x, rope = embedded.tokens, embedded.rope
         order = plan.order[b].tolist()
-        heir = {order[r]: order[plan.heirs[b, r]] for r in range(len(order))}
+        heir = {order[r]: order[plan.heirs.rank[b, r]] for r in range(len(order))}
+        share = {order[r]: plan.heirs.share[b, r] for r in range(len(order))}
         size = torch.ones(len(order))
         for index in range(model.backbone.depth):
             for patch in order:
                 if life[b, patch] == index:  # it dies just before this block
                     into = heir[patch]
                     assert life[b, into] > index
-            x, size = _bury(x, size, life[b], heir, index, prefix)
+            x, size = _bury(x, size, life[b], heir, share, index, prefix)
             alive = torch.cat((torch.ones(prefix, dtype=torch.bool), life[b] > index))
             bias = torch.cat((torch.zeros(prefix), 0.75 * size.log())).masked_fill(~alive, -torch.inf)
             table = model.backbone.rope_of(rope, index)
@@ -41,13 +42,13 @@ def slow_run(model: patchlife.SlimModel, images: torch.Tensor) -> torch.Tensor:
     return torch.cat(logits)
 
 
-def _bury(x, size, life, heir, index, prefix):
-    """All that die at ``index`` go into their heirs at once; the dead keep their own last state."""
+def _bury(x, size, life, heir, share, index, prefix):
+    """All that die at ``index`` leave their shares to their heirs at once; the dead keep their own last state."""
     mass, grown = x[0, prefix:] * size[:, None], size.clone()
     merged = mass.clone()
     for patch in torch.nonzero(life == index).flatten().tolist():
-        merged[heir[patch]] += mass[patch]
-        grown[heir[patch]] += size[patch]
+        merged[heir[patch]] += mass[patch] * share[patch]
+        grown[heir[patch]] += size[patch] * share[patch]
     living = life > index
     x = x.clone()
     x[0, prefix:][living] = merged[living] / grown[living, None]
@@ -89,20 +90,24 @@ def test_heirs_survive_the_drop_and_are_the_most_similar():
     survivors = (12, 12, 7, 7, 3)
     heirs = fixed_heirs(kin, Schedule(survivors, 2))
     counts = torch.tensor(survivors).expand(2, -1)
-    assert torch.equal(heirs, adaptive_heirs(kin, counts))
+    for fixed, adaptive in zip(heirs, adaptive_heirs(kin, counts), strict=True):
+        torch.testing.assert_close(fixed, adaptive)
     for b in range(2):
         for rank in range(12):
             left = 7 if rank >= 7 else 3
-            expected = rank if rank < 3 else int((kin[b, :left] @ kin[b, rank]).argmax())
-            assert heirs[b, rank] == expected
+            cosines = kin[b, :left] @ kin[b, rank]
+            expected = (rank, 1.0) if rank < 3 else (int(cosines.argmax()), float(cosines.max().clamp(0)))
+            assert heirs.rank[b, rank] == expected[0]
+            assert heirs.share[b, rank] == pytest.approx(expected[1], abs=1e-6)
 
 
-def test_inheriting_keeps_the_weighted_sum_and_the_number_of_patches():
+def test_inheriting_keeps_the_weighted_sum_and_the_shares_of_patches():
     draw = torch.Generator().manual_seed(0)
     patches, size = torch.randn(2, 9, 4, generator=draw), torch.randint(1, 4, (2, 9), generator=draw).float()
-    heirs = torch.randint(0, 5, (2, 4), generator=draw)
+    heirs = Heirs(torch.randint(0, 5, (2, 4), generator=draw), torch.rand(2, 4, generator=draw))
     after, grown = inherit(patches, size, heirs)
-    torch.testing.assert_close((after * grown[..., None]).sum(1), (patches * size[..., None]).sum(1))
-    assert torch.equal(grown.sum(1), size.sum(1))
-    lonely = [i for i in range(5) if i not in heirs[0].tolist()]
+    left = torch.cat((size[:, :5], size[:, 5:] * heirs.share), dim=1)
+    torch.testing.assert_close((after * grown[..., None]).sum(1), (patches * left[..., None]).sum(1))
+    torch.testing.assert_close(grown.sum(1), left.sum(1))
+    lonely = [i for i in range(5) if i not in heirs.rank[0].tolist()]
     torch.testing.assert_close(after[0, lonely], patches[0, lonely])

@@ -99,10 +99,10 @@ def test_heirs_live_on_when_they_inherit(case: Case) -> None:
     if plan.heirs is None:
         return
     life = plan.lives().life.gather(1, plan.order)  # by rank
-    heirs_life = life.gather(1, plan.heirs)
+    heirs_life = life.gather(1, plan.heirs.rank)
     forever = life == len(case.schedule.survivors)
     own = torch.arange(plan.order.shape[1]).expand_as(plan.order)
-    assert torch.equal(plan.heirs[forever], own[forever]), "who never dies keeps what it has"
+    assert torch.equal(plan.heirs.rank[forever], own[forever]), "who never dies keeps what it has"
     assert (heirs_life > life)[~forever].all()
 
 

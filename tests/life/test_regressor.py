@@ -88,7 +88,7 @@ def test_heirs_follow_the_learned_kinship() -> None:
     embedded = model.backbone.embed(images)
     tokens = model.before_start(embedded)
     kin = model.head.regress(tokens)[1][0][plan.order[0]]
-    assert torch.equal(plan.heirs[0, 12:], (kin[12:] @ kin[:12].T).argmax(dim=1))
+    assert torch.equal(plan.heirs.rank[0, 12:], (kin[12:] @ kin[:12].T).argmax(dim=1))
 
 
 def test_its_adapter_comes_back(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor
     row costs a vector a head where projecting every key costs a matrix. A constant of a row (the key bias) is
     left out, for softmax does not see it.
     """
-    attn = None if isinstance(block, ParallelScalingBlock) else _entrance(block, x)[0]
+    attn, y = (None, x) if isinstance(block, ParallelScalingBlock) else _entrance(block, x)
     if (
         attn is None
         or rope is not None
@@ -96,7 +96,6 @@ def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor
     ):
         q, k, v = project(block, x, rope)
         return torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k), v
-    y = _entrance(block, x)[1]
     (w_q, b_q), (w_k, _), (w_v, b_v) = _weights(attn)
     q = attn.q_norm(F.linear(y[:, 0], w_q, b_q).unflatten(-1, (attn.num_heads, -1))) * head_dim(attn) ** -0.5
     folded = torch.einsum("bhd,hdc->bhc", q, w_k.unflatten(0, (attn.num_heads, -1)))

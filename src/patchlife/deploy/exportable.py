@@ -45,7 +45,7 @@ class Decision(nn.Module):
         """
         plan = fixed_plan(opinion[..., 0], opinion[..., 1:], self.schedule, self.grid)
         assert plan.heirs is not None
-        return plan.lives().life, plan.order, plan.heirs
+        return plan.lives().life, plan.order, plan.heirs.rank
 
 
 def exportable(model: SlimModel, lives: bool = True) -> Exportable:

@@ -7,7 +7,8 @@ is exactly 1 for those who live and 0 for those who die; backwards it has the si
 * a survivor is asked how much it would be missed: its gate is its weight as a key and in the mean it shares with its
   heritage;
 * a dying patch is asked how much it harms its heir: what is left over by its gate is what it bequeaths;
-* the choice of an heir has the slope of a softmax over similarities, so kin vectors learn too.
+* the choice of an heir has the slope of a softmax over similarities, and the share that it takes over is a cosine, so
+  kin vectors learn too.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones import Backbone, sdpa
 from ..life.fixed import reorder
-from ..life.heirs import key_bias
+from ..life.heirs import Heirs, key_bias, one_each
 from ..life.plan import Plan
 
 __all__ = ["run_gated"]
@@ -45,7 +46,7 @@ def run_gated(
     x, rope = reorder(tokens, rope, plan.order, prefix)
     score = plan.score.gather(1, plan.order)
     kin = kin.gather(1, plan.order[:, :, None].expand_as(kin))
-    size = torch.ones_like(score)
+    size = one_each(score.shape, x)
     tails = []
     for index in range(start, backbone.depth):
         before, n = x.shape[1] - prefix, survivors[index]
@@ -53,7 +54,8 @@ def run_gated(
             if keep_dead:
                 tails.append(x[:, prefix + n :])
             slope = _slope(_gate(score[:, :before], n))
-            takes = None if plan.heirs is None else _takes(kin, plan.heirs[:, n:before], n)
+            heirs = None if plan.heirs is None else plan.heirs.of(n, before)
+            takes = None if heirs is None else _takes(kin, heirs, n)
             patches, size = _end_lives(x[:, prefix:], size, slope, takes, n)
             x = torch.cat((x[:, :prefix], patches), dim=1)
             rope = None if rope is None else rope[..., :n, :]
@@ -75,13 +77,13 @@ def _slope(x: Tensor) -> Tensor:
 
 
 def _takes(
-    kin: Float[Tensor, "batch patches kin_dim"], heirs: Int[Tensor, "batch dying"], survivors: int
+    kin: Float[Tensor, "batch patches kin_dim"], heirs: Heirs, survivors: int
 ) -> Float[Tensor, "batch survivors dying"]:
-    """Who takes what: 0 or 1 forwards, a softmax over the survivors backwards."""
-    dying = kin[:, survivors : survivors + heirs.shape[1]]
+    """Who takes how much: its share or 0 forwards, a softmax over the survivors backwards."""
+    dying = kin[:, survivors : survivors + heirs.rank.shape[1]]
     soft = (kin[:, :survivors] @ dying.transpose(1, 2) / _HEIR_WIDTH).softmax(dim=1)
-    hard = heirs[:, None, :] == torch.arange(survivors, device=heirs.device)[:, None]
-    return hard.to(soft.dtype) + _slope(soft)
+    hard = heirs.rank[:, None, :] == torch.arange(survivors, device=soft.device)[:, None]
+    return (hard.to(soft.dtype) + _slope(soft)) * heirs.share[:, None, :]
 
 
 def _end_lives(

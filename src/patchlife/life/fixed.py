@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones import Backbone, sdpa
-from .heirs import inherit, key_bias
+from .heirs import inherit, key_bias, one_each
 from .plan import Plan
 
 __all__ = ["reorder", "run_fixed"]
@@ -30,24 +30,24 @@ def run_fixed(
     prefix, start, survivors = backbone.prefix, plan.schedule.start, plan.schedule.survivors
     everyone = keep_dead or plan.heirs is not None  # somebody still needs the dead
     x, rope = reorder(tokens, rope, plan.order if everyone else plan.order[:, : survivors[start]], prefix)
-    size = None if plan.heirs is None else torch.ones(plan.order.shape, device=x.device)
-    tails = []
+    size = one_each(plan.order.shape, x)
+    bias, tails = None, []
     for index in range(start, backbone.depth):
         before, n = x.shape[1] - prefix, survivors[index]
         if n < before:
             if keep_dead:
                 tails.append(x[:, prefix + n :])
-            if size is not None and plan.heirs is not None:
-                patches, size = inherit(x[:, prefix:], size, plan.heirs[:, n:before])
+            if plan.heirs is not None:
+                patches, size = inherit(x[:, prefix:], size, plan.heirs.of(n, before))
                 x = torch.cat((x[:, :prefix], patches), dim=1)
+                bias = key_bias(size, prefix).to(x.dtype)
             else:
                 x = x[:, : prefix + n].contiguous()  # once per drop: a strided slice slows blocks by up to 25 %
             rope = None if rope is None else rope[..., :n, :]
-        if size is None:
+        if bias is None:
             x = backbone.block(index, x, backbone.rope_of(rope, index))
         else:
-            attend = partial(sdpa, bias=key_bias(size, prefix).to(x.dtype))
-            x = backbone.block_with(index, x, attend, backbone.token_rope(rope, index))
+            x = backbone.block_with(index, x, partial(sdpa, bias=bias), backbone.token_rope(rope, index))
     return torch.cat((x, *reversed(tails)), dim=1) if tails else x
 
 

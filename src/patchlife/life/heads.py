@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones import Backbone
+from .coverage import added_coverage
 
 __all__ = ["AttentionRule", "LifeHead", "Opinion"]
 
@@ -52,8 +53,9 @@ class AttentionRule(LifeHead):
     """The training-free rule: attention that a patch receives in the start block, times the norm of its value.
 
     Models that classify from the class token are asked for that one row of attention. The others have no
-    such row: there a patch is worth the attention that all tokens pay it on average. A score is the patch's
-    share relative to an even split (mean 1 over an image's patches), so scores of different images compare.
+    such row: there a patch is worth the attention that all tokens pay it on average. The score is what a patch adds
+    to the coverage of the more important ones (`coverage.py`), patches resembling each other as their tokens do
+    beside the image's mean token.
     """
 
     kind = "attention-rule"
@@ -75,8 +77,9 @@ class AttentionRule(LifeHead):
             received = _attention_received(q, k)
         norms = values.norm(dim=-1).transpose(1, 2)
         worth = (received * norms)[..., backbone.prefix :].float().sum(dim=1)  # of all heads
-        kin = nn.functional.normalize(tokens[:, backbone.prefix :], dim=-1)
-        return Opinion(worth / worth.mean(dim=1, keepdim=True), kin)
+        patches = tokens[:, backbone.prefix :]
+        kin = nn.functional.normalize(patches - patches.mean(dim=1, keepdim=True), dim=-1)
+        return Opinion(added_coverage(worth / worth.sum(dim=1, keepdim=True), kin.float()), kin)
 
 
 def _attention_received(

@@ -1,14 +1,16 @@
 """Heirs: a dying patch leaves what it knew to the most similar patch that lives on.
 
-Who inherits is part of the one decision. When a patch dies, its token is averaged into its heir's, weighted by
-how many patches each already stands for (its size), and attention gives a key of size s more weight: a bias of
-``0.75 log s`` on the key, which fused attention takes. The idea of merging and of that bias is ToMe's (Bolya et al.,
-ICLR 2023, arXiv 2210.09461); deciding it once, along lives, is ours.
+Who inherits, and how much, is part of the one decision. When a patch dies, its token is averaged into its heir's,
+weighted by how many patches each already stands for (its size); the heir takes over only the share of it that the two
+have in common, their cosine, so that a patch without a likeness spoils nobody. Attention gives a key of size s more
+weight: a bias of ``0.75 log s`` on the key, which fused attention takes. The idea of merging and of that bias is
+ToMe's (Bolya et al., ICLR 2023, arXiv 2210.09461); deciding it once, along lives, and the shares are ours.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -20,28 +22,45 @@ BIAS = 0.75
 """Share of log size: a whole share would count merged patches as if each still asked for itself, none would
 ignore them. Three quarters measured best on a frozen ViT-Tiny (recipes/NOTES.md)."""
 
-__all__ = ["adaptive_heirs", "fixed_heirs", "inherit", "key_bias", "log_size"]
+__all__ = ["Heirs", "adaptive_heirs", "fixed_heirs", "inherit", "key_bias", "log_size", "one_each"]
 
 
-def fixed_heirs(kin: Float[Tensor, "batch patches dim"], schedule: Schedule) -> Int[Tensor, "batch patches"]:
-    """For each rank, the rank of its heir: the most similar patch that survives the drop at which it dies.
+class Heirs(NamedTuple):
+    """Who inherits from each patch, patches in order of life.
 
-    ``kin`` has unit rows in order of life. Survivors to the end are their own heirs.
+    Attributes:
+        rank: of the heir; of the patch itself if it lives to the end.
+        share: how much of the patch the heir takes over, in [0, 1].
+    """
+
+    rank: Int[Tensor, "batch patches"]
+    share: Float[Tensor, "batch patches"]
+
+    def of(self, first: int, end: int) -> Heirs:
+        """Those of the patches of rank ``first`` to ``end``."""
+        return Heirs(self.rank[:, first:end], self.share[:, first:end])
+
+
+def fixed_heirs(kin: Float[Tensor, "batch patches dim"], schedule: Schedule) -> Heirs:
+    """The most similar patch that survives the drop at which a patch dies; their cosine, if positive, is its share.
+
+    ``kin`` has unit rows in order of life.
     """
     batch, patches, _ = kin.shape
     last = schedule.survivors[-1]
     heirs = [torch.arange(last, device=kin.device).expand(batch, -1)]
+    shares = [kin.new_ones(batch, last)]
     alive = [*dict.fromkeys(schedule.survivors)]  # 196, 96, 43: each group of the dying looks among those left
     alive = alive if alive[0] == patches else [patches, *alive]
     for before, after in reversed(list(pairwise(alive))):
         similarity = kin[:, after:before] @ kin[:, :after].transpose(1, 2)
-        heirs.append(similarity.argmax(dim=2))
-    return torch.cat(heirs, dim=1)
+        cosine, heir = similarity.max(dim=2)
+        heirs.append(heir)
+        shares.append(cosine.clamp(0, 1))
+    return Heirs(torch.cat(heirs, dim=1), torch.cat(shares, dim=1))
 
 
-def adaptive_heirs(
-    kin: Float[Tensor, "batch patches dim"], counts: Int[Tensor, "batch depth"]
-) -> Int[Tensor, "batch patches"]:
+def adaptive_heirs(kin: Float[Tensor, "batch patches dim"], counts: Int[Tensor, "batch depth"]) -> Heirs:
     """`fixed_heirs` where each image has its own survivors per block."""
     patches = kin.shape[1]
     rank = torch.arange(patches, device=kin.device)
@@ -50,24 +69,30 @@ def adaptive_heirs(
         dim=2
     )  # how many live on when this rank dies; 0: it never does
     similarity = (kin @ kin.transpose(1, 2)).masked_fill(rank[None, None, :] >= left[:, :, None], -torch.inf)
-    return torch.where(left > 0, similarity.argmax(dim=2), rank)
+    cosine, heir = similarity.max(dim=2)
+    return Heirs(torch.where(left > 0, heir, rank), torch.where(left > 0, cosine.clamp(0, 1), 1.0))
 
 
 def inherit(
     patches: Float[Tensor, "batch before dim"],
     size: Float[Tensor, "batch before"],
-    heirs: Int[Tensor, "batch dying"],
+    heirs: Heirs,
 ) -> tuple[Float[Tensor, "batch after dim"], Float[Tensor, "batch after"]]:
-    """Survivors and their sizes after the last ``dying`` patches went into their heirs.
+    """Survivors and their sizes after the last patches, whose ``heirs`` are given, left them their shares.
 
     A product with a 0/1 matrix: unlike a scatter it adds in a fixed order on every device and in every engine.
     """
-    after = patches.shape[1] - heirs.shape[1]
-    takes = (heirs[:, None, :] == torch.arange(after, device=heirs.device)[:, None]).to(patches.dtype)
-    weight = size.to(patches.dtype)
-    mass = patches[:, :after] * weight[:, :after, None] + takes @ (patches[:, after:] * weight[:, after:, None])
-    grown = size[:, :after] + takes.to(size.dtype).matmul(size[:, after:, None]).squeeze(-1)
-    return mass / grown[..., None].to(mass.dtype), grown
+    after = patches.shape[1] - heirs.rank.shape[1]
+    takes = (heirs.rank[:, None, :] == torch.arange(after, device=size.device)[:, None]).to(patches.dtype)
+    own, left = size[:, :after, None], size[:, after:, None] * heirs.share[..., None].to(size.dtype)
+    mass = patches[:, :after] * own.to(patches.dtype) + takes @ (patches[:, after:] * left.to(patches.dtype))
+    grown = own + takes.to(size.dtype) @ left
+    return mass / grown.to(mass.dtype), grown.squeeze(-1)
+
+
+def one_each(shape: tuple[int, ...], like: Tensor) -> Float[Tensor, "*shape"]:
+    """The sizes to begin with, where ``like`` is: float32, for a share of a patch is no whole number, or wider."""
+    return torch.ones(shape, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 def key_bias(size: Float[Tensor, "batch patches"], prefix: int) -> Float[Tensor, "batch 1 1 keys"]:

@@ -132,8 +132,8 @@ class SlimModel(nn.Module):
 
     def flops_of(self, lives: Lives, image_size: tuple[int, int] | None = None) -> list[int]:
         """FLOPs that each image of ``lives`` costs."""
-        cost = self.cost(image_size)
-        return [round(cost.total(counts)) for counts in lives.survivors.tolist()]
+        cost, decided = self.cost(image_size), bool(self.schedule(image_size).drops)
+        return [round(cost.total(counts, decided=decided)) for counts in lives.survivors.tolist()]
 
     # ---- settings to integers
 

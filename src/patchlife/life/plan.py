@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .heirs import adaptive_heirs, fixed_heirs
+from .heirs import Heirs, adaptive_heirs, fixed_heirs
 from .lives import Lives
 from .schedule import Schedule
 
@@ -28,7 +28,7 @@ class Plan:
         schedule: survivors per block. In adaptive mode they are the budget's average, not any image's.
         grid: (rows, cols) of the patches.
         counts: in adaptive mode, how many patches of each image enter each block; None in fixed mode.
-        heirs: for each rank, the rank of the patch that inherits from it; None where the dead leave nothing.
+        heirs: who inherits from each rank, and how much; None where the dead leave nothing.
     """
 
     score: Float[Tensor, "batch patches"]
@@ -36,7 +36,7 @@ class Plan:
     schedule: Schedule
     grid: tuple[int, int]
     counts: Int[Tensor, "batch depth"] | None = None
-    heirs: Int[Tensor, "batch patches"] | None = None
+    heirs: Heirs | None = None
 
     def survivors(self) -> Int[Tensor, "batch depth"]:
         """How many patches of each image enter each block, in either mode."""

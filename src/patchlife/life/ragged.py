@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from .fixed import reorder
-from .heirs import log_size
+from .heirs import log_size, one_each
 from .packed import packed_attention
 from .plan import Plan
 
@@ -33,6 +33,7 @@ class Stage:
         tokens: who takes part, image after image.
         offsets: where each image's piece begins in the packed row, and the end: batch + 1 numbers.
         dying: patches that took part in the stage before and no longer do. heirs: who inherits from each.
+        shares: how much of each its heir takes over.
     """
 
     blocks: range
@@ -40,6 +41,7 @@ class Stage:
     offsets: tuple[int, ...]
     dying: Int[Tensor, "dying"]
     heirs: Int[Tensor, "dying"]
+    shares: Float[Tensor, "dying"]
 
 
 def stages(plan: Plan, prefix: int) -> list[Stage]:
@@ -54,12 +56,14 @@ def stages(plan: Plan, prefix: int) -> list[Stage]:
         after = counts[:, first]
         taking_part = _rows(torch.zeros(batch, dtype=torch.long), prefix + after, prefix + patches)
         dying = _rows(prefix + after, prefix + before, prefix + patches)
-        heirs = dying
+        heirs, shares = dying, torch.ones(len(dying), device=device)
         if plan.heirs is not None:
             image, rank = dying // (prefix + patches), dying % (prefix + patches) - prefix
-            heirs = image * (prefix + patches) + prefix + plan.heirs.cpu()[image, rank]
+            heirs = image * (prefix + patches) + prefix + plan.heirs.rank.cpu()[image, rank]
+            shares = plan.heirs.share[image.to(device), rank.to(device)]
         offsets = (0, *(prefix + after).cumsum(0).tolist())
-        result.append(Stage(range(first, end), taking_part.to(device), offsets, dying.to(device), heirs.to(device)))
+        places = (tensor.to(device) for tensor in (dying, heirs))
+        result.append(Stage(range(first, end), taking_part.to(device), offsets, *places, shares))
         before = after
     return result
 
@@ -81,7 +85,7 @@ def run_ragged(
     """
     ordered, rope = reorder(tokens, rope, plan.order, backbone.prefix)
     rows = ordered.flatten(0, 1)
-    size = None if plan.heirs is None else torch.ones(len(rows), device=rows.device)
+    size = None if plan.heirs is None else one_each(rows.shape[:1], rows)
     for stage in stages(plan, backbone.prefix):
         if size is not None and len(stage.dying):
             _inherit(rows, size, stage)
@@ -100,8 +104,8 @@ def run_ragged(
 
 def _inherit(rows: Float[Tensor, "all dim"], size: Float[Tensor, "all"], stage: Stage) -> None:
     """Average the dying into their heirs, in place; the dead keep their own last state."""
+    heirs, left = stage.heirs, size[stage.dying] * stage.shares.to(size.dtype)
     mass = rows * size[:, None].to(rows.dtype)
-    mass.index_add_(0, stage.heirs, mass[stage.dying])
-    size.index_add_(0, stage.heirs, size[stage.dying])
-    heirs = stage.heirs
+    mass.index_add_(0, heirs, rows[stage.dying] * left[:, None].to(rows.dtype))
+    size.index_add_(0, heirs, left)
     rows[heirs] = mass[heirs] / size[heirs, None].to(rows.dtype)

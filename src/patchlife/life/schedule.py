@@ -47,12 +47,15 @@ class Cost:
         a, c = self.blocks[index]
         return a * (self.prefix + patches) + c * (self.prefix**2 + 2 * self.prefix * patches + squared)
 
-    def total(self, survivors: Iterable[float], squares: Iterable[float] | None = None) -> float:
-        """FLOPs of an image whose blocks are entered by ``survivors`` patches."""
+    def total(self, survivors: Iterable[float], squares: Iterable[float] | None = None, decided: bool = False) -> float:
+        """FLOPs of an image whose blocks are entered by ``survivors`` patches.
+
+        ``decided``: the decision was taken even if none died, as on a crowded image in adaptive mode.
+        """
         counts = list(survivors)
         squared = [n**2 for n in counts] if squares is None else list(squares)
         blocks = sum(self.block(i, n, s) for i, (n, s) in enumerate(zip(counts, squared, strict=True)))
-        if all(n >= self.patches for n in counts):
+        if all(n >= self.patches for n in counts) and not decided:
             return self.outer + blocks
         heirs = sum((before - after) * after for before, after in pairwise([self.patches, *counts]))
         return self.outer + self.head + heirs * self.heir + blocks

@@ -172,7 +172,9 @@ def _not_best(result: Result, where: str, scores: list[tuple[str, float]], show:
     if not behind:
         return []
     ours = ", ".join(f"{title_of(result, name)} ({show(value)})" for name, value in behind)
-    return [f"{where}: {title_of(result, leader)} ({show(lead)}) is ahead of {ours}."]
+    about = result.methods.get(leader)
+    untrained = "" if about is None or about.trained else ", untrained: its answers mean nothing"
+    return [f"{where}: {title_of(result, leader)} ({show(lead)}{untrained}) is ahead of {ours}."]
 
 
 def _fastest(rows: Iterable[Speed], wanted: Callable[[str], bool]) -> Speed | None:
