@@ -1,8 +1,9 @@
 """The method as slowly and plainly as it can be said, to compare ours with.
 
 timm's model runs on all tokens in grid order by its own code. Hooks on its blocks hide the dead patches from
-attention as keys and put back what they were before the block; with heirs, they also hand a dying patch's
-token to the patch most similar to it, as much of it as they are similar. Only the lives are taken from patchlife, and the strength of a bias.
+attention as keys and put back what they were before the block; with heirs, they also hand a dying patch's token to
+the patch most similar to it, as much of it as they are similar. Only the lives are taken from patchlife, and the
+strength of a bias.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def stages(plan: Plan, prefix: int) -> list[Stage]:
             heirs = image * (prefix + patches) + prefix + plan.heirs.rank.cpu()[image, rank]
             shares = plan.heirs.share[image.to(device), rank.to(device)]
         offsets = (0, *(prefix + after).cumsum(0).tolist())
-        places = (tensor.to(device) for tensor in (dying, heirs))
-        result.append(Stage(range(first, end), taking_part.to(device), offsets, *places, shares))
+        taking_part, dying, heirs = (places.to(device) for places in (taking_part, dying, heirs))
+        result.append(Stage(range(first, end), taking_part, offsets, dying, heirs, shares))
         before = after
     return result
 
