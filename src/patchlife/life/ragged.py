@@ -48,21 +48,21 @@ def stages(plan: Plan, prefix: int) -> list[Stage]:
     """The packed layout of every stage, from one look at the plan's counts (the only host sync of a run)."""
     counts = plan.survivors().cpu()
     batch, patches = plan.order.shape
+    width = prefix + patches
     device, start = plan.order.device, plan.schedule.start
     changes = [b for b in range(start + 1, counts.shape[1]) if not torch.equal(counts[:, b], counts[:, b - 1])]
     before = torch.full((batch,), patches)
     result = []
     for first, end in pairwise([start, *changes, counts.shape[1]]):
         after = counts[:, first]
-        taking_part = _rows(torch.zeros(batch, dtype=torch.long), prefix + after, prefix + patches)
-        dying = _rows(prefix + after, prefix + before, prefix + patches)
+        taking_part = _rows(torch.zeros(batch, dtype=torch.long), prefix + after, width).to(device)
+        dying = _rows(prefix + after, prefix + before, width).to(device)
         heirs, shares = dying, torch.ones(len(dying), device=device)
         if plan.heirs is not None:
-            image, rank = dying // (prefix + patches), dying % (prefix + patches) - prefix
-            heirs = image * (prefix + patches) + prefix + plan.heirs.rank.cpu()[image, rank]
-            shares = plan.heirs.share[image.to(device), rank.to(device)]
+            image, rank = dying // width, dying % width - prefix
+            heirs = image * width + prefix + plan.heirs.rank[image, rank]
+            shares = plan.heirs.share[image, rank]
         offsets = (0, *(prefix + after).cumsum(0).tolist())
-        taking_part, dying, heirs = (places.to(device) for places in (taking_part, dying, heirs))
         result.append(Stage(range(first, end), taking_part, offsets, dying, heirs, shares))
         before = after
     return result
