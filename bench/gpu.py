@@ -13,6 +13,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ import torch
 from families import FEW, START, fresh, photos
 from reference import masked
 
-from patchlife import LifeConfig, __version__, wrap
+from patchlife import LifeConfig, __version__, flops, wrap
 from patchlife.backbones import adapt
+from patchlife.deploy import CompiledAdaptive, CompiledBudgets
 from patchlife.files import write_atomic
 from patchlife.measure.compare import race
+from patchlife.measure.memory import peak_bytes
 from patchlife.measure.peers import METHODS
 from patchlife.measure.result import About, Result
 from patchlife.measure.timing import alternate, conditions
@@ -79,6 +82,7 @@ def main() -> int:
     about["date"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     about |= {"conditions": conditions(device), "exactness": exactness(device, args.tiny)}
     about |= {"ceilings": ceilings(device, args.tiny), "left_out": []}
+    about["adaptive"] = adaptive_beside_fixed(device, args.tiny)
     jobs = [j for j in plan(args) if j.engine == "eager" or device.type == "cuda" or j.engine == "compile"]
     results: dict[tuple[str, str], Result] = {}
     for job in jobs:
@@ -194,6 +198,32 @@ def ceilings(device: torch.device, tiny: bool) -> dict[str, float]:
     }
 
 
+# ---- adaptive mode
+
+
+def adaptive_beside_fixed(device: torch.device, tiny: bool) -> dict[str, Any]:
+    """Adaptive against fixed mode at the same mean FLOPs, bfloat16, batch 64; on a GPU compiled, too."""
+    with device:
+        vit = timm.create_model("test_vit" if tiny else "deit_small_patch16_224").eval().to(device, torch.bfloat16)
+    fixed, ragged = wrap(vit, LifeConfig(TARGET)), wrap(vit, LifeConfig(TARGET))
+    images = torch.randn(64, 3, *fixed.backbone.image_size, device=device, dtype=torch.bfloat16)
+    ragged.calibrate([images]).set_mode("adaptive")
+    runs: dict[str, Callable[[], object]] = {"fixed": partial(fixed, images), "adaptive": partial(ragged, images)}
+    with torch.inference_mode():
+        peaks = {name: peak_bytes(run, device) for name, run in runs.items()}
+    if device.type == "cuda":
+        whole, pieces = CompiledBudgets(fixed), CompiledAdaptive(ragged)
+        whole.prepare([TARGET], images)
+        for _ in range(3):
+            pieces(images, TARGET)
+        runs["fixed, compiled"] = partial(whole, images, TARGET)
+        runs["adaptive, compiled"] = partial(pieces, images, TARGET)
+    spent = {"fixed": flops(fixed).budget}
+    spent["adaptive"] = sum(ragged.flops_of(ragged.lives(images))) / len(images) / flops(fixed).dense
+    about = {"batch": len(images), "peak_bytes": peaks, "flops": spent}
+    return alternate(runs, rounds=5 if tiny else 30, device=device, patience=15, about=about).to_dict()
+
+
 # ---- around it
 
 
@@ -223,6 +253,8 @@ def _report(about: dict[str, Any], results: dict[tuple[str, str], Result], out: 
     for check in wrong:
         print(f"NOT exact: {check['what']}: {check['apart']:.1e} apart, {EXACT:.0e} allowed")
     print(", ".join(f"{name} {value:.1f}" for name, value in about["ceilings"].items()))
+    took = about["adaptive"]["seconds"]
+    print("batch 64: " + ", ".join(f"{name} {1000 * spread['median']:.1f} ms" for name, spread in took.items()))
     for job in about["left_out"]:
         print(f"left out: {job}")
     print(f"{about['seconds']} s; numbers: {out}")

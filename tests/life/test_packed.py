@@ -51,7 +51,7 @@ def test_the_kernel_gets_the_bias_as_channels(row, bias, dtype):
     q, k, v = (t.to(dtype) for t in row)
     expected = packed_attention(OFFSETS, bias, row[0])(q.float(), k.float(), v.float())
     begin = torch.tensor(OFFSETS, dtype=torch.int32)
-    out = packed._varlen(stand_in, begin, packed._longest(OFFSETS), bias, q, k, v)
+    out = packed.varlen_attention(stand_in, begin, packed._longest(OFFSETS), bias, q, k, v)
     assert out.shape == q.shape
     assert out.dtype == dtype
     close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
@@ -66,7 +66,7 @@ def test_the_kernel_is_called_as_torch_defines_it():
 
 
 def test_a_cpu_never_meets_the_kernel(row, monkeypatch):
-    monkeypatch.setattr(packed, "_varlen_kernel", lambda like: pytest.fail("asked for a GPU's kernel"))
+    monkeypatch.setattr(packed, "varlen_kernel", lambda like: pytest.fail("asked for a GPU's kernel"))
     monkeypatch.setattr(packed, "_groups", lambda *_: pytest.fail("grouped on a CPU"))
     packed_attention(OFFSETS, None, row[0])(*row)
 
@@ -83,8 +83,8 @@ class OnGpu:
 @pytest.mark.parametrize(
     ("dtype", "capability", "way"),
     [
-        (torch.bfloat16, 9, "_varlen"),
-        (torch.float16, 8, "_varlen"),
+        (torch.bfloat16, 9, "varlen_attention"),
+        (torch.float16, 8, "varlen_attention"),
         (torch.bfloat16, 7, "_in_groups"),
         (torch.float32, 9, "_in_groups"),
     ],

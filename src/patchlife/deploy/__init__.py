@@ -3,6 +3,7 @@
 from ..files import is_exported
 from .about import About
 from .compiled import CompiledBudgets
+from .compiled_adaptive import CompiledAdaptive
 from .engines import Engine, Output, eager_engine, open_engine
 from .exporting import Exported, export
 from .package import Package
@@ -11,6 +12,7 @@ from .parity import Parity
 
 __all__ = [
     "About",
+    "CompiledAdaptive",
     "CompiledBudgets",
     "Engine",
     "Exported",

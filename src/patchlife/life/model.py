@@ -237,9 +237,13 @@ class SlimModel(nn.Module):
                 x = bb.block(index, x, bb.rope_of(embedded.rope, index))
             return x, None
         plan = self.decide(x, embedded)
+        return self._live(x, embedded, plan, keep_dead), plan
+
+    def _live(self, x: Tensor, embedded: Embedded, plan: Plan, keep_dead: bool) -> Tensor:
+        """Blocks ``start`` to the end, as the plan says."""
         if plan.counts is None:
-            return run_fixed(bb, x, embedded.rope, plan, keep_dead), plan
-        return run_ragged(bb, x, embedded.rope, plan), plan
+            return run_fixed(self.backbone, x, embedded.rope, plan, keep_dead)
+        return run_ragged(self.backbone, x, embedded.rope, plan)
 
 
 def _restore(tokens: Tensor, plan: Plan, prefix: int) -> Tensor:

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from ..backbones import Attend, sdpa
 
-__all__ = ["packed_attention"]
+__all__ = ["Kernel", "packed_attention", "varlen_attention", "varlen_kernel"]
+
+Kernel = Callable[..., Any]
 
 Bias = Float[Tensor, "packed"] | None
 
@@ -40,11 +42,10 @@ def packed_attention(offsets: tuple[int, ...], bias: Bias, like: Tensor) -> Atte
         return _nobody
     if not like.is_cuda:
         return partial(_one_by_one, offsets, bias)
-    kernel = _varlen_kernel(like)
+    kernel = varlen_kernel(like)
     if kernel is not None:
-        return partial(
-            _varlen, kernel, torch.tensor(offsets, dtype=torch.int32, device=like.device), _longest(offsets), bias
-        )
+        begins = torch.tensor(offsets, dtype=torch.int32, device=like.device)
+        return partial(varlen_attention, kernel, begins, _longest(offsets), bias)
     return partial(_in_groups, _groups(offsets, like.device), bias)
 
 
@@ -65,7 +66,7 @@ def _one_by_one(offsets: tuple[int, ...], bias: Bias, q: Tensor, k: Tensor, v: T
 # ---- one kernel for rows of unequal length
 
 
-def _varlen_kernel(like: Tensor) -> Callable[..., Any] | None:
+def varlen_kernel(like: Tensor) -> Kernel | None:
     """torch's kernel, where this torch has it and this GPU and dtype can run it."""
     if like.dtype not in (torch.float16, torch.bfloat16) or torch.cuda.get_device_capability(like.device)[0] < 8:
         return None
@@ -76,8 +77,8 @@ def _varlen_kernel(like: Tensor) -> Callable[..., Any] | None:
     return varlen_attn
 
 
-def _varlen(
-    kernel: Callable[..., Any], offsets: Tensor, longest: int, bias: Bias, q: Tensor, k: Tensor, v: Tensor
+def varlen_attention(
+    kernel: Kernel, offsets: Tensor, longest: int, bias: Bias, q: Tensor, k: Tensor, v: Tensor
 ) -> Tensor:
     """The kernel takes no bias, so the bias comes as channels: queries hold 1 there, keys the bias.
 

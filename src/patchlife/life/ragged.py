@@ -6,6 +6,7 @@ by one, so norms, linears and MLPs run on the packed row as they are; attention 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,7 +20,7 @@ from .heirs import log_size, one_each
 from .packed import packed_attention
 from .plan import Plan
 
-__all__ = ["Stage", "run_ragged", "stages"]
+__all__ = ["RunStage", "Stage", "run_ragged", "run_stage", "stages"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Stage:
     Attributes:
         blocks: block indices.
         tokens: who takes part, image after image.
-        offsets: where each image's piece begins in the packed row, and the end: batch + 1 numbers.
+        offsets: where each image's piece begins in the packed row, and the end: batch + 1 numbers; and one more
+            where the row is filled up.
         dying: patches that took part in the stage before and no longer do. heirs: who inherits from each.
         shares: how much of each its heir takes over.
     """
@@ -44,8 +46,16 @@ class Stage:
     shares: Float[Tensor, "dying"]
 
 
-def stages(plan: Plan, prefix: int) -> list[Stage]:
-    """The packed layout of every stage, from one look at the plan's counts (the only host sync of a run)."""
+RunStage = Callable[[Backbone, Stage, Tensor, Tensor | None, list[Tensor]], Tensor]
+"""How a stage's blocks run: as `run_stage`."""
+
+
+def stages(plan: Plan, prefix: int, length_of: Callable[[int], int] | None = None) -> list[Stage]:
+    """The packed layout of every stage, from one look at the plan's counts (the only host sync of a run).
+
+    With ``length_of`` a packed row of n tokens is filled up to ``length_of(n)`` by copies of a spare token, which lies
+    behind the full layout, belongs to no image, and makes a piece of its own.
+    """
     counts = plan.survivors().cpu()
     batch, patches = plan.order.shape
     width = prefix + patches
@@ -63,6 +73,9 @@ def stages(plan: Plan, prefix: int) -> list[Stage]:
             heirs = image * width + prefix + plan.heirs.rank[image, rank]
             shares = plan.heirs.share[image, rank]
         offsets = (0, *(prefix + after).cumsum(0).tolist())
+        if length_of is not None:
+            spare = taking_part.new_full((length_of(offsets[-1]) - offsets[-1],), batch * width)
+            taking_part, offsets = torch.cat((taking_part, spare)), (*offsets, offsets[-1] + len(spare))
         result.append(Stage(range(first, end), taking_part, offsets, dying, heirs, shares))
         before = after
     return result
@@ -76,30 +89,53 @@ def _rows(first: Int[Tensor, "batch"], end: Int[Tensor, "batch"], width: int) ->
     return image * width + first[image] + within
 
 
+def run_stage(backbone: Backbone, stage: Stage, x: Tensor, bias: Tensor | None, tables: list[Tensor]) -> Tensor:
+    """A stage's blocks on its packed row ``x`` (packed, dim); ``bias`` (packed) is added to the logits of each key.
+
+    ``tables`` are the rotations of its tokens: none, one for all blocks, or one for each.
+    """
+    attend = packed_attention(stage.offsets, bias, x)
+    for place, index in enumerate(stage.blocks):
+        x = backbone.block_with(index, x, attend, tables[place % len(tables)] if tables else None)
+    return x
+
+
 def run_ragged(
-    backbone: Backbone, tokens: Float[Tensor, "batch tokens dim"], rope: Tensor | None, plan: Plan
+    backbone: Backbone,
+    tokens: Float[Tensor, "batch tokens dim"],
+    rope: Tensor | None,
+    plan: Plan,
+    run: RunStage = run_stage,
+    length_of: Callable[[int], int] | None = None,
 ) -> Float[Tensor, "batch tokens dim"]:
     """Blocks ``start`` to the end, each image on its own survivors.
 
-    Returns all tokens in the plan's order, the dead at their last state.
+    ``run`` and ``length_of`` (see `stages`) are for those who compile the blocks. Returns all tokens in the plan's
+    order, the dead at their last state.
     """
     ordered, rope = reorder(tokens, rope, plan.order, backbone.prefix)
     rows = ordered.flatten(0, 1)
+    if length_of is not None:
+        rows = torch.cat((rows, torch.zeros_like(rows[:1])))
     size = None if plan.heirs is None else one_each(rows.shape[:1], rows)
-    for stage in stages(plan, backbone.prefix):
+    for stage in stages(plan, backbone.prefix, length_of):
         if size is not None and len(stage.dying):
             _inherit(rows, size, stage)
         x = rows[stage.tokens]
         bias = None if size is None else log_size(size[stage.tokens]).to(x.dtype)
-        attend = packed_attention(stage.offsets, bias, x)
-        table = None
-        for index in stage.blocks:
-            if rope is not None and (table is None or rope.shape[0] > 1):  # some models rotate each block differently
-                table = backbone.token_rope(rope, index)
-                table = None if table is None else table.flatten(0, 1)[stage.tokens]
-            x = backbone.block_with(index, x, attend, table)
-        rows.index_copy_(0, stage.tokens, x)
-    return rows.unflatten(0, ordered.shape[:2])
+        rows.index_copy_(0, stage.tokens, run(backbone, stage, x, bias, _rotations(backbone, rope, stage)))
+    return rows[: ordered.shape[:2].numel()].unflatten(0, ordered.shape[:2])
+
+
+def _rotations(backbone: Backbone, rope: Tensor | None, stage: Stage) -> list[Tensor]:
+    """The stage's tokens' rotary tables: some models rotate each block differently, most all alike, others none."""
+    tables = []
+    for index in stage.blocks if rope is not None and rope.shape[0] > 1 else stage.blocks[:1]:
+        table = backbone.token_rope(rope, index)
+        if table is not None:
+            rows = table.flatten(0, 1)
+            tables.append(rows[stage.tokens.clamp(max=len(rows) - 1)])  # a spare token may turn as it likes
+    return tables
 
 
 def _inherit(rows: Float[Tensor, "all dim"], size: Float[Tensor, "all"], stage: Stage) -> None:
