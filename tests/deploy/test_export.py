@@ -108,7 +108,6 @@ def test_adaptive_mode_is_refused(tmp_path):
     [
         ({"format": "tflite"}, "format must be one of onnx, openvino, torch, got 'tflite'"),
         ({"format": "torch", "int8": "static"}, "torch files come with int8 off, got 'static'"),
-        ({"format": "openvino", "int8": "dynamic"}, "openvino files come with int8 off or static"),
         ({"format": "onnx", "int8": "static"}, "calibrated on photos, got none"),
     ],
 )

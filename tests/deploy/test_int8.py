@@ -9,6 +9,8 @@ import deploying
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from patchlife.deploy import exporting, graph
 from patchlife.deploy.describe import describe
@@ -16,7 +18,8 @@ from patchlife.deploy.engines import Engine
 from patchlife.deploy.exportable import exportable
 from patchlife.deploy.exporting import built, export
 from patchlife.deploy.parity import check_int8
-from patchlife.deploy.runners import ModuleRunner, open_runner
+from patchlife.deploy.rows import SHIFT, by_rows, rounded_weight
+from patchlife.deploy.runners import ModuleRunner, OnnxRunner, open_runner
 from patchlife.errors import ExportError, MissingExtraError
 
 
@@ -41,12 +44,79 @@ def test_dynamic_rounds_the_blocks_and_leaves_the_decision():
 
     content, engine = _content("onnx", "int8-dynamic")
     nodes = onnx.load_from_string(content).graph.node
-    rounded = [n.name for n in nodes if n.op_type == "MatMulInteger"]
-    assert len(rounded) >= 10, "4 linears in each of 3 blocks; the one whose weight the head reads, too, may stay"
+    rounded = [n.name for n in nodes if n.op_type == "MatMulIntegerToFloat"]
+    assert len(rounded) == 12, "4 linears in each of 3 blocks"
     heads = [n for n in nodes if n.op_type == "TopK"]
     assert heads
     assert engine.runner.description
     _close(engine)
+
+
+def test_late_int8_begins_after_the_decision():
+    import onnx
+
+    model = deploying.small()
+    about = describe(model, "onnx", precision="int8-dynamic")
+    content = built(exportable(model), about, deploying.images(8, seed=1), True)
+    names = [n.op_type for n in onnx.load_from_string(content).graph.node]
+    assert names.count("MatMulIntegerToFloat") == 8, "the first of 3 blocks decides"
+    assert names.index("TopK") < names.index("MatMulIntegerToFloat")
+    engine, images = Engine(open_runner("onnx", content), about), deploying.images(16)
+    assert (engine(images.numpy()).life == model.predict(images)[1].life.numpy()).all()
+
+
+def test_an_image_does_not_depend_on_its_batch_mates():
+    _, engine = _content("onnx", "int8-dynamic")
+    images = deploying.images(6)
+    images[1] *= 100
+    images[2] = torch.nan
+    together = engine(images.numpy()).logits
+    for i in (0, 1, 3, 4, 5):
+        np.testing.assert_allclose(engine(images[i : i + 1].numpy()).logits[0], together[i], rtol=1e-3, atol=1e-4)
+    assert not np.isfinite(together[2]).all()
+
+
+def _linear(weight: np.ndarray, bias: np.ndarray, gelu: bool):
+    """A linear layer as torch's exporter writes one, after a GELU or not."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("Gelu", ["images"], ["x"], name="gelu")] if gelu else []
+    nodes.append(helper.make_node("MatMul", ["x" if gelu else "images", "w"], ["y"], name="product"))
+    nodes.append(helper.make_node("Add", ["y", "b"], ["z"], name="linear"))
+    shapes = [["batch", "rows", len(weight)], ["batch", "rows", weight.shape[1]]]
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in zip(("images", "z"), shapes, strict=True)
+    ]
+    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
+    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), gelu=st.booleans(), spread=st.floats(0, 4), rows=st.integers(1, 5))
+def test_each_row_is_rounded_by_its_own_scale(seed, gelu, spread, rows):
+    """However large other rows are: half a step for each factor, at most."""
+    draw = np.random.default_rng(seed)
+    weight, bias = (draw.standard_normal(shape).astype(np.float32) for shape in ((6, 4), (4,)))
+    images = (draw.standard_normal((2, rows, 6)) * 10 ** draw.uniform(-spread, spread, (2, rows, 1))).astype(np.float32)
+    model = _linear(weight, bias, gelu)
+    exact = OnnxRunner(model.SerializeToString()).run(images)[0]
+    found = OnnxRunner(by_rows(model, []).SerializeToString()).run(images)[0]
+    x = torch.nn.functional.gelu(torch.from_numpy(images)).numpy() if gelu else images
+    step = (x + SHIFT).max(-1, keepdims=True) / 255 if gelu else np.abs(x).max(-1, keepdims=True) / 127
+    columns = rounded_weight(weight)[1]
+    bound = 0.5 * step * (np.abs(weight).sum(0) + 3 * columns) + 0.5 * np.abs(x).sum(-1, keepdims=True) * columns
+    assert (np.abs(found - exact) <= 1.01 * bound + 1e-4 * (1 + np.abs(exact))).all()
+
+
+def test_what_integers_hold_is_exact():
+    """Small whole numbers, with the largest of each row and column 127, are not rounded at all; rows of zeros are."""
+    weight = np.array([[127, -3], [5, 127], [0, 64]], np.float32)
+    images = np.array([[[127, 2, -1], [0, 0, 0], [-4, 127, 9]]], np.float32)
+    model = _linear(weight, np.ones(2, np.float32), False)
+    found = OnnxRunner(by_rows(model, []).SerializeToString()).run(images)[0]
+    np.testing.assert_allclose(found, images @ weight + 1, rtol=1e-6)
+    assert by_rows(model, ["product"]).graph.node == model.graph.node
 
 
 @pytest.mark.slow
@@ -65,6 +135,16 @@ def test_static_for_openvino():
     content, engine = _content("openvino", "int8-static")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert b"FakeQuantize" in archive.read("model.xml")
+    _close(engine)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_dynamic_for_openvino():
+    pytest.importorskip("nncf")
+    content, engine = _content("openvino", "int8-dynamic")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert b'element_type="i8"' in archive.read("model.xml")
     _close(engine)
 
 
@@ -115,7 +195,20 @@ def test_too_little_agreement_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_nncf_is_asked_for_by_its_extra(tmp_path, monkeypatch):
+def test_too_little_agreement_is_tried_again_after_the_decision(monkeypatch):
+    asked = []
+    monkeypatch.setattr(exporting, "built", lambda module, about, calibration, late=False: asked.append(late) or b"")
+    module, images = exportable(deploying.small()), deploying.images(20)
+    about = describe(module.model, "onnx", precision="int8-dynamic")
+    for runner, expected in ((ModuleRunner(Other(module)), [False, True]), (ModuleRunner(module), [False])):
+        asked.clear()
+        monkeypatch.setattr(exporting, "open_runner", lambda *_, runner=runner: runner)
+        exporting.agreeing(module, about, images, images)
+        assert asked == expected
+
+
+@pytest.mark.parametrize("int8", ["dynamic", "static"])
+def test_nncf_is_asked_for_by_its_extra(tmp_path, monkeypatch, int8):
     monkeypatch.setitem(__import__("sys").modules, "nncf", None)
     with pytest.raises(MissingExtraError, match=r"nncf, .*pip install 'patchlife\[int8\]'"):
-        export(deploying.small(), tmp_path / "a", "openvino", images=deploying.images(2), int8="static")
+        export(deploying.small(), tmp_path / "a", "openvino", images=deploying.images(2), int8=int8)

@@ -20,7 +20,16 @@ from ..errors import ExportError
 from .about import KEY
 from .extras import need
 
-__all__ = ["decision_nodes", "described", "openvino_bytes", "to_onnx", "to_openvino", "to_torch", "torch_bytes"]
+__all__ = [
+    "decision_nodes",
+    "described",
+    "nodes_before_decision",
+    "openvino_bytes",
+    "to_onnx",
+    "to_openvino",
+    "to_torch",
+    "torch_bytes",
+]
 
 _LIMIT = 2**31  # of a protobuf message, in bytes
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -81,6 +90,19 @@ def decision_nodes(model: Any) -> list[str]:
         if f"'{HEAD}'" in scopes or (merges and "blocks" not in scopes):
             names += [node.name, *node.output]  # OpenVINO calls nodes by what they give
     return names
+
+
+def nodes_before_decision(model: Any) -> list[str]:
+    """Names of the nodes that patches are sorted by, back to the images, and of what they give."""
+    giver = {name: node for node in model.graph.node for name in node.output}
+    found: dict[str, list[str]] = {}
+    left = [node for node in model.graph.node if node.op_type == "TopK"]
+    while left:
+        node = left.pop()
+        if node.name not in found:
+            found[node.name] = [node.name, *node.output]
+            left += [giver[name] for name in node.input if name in giver]
+    return [name for names in found.values() for name in names]
 
 
 def to_openvino(onnx_file: bytes) -> Any:

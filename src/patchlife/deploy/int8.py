@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .extras import need
+from .rows import by_rows
 
 __all__ = ["quantised_onnx", "quantised_openvino"]
 
@@ -26,41 +27,54 @@ def quantised_onnx(
 ) -> Any:
     """An ONNX file's content as an int8 onnx.ModelProto.
 
-    Weights are rounded per channel. ``precision`` says how activations are: int8-dynamic finds their range anew in
-    each run, int8-static takes it from the calibration images. ``floating`` names nodes to leave alone.
+    Weights are rounded per channel. ``precision`` says how activations are: int8-dynamic finds each token's range anew
+    in each run, int8-static takes one for all from the calibration images. ``floating`` names nodes to leave alone.
+
+    On the ViT-Tiny of timm, whose tokens differ in size tens of times, static names another class for a third of the
+    photos, and for a quarter with all blocks before the decision in float; dynamic for 3 and 1 in a hundred.
     """
     import onnx
 
+    if precision == "int8-dynamic":
+        return by_rows(onnx.load_from_string(content), floating)
     quantize = need("onnxruntime.quantization", "int8 for ONNX")
-    common = {
-        "op_types_to_quantize": _OPERATIONS,
-        "nodes_to_exclude": floating,
-        "per_channel": True,
-        "weight_type": quantize.QuantType.QInt8,
-        "extra_options": {"MatMulConstBOnly": True},
-    }
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(content)
-        if precision == "int8-dynamic":
-            quantize.quantize_dynamic(source, target, **common)
-        else:
-            reader = _reader(quantize.CalibrationDataReader, calibration)
-            quantize.quantize_static(source, target, reader, quant_format=quantize.QuantFormat.QDQ, **common)
+        quantize.quantize_static(
+            source,
+            target,
+            _reader(quantize.CalibrationDataReader, calibration),
+            quant_format=quantize.QuantFormat.QDQ,
+            op_types_to_quantize=_OPERATIONS,
+            nodes_to_exclude=floating,
+            per_channel=True,
+            weight_type=quantize.QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )
         return onnx.load(target)
 
 
-def quantised_openvino(model: Any, floating: list[str], calibration: Float[Tensor, "n channels height width"]) -> Any:
-    """An int8 openvino.Model, calibrated on images, through NNCF."""
+def quantised_openvino(
+    model: Any, floating: list[str], precision: str, calibration: Float[Tensor, "n channels height width"]
+) -> Any:
+    """An int8 openvino.Model, through NNCF.
+
+    int8-dynamic rounds the weights; activations are OpenVINO's to round as it runs (see `OpenVinoRunner`).
+    int8-static takes their ranges from the calibration images.
+    """
     nncf = need("nncf", "int8 for OpenVINO")
     nncf.set_log_level(logging.ERROR)
+    ignored = nncf.IgnoredScope(names=floating, validate=False)
     with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+        if precision == "int8-dynamic":
+            return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=ignored)
         return nncf.quantize(
             model,
             nncf.Dataset([image[None] for image in calibration.numpy()]),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(calibration),
-            ignored_scope=nncf.IgnoredScope(names=floating, validate=False),
+            ignored_scope=ignored,
         )
 
 
