@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from patchlife.config import ModelConfig
 from patchlife.deploy import Engine
 from patchlife.deploy.describe import describe
 from patchlife.deploy.exportable import exportable
-from patchlife.deploy.exporting import built
+from patchlife.deploy.exporting import AGREEMENT, built
 from patchlife.deploy.parity import sample_images
 from patchlife.deploy.runners import open_runner
 from patchlife.files import write_atomic
@@ -38,16 +39,22 @@ from patchlife.measure.memory import peak_bytes
 from patchlife.measure.timing import Timing, alternate, conditions
 from patchlife.models import ReadyModel, open_model
 
-KINDS = {"onnx": ("fp32", "int8-dynamic", "int8-static"), "openvino": ("fp32", "int8-static")}
+KINDS = ("onnx", "openvino")
+INT8 = ("int8-dynamic", "int8-static")
+LATE = ", after the decision"  # the form of int8 that leaves the first blocks in float
 TIME_AT_MOST = {"onnx": 0.53, "openvino": 0.54}  # slimmed over dense, float32
-INT8_AT_LEAST = 3.0  # times as fast as dense float32, ONNX Runtime
+INT8_AT_LEAST = 3.0  # times as fast as dense float32 (the issue asks for it of ONNX Runtime)
 DROP_AT_MOST = 1.0  # points of top-1 that int8 loses beyond the float32 slimmed model
 MEMORY_AT_MOST = 1.1  # adaptive over fixed, batch 64
 
 
-def engine_of(model: SlimModel, kind: Any, precision: str, calibration: torch.Tensor, threads: int) -> Engine:
-    """``model`` in an engine. Not compared with the model: weights may be random, where int8 agrees with nobody."""
-    about = describe(model, kind, precision=precision)
+def engine_of(model: SlimModel, kind: Any, form: str, calibration: torch.Tensor, threads: int) -> Engine:
+    """``model`` in an engine. Not compared with the model: weights may be random, where int8 agrees with nobody.
+
+    ``form`` is a precision, with or without LATE.
+    """
+    about = describe(model, kind, precision=form.removesuffix(LATE))
+    about = replace(about, int8_from=about.start if form.endswith(LATE) else 0)
     content = built(exportable(model), about, calibration)
     return Engine(open_runner(kind, content, threads), about)
 
@@ -61,11 +68,10 @@ def speeds(name: str, budget: float, batches: list[int], rounds: int, patience: 
         "slimmed, no heirs": wrap(vit, LifeConfig(budget=budget, heirs=False)),
     }
     images, timings = sample_images(8, 3, models["dense"].backbone.image_size), []
-    for kind, precisions in KINDS.items():
-        runs = {}
-        for precision in precisions:
-            for what, model in models.items():
-                runs[f"{what}, {precision}"] = engine_of(model, kind, precision, images, threads)
+    entries = [(what, "fp32") for what in models] + [("dense", "int8-dynamic"), ("slimmed", "int8-dynamic" + LATE)]
+    entries += [("slimmed", precision) for precision in INT8]
+    for kind in KINDS:
+        runs = {f"{what}, {form}": engine_of(models[what], kind, form, images, threads) for what, form in entries}
         for batch in batches:
             draw = np.random.default_rng(0).standard_normal((batch, *images.shape[1:]), np.float32)
             about = {"model": name, "engine": kind, "batch": batch, "budget": budget}
@@ -76,17 +82,22 @@ def speeds(name: str, budget: float, batches: list[int], rounds: int, patience: 
 
 
 def accuracy(ready: ReadyModel, data: Path, calibration: Path | None, limit: int, threads: int) -> list[dict]:
-    """Top-1 of the slimmed model in each engine and precision; int8 is calibrated on other photos where given."""
+    """Top-1 of the slimmed model in each engine and form, and how often int8 says what float32 says there.
+
+    int8 is calibrated on other photos where given.
+    """
     photos, images = prepared_photos(ready, list_photos([str(data)]), limit)
     truth = np.array(ready.labels.classes_of(photos))
     quiet = images[::16] if calibration is None else prepared_photos(ready, list_photos([str(calibration)]), 128)[1]
     rows = []
-    for kind, precisions in KINDS.items():
-        for precision in precisions:
-            engine = engine_of(ready.model, kind, precision, quiet, threads)
-            found = np.concatenate([engine(batch.numpy()).logits.argmax(1) for batch in images.split(16)])
-            rows.append({"engine": kind, "precision": precision, "photos": len(photos)})
-            rows[-1] |= {"top1": round(100 * float((found == truth).mean()), 2)}
+    for kind in KINDS:
+        said: dict[str, np.ndarray] = {}
+        for form in ("fp32", *INT8, *(precision + LATE for precision in INT8)):
+            engine = engine_of(ready.model, kind, form, quiet, threads)
+            said[form] = np.concatenate([engine(batch.numpy()).logits.argmax(1) for batch in images.split(16)])
+            right, alike = ((said[form] == other).mean() for other in (truth, said["fp32"]))
+            rows.append({"engine": kind, "form": form, "photos": len(photos)})
+            rows[-1] |= {"top1": round(100 * float(right), 2), "agreement": round(100 * float(alike), 2)}
     return rows
 
 
@@ -110,17 +121,21 @@ def verdicts(timings: list[Timing], rows: list[dict], peaks: dict[str, float]) -
             target = TIME_AT_MOST[kind]
             said = f"{kind} fp32, {what}, time over dense, batch {batch}"
             found.append({"what": said, "target": f"<= {target}", "measured": share, "met": share <= target})
-        for precision in KINDS["onnx"][1:] if kind == "onnx" else ():
-            times = round(timing.ratios[f"slimmed, {precision}"].median, 2)
-            said = f"onnx {precision} + slimmed, speed over dense fp32, batch {batch}"
+        for form in (*INT8, INT8[0] + LATE):
+            times = round(timing.ratios[f"slimmed, {form}"].median, 2)
+            said = f"{kind} {form} + slimmed, speed over dense fp32, batch {batch}"
             found.append(
                 {"what": said, "target": f">= {INT8_AT_LEAST}", "measured": times, "met": times >= INT8_AT_LEAST}
             )
     for kind in KINDS:
-        of_kind = {row["precision"]: row["top1"] for row in rows if row["engine"] == kind}
-        for precision in KINDS[kind][1:]:
-            drop = round(of_kind["fp32"] - of_kind[precision], 2) if of_kind else None
-            said, met = f"{kind} {precision}: points of top-1 lost", None if drop is None else drop <= DROP_AT_MOST
+        of_kind = {row["form"]: row for row in rows if row["engine"] == kind}
+        for form, row in of_kind.items():
+            drop, alike = round(of_kind["fp32"]["top1"] - row["top1"], 2), row["agreement"]
+            if form == "fp32":
+                continue
+            said, met = f"{kind} {form}: top-1 agreement with fp32, %", alike >= 100 * AGREEMENT
+            found.append({"what": said, "target": f">= {100 * AGREEMENT:g}", "measured": alike, "met": met})
+            said, met = f"{kind} {form}: points of top-1 lost", drop <= DROP_AT_MOST
             found.append({"what": said, "target": f"<= {DROP_AT_MOST}", "measured": drop, "met": met})
     share = round(peaks["adaptive"] / peaks["fixed"], 3)
     said = "peak memory of activations, adaptive over fixed, batch 64"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 
 import deploying
 import numpy as np
@@ -57,7 +58,8 @@ def test_late_int8_begins_after_the_decision():
 
     model = deploying.small()
     about = describe(model, "onnx", precision="int8-dynamic")
-    content = built(exportable(model), about, deploying.images(8, seed=1), True)
+    about = replace(about, int8_from=about.start)
+    content = built(exportable(model), about, deploying.images(8, seed=1))
     names = [n.op_type for n in onnx.load_from_string(content).graph.node]
     assert names.count("MatMulIntegerToFloat") == 8, "the first of 3 blocks decides"
     assert names.index("TopK") < names.index("MatMulIntegerToFloat")
@@ -197,14 +199,15 @@ def test_too_little_agreement_is_refused(tmp_path, monkeypatch):
 
 def test_too_little_agreement_is_tried_again_after_the_decision(monkeypatch):
     asked = []
-    monkeypatch.setattr(exporting, "built", lambda module, about, calibration, late=False: asked.append(late) or b"")
+    monkeypatch.setattr(exporting, "built", lambda module, about, calibration: asked.append(about.int8_from) or b"")
     module, images = exportable(deploying.small()), deploying.images(20)
     about = describe(module.model, "onnx", precision="int8-dynamic")
-    for runner, expected in ((ModuleRunner(Other(module)), [False, True]), (ModuleRunner(module), [False])):
-        asked.clear()
-        monkeypatch.setattr(exporting, "open_runner", lambda *_, runner=runner: runner)
-        exporting.agreeing(module, about, images, images)
-        assert asked == expected
+    monkeypatch.setattr(exporting, "open_runner", lambda *_: ModuleRunner(module))
+    _, form, parity = exporting.proved(module, about, images, images)
+    assert (asked, form.int8_from, parity.agreement) == ([0], 0, 1)
+    monkeypatch.setattr(exporting, "open_runner", lambda *_: ModuleRunner(Other(module) if len(asked) < 3 else module))
+    _, form, _ = exporting.proved(module, about, images, images)
+    assert (asked, form.int8_from) == ([0, 0, 1], 1)
 
 
 @pytest.mark.parametrize("int8", ["dynamic", "static"])

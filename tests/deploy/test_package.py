@@ -161,7 +161,7 @@ def test_a_graph_that_answers_otherwise_leaves_the_old_package(copied, monkeypat
     def wrong(*_):
         raise ExportError("decides otherwise")
 
-    monkeypatch.setattr(packaging, "agreeing", lambda *_: (copied / "budget-0.6.onnx").read_bytes())
+    monkeypatch.setattr(packaging, "built", lambda *_: (copied / "budget-0.6.onnx").read_bytes())
     monkeypatch.setattr(packaging, "detached", lambda kind, content, weights: content)
     monkeypatch.setattr(packaging, "checked", wrong)
     with pytest.raises(ExportError, match="decides otherwise"):

@@ -8,6 +8,7 @@ import pytest
 import small as photos_and_weights
 
 from patchlife.cli import main
+from patchlife.errors import ExportError
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,24 @@ def test_export_says_what_it_did(desk, capsys, monkeypatch):
     assert "of the dense FLOPs, any batch size" in printed.out
     assert "compared with the model: 3 images, all alike" in printed.out
     assert "compared on generated images; --photos PATH compares on yours" in printed.err
+
+
+def test_export_says_where_int8_begins(desk, capsys, monkeypatch):
+    from patchlife.deploy import exporting
+
+    monkeypatch.setattr(exporting, "built", lambda *_: b"")
+    answers = [ExportError("int8 names the same class too rarely"), "4 images, all alike"]
+
+    def checked(*_):
+        answer = answers.pop(0)
+        if isinstance(answer, ExportError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(exporting, "checked", checked)
+    said = ["--budget", "0.7", "--int8", "dynamic", "--out", str(desk / "late.onnx")]
+    assert main(["export", *_model(desk), *said]) == 0
+    assert "late.onnx: onnx, int8-dynamic from block " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,7 @@ class GivenScores(LifeHead):
     def forward(self, tokens: Tensor, *_: Any) -> Opinion:
         """The given scores of the first images."""
         score = self.score[: len(tokens)].to(tokens.device)
-        return Opinion(score, likeness(tokens[:, -score.shape[1] :]))
-
-
-def likeness(patches: Tensor) -> Tensor:
-    """Vectors whose cosines say how alike patches (batch, patches, dim) are: what sets them off from their mean."""
-    return normalize(patches - patches.mean(dim=1, keepdim=True), dim=-1)
+        return Opinion(score, normalize(tokens[:, -score.shape[1] :], dim=-1))
 
 
 class Mortality:
@@ -56,7 +51,7 @@ class Mortality:
         """(tokens, what attention adds to each key's logit) of block ``index``."""
         patches, alive = x[:, self.prefix :], self.life > index
         if self.heirs and index == self.start:
-            kin = likeness(patches)
+            kin = normalize(patches, dim=-1)
             self.similarity = kin @ kin.transpose(1, 2)
         if self.heirs and index >= self.start:
             patches = torch.stack([self.inherit(index, image, row) for image, row in enumerate(patches)])

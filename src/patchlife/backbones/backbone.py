@@ -127,8 +127,8 @@ class Backbone(nn.Module):
         """Queries, keys and values of block ``index`` for ``x``; ``rope`` as `token_rope` gives it."""
         return timm_blocks.project(self.vit.blocks[index], x, rope)
 
-    def class_row(self, index: int, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The class token's attention logits (batch, heads, tokens) in block ``index``, and all values."""
+    def class_row(self, index: int, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        """The class token's attention logits (batch, heads, tokens) in block ``index``."""
         return timm_blocks.class_row(self.vit.blocks[index], x, rope)
 
     def norm(self, x: Tensor) -> Tensor:

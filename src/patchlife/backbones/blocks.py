@@ -80,8 +80,8 @@ def project(block: Any, x: Tensor, rope: Tensor | None = None) -> Projected:
     return _project(attn, y, rope)
 
 
-def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Heads]:
-    """What the class token asks of ``block``: its row of attention logits (batch, heads, tokens), and all values.
+def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> Float[Tensor, "batch heads tokens"]:
+    """What the class token asks of ``block``: its row of attention logits.
 
     Without rotations and key norms the query meets the key *weights* first, ``(q W_k) y`` for ``q (W_k y)``: one
     row costs a vector a head where projecting every key costs a matrix. A constant of a row (the key bias) is
@@ -94,12 +94,11 @@ def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor
         or not isinstance(attn.k_norm, nn.Identity)
         or _kv_heads(attn) != attn.num_heads
     ):
-        q, k, v = project(block, x, rope)
-        return torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k), v
-    (w_q, b_q), (w_k, _), (w_v, b_v) = _weights(attn)
+        q, k, _ = project(block, x, rope)
+        return torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k)
+    (w_q, b_q), (w_k, _), _ = _weights(attn)
     q = attn.q_norm(F.linear(y[:, 0], w_q, b_q).unflatten(-1, (attn.num_heads, -1))) * head_dim(attn) ** -0.5
-    folded = torch.einsum("bhd,hdc->bhc", q, w_k.unflatten(0, (attn.num_heads, -1)))
-    return folded @ y.transpose(1, 2), F.linear(y, w_v, b_v).unflatten(-1, (attn.num_heads, -1))
+    return torch.einsum("bhd,hdc->bhc", q, w_k.unflatten(0, (attn.num_heads, -1))) @ y.transpose(1, 2)
 
 
 def _entrance(block: Any, x: Tensor) -> tuple[Any, Tensor]:

@@ -14,7 +14,7 @@ from .common import open_classifier, say
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..deploy import Exported, ExportedPackage
+    from ..deploy import About, Exported, ExportedPackage
     from ..models import ReadyModel
 
 __all__ = ["prepared_photos", "run"]
@@ -79,15 +79,20 @@ def _named(config: ExportConfig, ready: ReadyModel) -> Path:
 def _report(exported: Exported) -> None:
     about = exported.about
     size = exported.path.stat().st_size / 1e6
-    print(f"{exported.path}: {about.kind}, {about.precision}, {size:.1f} MB")
+    print(f"{exported.path}: {about.kind}, {about.precision}{_late(about)}, {size:.1f} MB")
     print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs, any batch size")
     print(f"compared with the model: {exported.parity}")
 
 
+def _late(about: About) -> str:
+    """Where int8 begins, if that is not at the first block."""
+    return f" from block {about.int8_from} on" if about.int8_from else ""
+
+
 def _report_package(package: ExportedPackage) -> None:
-    about = package.abouts[0]
-    budgets = len(package.abouts)
-    print(f"{package.path}: {about.kind}, {about.precision}, {budgets} budgets, {package.size / 1e6:.1f} MB together")
+    about = max(package.abouts, key=lambda about: about.int8_from)
+    made = f"{about.kind}, {about.precision}{_late(about)}, {len(package.abouts)} budgets"
+    print(f"{package.path}: {made}, {package.size / 1e6:.1f} MB together")
     for about, parity in zip(package.abouts, package.parities, strict=True):
         print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs; {parity}")
 

@@ -36,6 +36,7 @@ class About:
         start: first block at which a patch may be missing. survivors: patches that enter each block.
         grid: (rows, cols) of the patches. flops, dense_flops: per image.
         outputs: logits, and life (how many blocks each patch lives) if it was asked for.
+        int8_from: the block from which on an int8 file computes in integers.
         budgets: in a package of several budgets, all of them; this one is ``budget``.
         versions: of the libraries that made it. patchlife: likewise. format: of this description.
     """
@@ -56,6 +57,7 @@ class About:
     flops: int
     dense_flops: int
     outputs: tuple[str, ...]
+    int8_from: int = 0
     budgets: tuple[float, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     patchlife: str = __version__

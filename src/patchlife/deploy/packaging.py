@@ -18,7 +18,7 @@ from ..life import SlimModel
 from .about import About, Format
 from .describe import describe
 from .exportable import exportable
-from .exporting import Int8, agreeing, check_request, checked
+from .exporting import Int8, built, check_request, checked, proved
 from .package import graph_name, package_json
 from .parity import Parity, sample_images
 from .sharing import WEIGHTS, WeightsFile, detached
@@ -100,7 +100,10 @@ def export_package(
             module.model.set_budget(budget)
             about = describe(module.model, format, labels, preprocess, lives, precision)
             about = replace(about, budgets=tuple(chosen))
-            content = agreeing(module, about, images, images if calibration is None else calibration)
+            if precision == "fp32":
+                content = built(module, about, images)
+            else:  # which form agrees must be known before its weights are put to the others
+                content, about, _ = proved(module, about, images, images if calibration is None else calibration)
             graph = fresh / graph_name(about)
             graph.write_bytes(detached(format, content, weights))
             parities.append(checked(graph.read_bytes(), module, about, images, weights.path))

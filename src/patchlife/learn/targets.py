@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..life.heads import AttentionRule
+from ..life.heads import attention_received
 
 __all__ = ["Lesson", "middle_block", "teach"]
 
@@ -39,7 +39,7 @@ def middle_block(start: int, depth: int) -> int:
 @torch.no_grad()
 def teach(backbone: Backbone, images: Float[Tensor, "batch channels height width"], start: int) -> Lesson:
     """One dense pass, with the lesson gathered on the way."""
-    rule, middle = AttentionRule(), middle_block(start, backbone.depth)
+    middle = middle_block(start, backbone.depth)
     x, rope, *_ = backbone.embed(images)
     worths = []
     tokens = kin = x
@@ -49,12 +49,21 @@ def teach(backbone: Backbone, images: Float[Tensor, "batch channels height width
         if index == middle:
             kin = x[:, backbone.prefix :]
         if index >= start:
-            worths.append(rule(x, rope, backbone, index).score)
+            worths.append(_read(x, rope, backbone, index))
         x = backbone.block(index, x, backbone.rope_of(rope, index))
     worth = torch.stack(worths).mean(dim=0)
     return Lesson(
         tokens,
-        worth / worth.sum(dim=1, keepdim=True),
+        worth,
         kin - kin.mean(dim=1, keepdim=True),
         backbone.classify(backbone.norm(x)),
     )
+
+
+def _read(
+    x: Float[Tensor, "batch tokens dim"], rope: Tensor | None, backbone: Backbone, index: int
+) -> Float[Tensor, "batch patches"]:
+    """How much block ``index`` reads from each patch: attention x value norm, of all heads; sums to 1 over an image."""
+    norms = backbone.project(index, x, None).v[:, backbone.prefix :].norm(dim=-1).transpose(1, 2)
+    read = (attention_received(x, rope, backbone, index) * norms).float().sum(dim=1)
+    return read / read.sum(dim=1, keepdim=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from .coverage import added_coverage
 
-__all__ = ["AttentionRule", "LifeHead", "Opinion"]
+__all__ = ["AttentionRule", "LifeHead", "Opinion", "attention_received"]
 
 
 class Opinion(NamedTuple):
@@ -50,12 +50,10 @@ class LifeHead(nn.Module):
 
 
 class AttentionRule(LifeHead):
-    """The training-free rule: attention that a patch receives in the start block, times the norm of its value.
+    """The training-free rule: the attention that a patch receives in the start block, if nobody better speaks for it.
 
-    Models that classify from the class token are asked for that one row of attention. The others have no
-    such row: there a patch is worth the attention that all tokens pay it on average. The score is what a patch adds
-    to the coverage of the more important ones (`coverage.py`), patches resembling each other as their tokens do
-    beside the image's mean token.
+    The score is what a patch adds to the coverage of those that receive more (`coverage.py`); patches resemble each
+    other as their tokens do.
     """
 
     kind = "attention-rule"
@@ -68,26 +66,24 @@ class AttentionRule(LifeHead):
         start: int,
     ) -> Opinion:
         """Judge the patches of ``tokens``, which are about to enter block ``start`` of ``backbone``."""
-        rotation = backbone.token_rope(rope, start)
-        if backbone.reads_class:
-            logits, values = backbone.class_row(start, tokens, rotation)
-            received = logits.softmax(dim=-1)
-        else:
-            q, k, values = backbone.project(start, tokens, rotation)
-            received = _attention_received(q, k)
-        norms = values.norm(dim=-1).transpose(1, 2)
-        worth = (received * norms)[..., backbone.prefix :].float().sum(dim=1)  # of all heads
-        patches = tokens[:, backbone.prefix :]
-        kin = nn.functional.normalize(patches - patches.mean(dim=1, keepdim=True), dim=-1)
-        return Opinion(added_coverage(worth / worth.sum(dim=1, keepdim=True), kin.float()), kin)
+        received = attention_received(tokens, rope, backbone, start).float().sum(dim=1)
+        kin = nn.functional.normalize(tokens[:, backbone.prefix :], dim=-1)
+        return Opinion(added_coverage(received / received.sum(dim=1, keepdim=True), kin.float()), kin)
 
 
-def _attention_received(
-    q: Float[Tensor, "batch tokens heads dim"], k: Float[Tensor, "batch tokens heads dim"]
-) -> Float[Tensor, "batch heads tokens"]:
-    """Mean over the queries of softmax attention; one head at a time, so that memory stays bounded."""
-    scale = q.shape[-1] ** -0.5
-    return torch.stack(
-        [(q[:, :, h] * scale @ k[:, :, h].transpose(1, 2)).softmax(dim=-1).mean(dim=1) for h in range(q.shape[2])],
-        dim=1,
-    )
+def attention_received(
+    tokens: Float[Tensor, "batch tokens dim"], rope: Tensor | None, backbone: Backbone, index: int
+) -> Float[Tensor, "batch heads patches"]:
+    """Attention that patches receive in block ``index``, whose input is ``tokens``.
+
+    Models that classify from the class token are asked for that one row of attention. The others have no such row:
+    there it is what all tokens pay a patch on average.
+    """
+    rotation = backbone.token_rope(rope, index)
+    if backbone.reads_class:
+        return backbone.class_row(index, tokens, rotation).softmax(dim=-1)[..., backbone.prefix :]
+    q, k, _ = backbone.project(index, tokens, rotation)
+    scale, heads = q.shape[-1] ** -0.5, range(q.shape[2])
+    # one head at a time, so that memory stays bounded
+    each = [(q[:, :, h] * scale @ k[:, :, h].transpose(1, 2)).softmax(dim=-1).mean(dim=1) for h in heads]
+    return torch.stack(each, dim=1)[..., backbone.prefix :]

@@ -54,9 +54,8 @@ def fixed_heirs(kin: Float[Tensor, "batch patches dim"], schedule: Schedule) -> 
     alive = alive if alive[0] == patches else [patches, *alive]
     for before, after in reversed(list(pairwise(alive))):
         similarity = kin[:, after:before] @ kin[:, :after].transpose(1, 2)
-        cosine, heir = similarity.max(dim=2)
-        heirs.append(heir)
-        shares.append(cosine.clamp(0, 1))
+        heirs.append(similarity.argmax(dim=2))
+        shares.append(_shares(similarity, heirs[-1]))
     return Heirs(torch.cat(heirs, dim=1), torch.cat(shares, dim=1))
 
 
@@ -69,8 +68,12 @@ def adaptive_heirs(kin: Float[Tensor, "batch patches dim"], counts: Int[Tensor, 
         dim=2
     )  # how many live on when this rank dies; 0: it never does
     similarity = (kin @ kin.transpose(1, 2)).masked_fill(rank[None, None, :] >= left[:, :, None], -torch.inf)
-    cosine, heir = similarity.max(dim=2)
-    return Heirs(torch.where(left > 0, heir, rank), torch.where(left > 0, cosine.clamp(0, 1), 1.0))
+    heirs = similarity.argmax(dim=2)
+    return Heirs(torch.where(left > 0, heirs, rank), torch.where(left > 0, _shares(similarity, heirs), 1.0))
+
+
+def _shares(similarity: Float[Tensor, "batch dying others"], heirs: Int[Tensor, "batch dying"]) -> Tensor:
+    return similarity.gather(2, heirs[:, :, None]).squeeze(2).clamp(0, 1)  # argmax and gather: max alone is slower
 
 
 def inherit(
@@ -80,14 +83,15 @@ def inherit(
 ) -> tuple[Float[Tensor, "batch after dim"], Float[Tensor, "batch after"]]:
     """Survivors and their sizes after the last patches, whose ``heirs`` are given, left them their shares.
 
-    A product with a 0/1 matrix: unlike a scatter it adds in a fixed order on every device and in every engine.
+    A product with a matrix of shares: unlike a scatter it adds in a fixed order on every device and in every engine.
     """
     after = patches.shape[1] - heirs.rank.shape[1]
-    takes = (heirs.rank[:, None, :] == torch.arange(after, device=size.device)[:, None]).to(patches.dtype)
-    own, left = size[:, :after, None], size[:, after:, None] * heirs.share[..., None].to(size.dtype)
-    mass = patches[:, :after] * own.to(patches.dtype) + takes @ (patches[:, after:] * left.to(patches.dtype))
-    grown = own + takes.to(size.dtype) @ left
-    return mass / grown.to(mass.dtype), grown.squeeze(-1)
+    left = size[:, after:] * heirs.share.to(size.dtype)
+    takes = (heirs.rank[:, None, :] == torch.arange(after, device=size.device)[:, None]) * left[:, None, :]
+    grown = size[:, :after] + takes.sum(dim=2)
+    own = patches[:, :after] * size[:, :after, None].to(patches.dtype)
+    mass = torch.baddbmm(own, takes.to(patches.dtype), patches[:, after:])
+    return mass / grown[..., None].to(mass.dtype), grown
 
 
 def one_each(shape: tuple[int, ...], like: Tensor) -> Float[Tensor, "*shape"]:
@@ -102,4 +106,4 @@ def key_bias(size: Float[Tensor, "batch patches"], prefix: int) -> Float[Tensor,
 
 def log_size(size: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """The bias of a key that stands for ``size`` patches."""
-    return BIAS * size.log()
+    return BIAS * torch.log1p(size - 1)  # MKL's log wakes its threads: 50 us for a hundred numbers

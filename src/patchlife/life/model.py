@@ -148,7 +148,7 @@ class SlimModel(nn.Module):
             patches, kin_dim = opinion.kin.shape[1:]
             heir = 0
             if config.heirs and config.mode == "fixed":
-                heir = 2 * (kin_dim + bb.dim + 1)  # a similarity, a token and a size, for each pair that could be
+                heir = 2 * (kin_dim + bb.dim)  # a similarity and a token, for each pair that could be
             elif config.heirs:
                 head += 2 * kin_dim * patches**2  # who lives on differs by image, so all pairs are compared
             blocks = tuple(bb.block_flops(i) for i in range(bb.depth))

@@ -46,7 +46,7 @@ def test_significance_is_attention_times_value_norm() -> None:
     attention, value = attention_maps(bb.vit, 1, tokens)
     worth = attention[:, :, 0, 1:] * value[:, :, 1:].norm(dim=-1)
     expected = (worth / worth.sum(dim=-1, keepdim=True)).sum(dim=1)
-    logits, v = bb.class_row(1, tokens)
+    logits, v = bb.class_row(1, tokens), bb.project(1, tokens).v
     assert torch.allclose(significance(logits[..., 1:], v[:, 1:]), expected, atol=1e-5)
 
 

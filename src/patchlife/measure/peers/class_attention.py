@@ -23,7 +23,7 @@ class ClassAttention(LifeHead):
 
     def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Opinion:
         """Judge the patches of ``tokens``, which are about to enter block ``start``."""
-        logits, _ = backbone.class_row(start, tokens, backbone.token_rope(rope, start))
+        logits = backbone.class_row(start, tokens, backbone.token_rope(rope, start))
         score = logits.float().softmax(dim=-1).mean(dim=1)[:, backbone.prefix :]
         return Opinion(score, tokens[:, backbone.prefix :])
 

@@ -12,7 +12,7 @@ from .slimmed import Slimmed
 
 __all__ = ["OURS_ADAPTIVE", "OURS_FIXED", "OURS_SLICES", "learned"]
 
-_RULE = "training-free rule (class attention x value norm); nothing trained"
+_RULE = "training-free rule (coverage of class attention); nothing trained"
 
 
 def _fixed(backbone: Backbone, target: float, images: Images) -> Peer:
