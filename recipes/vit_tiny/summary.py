@@ -16,9 +16,10 @@ SETS = ("in1k-samples", "in20-val")
 
 
 def main(out: Path) -> None:
-    """Write OUT/results.json and print the table for the README."""
+    """Write OUT/results.json and print the table for the README, of the models that were learned there."""
+    models = {model: title for model, title in MODELS.items() if (out / model).is_dir()}
     result: dict = {"fits": {}, "evals": {}, "watched": {}}
-    for model in MODELS:
+    for model in models:
         fit = json.loads((out / f"{model}.work" / "fit.json").read_text())
         fit["config"]["cache"] = None  # a path of the machine it ran on
         fit["skipped"] = len(fit["skipped"])  # likewise
@@ -31,7 +32,7 @@ def main(out: Path) -> None:
     write_atomic(out / "results.json", json.dumps(result, indent=1) + "\n")
     print("| | mode | FLOPs |" + "".join(f" `{name}` | drop |" for name in SETS))
     print("| --- | --- | --- |" + " --- | --- |" * len(SETS))
-    for model, title in MODELS.items():
+    for model, title in models.items():
         both = [result["evals"][f"{model}, {name}"]["scores"] for name in SETS]
         for scores in zip(*both, strict=True):
             print(f"| {title} | {scores[0]['mode']} | {scores[0]['fraction']:.3f} |" + "".join(map(_cells, scores)))
