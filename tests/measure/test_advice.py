@@ -28,11 +28,11 @@ def test_times_are_interpolated_and_follow_the_blocks() -> None:
 
 
 def test_a_staircase_is_used() -> None:
-    """A device that is fast up to 18 patches and slow above: two drops that stay above are avoided."""
+    """A device that is fast up to 18 patches and slow above: one drop to 17 beats two that stay above for a block."""
     bb = adapt(built("vit"))
     times = BlockTimes(bb, {36: 10.0, 19: 9.9, 18: 1.0, 1: 0.9})
-    model = SlimModel(bb, LifeConfig(budget=0.65)).eval()
-    first, second, *_ = fastest(times, model, 0.65)
+    model = SlimModel(bb, LifeConfig(budget=0.62)).eval()
+    first, second, *_ = fastest(times, model, 0.62)
     assert first == (1, (1,)), "an early single drop lets most blocks run on 18 or fewer"
     assert second != first
 
