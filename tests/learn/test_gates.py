@@ -7,13 +7,15 @@ import torch
 from families import built, photos
 
 from patchlife import LifeConfig, SlimModel, wrap
+from patchlife.backbones import Embedded
 from patchlife.learn.gates import run_gated
 from patchlife.life.fixed import run_fixed
+from patchlife.life.heads import Opinion
 from patchlife.life.plan import fixed_plan
 from patchlife.life.regressor import LifeRegressor
 
 
-def judged(name: str, heirs: bool, budget: float = 0.6) -> tuple[SlimModel, torch.Tensor, object, object]:
+def judged(name: str, heirs: bool, budget: float = 0.6) -> tuple[SlimModel, torch.Tensor, Embedded, Opinion]:
     """(model with a fresh head, tokens at its start block, embedding, the head's opinion with its gradient)."""
     backbone = built(name)
     model = wrap(backbone, LifeConfig(budget=budget, start=2, drops=(2, 3), heirs=heirs))
@@ -32,19 +34,21 @@ def judged(name: str, heirs: bool, budget: float = 0.6) -> tuple[SlimModel, torc
 )
 @pytest.mark.parametrize("heirs", [True, False])
 def test_values_are_those_of_the_fast_run(name: str, heirs: bool) -> None:
-    model, tokens, embedded, (score, kin) = judged(name, heirs)
+    model, tokens, embedded, opinion = judged(name, heirs)
     keep_dead = not model.backbone.reads_class
-    plan = fixed_plan(score, kin if heirs else None, model.schedule(embedded.image_size), embedded.grid)
+    plan = fixed_plan(
+        opinion.score, opinion.alike() if heirs else None, model.schedule(embedded.image_size), embedded.grid
+    )
     fast = run_fixed(model.backbone, tokens, embedded.rope, plan, keep_dead)
-    gated = run_gated(model.backbone, tokens, embedded.rope, plan, kin, keep_dead)
+    gated = run_gated(model.backbone, tokens, embedded.rope, plan, opinion.kin, keep_dead)
     torch.testing.assert_close(gated, fast, atol=1e-5, rtol=1e-5)
 
 
 def test_every_parameter_of_the_head_hears_of_the_answer() -> None:
     with torch.enable_grad():
-        model, tokens, embedded, (score, kin) = judged("vit", heirs=True)
-        plan = fixed_plan(score, kin, model.schedule(embedded.image_size), embedded.grid)
-        out = run_gated(model.backbone, tokens, embedded.rope, plan, kin, keep_dead=False)
+        model, tokens, embedded, opinion = judged("vit", heirs=True)
+        plan = fixed_plan(opinion.score, opinion.alike(), model.schedule(embedded.image_size), embedded.grid)
+        out = run_gated(model.backbone, tokens, embedded.rope, plan, opinion.kin, keep_dead=False)
         model.classify(out, plan).square().sum().backward()
     silent = [name for name, p in model.head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent in ([], ["importance.bias"])  # one number for all patches changes nobody's place
@@ -54,11 +58,11 @@ def test_every_parameter_of_the_head_hears_of_the_answer() -> None:
 def test_a_survivor_that_is_missed_is_told_to_live_longer(heirs: bool) -> None:
     """The gradient of a gate is the change that fading this survivor makes, to first order."""
     with torch.enable_grad():
-        model, tokens, embedded, (score, kin) = judged("vit", heirs)
-        score = score.detach().requires_grad_()
+        model, tokens, embedded, opinion = judged("vit", heirs)
+        score = opinion.score.detach().requires_grad_()
         schedule = model.schedule(embedded.image_size)
-        plan = fixed_plan(score, kin if heirs else None, schedule, embedded.grid)
-        out = run_gated(model.backbone, tokens, embedded.rope, plan, kin, keep_dead=False)
+        plan = fixed_plan(score, opinion.alike() if heirs else None, schedule, embedded.grid)
+        out = run_gated(model.backbone, tokens, embedded.rope, plan, opinion.kin, keep_dead=False)
         model.classify(out, plan).square().sum().backward()
     assert score.grad is not None
     slopes = score.grad.gather(1, plan.order)

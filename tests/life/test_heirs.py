@@ -7,6 +7,7 @@ from torch import nn
 
 import patchlife
 from patchlife.life.heirs import Heirs, adaptive_heirs, fixed_heirs, inherit
+from patchlife.life.likeness import Likeness
 from patchlife.life.schedule import Schedule
 from patchlife.measure.flops import counted
 
@@ -88,9 +89,10 @@ def test_flops_of_heirs_are_counted(mode):
 def test_heirs_survive_the_drop_and_are_the_most_similar():
     kin = nn.functional.normalize(torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(3)), dim=-1)
     survivors = (12, 12, 7, 7, 3)
-    heirs = fixed_heirs(kin, Schedule(survivors, 2))
+    likeness, order = Likeness.of(kin), torch.arange(12).expand(2, -1)
+    heirs = fixed_heirs(likeness, order, Schedule(survivors, 2))
     counts = torch.tensor(survivors).expand(2, -1)
-    for fixed, adaptive in zip(heirs, adaptive_heirs(kin, counts), strict=True):
+    for fixed, adaptive in zip(heirs, adaptive_heirs(likeness, order, counts), strict=True):
         torch.testing.assert_close(fixed, adaptive)
     for b in range(2):
         for rank in range(12):

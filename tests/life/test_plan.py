@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from patchlife import Lives, Plan
 from patchlife.life import Schedule
+from patchlife.life.likeness import Likeness
 from patchlife.life.plan import adaptive_plan, fixed_plan
 from patchlife.life.ragged import stages
 
@@ -44,12 +45,13 @@ def cases(draw: st.DrawFn) -> Case:
         score[torch.rand(score.shape, generator=generator) < 0.2] = draw(
             st.sampled_from([torch.nan, -torch.inf, torch.inf])
         )
-    kin = normalize(torch.randn(batch, patches, 4, generator=generator), dim=-1) if draw(st.booleans()) else None
+    kin = normalize(torch.randn(batch, patches, 4, generator=generator), dim=-1)
+    likeness = Likeness.of(kin) if draw(st.booleans()) else None
     if draw(st.booleans()):
-        return Case(score, schedule, fixed_plan(score, kin, schedule, (rows, cols)), None)
+        return Case(score, schedule, fixed_plan(score, likeness, schedule, (rows, cols)), None)
     levels = torch.randn(depth - start, generator=generator).sort().values
     thresholds = torch.cat((torch.full((start,), -torch.inf), levels))
-    plan = adaptive_plan(score, kin, schedule, (rows, cols), thresholds)
+    plan = adaptive_plan(score, likeness, schedule, (rows, cols), thresholds)
     return Case(score, schedule, plan, thresholds)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 import patchlife
 from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.life.coverage import added_coverage, running_max
+from patchlife.life.likeness import Likeness
 from patchlife.life.regressor import LifeRegressor
 
 
@@ -31,15 +32,19 @@ def slowly(importance: Tensor, kin: Tensor) -> Tensor:
 def test_coverage_is_what_a_patch_adds() -> None:
     importance = torch.rand(3, 20).softmax(dim=1)
     kin = F.normalize(torch.randn(3, 20, 6), dim=2)
-    gains = added_coverage(importance, kin)
+    gains, likeness = added_coverage(importance, kin)
     torch.testing.assert_close(gains, torch.stack([slowly(*image) for image in zip(importance, kin, strict=True)]))
     assert (gains.sum(dim=1) <= 1 + 1e-5).all()
+    order = torch.rand(3, 20).argsort(dim=1)
+    everybody = slice(None)
+    said, right = (x.ordered(order).between(everybody, everybody) for x in (likeness, Likeness.of(kin)))
+    torch.testing.assert_close(said, right)
 
 
 def test_a_double_adds_nothing() -> None:
     kin = F.normalize(torch.randn(1, 5, 4), dim=2)
     kin[0, 3] = kin[0, 1]
-    gains = added_coverage(torch.tensor([[0.1, 0.4, 0.2, 0.3, 0.0]]), kin)
+    gains, _ = added_coverage(torch.tensor([[0.1, 0.4, 0.2, 0.3, 0.0]]), kin)
     assert gains[0, 3].abs() < 1e-6 < gains[0, 1]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..life import SlimModel
+from ..life.likeness import Likeness
 from ..life.plan import fixed_plan
 from ..life.schedule import Schedule
 
@@ -43,7 +44,7 @@ class Decision(nn.Module):
 
         ``opinion`` holds a patch's score and then its kin vector.
         """
-        plan = fixed_plan(opinion[..., 0], opinion[..., 1:], self.schedule, self.grid)
+        plan = fixed_plan(opinion[..., 0], Likeness.of(opinion[..., 1:]), self.schedule, self.grid)
         assert plan.heirs is not None
         return plan.lives().life, plan.order, plan.heirs.rank
 

@@ -74,7 +74,8 @@ class Slimming(Stage):
         if not schedule.drops:
             return model.resume(tokens, embedded)
         with torch.autocast(tokens.device.type, enabled=False):  # who dies is decided as at inference
-            score, kin = model.head(tokens.float(), embedded.rope, backbone, model.start)
-            plan = fixed_plan(score, kin if model.config.heirs else None, schedule, embedded.grid)
-        out = run_gated(backbone, tokens, embedded.rope, plan, kin, keep_dead=not backbone.reads_class)
+            opinion = model.head(tokens.float(), embedded.rope, backbone, model.start)
+            likeness = opinion.alike() if model.config.heirs else None
+            plan = fixed_plan(opinion.score, likeness, schedule, embedded.grid)
+        out = run_gated(backbone, tokens, embedded.rope, plan, opinion.kin, keep_dead=not backbone.reads_class)
         return model.classify(out, plan)

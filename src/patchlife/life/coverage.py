@@ -2,7 +2,7 @@
 
 Importance alone keeps twenty patches of the same sky. Coverage asks how much of the image's importance a set of
 patches speaks for, a patch speaking for another as well as it resembles it. Taken in order of importance, each
-patch is worth what it adds to the patches before it: one matrix of similarities, one running maximum.
+patch is worth what it adds to the patches before it: one matrix of cosines, one running maximum.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .likeness import Likeness, cosines
+
 __all__ = ["added_coverage", "running_max"]
 
 
 def added_coverage(
     importance: Float[Tensor, "batch patches"], kin: Float[Tensor, "batch patches kin_dim"]
-) -> Float[Tensor, "batch patches"]:
-    """What each patch adds to the coverage of the more important ones.
+) -> tuple[Float[Tensor, "batch patches"], Likeness]:
+    """(what each patch adds to the coverage of the more important ones, how alike they are).
 
     With ``importance`` summing to 1, the gains of an image sum to at most 1 and compare across images: a plain
     sky is covered by few patches. ``kin`` has unit rows; unlike patches (cosine below 0) do not speak for each
@@ -25,11 +27,14 @@ def added_coverage(
     """
     order = importance.argsort(dim=1, descending=True)
     image = torch.arange(order.shape[0], device=order.device)[:, None]
-    kin, weight = kin[image, order], importance[image, order]
-    covered = running_max((kin @ kin.transpose(1, 2)).clamp(min=0))  # [.., i, r]: rank i, by the best of ranks 0..r
+    cosine = cosines(kin[image, order])
+    weight = importance[image, order].to(cosine.dtype)
+    covered = running_max(cosine.clamp(min=0))  # [.., i, r]: rank i, by the best of ranks 0..r
     total = (weight[:, None] @ covered).squeeze(1)  # what ranks 0..r speak for
     gain = torch.diff(total, dim=1, prepend=torch.zeros_like(total[:, :1]))
-    return torch.zeros_like(gain).scatter(1, order, gain)
+    rank = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    place = torch.zeros_like(order).scatter(1, order, rank)
+    return gain.gather(1, place), Likeness(cosine, place)
 
 
 def running_max(x: Float[Tensor, "*batch ranks"]) -> Float[Tensor, "*batch ranks"]:

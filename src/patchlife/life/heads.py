@@ -14,15 +14,27 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 from .coverage import added_coverage
+from .likeness import Likeness
 
 __all__ = ["AttentionRule", "LifeHead", "Opinion", "attention_received"]
 
 
 class Opinion(NamedTuple):
-    """What a head thinks of the patches of a batch."""
+    """What a head thinks of the patches of a batch.
+
+    Attributes:
+        score: the higher, the longer a patch lives.
+        kin: vectors with unit rows; patches resemble each other as these do.
+        likeness: the cosines of ``kin``, if the head has computed them anyway.
+    """
 
     score: Float[Tensor, "batch patches"]
     kin: Float[Tensor, "batch patches kin_dim"]
+    likeness: Likeness | None = None
+
+    def alike(self) -> Likeness:
+        """The cosines of ``kin``."""
+        return Likeness.of(self.kin) if self.likeness is None else self.likeness
 
 
 class LifeHead(nn.Module):
@@ -68,7 +80,8 @@ class AttentionRule(LifeHead):
         """Judge the patches of ``tokens``, which are about to enter block ``start`` of ``backbone``."""
         received = attention_received(tokens, rope, backbone, start).float().sum(dim=1)
         kin = nn.functional.normalize(tokens[:, backbone.prefix :], dim=-1)
-        return Opinion(added_coverage(received / received.sum(dim=1, keepdim=True), kin.float()), kin)
+        score, likeness = added_coverage(received / received.sum(dim=1, keepdim=True), kin)
+        return Opinion(score, kin, likeness)
 
 
 def attention_received(

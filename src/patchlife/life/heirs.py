@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .likeness import Likeness
 from .schedule import Schedule
 
 BIAS = 0.75
@@ -41,33 +42,33 @@ class Heirs(NamedTuple):
         return Heirs(self.rank[:, first:end], self.share[:, first:end])
 
 
-def fixed_heirs(kin: Float[Tensor, "batch patches dim"], schedule: Schedule) -> Heirs:
+def fixed_heirs(likeness: Likeness, order: Int[Tensor, "batch patches"], schedule: Schedule) -> Heirs:
     """The most similar patch that survives the drop at which a patch dies; their cosine, if positive, is its share.
 
-    ``kin`` has unit rows in order of life.
+    ``order`` names the patches, longest life first.
     """
-    batch, patches, _ = kin.shape
-    last = schedule.survivors[-1]
-    heirs = [torch.arange(last, device=kin.device).expand(batch, -1)]
-    shares = [kin.new_ones(batch, last)]
+    batch, patches = order.shape
+    likeness, last = likeness.ordered(order), schedule.survivors[-1]
+    heirs = [torch.arange(last, device=order.device).expand(batch, -1)]
+    shares = [likeness.cosine.new_ones(batch, last)]
     alive = [*dict.fromkeys(schedule.survivors)]  # 196, 96, 43: each group of the dying looks among those left
     alive = alive if alive[0] == patches else [patches, *alive]
     for before, after in reversed(list(pairwise(alive))):
-        similarity = kin[:, after:before] @ kin[:, :after].transpose(1, 2)
+        similarity = likeness.between(slice(after, before), slice(after))
         heirs.append(similarity.argmax(dim=2))
         shares.append(_shares(similarity, heirs[-1]))
     return Heirs(torch.cat(heirs, dim=1), torch.cat(shares, dim=1))
 
 
-def adaptive_heirs(kin: Float[Tensor, "batch patches dim"], counts: Int[Tensor, "batch depth"]) -> Heirs:
+def adaptive_heirs(
+    likeness: Likeness, order: Int[Tensor, "batch patches"], counts: Int[Tensor, "batch depth"]
+) -> Heirs:
     """`fixed_heirs` where each image has its own survivors per block."""
-    patches = kin.shape[1]
-    rank = torch.arange(patches, device=kin.device)
+    rank = torch.arange(order.shape[1], device=order.device)
     doomed = rank[None, :, None] >= counts[:, None, :]  # (batch, rank, block): not among those that enter it
-    left = torch.where(doomed, counts[:, None, :], 0).amax(
-        dim=2
-    )  # how many live on when this rank dies; 0: it never does
-    similarity = (kin @ kin.transpose(1, 2)).masked_fill(rank[None, None, :] >= left[:, :, None], -torch.inf)
+    left = torch.where(doomed, counts[:, None, :], 0).amax(dim=2)  # how many live on when a rank dies; 0: it never does
+    everybody = likeness.ordered(order).between(slice(None), slice(None))
+    similarity = everybody.masked_fill(rank[None, None, :] >= left[:, :, None], -torch.inf)
     heirs = similarity.argmax(dim=2)
     return Heirs(torch.where(left > 0, heirs, rank), torch.where(left > 0, _shares(similarity, heirs), 1.0))
 

@@ -146,11 +146,9 @@ class SlimModel(nn.Module):
             embedded = bb.embed(bb.blank(size))
             head, opinion = counted(self.head, embedded.tokens, embedded.rope, bb, self.start)
             patches, kin_dim = opinion.kin.shape[1:]
-            heir = 0
-            if config.heirs and config.mode == "fixed":
-                heir = 2 * (kin_dim + bb.dim)  # a similarity and a token, for each pair that could be
-            elif config.heirs:
-                head += 2 * kin_dim * patches**2  # who lives on differs by image, so all pairs are compared
+            if config.heirs and opinion.likeness is None:
+                head += 2 * kin_dim * patches**2
+            heir = 2 * bb.dim if config.heirs and config.mode == "fixed" else 0  # adaptive mode adds, without products
             blocks = tuple(bb.block_flops(i) for i in range(bb.depth))
             self._costs[key] = Cost(patches, bb.prefix, sum(bb.outer_flops(size)), head, blocks, heir)
         return self._costs[key]
@@ -188,11 +186,11 @@ class SlimModel(nn.Module):
 
     def decide(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded) -> Plan:
         """The only decision ever taken, on the tokens that enter block ``start``."""
-        score, kin = self.head(tokens, embedded.rope, self.backbone, self.start)
-        kin = kin if self.config.heirs else None
+        opinion = self.head(tokens, embedded.rope, self.backbone, self.start)
+        score, likeness = opinion.score, opinion.alike() if self.config.heirs else None
         schedule = self.schedule(embedded.image_size)
         if self.config.mode == "fixed":
-            return fixed_plan(score, kin, schedule, embedded.grid)
+            return fixed_plan(score, likeness, schedule, embedded.grid)
         if self.training:
             raise ConfigError("adaptive mode is for inference: call .eval() first, or train in fixed mode")
         if self.calibration is None:
@@ -205,7 +203,7 @@ class SlimModel(nn.Module):
             assert self.calibration is not None
             schedule = self.schedule(embedded.image_size)
         thresholds = self.calibration.thresholds(schedule.survivors, score.shape[1])
-        return adaptive_plan(score, kin, schedule, embedded.grid, thresholds)
+        return adaptive_plan(score, likeness, schedule, embedded.grid, thresholds)
 
     def _score(self, images: Tensor) -> Tensor:
         """What the head says about every patch, before anything is decided or cleaned."""

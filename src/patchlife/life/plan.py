@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .heirs import Heirs, adaptive_heirs, fixed_heirs
+from .likeness import Likeness
 from .lives import Lives
 from .schedule import Schedule
 
@@ -66,19 +67,19 @@ def longest_first(score: Float[Tensor, "batch patches"]) -> tuple[Tensor, Int[Te
 
 def fixed_plan(
     score: Float[Tensor, "batch patches"],
-    kin: Float[Tensor, "batch patches kin_dim"] | None,
+    likeness: Likeness | None,
     schedule: Schedule,
     grid: tuple[int, int],
 ) -> Plan:
     """Every image keeps its own best patches, as many as the schedule says."""
     score, order = longest_first(score)
-    heirs = None if kin is None else fixed_heirs(_in_order(kin, order), schedule)
+    heirs = None if likeness is None else fixed_heirs(likeness, order, schedule)
     return Plan(score, order, schedule, grid, heirs=heirs)
 
 
 def adaptive_plan(
     score: Float[Tensor, "batch patches"],
-    kin: Float[Tensor, "batch patches kin_dim"] | None,
+    likeness: Likeness | None,
     schedule: Schedule,
     grid: tuple[int, int],
     thresholds: Float[Tensor, "depth"],
@@ -90,9 +91,5 @@ def adaptive_plan(
     score, order = longest_first(score)
     counts = (score[:, :, None] > thresholds.to(score)).sum(dim=1).clamp(min=1)
     counts = counts.cummin(dim=1).values
-    heirs = None if kin is None else adaptive_heirs(_in_order(kin, order), counts)
+    heirs = None if likeness is None else adaptive_heirs(likeness, order, counts)
     return Plan(score, order, schedule, grid, counts, heirs)
-
-
-def _in_order(kin: Tensor, order: Tensor) -> Tensor:
-    return kin[torch.arange(order.shape[0], device=order.device)[:, None], order]

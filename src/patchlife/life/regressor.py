@@ -58,4 +58,5 @@ class LifeRegressor(LifeHead):
         """Judge the patches of ``tokens``, which are about to enter block ``start`` of ``backbone``."""
         logits, kin = self.regress(tokens.to(self.norm.weight.dtype))
         importance = logits.float().softmax(dim=1)
-        return Opinion(added_coverage(importance, kin.float()), kin)
+        score, likeness = added_coverage(importance, kin)
+        return Opinion(score, kin, likeness)
