@@ -53,18 +53,20 @@ def test_dynamic_rounds_the_blocks_and_leaves_the_decision():
     _close(engine)
 
 
-def test_late_int8_begins_after_the_decision():
+@pytest.mark.parametrize("block", [1, 2])
+def test_late_int8_leaves_the_first_blocks(block):
     import onnx
 
-    model = deploying.small()
-    about = describe(model, "onnx", precision="int8-dynamic")
-    about = replace(about, int8_from=about.start)
+    model = deploying.small(start=2, drops=(2,), budget=0.85)
+    about = replace(describe(model, "onnx", precision="int8-dynamic"), int8_from=block)
     content = built(exportable(model), about, deploying.images(8, seed=1))
     names = [n.op_type for n in onnx.load_from_string(content).graph.node]
-    assert names.count("MatMulIntegerToFloat") == 8, "the first of 3 blocks decides"
-    assert names.index("TopK") < names.index("MatMulIntegerToFloat")
-    engine, images = Engine(open_runner("onnx", content), about), deploying.images(16)
-    assert (engine(images.numpy()).life == model.predict(images)[1].life.numpy()).all()
+    assert names.count("MatMulIntegerToFloat") == 4 * (3 - block), "4 linears in each block left"
+    decided_first = names.index("TopK") < names.index("MatMulIntegerToFloat")
+    assert decided_first == (block == model.start)
+    if decided_first:
+        engine, images = Engine(open_runner("onnx", content), about), deploying.images(16)
+        assert (engine(images.numpy()).life == model.predict(images)[1].life.numpy()).all()
 
 
 def test_an_image_does_not_depend_on_its_batch_mates():
@@ -197,10 +199,11 @@ def test_too_little_agreement_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_too_little_agreement_is_tried_again_after_the_decision(monkeypatch):
+def test_too_little_agreement_is_tried_again_a_block_later(monkeypatch):
     asked = []
     monkeypatch.setattr(exporting, "built", lambda module, about, calibration: asked.append(about.int8_from) or b"")
-    module, images = exportable(deploying.small()), deploying.images(20)
+    model = deploying.small(start=2, drops=(2,), budget=0.85)
+    module, images = exportable(model), deploying.images(20)
     about = describe(module.model, "onnx", precision="int8-dynamic")
     monkeypatch.setattr(exporting, "open_runner", lambda *_: ModuleRunner(module))
     _, form, parity = exporting.proved(module, about, images, images)
@@ -208,6 +211,10 @@ def test_too_little_agreement_is_tried_again_after_the_decision(monkeypatch):
     monkeypatch.setattr(exporting, "open_runner", lambda *_: ModuleRunner(Other(module) if len(asked) < 3 else module))
     _, form, _ = exporting.proved(module, about, images, images)
     assert (asked, form.int8_from) == ([0, 0, 1], 1)
+    monkeypatch.setattr(exporting, "open_runner", lambda *_: ModuleRunner(Other(module)))
+    with pytest.raises(ExportError, match="at least 98 %"):
+        exporting.proved(module, about, images, images)
+    assert asked[3:] == [0, 1, 2], "no further than the decision"
 
 
 @pytest.mark.parametrize("int8", ["dynamic", "static"])

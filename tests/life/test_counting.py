@@ -86,7 +86,9 @@ def test_heirs_are_part_of_the_decision(mode: str) -> None:
     plain, heirs = slim("vit", mode), slim("vit", f"{mode}, heirs")
     without, with_heirs = flops(plain).decision, flops(heirs).decision
     assert 0 < without <= with_heirs < 0.05 * flops(heirs).dense
-    assert (without < with_heirs) == (mode == "fixed")  # cosines are there anyway; adaptive mode merges without products
+    assert (without < with_heirs) == (
+        mode == "fixed"
+    )  # cosines are there anyway; adaptive mode merges without products
 
 
 @pytest.mark.parametrize("name", FEW)

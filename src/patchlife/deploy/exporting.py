@@ -23,7 +23,7 @@ from .extras import need
 from .graph import (
     decision_nodes,
     described,
-    nodes_before_decision,
+    nodes_before,
     openvino_bytes,
     to_onnx,
     to_openvino,
@@ -85,7 +85,7 @@ def export(
         labels, preprocess: what the file says about classes and input; the backbone's own if not given.
         lives: give the file a second output, how many blocks each patch lives.
         int8: dynamic or static (calibrated on the images), ONNX and OpenVINO. The life head stays in float, and so
-            do the blocks before it if too few images agree otherwise.
+            do as many of the first blocks as it takes for enough images to agree.
 
     Raises:
         ConfigError: adaptive mode, or a format that has no such int8.
@@ -127,12 +127,14 @@ def check_request(format: Format, int8: Int8, images: Tensor | None, calibration
 def proved(module: Exportable, about: About, images: Tensor, calibration: Tensor) -> tuple[bytes, About, Parity]:
     """(the content of the file, what it says about itself, how close it comes to the model).
 
-    int8 takes every block or, if too few images agree then, those after the decision: rounding before it changes which
-    patches die, and with them the class of a photo or two in a hundred. The first form is the faster one.
+    int8 takes every block or, while too few images agree, one block less at the front, until it begins at the decision:
+    rounding before that changes which patches die, and with them the class of a photo or two in a hundred, and those
+    blocks run on all patches, so each of them that stays in float costs speed.
 
     Raises ExportError where it does not come close enough.
     """
-    forms = [about] if about.precision == "fp32" else [about, replace(about, int8_from=about.start)]
+    first = range(1 if about.precision == "fp32" else about.start + 1)
+    forms = [replace(about, int8_from=block) for block in first]
     for form in forms:
         content = built(module, form, calibration)
         try:
@@ -150,7 +152,7 @@ def built(module: Exportable, about: About, calibration: Tensor) -> bytes:
     if about.kind == "torch":
         return torch_bytes(to_torch(module, inputs), about.to_json())
     model = to_onnx(module, inputs, about.outputs)
-    floating = decision_nodes(model) + (nodes_before_decision(model) if about.int8_from else [])
+    floating = decision_nodes(model) + nodes_before(model, about.int8_from)
     if about.kind == "openvino":
         return _openvino(model, floating, about, calibration)
     if about.precision != "fp32":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from .extras import need
 __all__ = [
     "decision_nodes",
     "described",
-    "nodes_before_decision",
+    "nodes_before",
     "openvino_bytes",
     "to_onnx",
     "to_openvino",
@@ -85,24 +86,29 @@ def decision_nodes(model: Any) -> list[str]:
     constant = {tensor.name for tensor in model.graph.initializer}
     names = []
     for node in model.graph.node:
-        scopes = {prop.key: prop.value for prop in node.metadata_props}.get(_SCOPES, "")
+        scopes = _scopes(node)
         merges = node.op_type == "MatMul" and not constant & set(node.input) and "attention" not in scopes
         if f"'{HEAD}'" in scopes or (merges and "blocks" not in scopes):
             names += [node.name, *node.output]  # OpenVINO calls nodes by what they give
     return names
 
 
-def nodes_before_decision(model: Any) -> list[str]:
-    """Names of the nodes that patches are sorted by, back to the images, and of what they give."""
-    giver = {name: node for node in model.graph.node for name in node.output}
-    found: dict[str, list[str]] = {}
-    left = [node for node in model.graph.node if node.op_type == "TopK"]
-    while left:
-        node = left.pop()
-        if node.name not in found:
-            found[node.name] = [node.name, *node.output]
-            left += [giver[name] for name in node.input if name in giver]
-    return [name for names in found.values() for name in names]
+def nodes_before(model: Any, block: int) -> list[str]:
+    """Names of the nodes of embedding and blocks before ``block``, and of what they give; none for block 0.
+
+    No later than the decision: up to there blocks run as the backbone's own modules, which nodes are named after.
+    """
+    names = []
+    for node in model.graph.node:
+        found = re.search(r"patch_embed|blocks\.(\d+)\b", _scopes(node))
+        if found and int(found[1] or 0) < block:
+            names += [node.name, *node.output]
+    return names
+
+
+def _scopes(node: Any) -> str:
+    """The modules inside which torch's exporter met a node."""
+    return {prop.key: prop.value for prop in node.metadata_props}.get(_SCOPES, "")
 
 
 def to_openvino(onnx_file: bytes) -> Any:
