@@ -190,8 +190,8 @@ class ExportConfig:
         format: onnx, openvino (a zip of model.xml and model.bin) or torch (.pt2).
         lives: Give the file a second output, how many blocks each patch lives.
         int8: Blocks in 8-bit integers, the life head in float (onnx, openvino). dynamic finds the range of each token
-            as it runs; static takes one for all from the photos. If too few photos agree, the blocks before the
-            decision stay in float, too.
+            as it runs; static takes one for all from the photos. If too few photos agree, as many of the blocks
+            before the decision as it takes stay in float, too.
         photos: Photos, folders or globs to calibrate int8 on and to compare the file with the model on.
         limit: At most so many of the photos, evenly spread.
         labelled: Photos lie in folders named after their class: also say how often model and file find it.

@@ -52,6 +52,20 @@ def test_advice_within_a_loss_of_top1(
     assert {row["loss"]["photos"] for row in entry["candidates"]} == {6}
 
 
+def test_accuracy_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = checkpoint(tmp_path / "vit.safetensors")
+    write_photos(tmp_path / "photos" / "0", 3)
+    said = ["--checkpoint", str(weights), "--methods", "ours-fixed,tome", "--data", str(tmp_path / "photos")]
+    assert cli.main(["bench", *TINY, *said, "--no-speed", "--out", str(tmp_path / "out")]) == 0
+    (path,) = (tmp_path / "out").glob("*.json")
+    result = Result.load(path)
+    assert result.complete
+    assert not result.speed
+    assert {(row.method, row.photos) for row in result.accuracy} == {("dense", 3), ("ours-fixed", 3), ("tome", 3)}
+    assert "top-1 on 3 photos" in capsys.readouterr().out
+    assert path.with_suffix(".png").exists()
+
+
 def test_advice_about_an_adapter_is_about_its_own_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(affordable, "pays", lambda ratio: True)
     weights = checkpoint(tmp_path / "vit.safetensors")
@@ -92,6 +106,7 @@ def test_a_report_is_drawn_from_files_alone(tmp_path: Path, capsys: pytest.Captu
         (["test_vit", "--engine", "openvino", "--device", "cuda"], "got float32 on cuda; drop --dtype and --device"),
         ([__file__], "is an exported model, and bench builds its methods on a backbone"),
         (["--report", "nowhere.json"], "no result file"),
+        (["test_vit", "--no-speed"], "without speed there is accuracy only, which takes labelled photos"),
     ],
 )
 def test_what_cannot_work_is_said(

@@ -37,6 +37,13 @@ def test_only_the_newest_run_of_a_kind_is_shown_and_older_ones_are_named() -> No
     assert "Earlier runs of the same: `b-old.json`." in text
 
 
+def test_accuracy_on_other_photos_has_a_section_of_its_own() -> None:
+    whole, broad = a_result(), a_result()
+    broad.speed, broad.data = [], {"folder": "photos/broad", "photos": 100, "unreadable": 0}
+    text = page({"broad.json": broad, "whole.json": whole}, {})
+    assert text.index("## a_vit, eager, cpu") < text.index("## a_vit, top-1 on photos/broad")
+
+
 def test_gpu_checks_that_fail_are_shouted() -> None:
     exact = [{"what": "vit, fixed", "apart": 0.5, "ok": False}, {"what": "vit", "apart": 0.0, "ok": True}]
     ceilings = {"copy_gb_per_s": 3000.0, "bf16_matmul_tflops": 700.0}

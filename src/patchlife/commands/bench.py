@@ -64,7 +64,7 @@ def measure(config: BenchConfig, path: Path) -> Result:
     result = Result(ready.name, _weights(config, ready), _conditions(config, ready, photos), about)
     backbone = ready.model.backbone
     slimmed = _own(ready, adapter)
-    for batch in config.batch_sizes:
+    for batch in config.batch_sizes if config.speed else ():
         images = _images(config, ready, photos, batch)
         for target in config.flops:
             say(f"timing {len(methods)} methods, batch {batch}, {target:g} of the dense FLOPs")

@@ -26,6 +26,7 @@ class BenchConfig:
         image_size: Side of the square that photos are brought to; the model's own if not given.
         data: Labelled photos, a folder for each class: measure accuracy too.
         methods: Which methods; all of them if not given. dense is always there to compare with.
+        speed: Time the methods; --no-speed measures accuracy only, on --data.
         batch_sizes: Images in a batch.
         flops: Fractions of the dense model's FLOPs at which the methods meet.
         engine: compile runs methods of static shapes through torch.compile. onnx and openvino, on the CPU, run dense,
@@ -51,6 +52,7 @@ class BenchConfig:
     image_size: int | None = field(default=None, metadata={"metavar": "PIXELS"})
     data: Path | None = field(default=None, metadata={"metavar": "FOLDER"})
     methods: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAME"})
+    speed: bool = True
     batch_sizes: tuple[int, ...] = (1, 4, 16, 64)
     flops: tuple[float, ...] = (0.8, 0.6, 0.45)
     engine: EngineName = "eager"
@@ -71,6 +73,11 @@ class BenchConfig:
             check_budget(fraction)
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ConfigError(f"batch_sizes must be at least 1, got {self.batch_sizes}")
+        if not self.speed and (self.data is None or self.advice) and not self.report:
+            raise ConfigError(
+                "without speed there is accuracy only, which takes labelled photos and gives no advice; add --data "
+                "FOLDER and drop --advice, or drop --no-speed"
+            )
         if self.engine in ("onnx", "openvino") and (self.dtype != "float32" or self.device not in ("auto", "cpu")):
             raise ConfigError(
                 f"--engine {self.engine} runs float32 on the CPU, got {self.dtype} on {self.device}; drop --dtype and "

@@ -75,9 +75,10 @@ def conditions_line(result: Result) -> str:
     words += [f"{c.get('threads')} threads", str(c.get("dtype")), f"engine {c.get('engine')}"]
     words += [f"{name} {c[name]}" for name in ("onnxruntime", "openvino") if name in c]
     words += [f"torch {c.get('torch')}", f"timm {c.get('timm')}", f"load {c.get('load')} at the start"]
-    words += [f"timed on {c.get('images')}, methods in turn, up to {c.get('rounds')} rounds, medians"]
+    if result.speed:
+        words.append(f"timed on {c.get('images')}, methods in turn, up to {c.get('rounds')} rounds, medians")
     if result.data:
-        words.append(f"top-1 on {result.data['photos']} photos of {'/'.join(Path(result.data['folder']).parts[-2:])}")
+        words.append(f"top-1 on {result.data['photos']} photos of {result.photos_of}")
         words += [f"{result.data['unreadable']} unreadable"] if result.data["unreadable"] else []
     return f"{', '.join(words)}; {c.get('date')}."
 

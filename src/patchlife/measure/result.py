@@ -121,6 +121,11 @@ class Result:
         return sorted({row.batch for row in self.speed})
 
     @property
+    def photos_of(self) -> str:
+        """The last two names of the photos' folder; empty where accuracy was not measured."""
+        return "/".join(Path(self.data["folder"]).parts[-2:]) if self.data else ""
+
+    @property
     def targets(self) -> list[float]:
         """FLOPs fractions that were asked for, largest first."""
         judged = {row.target for row in self.accuracy if row.method != "dense"}

@@ -1,14 +1,15 @@
 """``docs/results.md`` from the result files, and nothing else: ``python -m patchlife.measure.results_page``.
 
 With ``--check`` it writes nothing and fails if the page is not what the files say. Only the newest run of a kind
-(model, weights, engine, number format, device) is shown; older ones are named, for files are never changed or deleted.
+(model, weights, engine, number format, device, photos) is shown; older ones are named, for files are never changed or
+deleted.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +40,31 @@ def page(results: Mapping[str, Result], checks: Mapping[str, dict[str, Any]]) ->
     newest: dict[tuple, list[str]] = {}
     for name, result in sorted(results.items(), key=lambda item: (str(item[1].conditions.get("date")), item[0])):
         newest.setdefault(_kind(result), []).insert(0, name)
-    for first, *older in sorted(newest.values(), key=lambda names: _place(results[names[0]])):
+    shown = sorted(newest.values(), key=lambda names: _place(results[names[0]]))
+    for first, *older in shown:
         parts += _section(first, results[first], older)
     if not results:
         parts.append("No run has been committed yet.")
     parts += _gpu(checks)
-    parts += _methods(results)
+    parts += _methods([results[first] for first, *_ in shown])
     return "\n\n".join(parts) + "\n"
 
 
 def _kind(result: Result) -> tuple:
     c = result.conditions
-    return result.model, result.weights, c.get("engine"), c.get("dtype"), c.get("device"), bool(result.accuracy)
+    return result.model, result.weights, c.get("engine"), c.get("dtype"), c.get("device"), result.photos_of
 
 
 def _place(result: Result) -> tuple:
-    """Results with accuracy first, then by what they ran on and by name."""
-    return not result.accuracy, str(result.conditions.get("device")), result.model, str(result.conditions.get("engine"))
+    """Accuracy and speed first, then speed alone, then accuracy alone; by what they ran on and by name."""
+    c = result.conditions
+    return not result.speed, not result.accuracy, str(c.get("device")), result.model, str(c.get("engine"))
 
 
 def _section(name: str, result: Result, older: list[str]) -> list[str]:
     engine = result.conditions.get("engine")
-    parts = [f"## {result.model}, {engine}, {result.conditions.get('device')}", conditions_line(result)]
+    what = f"{engine}, {result.conditions.get('device')}" if result.speed else f"top-1 on {result.photos_of}"
+    parts = [f"## {result.model}, {what}", conditions_line(result)]
     parts[-1] += f" Weights: {result.weights}. Numbers: `{name}`."
     parts.append(f"Command: `{result.conditions.get('command')}`")
     if not result.complete:
@@ -104,10 +108,10 @@ def _gpu(checks: Mapping[str, dict[str, Any]]) -> list[str]:
     return parts
 
 
-def _methods(results: Mapping[str, Result]) -> list[str]:
+def _methods(results: Sequence[Result]) -> list[str]:
     rows: dict[tuple, list[str]] = {}
     columns: list[str] = []
-    for result in results.values():
+    for result in results:
         columns, some = methods_table(result)
         rows |= {tuple(row): row for row in some}
     return ["## The methods", _markdown((columns, list(rows.values())))] if rows else []

@@ -97,6 +97,8 @@ def alternate(
 ) -> Timing:
     """Time functions in turns: one call each, round after round. The first is what the others are compared with.
 
+    Every second round goes backwards, so that nobody always comes after the same one.
+
     Args:
         runs: name and function. Work that is not to be timed does not belong into the function.
         rounds: how many turns each one gets.
@@ -116,7 +118,7 @@ def alternate(
         for done in range(rounds):
             if done >= _FEWEST and time.perf_counter() > deadline:
                 break
-            for name, run in runs.items():
+            for name, run in list(runs.items())[:: -1 if done % 2 else 1]:
                 taken[name].append(_seconds(run, device))
     first = next(iter(taken.values()))
     ratios = {name: [a / b for a, b in zip(first, mine, strict=True)] for name, mine in taken.items()}
