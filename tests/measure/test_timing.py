@@ -54,6 +54,30 @@ def test_ratios_are_taken_pair_by_pair(clock):
     assert found.noisy == []
 
 
+@pytest.mark.parametrize("others", ["", "a", "ab", "abc", "abcd"])
+def test_the_first_runs_beside_each_other_one(clock, others):
+    found = alternate({name: clock.worker(name, 1) for name in "d" + others}, rounds=5, warmup=0)
+    forth = {"": "d", "a": "da", "ab": "dabd", "abc": "dabdc", "abcd": "dabdcd"}[others]
+    assert "".join(clock.calls) == forth + forth[::-1] + forth + forth[::-1] + forth
+    assert found.conditions["rounds"] == 5
+
+
+def test_a_machine_that_slows_down_within_a_round_makes_nobody_slower(clock):
+    """Every call takes a tenth longer than the one before, and the others half of what the first would take."""
+    pace = [1.0]
+
+    def worker(share: float):
+        def work() -> None:
+            clock.now += share * pace[0]
+            pace[0] *= 1.1
+
+        return work
+
+    found = alternate({"d": worker(1), "a": worker(0.5), "b": worker(0.5), "c": worker(0.5)}, rounds=6, warmup=0)
+    for name in "abc":
+        assert found.ratios[name].median == pytest.approx(2, rel=0.12)
+
+
 def test_what_is_too_noisy_is_not_stated(clock):
     found = alternate({"a": clock.worker("a", 1), "b": clock.worker("b", 1, 3, 1, 2, 1, 3)}, rounds=6, warmup=0)
     assert found.verdict("b").startswith("too noisy to say (0.33x to 1.00x)")

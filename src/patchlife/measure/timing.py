@@ -4,8 +4,9 @@
     print(timing.verdict("slimmed"))        # 1.58x (1.55x to 1.61x)
     json.dumps(timing.to_dict())
 
-A ratio is taken inside each round, between neighbours in time; its median over the rounds is the result. A result
-without its conditions is none, so they travel along.
+A ratio is taken between neighbours in time: the first one runs again beside each of the others, for a shared machine's
+speed can change within one round. The median over the rounds is the result. A result without its conditions is none, so
+they travel along.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Timing:
 
     Attributes:
         seconds: of one call, by name.
-        ratios: the first one's seconds over this one's, pair by pair: 1.6 means 1.6 times as fast.
+        ratios: the first one's seconds over this one's, pair by pair of neighbours: 1.6 means 1.6 times as fast.
         conditions: machine, versions, rounds, and what the caller said about the runs.
     """
 
@@ -95,13 +96,13 @@ def alternate(
     patience: float = math.inf,
     about: Mapping[str, Any] | None = None,
 ) -> Timing:
-    """Time functions in turns: one call each, round after round. The first is what the others are compared with.
+    """Time functions in turns, round after round. The first is what the others are compared with.
 
-    Every second round goes backwards, so that nobody always comes after the same one.
+    It runs right before or after each of the others; every second round goes backwards.
 
     Args:
         runs: name and function. Work that is not to be timed does not belong into the function.
-        rounds: how many turns each one gets.
+        rounds: how many turns each of the others gets.
         warmup: rounds before these that do not count.
         device: where the functions work; it is waited for before and after every call.
         patience: in seconds; when they are over no further round begins, but five are always run.
@@ -109,25 +110,44 @@ def alternate(
     """
     if not runs or rounds < _FEWEST:
         raise ConfigError(f"timing needs functions and at least {_FEWEST} rounds, got {len(runs)} and {rounds}")
+    first, *others = runs
+    turns = _turns(first, others)
     taken: dict[str, list[float]] = {name: [] for name in runs}
+    ratios: dict[str, list[float]] = {name: [] for name in runs}
     with _no_garbage_collection():
         for _ in range(warmup):
-            for run in runs.values():
-                _seconds(run, device)
+            list(_round(runs, turns, device))
         deadline = time.perf_counter() + patience
         for done in range(rounds):
             if done >= _FEWEST and time.perf_counter() > deadline:
                 break
-            for name, run in list(runs.items())[:: -1 if done % 2 else 1]:
-                taken[name].append(_seconds(run, device))
-    first = next(iter(taken.values()))
-    ratios = {name: [a / b for a, b in zip(first, mine, strict=True)] for name, mine in taken.items()}
-    protocol = {"rounds": len(first), "warmup": warmup, "reference": next(iter(runs))}
+            for name, seconds, ratio in _round(runs, turns[:: -1 if done % 2 else 1], device):
+                taken[name].append(seconds)
+                ratios[name].append(ratio)
+    protocol = {"rounds": min(map(len, ratios.values())), "warmup": warmup, "reference": first}
     return Timing(
         {name: Spread.of(values) for name, values in taken.items()},
         {name: Spread.of(values) for name, values in ratios.items()},
         {**conditions(device), **protocol, **(about or {})},
     )
+
+
+def _turns(first: str, others: Sequence[str]) -> list[str]:
+    """One round: two others, then the first again, so that it stands beside each: f a b f c d f."""
+    turns = [first]
+    for place, name in enumerate(others):
+        turns += [name, first] if place % 2 else [name]
+    return turns
+
+
+def _round(
+    runs: Mapping[str, Callable[[], object]], turns: Sequence[str], device: torch.device | str
+) -> Iterator[tuple[str, float, float]]:
+    """(name, seconds, the first one's seconds beside it over these) of each turn."""
+    seconds, first = [_seconds(runs[name], device) for name in turns], next(iter(runs))
+    for place, name in enumerate(turns):
+        beside = next(p for p in (place, place - 1, place + 1) if 0 <= p < len(turns) and turns[p] == first)
+        yield name, seconds[place], seconds[beside] / seconds[place]
 
 
 def conditions(device: torch.device | str = "cpu") -> dict[str, Any]:
