@@ -56,8 +56,8 @@ def test_ratios_are_taken_pair_by_pair(clock):
 
 @pytest.mark.parametrize("others", ["", "a", "ab", "abc", "abcd"])
 def test_the_first_runs_beside_each_other_one(clock, others):
-    found = alternate({name: clock.worker(name, 1) for name in "d" + others}, rounds=5, warmup=0)
-    forth = {"": "d", "a": "da", "ab": "dabd", "abc": "dabdc", "abcd": "dabdcd"}[others]
+    found = alternate({name: clock.worker(name, 1) for name in "f" + others}, rounds=5, warmup=0)
+    forth = {"": "f", "a": "fa", "ab": "fabf", "abc": "fabfc", "abcd": "fabfcdf"}[others]
     assert "".join(clock.calls) == forth + forth[::-1] + forth + forth[::-1] + forth
     assert found.conditions["rounds"] == 5
 
