@@ -26,12 +26,12 @@ Generated from the JSON files in `results/` by `python -m patchlife.measure.resu
 is not what they say. Do not edit it.
 
 **How to read it.** All methods run on the same backbone, in the same process, taking turns; numbers are medians over
-the rounds, with how many times as fast as the dense model in brackets (taken pair by pair inside each round). Methods
-are set to equal FLOPs; the FLOPs column is what was executed. *limit* is our schedule's slices with nothing decided:
-nothing on that schedule can be faster. *random* drops patches at random. Where a method has to be trained and was not,
-only its speed is given. A ratio whose 90th percentile is more than 1.5 times its 10th is called too noisy, and no
-number is given. Every method was written by us from its paper, on the same blocks; nothing here reproduces a published
-number."""
+the rounds, with how many times as fast as the dense model in brackets (pair by pair: the dense model runs right before
+or after each method, for a shared machine's speed can change within one round). Methods are set to equal FLOPs; the
+FLOPs column is what was executed. *limit* is our schedule's slices with nothing decided: nothing on that schedule can
+be faster. *random* drops patches at random. Where a method has to be trained and was not, only its speed is given. A
+ratio whose 90th percentile is more than 1.5 times its 10th is called too noisy, and no number is given. Every method
+was written by us from its paper, on the same blocks; nothing here reproduces a published number."""
 
 
 def page(results: Mapping[str, Result], checks: Mapping[str, dict[str, Any]]) -> str:
