@@ -60,7 +60,7 @@ def engine_of(model: SlimModel, kind: Any, form: str, calibration: torch.Tensor,
 
 
 def forms_of(model: SlimModel) -> list[str]:
-    """The forms of int8, as `export` tries them: all blocks, then one less at the front up to the decision."""
+    """The forms of int8 that `export` tries: all blocks, then ever fewer at the front up to the decision."""
     return [*INT8, *(f"{INT8[0]}{LATE}{block}" for block in range(1, model.start + 1)), f"{INT8[1]}{LATE}{model.start}"]
 
 
@@ -117,7 +117,7 @@ def memory(name: str, budget: float, batch: int = 64) -> dict[str, float]:
 
 
 def verdicts(timings: list[Timing], rows: list[dict], peaks: dict[str, float]) -> list[dict]:
-    """Each target of the issue and what was measured; null where it takes a GPU or photos that are not there."""
+    """Each target of the issue and what was measured; null where it takes a GPU."""
     found = []
     for timing in timings:
         kind, batch = timing.conditions["engine"], timing.conditions["batch"]

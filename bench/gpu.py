@@ -19,7 +19,7 @@ from typing import Any
 
 if importlib.util.find_spec("jaxtyping") is None:  # shapes in annotations only; a bare machine can do without
     stand_in = types.ModuleType("jaxtyping")
-    for kind in ("Bool", "Float", "Int"):
+    for kind in ("Bool", "Float", "Int", "Int8"):
         setattr(stand_in, kind, type(kind, (), {"__class_getitem__": classmethod(lambda cls, item: item[0])}))
     sys.modules["jaxtyping"] = stand_in
 
@@ -81,8 +81,13 @@ def main() -> int:
     about = {"kind": "patchlife-gpu-checks", "patchlife": __version__, "tiny": args.tiny}
     about["date"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     about |= {"conditions": conditions(device), "exactness": exactness(device, args.tiny)}
-    about |= {"ceilings": ceilings(device, args.tiny), "left_out": []}
-    about["adaptive"] = adaptive_beside_fixed(device, args.tiny)
+    about |= {"ceilings": ceilings(device, args.tiny), "left_out": [], "adaptive": None}
+    write_atomic(out / "checks.json", json.dumps(about, indent=1) + "\n")  # whatever comes, this much is there
+    try:
+        about["adaptive"] = adaptive_beside_fixed(device, args.tiny)
+    except Exception as error:  # the races are worth more than this
+        about["left_out"].append(f"adaptive beside fixed: {type(error).__name__}: {error}")
+    torch.compiler.reset()
     jobs = [j for j in plan(args) if j.engine == "eager" or device.type == "cuda" or j.engine == "compile"]
     results: dict[tuple[str, str], Result] = {}
     for job in jobs:
@@ -91,7 +96,10 @@ def main() -> int:
             about["left_out"].append(f"{job.model}, {job.engine}, batch {job.batch}: {left:.0f} s were left")
             continue
         print(f"{left:4.0f} s left: {job.model}, {job.engine}, batch {job.batch}", flush=True)
-        run(job, results, out, device, args.tiny)
+        try:
+            run(job, results, out, device, args.tiny)
+        except Exception as error:
+            about["left_out"].append(f"{job.model}, {job.engine}, batch {job.batch}: {type(error).__name__}: {error}")
         torch.compiler.reset()
     about["seconds"] = round(60 * args.minutes - (deadline - time.perf_counter()))
     write_atomic(out / "checks.json", json.dumps(about, indent=1) + "\n")
@@ -213,9 +221,10 @@ def adaptive_beside_fixed(device: torch.device, tiny: bool) -> dict[str, Any]:
         peaks = {name: peak_bytes(run, device) for name, run in runs.items()}
     if device.type == "cuda":
         whole, pieces = CompiledBudgets(fixed), CompiledAdaptive(ragged)
-        whole.prepare([TARGET], images)
-        for _ in range(3):
-            pieces(images, TARGET)
+        with torch.inference_mode():  # as they are timed: graphs tell one mode from the other
+            whole.prepare([TARGET], images)
+            for _ in range(3):
+                pieces(images, TARGET)
         runs["fixed, compiled"] = partial(whole, images, TARGET)
         runs["adaptive, compiled"] = partial(pieces, images, TARGET)
     spent = {"fixed": flops(fixed).budget}
@@ -253,7 +262,7 @@ def _report(about: dict[str, Any], results: dict[tuple[str, str], Result], out: 
     for check in wrong:
         print(f"NOT exact: {check['what']}: {check['apart']:.1e} apart, {EXACT:.0e} allowed")
     print(", ".join(f"{name} {value:.1f}" for name, value in about["ceilings"].items()))
-    took = about["adaptive"]["seconds"]
+    took = (about["adaptive"] or {"seconds": {}})["seconds"]
     print("batch 64: " + ", ".join(f"{name} {1000 * spread['median']:.1f} ms" for name, spread in took.items()))
     for job in about["left_out"]:
         print(f"left out: {job}")

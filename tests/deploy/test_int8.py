@@ -7,18 +7,21 @@ import zipfile
 from dataclasses import replace
 
 import deploying
+import families
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import patchlife
 from patchlife.deploy import exporting, graph
 from patchlife.deploy.describe import describe
 from patchlife.deploy.engines import Engine
 from patchlife.deploy.exportable import exportable
-from patchlife.deploy.exporting import built, export
-from patchlife.deploy.parity import check_int8
+from patchlife.deploy.exporting import built, export, exported_graph
+from patchlife.deploy.parity import check_int8, sample_images
 from patchlife.deploy.rows import SHIFT, by_rows, rounded_weight
 from patchlife.deploy.runners import ModuleRunner, OnnxRunner, open_runner
 from patchlife.errors import ExportError, MissingExtraError
@@ -67,6 +70,25 @@ def test_late_int8_leaves_the_first_blocks(block):
     if decided_first:
         engine, images = Engine(open_runner("onnx", content), about), deploying.images(16)
         assert (engine(images.numpy()).life == model.predict(images)[1].life.numpy()).all()
+
+
+@pytest.mark.parametrize("name", ["wide", "eva02"])
+def test_every_linear_layer_after_the_first_blocks_is_rounded(name):
+    """The attention rule's, too: the exporter turns a large weight only where nobody else reads it."""
+    import onnx
+
+    wide = {**deploying.SMALL, "embed_dim": 96, "num_heads": 3}
+    vit = timm.create_model("vit_tiny_patch16_224", **wide) if name == "wide" else families.built(name)
+    model = patchlife.wrap(families.liven(vit).eval(), patchlife.LifeConfig(budget=0.85, start=2, drops=(2,)))
+    images = sample_images(2, 3, model.backbone.image_size)
+    about = describe(model, "onnx", precision="int8-dynamic")
+    module = exportable(model)
+    graph = exported_graph(module, about)
+    for block in range(model.start + 1):
+        content = built(module, replace(about, int8_from=block), images, graph)
+        rounded = [n for n in onnx.load_from_string(content).graph.node if n.op_type == "MatMulIntegerToFloat"]
+        left = [m for b in model.backbone.vit.blocks[block:] for m in b.modules() if isinstance(m, torch.nn.Linear)]
+        assert len(rounded) == len(left)
 
 
 def test_an_image_does_not_depend_on_its_batch_mates():
@@ -193,6 +215,7 @@ def test_too_little_agreement_is_refused(tmp_path, monkeypatch):
         check_int8(runner, module, deploying.images(20), 0.98)
     assert check_int8(runner, module, deploying.images(20), 0.7).agreement == 0.75
     monkeypatch.setattr(exporting, "built", lambda *_: b"")
+    monkeypatch.setattr(exporting, "exported_graph", lambda *_: None)
     monkeypatch.setattr(exporting, "open_runner", lambda *_: runner)
     with pytest.raises(ExportError, match="at least 98 %"):
         export(deploying.small(), tmp_path / "a.onnx", images=deploying.images(20), int8="dynamic")
@@ -201,7 +224,8 @@ def test_too_little_agreement_is_refused(tmp_path, monkeypatch):
 
 def test_too_little_agreement_is_tried_again_a_block_later(monkeypatch):
     asked = []
-    monkeypatch.setattr(exporting, "built", lambda module, about, calibration: asked.append(about.int8_from) or b"")
+    monkeypatch.setattr(exporting, "built", lambda module, about, *_: asked.append(about.int8_from) or b"")
+    monkeypatch.setattr(exporting, "exported_graph", lambda *_: None)
     model = deploying.small(start=2, drops=(2,), budget=0.85)
     module, images = exportable(model), deploying.images(20)
     about = describe(module.model, "onnx", precision="int8-dynamic")

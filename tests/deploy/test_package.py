@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import deploying
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from patchlife.deploy import Package, export_package, is_exported, open_engine, packaging
+from patchlife.deploy.describe import describe
+from patchlife.deploy.package import package_json
 from patchlife.errors import ConfigError, ExportError
 from patchlife.files import check_sums
 
@@ -55,6 +58,12 @@ def test_each_graph_answers_as_the_model(package):
         np.testing.assert_allclose(output.logits, logits.numpy(), atol=1e-4)
         np.testing.assert_array_equal(output.life, lives.life.numpy())
     assert whole.engine(0.6) is whole.engine(0.6)
+
+
+def test_each_graph_says_where_int8_begins():
+    about = describe(deploying.small(), "onnx", precision="int8-dynamic")
+    _, text = package_json([replace(about, budget=1.0, int8_from=0), replace(about, int8_from=1)])
+    assert [graph["int8_from"] for graph in json.loads(text)["graphs"]] == [0, 1]
 
 
 def test_each_graph_says_what_it_is(package):

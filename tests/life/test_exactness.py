@@ -10,6 +10,7 @@ from slimmed import WAYS, assert_some_die, far_apart, slim
 from torch import Tensor
 
 from patchlife import SlimModel
+from patchlife.life.heirs import Heirs, inherit
 
 SHAPES = {
     "one drop": {"drops": (2,)},
@@ -138,3 +139,21 @@ def test_autocast(way: str) -> None:
         ours, theirs = model(images), masked(model, images, plan.lives(), plan)[0]
     assert_some_die(plan.lives(), way)
     assert_close(ours.float(), theirs.float(), 0.05)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_autocast_decides_as_without(way: str) -> None:
+    """From the same tokens; and a patch that nobody leaves anything to keeps all its digits."""
+    model = slim("vit", way)
+    embedded = model.backbone.embed(photos("vit"))
+    tokens = model.before_start(embedded)
+    plain = model.decide(tokens, embedded)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = model.decide(tokens, embedded)
+        patches, heirs = torch.randn(1, 3, 8), Heirs(torch.tensor([[1]]), torch.tensor([[0.5]]))
+        after, _ = inherit(patches, torch.ones(1, 3), heirs)
+    assert torch.equal(plain.score, cast.score)
+    assert torch.equal(plain.order, cast.order)
+    if plain.heirs is not None:
+        assert all(torch.equal(a, b) for a, b in zip(plain.heirs, cast.heirs, strict=True))
+    assert torch.equal(after[:, 0], patches[:, 0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
 
 import pytest
@@ -59,10 +60,25 @@ def test_the_kernel_gets_the_bias_as_channels(row, bias, dtype):
 
 
 def test_the_kernel_is_called_as_torch_defines_it():
-    import inspect
-
     varlen = pytest.importorskip("torch.nn.attention.varlen").varlen_attn
-    inspect.signature(varlen).bind(*range(7), scale=1.0, num_splits=1)
+    taken = set(inspect.signature(varlen).parameters) & {"scale", "num_splits"}
+    inspect.signature(varlen).bind(*range(7), **dict.fromkeys(taken, 1))
+
+
+@pytest.mark.parametrize("known", [(), ("scale",), ("scale", "num_splits")])
+def test_kernels_of_older_torch_give_the_same(row, bias, known):
+    """The kernel of torch 2.10 has no scale, that of 2.11 no num_splits."""
+
+    def older(q, *others, **said):
+        assert set(said) == set(known)
+        return stand_in(q, *others, **{"scale": q.shape[-1] ** -0.5, "num_splits": 1} | said)
+
+    names = ["q", "k", "v", "cu_seq_q", "cu_seq_k", "max_q", "max_k", *known]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    older.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+    offsets = torch.tensor(OFFSETS, dtype=torch.int32)
+    found = packed.varlen_attention(packed.as_called(older), offsets, packed._longest(OFFSETS), bias, *row)
+    torch.testing.assert_close(found, packed_attention(OFFSETS, bias, row[0])(*row), atol=1e-5, rtol=1e-5)
 
 
 def test_a_cpu_never_meets_the_kernel(row, monkeypatch):

@@ -86,15 +86,17 @@ def _report(exported: Exported) -> None:
 
 def _late(about: About) -> str:
     """Where int8 begins, if that is not at the first block."""
-    return f" from block {about.int8_from} on" if about.int8_from else ""
+    return f", int8 from block {about.int8_from} on" if about.int8_from else ""
 
 
 def _report_package(package: ExportedPackage) -> None:
-    about = max(package.abouts, key=lambda about: about.int8_from)
-    made = f"{about.kind}, {about.precision}{_late(about)}, {len(package.abouts)} budgets"
+    about = package.abouts[0]
+    made = f"{about.kind}, {about.precision}, {len(package.abouts)} budgets"
     print(f"{package.path}: {made}, {package.size / 1e6:.1f} MB together")
     for about, parity in zip(package.abouts, package.parities, strict=True):
-        print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs; {parity}")
+        print(
+            f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs{_late(about)}; {parity}"
+        )
 
 
 def _report_accuracy(out: Path, budget: float, ready: ReadyModel, photos: list[Path], images: Tensor) -> None:

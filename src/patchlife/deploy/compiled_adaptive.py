@@ -79,6 +79,7 @@ class CompiledAdaptive:
                 "itself runs in adaptive mode everywhere"
             )
         self.model, self.kernel, self.backend, self.on_gpu = model, kernel, backend, weight.is_cuda
+        self.device = weight.device
         self.seconds: dict[Key, float] = {}
         self._graphs: dict[Key, Callable[..., Any]] = {}
         self._twins: dict[float, SlimModel] = {}
@@ -88,15 +89,15 @@ class CompiledAdaptive:
         self, images: Float[Tensor, "batch channels height width"], budget: float
     ) -> Float[Tensor, "batch classes"]:
         """Logits at ``budget``, which the model meets on average."""
-        if budget not in self._twins:
-            self._twins[budget] = _Twin(self.model, budget, self._run_stage)
-        twin = self._twins[budget]
+        twin = self._twins.get(budget)
+        if twin is None or twin.calibration is not self.model.calibration:
+            twin = self._twins[budget] = _Twin(self.model, budget, self._run_stage)
         if self.on_gpu:
             torch.compiler.cudagraph_mark_step_begin()
         size = (images.shape[-2], images.shape[-1])
         key = (f"blocks 0 to {twin.start - 1}", len(images), *size)
         tokens, rope = self._graph(key, lambda: _Opening(twin))(images)
-        return twin.resume(tokens, Embedded(tokens, rope, self.model.backbone.grid_of(images), size)).clone()
+        return twin.resume(tokens, Embedded(tokens, rope, self.model.backbone.grid_of(images), size))
 
     def _run_stage(
         self, longest: int, backbone: Backbone, stage: Stage, x: Tensor, bias: Tensor | None, tables: list[Tensor]
@@ -120,7 +121,7 @@ class CompiledAdaptive:
         started = time.perf_counter()
         result = self._graphs[key](*inputs)
         if self.on_gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
         self.seconds[key] = time.perf_counter() - started
         return result
 

@@ -29,6 +29,7 @@ from .graph import (
     to_openvino,
     to_torch,
     torch_bytes,
+    with_plain_weights,
 )
 from .parity import Parity, check_decision, check_int8, check_outputs, hard_cases, sample_images
 from .runners import open_runner
@@ -127,16 +128,18 @@ def check_request(format: Format, int8: Int8, images: Tensor | None, calibration
 def proved(module: Exportable, about: About, images: Tensor, calibration: Tensor) -> tuple[bytes, About, Parity]:
     """(the content of the file, what it says about itself, how close it comes to the model).
 
-    int8 takes every block or, while too few images agree, one block less at the front, until it begins at the decision:
-    rounding before that changes which patches die, and with them the class of a photo or two in a hundred, and those
-    blocks run on all patches, so each of them that stays in float costs speed.
+    Dynamic int8 takes every block or, while too few images agree, one block less at the front, until it begins at the
+    decision: rounding before that changes which patches die, and with them the class of a photo or two in a hundred.
+    Those blocks run on all patches, so each of them that stays in float costs speed. Static int8, which takes long to
+    calibrate, tries the first and the last of these.
 
     Raises ExportError where it does not come close enough.
     """
-    first = range(1 if about.precision == "fp32" else about.start + 1)
-    forms = [replace(about, int8_from=block) for block in first]
+    blocks = {"fp32": [0], "int8-dynamic": range(about.start + 1), "int8-static": [0, about.start]}[about.precision]
+    forms = [replace(about, int8_from=block) for block in blocks]
+    graph = exported_graph(module, about)
     for form in forms:
-        content = built(module, form, calibration)
+        content = built(module, form, calibration, graph)
         try:
             return content, form, checked(content, module, form, images)
         except ExportError:
@@ -145,13 +148,20 @@ def proved(module: Exportable, about: About, images: Tensor, calibration: Tensor
     raise AssertionError("there is no form to export")
 
 
-def built(module: Exportable, about: About, calibration: Tensor) -> bytes:
-    """The content of the file."""
+def exported_graph(module: Exportable, about: About) -> Any:
+    """``module`` as torch or ONNX writes it down, before anything is done to it."""
     backbone = module.model.backbone
     inputs = {"images": sample_images(2, backbone.channels, backbone.image_size)}
+    return to_torch(module, inputs) if about.kind == "torch" else to_onnx(module, inputs, about.outputs)
+
+
+def built(module: Exportable, about: About, calibration: Tensor, graph: Any = None) -> bytes:
+    """The content of the file; ``graph`` is `exported_graph`'s, if it is there already."""
+    model = exported_graph(module, about) if graph is None else graph
     if about.kind == "torch":
-        return torch_bytes(to_torch(module, inputs), about.to_json())
-    model = to_onnx(module, inputs, about.outputs)
+        return torch_bytes(model, about.to_json())
+    if about.precision != "fp32":
+        model = with_plain_weights(model)
     floating = decision_nodes(model) + nodes_before(model, about.int8_from)
     if about.kind == "openvino":
         return _openvino(model, floating, about, calibration)

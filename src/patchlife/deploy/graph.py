@@ -30,6 +30,7 @@ __all__ = [
     "to_openvino",
     "to_torch",
     "torch_bytes",
+    "with_plain_weights",
 ]
 
 _LIMIT = 2**31  # of a protobuf message, in bytes
@@ -74,6 +75,26 @@ def described(model: Any, about: str) -> bytes:
     if model.ByteSize() >= _LIMIT:
         raise _too_large()
     return model.SerializeToString()
+
+
+def with_plain_weights(model: Any) -> Any:
+    """A copy in which no product's weight is a constant that is turned on the way: int8 takes plain constants only.
+
+    The exporter leaves a weight as it is where somebody else reads it, too, as the attention rule does.
+    """
+    import onnx
+
+    model = _copy(model)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    turns = {n.output[0]: n for n in model.graph.node if n.op_type == "Transpose" and n.input[0] in weights}
+    for node in model.graph.node:
+        turn = turns.get(node.input[1]) if node.op_type == "MatMul" else None
+        if turn is not None:
+            order = next((list(a.ints) for a in turn.attribute if a.name == "perm"), None)
+            weight = onnx.numpy_helper.to_array(weights[turn.input[0]]).transpose(order)
+            node.input[1] = f"{node.name}_weight"
+            model.graph.initializer.append(onnx.numpy_helper.from_array(weight.copy(), node.input[1]))
+    return model
 
 
 def decision_nodes(model: Any) -> list[str]:

@@ -19,7 +19,7 @@ from .sharing import WEIGHTS
 
 __all__ = ["Package", "graph_name", "package_json"]
 
-_OWN = ("budget", "config", "start", "survivors", "flops")
+_OWN = ("budget", "config", "start", "survivors", "flops", "int8_from")
 """What differs from graph to graph."""
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .likeness import Likeness, cosines
+from .plan import longest_first
 
 __all__ = ["added_coverage", "running_max"]
 
@@ -25,7 +26,7 @@ def added_coverage(
     sky is covered by few patches. ``kin`` has unit rows; unlike patches (cosine below 0) do not speak for each
     other.
     """
-    order = importance.argsort(dim=1, descending=True)
+    _, order = longest_first(importance)
     image = torch.arange(order.shape[0], device=order.device)[:, None]
     cosine = cosines(kin[image, order])
     weight = importance[image, order].to(cosine.dtype)

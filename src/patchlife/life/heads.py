@@ -68,7 +68,7 @@ class AttentionRule(LifeHead):
     other as their tokens do.
     """
 
-    kind = "attention-rule"
+    kind = "attention-coverage"  # a new name whenever scores change, for calibrations are of scores
 
     def forward(
         self,

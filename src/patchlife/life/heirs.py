@@ -9,6 +9,7 @@ ToMe's (Bolya et al., ICLR 2023, arXiv 2210.09461); deciding it once, along live
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ BIAS = 0.75
 """Share of log size: a whole share would count merged patches as if each still asked for itself, none would
 ignore them. Three quarters measured best on a frozen ViT-Tiny (recipes/NOTES.md)."""
 
-__all__ = ["Heirs", "adaptive_heirs", "fixed_heirs", "inherit", "key_bias", "log_size", "one_each"]
+__all__ = ["Heirs", "adaptive_heirs", "fixed_heirs", "inherit", "key_bias", "log_size", "one_each", "without_autocast"]
 
 
 class Heirs(NamedTuple):
@@ -91,8 +92,15 @@ def inherit(
     takes = (heirs.rank[:, None, :] == torch.arange(after, device=size.device)[:, None]) * left[:, None, :]
     grown = size[:, :after] + takes.sum(dim=2)
     own = patches[:, :after] * size[:, :after, None].to(patches.dtype)
-    mass = torch.baddbmm(own, takes.to(patches.dtype), patches[:, after:])
+    with without_autocast(own):
+        mass = torch.baddbmm(own, takes.to(patches.dtype), patches[:, after:])
     return mass / grown[..., None].to(mass.dtype), grown
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """What is decided and averaged keeps its digits where autocast is on; elsewhere nothing is changed or traced."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def one_each(shape: tuple[int, ...], like: Tensor) -> Float[Tensor, "*shape"]:

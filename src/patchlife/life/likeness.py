@@ -29,7 +29,7 @@ class Likeness(NamedTuple):
 
     def ordered(self, order: Int[Tensor, "batch patches"]) -> Likeness:
         """The same, with ``place`` the places of the patches that ``order`` names: of rank 0, 1, 2, ..."""
-        return self._replace(place=self.place.gather(1, order))
+        return Likeness(self.cosine, self.place.gather(1, order))
 
     def between(self, rows: slice, columns: slice) -> Float[Tensor, "batch rows columns"]:
         """Cosines of some ranks with others, after `ordered`."""

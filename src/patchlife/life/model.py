@@ -17,7 +17,8 @@ from ..measure.flops import counted
 from .calibration import Calibration
 from .change import Change
 from .fixed import run_fixed
-from .heads import AttentionRule, LifeHead
+from .heads import AttentionRule, LifeHead, Opinion
+from .heirs import without_autocast
 from .lives import Lives
 from .plan import Plan, adaptive_plan, fixed_plan
 from .ragged import run_ragged
@@ -186,8 +187,9 @@ class SlimModel(nn.Module):
 
     def decide(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded) -> Plan:
         """The only decision ever taken, on the tokens that enter block ``start``."""
-        opinion = self.head(tokens, embedded.rope, self.backbone, self.start)
-        score, likeness = opinion.score, opinion.alike() if self.config.heirs else None
+        with without_autocast(tokens):
+            opinion = self._opinion(tokens, embedded)
+            score, likeness = opinion.score, opinion.alike() if self.config.heirs else None
         schedule = self.schedule(embedded.image_size)
         if self.config.mode == "fixed":
             return fixed_plan(score, likeness, schedule, embedded.grid)
@@ -208,7 +210,14 @@ class SlimModel(nn.Module):
     def _score(self, images: Tensor) -> Tensor:
         """What the head says about every patch, before anything is decided or cleaned."""
         embedded = self.backbone.embed(images)
-        return self.head(self.before_start(embedded), embedded.rope, self.backbone, self.start).score
+        tokens = self.before_start(embedded)
+        with without_autocast(tokens):
+            return self._opinion(tokens, embedded).score
+
+    def _opinion(self, tokens: Tensor, embedded: Embedded) -> Opinion:
+        """What the head says, in the weights' own precision."""
+        tokens = tokens.to(next(self.backbone.parameters()).dtype)
+        return self.head(tokens, embedded.rope, self.backbone, self.start)
 
     def classify(self, tokens: Tensor, plan: Plan | None) -> Tensor:
         """Logits from tokens after the last block, in the order of the plan that they ran by."""

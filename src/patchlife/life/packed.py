@@ -8,6 +8,7 @@ tested on the CPU.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -74,7 +75,25 @@ def varlen_kernel(like: Tensor) -> Kernel | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # before torch 2.10
         return None
-    return varlen_attn
+    return as_called(varlen_attn)
+
+
+def as_called(kernel: Kernel) -> Kernel:
+    """``kernel`` for a caller who names a scale and num_splits; torch 2.10's knew neither, later ones one or both.
+
+    Where it knows no num_splits, an image's last digits may depend on its batch mates.
+    """
+    known = inspect.signature(kernel).parameters
+    if {"scale", "num_splits"} <= set(known):
+        return kernel
+
+    def call(q: Tensor, *others: Any, scale: float, num_splits: int) -> Tensor:
+        options = {name: value for name, value in (("scale", scale), ("num_splits", num_splits)) if name in known}
+        if "scale" not in known:  # then it divides by the root of the width that it sees
+            q = q * (scale * q.shape[-1] ** 0.5)
+        return kernel(q, *others, **options)
+
+    return call
 
 
 def varlen_attention(

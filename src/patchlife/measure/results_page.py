@@ -52,7 +52,15 @@ def page(results: Mapping[str, Result], checks: Mapping[str, dict[str, Any]]) ->
 
 def _kind(result: Result) -> tuple:
     c = result.conditions
-    return result.model, result.weights, c.get("engine"), c.get("dtype"), c.get("device"), result.photos_of
+    return (
+        result.model,
+        result.weights,
+        c.get("engine"),
+        c.get("dtype"),
+        c.get("device"),
+        result.photos_of,
+        bool(result.speed),
+    )
 
 
 def _place(result: Result) -> tuple:
