@@ -30,8 +30,8 @@ def quantised_onnx(
     Weights are rounded per channel. ``precision`` says how activations are: int8-dynamic finds each token's range anew
     in each run, int8-static takes one for all from the calibration images. ``floating`` names nodes to leave alone.
 
-    On the ViT-Tiny of timm, whose tokens differ in size tens of times, static names another class for a third of the
-    photos, and for a quarter with all blocks before the decision in float; dynamic for 3 and 1 in a hundred.
+    On the ViT-Tiny of timm, whose tokens differ in size tens of times, static names another class for three in ten
+    of the photos, with the blocks before the decision in float or not; dynamic for 2 and 1 in a hundred.
     """
     import onnx
 
