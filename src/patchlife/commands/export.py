@@ -86,7 +86,7 @@ def _report(exported: Exported) -> None:
 
 def _late(about: About) -> str:
     """Where int8 begins, if that is not at the first block."""
-    return f", int8 from block {about.int8_from} on" if about.int8_from else ""
+    return f" from block {about.int8_from} on" if about.int8_from else ""
 
 
 def _report_package(package: ExportedPackage) -> None:
@@ -94,9 +94,8 @@ def _report_package(package: ExportedPackage) -> None:
     made = f"{about.kind}, {about.precision}, {len(package.abouts)} budgets"
     print(f"{package.path}: {made}, {package.size / 1e6:.1f} MB together")
     for about, parity in zip(package.abouts, package.parities, strict=True):
-        print(
-            f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs{_late(about)}; {parity}"
-        )
+        late = f", int8{_late(about)}" if about.int8_from else ""
+        print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs{late}; {parity}")
 
 
 def _report_accuracy(out: Path, budget: float, ready: ReadyModel, photos: list[Path], images: Tensor) -> None:
