@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 from typing import Any
 
 from PIL import Image
@@ -69,7 +70,11 @@ def _draw(axes: Any, result: Result, panel: dict[str, Any]) -> None:
 
 
 def _accuracy_panels(result: Result) -> list[dict[str, Any]]:
-    """Top-1 against throughput at each batch size, at most two, and against FLOPs."""
+    """Top-1 against throughput at each batch size, at most two, and against FLOPs.
+
+    Throughput is the dense model's, over all races of a batch size, times the ratio to it: a machine's speed changes
+    from race to race, and the lines would show that instead.
+    """
     names = list(dict.fromkeys(row.method for row in result.accuracy if row.top1 is not None))
     against_flops: dict[str, list] = {name: [] for name in names}
     for row in result.accuracy:
@@ -78,10 +83,12 @@ def _accuracy_panels(result: Result) -> list[dict[str, Any]]:
     panels = []
     for batch in sorted({result.batches[0], result.batches[-1]}) if result.batches else []:
         lines: dict[str, list] = {name: [] for name in names}
-        for timed in result.speed:
+        timings = [row for row in result.speed if row.batch == batch and row.images_per_second]
+        dense = [row.images_per_second or 0 for row in timings if row.method == "dense"]
+        for timed in timings:
             judged = accuracy_of(result, timed.method, timed.target)
-            if timed.batch == batch and timed.images_per_second and judged and judged.top1 is not None:
-                lines[timed.method].append((timed.images_per_second, judged.top1))
+            if timed.ratio and judged and judged.top1 is not None:
+                lines[timed.method].append((statistics.median(dense) * timed.ratio.median, judged.top1))
         title = f"batch {batch}"
         panels.append({"x": "images per second", "y": "top-1, %", "title": title, "lines": lines})
     flops = {"x": "fraction of the dense FLOPs", "y": "top-1, %", "title": "at equal FLOPs", "lines": against_flops}
