@@ -63,3 +63,6 @@ def test_the_command_writes_and_checks(tmp_path: Path, monkeypatch: pytest.Monke
     assert main(["--check"]) == 0
     a_result().save(tmp_path / "results" / "run.json")
     assert main(["--check"]) == 1
+    assert main([]) == 0
+    assert "(images/results.png)" in (tmp_path / "docs" / "results.md").read_text("utf-8")
+    assert (tmp_path / "docs" / "images" / "results.png").read_bytes().startswith(b"\x89PNG")

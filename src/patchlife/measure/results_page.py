@@ -7,6 +7,7 @@ deleted.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from .result import Result, load_all
 from .tables import Table, advice_lines, findings, main_table, target_rows, title_of
 
 __all__ = ["main", "page"]
+
+_PICTURE = "images/results.png"
 
 _INTRODUCTION = """# Results
 
@@ -36,11 +39,9 @@ was written by us from its paper, on the same blocks; nothing here reproduces a 
 
 def page(results: Mapping[str, Result], checks: Mapping[str, dict[str, Any]]) -> str:
     """The page, from results and GPU checks by file name."""
-    parts = [_INTRODUCTION]
-    newest: dict[tuple, list[str]] = {}
-    for name, result in sorted(results.items(), key=lambda item: (str(item[1].conditions.get("date")), item[0])):
-        newest.setdefault(_kind(result), []).insert(0, name)
-    shown = sorted(newest.values(), key=lambda names: _place(results[names[0]]))
+    parts, shown = [_INTRODUCTION], _shown(results)
+    if shown and _drawn(results[shown[0][0]]):
+        parts.append(f"![Top-1 against images per second and against FLOPs, a line a method]({_PICTURE})")
     for first, *older in shown:
         parts += _section(first, results[first], older)
     if not results:
@@ -48,6 +49,18 @@ def page(results: Mapping[str, Result], checks: Mapping[str, dict[str, Any]]) ->
     parts += _gpu(checks)
     parts += _methods([results[first] for first, *_ in shown])
     return "\n\n".join(parts) + "\n"
+
+
+def _shown(results: Mapping[str, Result]) -> list[list[str]]:
+    """File names: a list a kind, in the page's order, the newest of a kind first."""
+    newest: dict[tuple, list[str]] = {}
+    for name, result in sorted(results.items(), key=lambda item: (str(item[1].conditions.get("date")), item[0])):
+        newest.setdefault(_kind(result), []).insert(0, name)
+    return sorted(newest.values(), key=lambda names: _place(results[names[0]]))
+
+
+def _drawn(result: Result) -> bool:
+    return bool(result.speed and result.accuracy)
 
 
 def _kind(result: Result) -> tuple:
@@ -141,13 +154,26 @@ def load_checks(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _draw(result: Result, path: Path) -> None:
+    from .plots import plot
+
+    content = io.BytesIO()
+    plot(result).save(content, format="png", optimize=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content.getvalue())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write the page, or with --check compare; run it in the repository."""
     words = sys.argv[1:] if argv is None else argv
     check = "--check" in words
     folder, out = Path("results"), Path("docs/results.md")
-    wanted = page(load_all(folder), load_checks(folder))
+    results = load_all(folder)
+    wanted = page(results, load_checks(folder))
     if not check:
+        shown = _shown(results)
+        if shown and _drawn(results[shown[0][0]]):
+            _draw(results[shown[0][0]], out.parent / _PICTURE)
         print(write_atomic(out, wanted))
         return 0
     if out.exists() and out.read_text("utf-8") == wanted:
