@@ -34,7 +34,7 @@ def test_a_line_for_each_photo_in_the_order_of_the_paths(patchlife, model, photo
     assert len(first["survivors"]) == 6
     assert first["survivors"][0] == 100
     assert 0.55 < first["fraction_of_dense"] <= 0.6
-    assert "7 photos, 0 failed, 0.5" in said.err
+    assert f"7 photos, 0 failed, {first['fraction_of_dense']:.3f} of the dense FLOPs" in said.err
     assert "photos/s" in said.err
 
 

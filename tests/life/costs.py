@@ -12,10 +12,9 @@ def vit_cost(dim: int, depth: int, grid: int, patch: int, classes: int, mode: st
     block = (2 * 12 * dim**2, 4 * dim)  # qkv, projection and MLP: 12 dim^2 weights; two attention products
     row = 2 * dim * dim + 2 * dim * dim + 2 * dim * tokens * (dim // 64)  # the class query, folded, and its row
     coverage = 2 * dim * patches**2 + 2 * patches**2  # all cosines, and the sum of what is covered
-    pairs = 2 * dim * patches**2 if mode == "adaptive" else 0
-    heir = 2 * (dim + dim) if mode == "fixed" else 0
+    heir = 2 * dim if mode == "fixed" else 0  # merging; whom to merge with is known from the cosines
     outer = embedding + 2 * dim * classes
-    return Cost(patches, 1, outer, row + coverage + pairs, (block,) * depth, heir)
+    return Cost(patches, 1, outer, row + coverage, (block,) * depth, heir)
 
 
 SIZES = {
