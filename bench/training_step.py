@@ -69,7 +69,7 @@ def main() -> None:
         for budget in BUDGETS:
             runs[f"{how}, budget {budget:g}"] = partial(stage2_step, *_ours(model, how, lesson, labels, budget))
     still, step = _ours(model, "full", lesson, labels, 0.6)
-    still.model.head.requires_grad_(False)
+    still.model.scorer.requires_grad_(False)
     runs["full, budget 0.6, head held still"] = partial(stage2_step, still, step)
     timing = alternate(runs, args.rounds, warmup=1, about={"model": args.model, "batch": args.batch_size})
     write_atomic(args.out, json.dumps({"patchlife": __version__, **timing.to_dict()}, indent=1) + "\n")

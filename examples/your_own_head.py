@@ -28,7 +28,7 @@ class CentreFirst(patchlife.LifeHead):
 
 def main() -> None:
     vit = timm.create_model("vit_tiny_patch16_224").eval()
-    model = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.5), head=CentreFirst())
+    model = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.5), scorer=CentreFirst())
     with torch.inference_mode():
         print(model.lives(torch.randn(1, 3, 224, 224)).map().int())
 

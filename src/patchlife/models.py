@@ -202,11 +202,11 @@ def _slimmed(vit: nn.Module, settings: LifeConfig, origin: Origin | None) -> Sli
 
 def _resettled(saved: SlimModel, settings: LifeConfig) -> SlimModel:
     """An adapter's model under other settings."""
-    model = SlimModel(saved.backbone, settings, saved.head)
+    model = SlimModel(saved.backbone, settings, saved.scorer)
     model.origin, model.change = saved.origin, saved.change
     if model.start == saved.start:
         return model.use_calibration(saved.calibration) if saved.calibration else model
-    if any(True for _ in saved.head.parameters()):
+    if any(True for _ in saved.scorer.parameters()):
         raise ConfigError(f"this adapter's head was fitted to start at block {saved.start}, got {model.start}")
     return model
 

@@ -45,7 +45,7 @@ def stand_in(tmp_path, monkeypatch):
     }
     (folder / "model.json").write_text(json.dumps(about))
     monkeypatch.setattr(models, "demo_folder", lambda: folder)
-    wrap(models.demo_backbone(), head=LifeRegressor(ARCHITECTURE["embed_dim"], 1, width=8, kin_dim=4)).save(
+    wrap(models.demo_backbone(), scorer=LifeRegressor(ARCHITECTURE["embed_dim"], 1, width=8, kin_dim=4)).save(
         folder / "adapter"
     )
     return folder
@@ -97,16 +97,16 @@ def test_lives_are_learned_unless_they_end_elsewhere(stand_in):
     def opened(**life):
         return models.open_model(ModelConfig("demo", life=life)).model
 
-    assert isinstance(opened().head, LifeRegressor)
-    assert isinstance(opened(budget=0.45, mode="fixed").head, LifeRegressor)
+    assert isinstance(opened().scorer, LifeRegressor)
+    assert isinstance(opened(budget=0.45, mode="fixed").scorer, LifeRegressor)
     later = opened(start=3, budget=0.8)
-    assert isinstance(later.head, AttentionRule)
+    assert isinstance(later.scorer, AttentionRule)
     assert later.start == 3
 
 
 def test_the_shipped_demo_has_learned_lives():
     model = models.open_model(ModelConfig("demo")).model
-    assert isinstance(model.head, LifeRegressor)
+    assert isinstance(model.scorer, LifeRegressor)
     assert model.calibration is not None
     images = torch.randn(2, 3, *model.backbone.image_size)
     assert torch.equal(model.set_budget(1.0)(images), model.backbone.vit(images))  # the backbone is untouched

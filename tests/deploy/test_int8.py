@@ -185,7 +185,7 @@ def test_the_head_is_named_by_its_scope():
 
     weight = helper.make_tensor("w", TensorProto.FLOAT, [1], [0.0])
     nodes = [
-        node("head", ["", "model.head", "model.head.patch", "linear"], "x", "w"),
+        node("head", ["", "model.scorer", "model.scorer.patch", "linear"], "x", "w"),
         node("inherit", ["", "matmul_3"], "x", "y"),
         node("qk", ["", "scaled_dot_product_attention_1"], "x", "y"),
         node("qkv", ["", "linear_4"], "x", "w"),

@@ -25,7 +25,7 @@ def judged(name: str, heirs: bool, budget: float = 0.6) -> tuple[SlimModel, torc
     with torch.no_grad():
         tokens = model.before_start(embedded)
     with torch.enable_grad():
-        opinion = model.head(tokens, embedded.rope, model.backbone, model.start)
+        opinion = model.scorer(tokens, embedded.rope, model.backbone, model.start)
     return model, tokens, embedded, opinion
 
 
@@ -50,7 +50,7 @@ def test_every_parameter_of_the_head_hears_of_the_answer() -> None:
         plan = fixed_plan(opinion.score, opinion.alike(), model.schedule(embedded.image_size), embedded.grid)
         out = run_gated(model.backbone, tokens, embedded.rope, plan, opinion.kin, keep_dead=False)
         model.classify(out, plan).square().sum().backward()
-    silent = [name for name, p in model.head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    silent = [name for name, p in model.scorer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent in ([], ["importance.bias"])  # one number for all patches changes nobody's place
 
 

@@ -204,10 +204,10 @@ def test_stage_two_goes_on_from_a_learned_head(tmp_path: Path) -> None:
         LearnConfig(**{**QUICK.__dict__, "epochs": 0, "finetune": "adapter", "cache": tmp_path / "head.work/cache"}),
         accelerator_for("cpu"),
     ).model
-    for a, b, c in zip(*(m.head.parameters() for m in (head, loaded, both)), strict=True):
+    for a, b, c in zip(*(m.scorer.parameters() for m in (head, loaded, both)), strict=True):
         assert torch.equal(a, b)  # what was given stays as it was
         assert (c - a).abs().max() < 0.05  # what comes out began there
-    assert not torch.equal(head.head.patch.weight, both.head.patch.weight)  # and learned on, with the blocks
+    assert not torch.equal(head.scorer.patch.weight, both.scorer.patch.weight)  # and learned on, with the blocks
     with pytest.raises(ConfigError, match="dense teacher is gone"):
         fit(both, photos, PREPROCESS, tmp_path / "third", QUICK, accelerator_for("cpu"))
     with pytest.raises(ConfigError, match="no learned head"):
@@ -218,7 +218,7 @@ def test_the_model_of_a_fit_can_be_fitted_again(tmp_path: Path) -> None:
     photos = some_photos(tmp_path / "photos")
     once = run(tmp_path / "once", photos)
     twice = fit(once, photos, PREPROCESS, tmp_path / "twice", QUICK, accelerator_for("cpu")).model
-    assert not torch.equal(once.head.patch.weight, twice.head.patch.weight)
+    assert not torch.equal(once.scorer.patch.weight, twice.scorer.patch.weight)
 
 
 def test_a_learned_head_can_be_kept_as_it_is(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_learned_head_can_be_kept_as_it_is(tmp_path: Path) -> None:
     once = run(tmp_path / "once", photos)
     config = LearnConfig(**{**QUICK.__dict__, "epochs": 0})
     kept = fit(once, photos, PREPROCESS, tmp_path / "kept", config, accelerator_for("cpu")).model
-    assert torch.equal(once.head.patch.weight, kept.head.patch.weight)
+    assert torch.equal(once.scorer.patch.weight, kept.scorer.patch.weight)
     assert (work_folder(tmp_path / "kept") / "report.html").is_file()
 
 

@@ -22,7 +22,7 @@ def saved(tmp_path):
     """A calibrated model with a learned head, and the folder of its adapter."""
     vit = families.built("vit")
     torch.manual_seed(0)
-    model = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.55), head=LifeRegressor(48, 1))
+    model = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.55), scorer=LifeRegressor(48, 1))
     model.calibrate([families.photos("vit", 8, seed=2)])
     return model, model.save(tmp_path / "adapter")
 
@@ -114,7 +114,7 @@ def test_an_adapter_for_other_weights_says_so(saved):
 def test_other_precision_is_the_same_backbone(saved):
     _, folder = saved
     half = families.fresh("vit").bfloat16()
-    assert patchlife.load(folder, half).head.norm.weight.dtype == torch.float32
+    assert patchlife.load(folder, half).scorer.norm.weight.dtype == torch.float32
 
 
 def test_a_newer_format_asks_for_an_upgrade(saved):

@@ -108,10 +108,10 @@ def test_the_rule_adds_no_weights(name: str) -> None:
     vit = built(name)
     model = slim(name)
     assert {id(p) for p in model.parameters()} == {id(p) for p in vit.parameters()}
-    assert not list(model.head.parameters())
+    assert not list(model.scorer.parameters())
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_wrapping_keeps_the_mode_the_backbone_is_in(training: bool) -> None:
     model = wrap(fresh("vit").train(training))
-    assert model.training == model.backbone.training == model.head.training == training
+    assert model.training == model.backbone.training == model.scorer.training == training

@@ -94,9 +94,9 @@ def model_with(score: torch.Tensor, way: str, calibration: torch.Tensor | None =
     config = LifeConfig(budget=0.7, start=START, **WAYS[way])
     model = wrap(built("vit"), config, GivenScores(score))
     if config.mode == "adaptive":
-        given, model.head.score = model.head.score, score if calibration is None else calibration
-        model.calibrate([photos("vit", len(model.head.score))])
-        model.head.score = given
+        given, model.scorer.score = model.scorer.score, score if calibration is None else calibration
+        model.calibrate([photos("vit", len(model.scorer.score))])
+        model.scorer.score = given
     return model
 
 

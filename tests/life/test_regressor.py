@@ -92,12 +92,12 @@ def test_heirs_follow_the_learned_kinship() -> None:
     plan = model.plan(images)
     embedded = model.backbone.embed(images)
     tokens = model.before_start(embedded)
-    kin = model.head.regress(tokens)[1][0][plan.order[0]]
+    kin = model.scorer.regress(tokens)[1][0][plan.order[0]]
     assert torch.equal(plan.heirs.rank[0, 12:], (kin[12:] @ kin[:12].T).argmax(dim=1))
 
 
 def test_its_adapter_comes_back(tmp_path: Path) -> None:
     model, images = learned("vit", "adaptive"), photos("vit")
     loaded = patchlife.load(model.save(tmp_path / "adapter"), built("vit"))
-    assert isinstance(loaded.head, LifeRegressor)
+    assert isinstance(loaded.scorer, LifeRegressor)
     assert torch.equal(loaded(images), model(images))

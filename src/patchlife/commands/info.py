@@ -42,7 +42,7 @@ def describe(ready: ReadyModel) -> dict[str, Any]:
         "prefix_tokens": backbone.prefix,
         "depth": backbone.depth,
         "settings": model.config.to_dict(),
-        "head": model.head.kind,
+        "head": model.scorer.kind,
         "start": schedule.start,
         "drops": list(schedule.drops),
         "survivors": list(schedule.survivors),

@@ -82,7 +82,7 @@ class CompiledBudgets:
                 self(images, budget)
 
     def _compiled(self, budget: float) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        twin = SlimModel(self.model.backbone, self.model.config.replace(budget=budget), self.model.head)
+        twin = SlimModel(self.model.backbone, self.model.config.replace(budget=budget), self.model.scorer)
         options: dict[str, Any] = {"mode": "reduce-overhead"} if self.on_gpu else {}
         return compiled_alone(Exportable(twin, lives=False), backend=self.backend, dynamic=False, **options)
 

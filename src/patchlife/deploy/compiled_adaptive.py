@@ -131,7 +131,7 @@ class _Twin(SlimModel):
 
     def __init__(self, model: SlimModel, budget: float, run: Callable[..., Tensor]) -> None:
         assert model.calibration is not None
-        super().__init__(model.backbone, model.config.replace(budget=budget), model.head)
+        super().__init__(model.backbone, model.config.replace(budget=budget), model.scorer)
         self.use_calibration(model.calibration)
         self.run = run
 

@@ -37,7 +37,7 @@ _LIMIT = 2**31  # of a protobuf message, in bytes
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 # torch's exporter names nodes after modules; int8 finds the life head by this one (see `Exportable`)
-HEAD = "model.head"
+HEAD = "model.scorer"
 
 
 def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> Any:

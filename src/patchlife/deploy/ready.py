@@ -128,7 +128,7 @@ def with_engine(ready: ReadyModel, engine: str, device: Device) -> ReadyModel:
     def open_at(budget: float) -> Engine:
         slim = model
         if budget != model.config.budget:
-            slim = SlimModel(model.backbone, model.config.replace(budget=budget), model.head).eval()
+            slim = SlimModel(model.backbone, model.config.replace(budget=budget), model.scorer).eval()
         if engine == "compile":
             return eager_engine(slim, compiled=True)
         return cached_engine(slim, cast(Format, engine), ready.labels, ready.preprocess)

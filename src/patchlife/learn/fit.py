@@ -102,7 +102,7 @@ def fit(
         train(Regression(head), cache, course, work_folder(out), accelerator, watch, config.tensorboard)
     if config.finetune != "none":
         model = _slimmed(model, cache, config, work_folder(out), accelerator, watch)
-    model.head.eval().requires_grad_(False)  # the backbone is the caller's: its flags stay as they are
+    model.scorer.eval().requires_grad_(False)  # the backbone is the caller's: its flags stay as they are
     model.use_calibration(_calibration(model, cache))
     model.origin = origin
     summary = {
@@ -153,9 +153,9 @@ def _beginning(model: SlimModel, config: LearnConfig) -> tuple[SlimModel, LifeRe
         )
     backbone, settings = model.backbone, model.config.replace(mode="fixed")
     if config.finetune != "none":  # an error now is better than one at the step that first draws it
-        SlimModel(backbone, settings.replace(budget=config.lowest_budget), model.head)
-    if isinstance(model.head, LifeRegressor):
-        head = copy.deepcopy(model.head).requires_grad_(True)  # what an earlier fit returned is frozen
+        SlimModel(backbone, settings.replace(budget=config.lowest_budget), model.scorer)
+    if isinstance(model.scorer, LifeRegressor):
+        head = copy.deepcopy(model.scorer).requires_grad_(True)  # what an earlier fit returned is frozen
         return SlimModel(backbone, settings, head), head
     if not config.epochs:
         raise ConfigError("epochs 0 skips stage 1, but this model has no learned head to go on with")
@@ -252,7 +252,7 @@ def _slimmed(
     stage = Slimming(student, config.lowest_budget, config.label_weight)
     train(stage, cache, course, folder, accelerator, watch, config.tensorboard)
     change = change_of(student.backbone.vit, teacher)
-    result = SlimModel(adapt(merged(teacher, change)), model.config, model.head)
+    result = SlimModel(adapt(merged(teacher, change)), model.config, model.scorer)
     result.change = Change(change, signature(model.backbone))
     return result
 
@@ -262,10 +262,12 @@ def student_of(model: SlimModel, config: LearnConfig) -> SlimModel:
 
     The head is ``model``'s own. With ``finetune="adapter"`` linear layers get a change of low rank.
     """
-    student = SlimModel(adapt(copy.deepcopy(model.backbone.vit)), model.config, model.head).eval().requires_grad_(False)
+    student = (
+        SlimModel(adapt(copy.deepcopy(model.backbone.vit)), model.config, model.scorer).eval().requires_grad_(False)
+    )
     backbone = student.backbone
     late = [backbone.vit.blocks[index] for index in range(student.start, backbone.depth)]
-    for module in (*late, backbone.vit.norm, student.head):
+    for module in (*late, backbone.vit.norm, student.scorer):
         module.requires_grad_(True)
     if config.finetune == "adapter":
         with torch.random.fork_rng():
@@ -281,7 +283,7 @@ def _calibration(model: SlimModel, cache: LessonCache) -> Calibration:
 
 @torch.no_grad()
 def _scores(model: SlimModel, cache: LessonCache, rows: int) -> Iterator[torch.Tensor]:
-    device = next(model.head.parameters()).device
+    device = next(model.scorer.parameters()).device
     for begin in range(0, rows, 32):
         tokens = cache.lessons(range(begin, min(begin + 32, rows))).tokens.to(device)
-        yield model.head(tokens, None, model.backbone, model.start).score
+        yield model.scorer(tokens, None, model.backbone, model.start).score

@@ -23,11 +23,11 @@ class Regression(Stage):
 
     def __init__(self, head: LifeRegressor) -> None:
         super().__init__()
-        self.head = head
+        self.scorer = head
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
         """Loss of the importance and of the similarities, in equal parts."""
-        importance, kin = self.head.regress(step.lesson.tokens)
+        importance, kin = self.scorer.regress(step.lesson.tokens)
         worth = worth_loss(importance, step.lesson.worth)
         kinship = kinship_loss(kin, step.lesson.kin)
         return worth + kinship, {"worth": worth.item(), "kinship": kinship.item()}
@@ -49,8 +49,8 @@ class Slimming(Stage):
         super().__init__()
         self.model = model
         self.lowest_budget, self.label_weight = lowest_budget, label_weight
-        assert isinstance(model.head, LifeRegressor)
-        self._regression = Regression(model.head)
+        assert isinstance(model.scorer, LifeRegressor)
+        self._regression = Regression(model.scorer)
         with torch.no_grad():
             self._embedded = model.backbone.embed(model.backbone.blank())
 
@@ -65,7 +65,7 @@ class Slimming(Stage):
 
     def pace(self, name: str) -> float:
         """The head has learned already; it goes on gently."""
-        return _HEAD_PACE if ".head." in f".{name}" else 1.0
+        return _HEAD_PACE if ".scorer." in f".{name}" else 1.0
 
     def _answer(self, tokens: Tensor) -> Tensor:
         """Logits of the student from tokens that enter the start block."""
@@ -74,7 +74,7 @@ class Slimming(Stage):
         if not schedule.drops:
             return model.resume(tokens, embedded)
         with torch.autocast(tokens.device.type, enabled=False):  # who dies is decided as at inference
-            opinion = model.head(tokens.float(), embedded.rope, backbone, model.start)
+            opinion = model.scorer(tokens.float(), embedded.rope, backbone, model.start)
             likeness = opinion.alike() if model.config.heirs else None
             plan = fixed_plan(opinion.score, likeness, schedule, embedded.grid)
         out = run_gated(backbone, tokens, embedded.rope, plan, opinion.kin, keep_dead=not backbone.reads_class)

@@ -42,7 +42,7 @@ def save(model: SlimModel, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and not (folder / _JSON).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise AdapterError(f"{folder} exists and is not a patchlife adapter; it was left alone, choose another folder")
-    tensors = {f"head.{k}": v for k, v in model.head.state_dict().items()}
+    tensors = {f"head.{k}": v for k, v in model.scorer.state_dict().items()}
     if model.calibration is not None:
         tensors |= {f"calibration.{k}": v for k, v in model.calibration.tensors().items()}
     if model.change is not None:
@@ -51,7 +51,7 @@ def save(model: SlimModel, folder: str | Path) -> Path:
         "format": FORMAT,
         "patchlife": __version__,
         "config": model.config.to_dict() | {"start": model.start, "drops": list(model.drops)},
-        "head": {"kind": model.head.kind, "settings": model.head.settings()},
+        "head": {"kind": model.scorer.kind, "settings": model.scorer.settings()},
         "calibration_images": model.calibration.images if model.calibration else 0,
         "backbone": model.change.base if model.change else signature(model.backbone),
         "origin": model.origin.to_dict() if model.origin else None,

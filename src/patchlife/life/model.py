@@ -34,19 +34,19 @@ class SlimModel(nn.Module):
 
     Attributes:
         backbone: the wrapped model's parts; ``backbone.vit`` is the model itself.
-        head: what decides; see `heads.py`.
+        scorer: what decides; see `heads.py`.
         config: budget, mode, drop points. Change it with `set_budget` and `set_mode`.
         calibration: adaptive mode's thresholds, None before `calibrate`.
         origin: where the backbone came from, if known.
         change: what was learned about the backbone's own weights, already merged; None for an untouched backbone.
     """
 
-    def __init__(self, backbone: Backbone, config: LifeConfig, head: LifeHead | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: LifeConfig, scorer: LifeHead | None = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = head or AttentionRule()
+        self.scorer = scorer or AttentionRule()
         self.training = backbone.training
-        self.head.train(backbone.training)
+        self.scorer.train(backbone.training)
         self.calibration: Calibration | None = None
         self.origin: Origin | None = None
         self.change: Change | None = None
@@ -145,7 +145,7 @@ class SlimModel(nn.Module):
         key = (size, config.mode, config.heirs)
         if key not in self._costs:
             embedded = bb.embed(bb.blank(size))
-            head, opinion = counted(self.head, embedded.tokens, embedded.rope, bb, self.start)
+            head, opinion = counted(self.scorer, embedded.tokens, embedded.rope, bb, self.start)
             patches, kin_dim = opinion.kin.shape[1:]
             if config.heirs and opinion.likeness is None:
                 head += 2 * kin_dim * patches**2
@@ -217,7 +217,7 @@ class SlimModel(nn.Module):
     def _opinion(self, tokens: Tensor, embedded: Embedded) -> Opinion:
         """What the head says, in the weights' own precision."""
         tokens = tokens.to(next(self.backbone.parameters()).dtype)
-        return self.head(tokens, embedded.rope, self.backbone, self.start)
+        return self.scorer(tokens, embedded.rope, self.backbone, self.start)
 
     def classify(self, tokens: Tensor, plan: Plan | None) -> Tensor:
         """Logits from tokens after the last block, in the order of the plan that they ran by."""
@@ -259,16 +259,16 @@ def _restore(tokens: Tensor, plan: Plan, prefix: int) -> Tensor:
     return torch.cat((tokens[:, :prefix], tokens[image, prefix + rank]), dim=1)
 
 
-def wrap(vit: nn.Module, config: LifeConfig | None = None, head: LifeHead | None = None) -> SlimModel:
+def wrap(vit: nn.Module, config: LifeConfig | None = None, scorer: LifeHead | None = None) -> SlimModel:
     """Slim a timm Vision Transformer; works at once, nothing is trained.
 
     Args:
         vit: the backbone; shared, not changed.
         config: budget and mode; the default is 0.6 of the FLOPs, fixed.
-        head: who decides; by default the training-free `AttentionRule`.
+        scorer: who decides; by default the training-free `AttentionRule`.
 
     Raises:
         UnsupportedModelError: patches of this model cannot be dropped exactly.
         ConfigError: the settings do not fit the model, or the budget is out of its reach.
     """
-    return SlimModel(adapt(vit), config or LifeConfig(), head)
+    return SlimModel(adapt(vit), config or LifeConfig(), scorer)

@@ -124,7 +124,7 @@ def scheduled(model: SlimModel, target: float, key: Key) -> SlimModel:
     """``model`` with another schedule: the same backbone and head, in fixed mode."""
     start, drops = key
     settings = model.config.replace(budget=target, mode="fixed", start=start, drops=drops)
-    return SlimModel(model.backbone, settings, model.head).eval()
+    return SlimModel(model.backbone, settings, model.scorer).eval()
 
 
 def fastest(times: BlockTimes, model: SlimModel, target: float) -> list[Key]:
@@ -133,7 +133,7 @@ def fastest(times: BlockTimes, model: SlimModel, target: float) -> list[Key]:
     A learned head knows the tokens of its own start block only, so with one no other start is tried.
     """
     cost, depth, own = model.cost(), model.backbone.depth, (model.start, model.drops)
-    learned = next(model.head.parameters(), None) is not None
+    learned = next(model.scorer.parameters(), None) is not None
     predicted: dict[Key, float] = {}
     for start, drops in [*candidates(depth), own]:
         if learned and start != model.start:

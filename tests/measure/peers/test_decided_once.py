@@ -37,7 +37,7 @@ def test_limit_runs_the_first_patches_of_the_grid() -> None:
 
 def test_ours_is_the_library_with_its_own_rule() -> None:
     model = METHODS["ours-fixed"].build(backbone(), 0.65, images()).model
-    assert isinstance(model.head, AttentionRule)
+    assert isinstance(model.scorer, AttentionRule)
     assert model.config.heirs
     assert not METHODS["ours-slices"].build(backbone(), 0.65, images()).model.config.heirs
     assert METHODS["ours-adaptive"].build(backbone(), 0.65, images()).model.config.mode == "adaptive"

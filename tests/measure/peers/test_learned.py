@@ -28,7 +28,7 @@ def test_an_adapter_meets_the_target_with_its_own_head(adapter: Path, mode: str)
     bb = backbone()
     method = learned(adapter, mode)
     peer = method.build(bb, 0.65, images())
-    assert isinstance(peer.model.head, LifeRegressor)
+    assert isinstance(peer.model.scorer, LifeRegressor)
     assert peer.model.config.mode == mode
     assert peer.backbone.vit is bb.vit
     assert peer.flops(images()) / dense_flops(bb, images()) == pytest.approx(0.65, abs=0.05)
