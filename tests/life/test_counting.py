@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from patchlife import LifeConfig, SlimModel, flops
 from patchlife.backbones import adapt
 from patchlife.life.calibration import Calibration
-from patchlife.measure.flops import counted
+from patchlife.flop_counter import counted
 
 WITHIN = 0.005
 

@@ -9,7 +9,7 @@ import patchlife
 from patchlife.life.heirs import Heirs, adaptive_heirs, fixed_heirs, inherit
 from patchlife.life.likeness import Likeness
 from patchlife.life.schedule import Schedule
-from patchlife.measure.flops import counted
+from patchlife.flop_counter import counted
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from patchlife import LifeConfig, wrap
 from patchlife.errors import ConfigError
-from patchlife.measure.flops import counted
+from patchlife.flop_counter import counted
 
 
 def gradients(vit: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:

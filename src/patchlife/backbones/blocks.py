@@ -1,10 +1,10 @@
 """timm's transformer blocks, opened up just enough to hand the attention to somebody else.
 
-Fixed mode calls a block as it is. Three things cannot: ragged batches (attention per image inside packed
-tokens), a bias on the keys (heirs), and the life rule (which looks at queries, keys and values). For these,
-`run_block` walks through the block's own modules in the block's own order and leaves only the attention
-itself to the caller. `check_block` compares the two walks when a model is wrapped, so a timm release that
-changes a block is refused by name instead of being silently wrong.
+Fixed mode calls a block as it is. Two things cannot: adaptive batches (attention per image inside packed tokens) and
+the scorer (which looks at queries and keys before the block runs). For adaptive batches `run_block` calls the block's
+own modules in the block's own order and leaves only the attention itself to the caller. `check_block` compares the
+two ways when a model is wrapped, so a timm release that changes a block is refused by name instead of being silently
+wrong. The scorer reads the block's projections through `attached.without_hooks`.
 
 Blocks are `Any` here: timm's attributes are private, and types would only pretend to know them.
 
@@ -14,8 +14,7 @@ or nothing at all.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +26,8 @@ from timm.models.vision_transformer import Block, ParallelScalingBlock, Parallel
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
+from .attached import attachments, gathered, is_plain_linear, original, without_hooks
+from .skeleton import linear_layers, randomised, skeleton
 
 __all__ = [
     "BLOCK_TYPES",
@@ -34,6 +35,7 @@ __all__ = [
     "Projected",
     "block_flops",
     "check_block",
+    "check_openable",
     "class_row",
     "head_dim",
     "identity_prefix",
@@ -45,6 +47,9 @@ __all__ = [
 Heads = Float[Tensor, "*batch tokens heads head_dim"]
 Attend = Callable[[Heads, Heads, Heads], Heads]
 """What a caller supplies: queries, keys and values in, attended values out."""
+
+Call = Callable[[nn.Module, Tensor], Tensor]
+"""How a module is applied: called as usual, or without its hooks."""
 
 ATTENTION_TYPES = (Attention, EvaAttention, AttentionRope)
 
@@ -72,51 +77,93 @@ def run_block(block: Any, x: Tensor, attend: Attend, rope: Tensor | None = None)
     return _RUN[type(block)](block, x, attend, rope)
 
 
+def check_openable(block: Any, index: int) -> None:
+    """Raise UnsupportedModelError where `run_block` would pass over something that is attached to ``block``.
+
+    `run_block` does not call the block as a whole, nor its attention: what is attached to these would be lost.
+    """
+    inside = getattr(block, "_modules", {})
+    for name, module in [("", block), ("attn", inside.get("attn")), *_branches(inside.get("attns"))]:
+        found = attachments(module) if module is not None else ""
+        if "_hf_hook" in block.__dict__ and block._parameters:
+            found = "weight offloading"
+        if found:
+            where = f"blocks.{index}" + (f".{name}" if name else "")
+            raise UnsupportedModelError(
+                f"adaptive mode runs the modules inside {where} one by one, so {found} on {where} would have no effect; "
+                "remove it, attach it to a module inside (qkv, proj, mlp, norm1, ...), or use fixed mode, which calls "
+                "whole blocks"
+            )
+
+
+def _branches(attentions: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules of parallel attentions that `run_block` does not call as wholes."""
+    for index, branch in enumerate(attentions.children() if attentions is not None else ()):
+        yield f"attns.{index}", branch
+        yield f"attns.{index}.attn", branch.attn  # type: ignore[misc]
+
+
 def project(block: Any, x: Tensor, rope: Tensor | None = None) -> Projected:
-    """Queries, keys and values that ``block`` would compute for ``x`` (parallel attentions: the first one)."""
-    if isinstance(block, ParallelScalingBlock):
-        return _split_parallel(block, block.in_proj(block.in_norm(x)))[1]
-    attn, y = _entrance(block, x)
-    return _project(attn, y, rope)
+    """Queries, keys and values that ``block`` would compute for ``x`` (parallel attentions: the first one).
+
+    For whoever looks at a block before it runs: hooks on the block's modules do not fire.
+    """
+    block = original(block)
+    with gathered(block):
+        if isinstance(block, ParallelScalingBlock):
+            y = without_hooks(block.in_proj, without_hooks(block.in_norm, x))
+            return _split_parallel(block, y, without_hooks)[1]
+        attn, y = _entrance(block, x)
+        return _project(attn, y, rope, without_hooks)
 
 
 def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> Float[Tensor, "batch heads tokens"]:
-    """What the class token asks of ``block``: its row of attention logits.
+    """The attention logits of the class token's query in ``block``. Hooks on the block's modules do not fire.
 
     Without rotations and key norms the query meets the key *weights* first, ``(q W_k) y`` for ``q (W_k y)``: one
-    row costs a vector a head where projecting every key costs a matrix. A constant of a row (the key bias) is
-    left out, for softmax does not see it.
+    row costs a vector a head where projecting every key costs a matrix. The constant of a row (the key bias) is
+    left out, because softmax does not see it. Only plain linear layers are read in this way.
     """
-    attn, y = (None, x) if isinstance(block, ParallelScalingBlock) else _entrance(block, x)
-    if (
-        attn is None
-        or rope is not None
-        or not isinstance(attn.k_norm, nn.Identity)
-        or _kv_heads(attn) != attn.num_heads
-    ):
+    block = original(block)
+    if rope is not None or isinstance(block, ParallelScalingBlock) or not _keys_can_wait(block):
         q, k, _ = project(block, x, rope)
         return torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k)
-    (w_q, b_q), (w_k, _), _ = _weights(attn)
-    q = attn.q_norm(F.linear(y[:, 0], w_q, b_q).unflatten(-1, (attn.num_heads, -1))) * head_dim(attn) ** -0.5
-    return torch.einsum("bhd,hdc->bhc", q, w_k.unflatten(0, (attn.num_heads, -1))) @ y.transpose(1, 2)
+    with gathered(block):
+        attn, y = _entrance(block, x)
+        (w_q, b_q), (w_k, _), _ = _weights(attn)
+        q = without_hooks(attn.q_norm, F.linear(y[:, 0], w_q, b_q).unflatten(-1, (attn.num_heads, -1)))
+        q = q * head_dim(attn) ** -0.5
+        return torch.einsum("bhd,hdc->bhc", q, w_k.unflatten(0, (attn.num_heads, -1))) @ y.transpose(1, 2)
+
+
+def _keys_can_wait(block: Any) -> bool:
+    """Whether a query may meet the key weights instead of the keys, and the weights may be read."""
+    attn = block.attns[0].attn if isinstance(block, ParallelThingsBlock) else block.attn
+    layers = [attn.qkv] if attn.qkv is not None else [attn.q_proj, attn.k_proj]
+    return (
+        type(attn.k_norm) is nn.Identity
+        and _kv_heads(attn) == attn.num_heads
+        and all(is_plain_linear(layer) for layer in layers)
+    )
 
 
 def _entrance(block: Any, x: Tensor) -> tuple[Any, Tensor]:
     """A block's (first) attention and what that attention is given for ``x``."""
     kind = type(block)
     if kind is ParallelThingsBlock:
-        return block.attns[0].attn, block.attns[0].norm(x)
+        return block.attns[0].attn, without_hooks(block.attns[0].norm, x)
     if kind in (ResPostBlock, EvaBlockPostNorm):
         return block.attn, x
-    return block.attn, block.norm1(x)
+    return block.attn, without_hooks(block.norm1, x)
 
 
 def head_dim(attn: Any) -> int:
-    """Width of one head; not every attention of every timm release says it."""
-    if isinstance(attn, ParallelScalingBlock):
-        return attn.head_dim
-    queries = attn.q_proj.weight.shape[0] if attn.qkv is None else attn.qkv.weight.shape[0] // 3
-    return queries // attn.num_heads
+    """Width of one head; not every attention of every timm release names it, but all scale logits by its root."""
+    return getattr(attn, "head_dim", None) or round(attn.scale**-2)
+
+
+def _call(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x)
 
 
 def _kv_heads(attn: Any) -> int:
@@ -138,14 +185,14 @@ def _weights(attn: Any) -> list[tuple[Tensor, Tensor | None]]:
     return list(zip(attn.qkv.weight.chunk(3), biases, strict=True))
 
 
-def _project(attn: Any, y: Tensor, rope: Tensor | None) -> Projected:
+def _project(attn: Any, y: Tensor, rope: Tensor | None, call: Call = _call) -> Projected:
     heads = attn.num_heads
     if attn.qkv is not None:
-        q, k, v = F.linear(y, attn.qkv.weight, _qkv_bias(attn)).unflatten(-1, (3, heads, -1)).unbind(-3)
+        q, k, v = _qkv(attn, y, call).unflatten(-1, (3, heads, -1)).unbind(-3)
     else:
-        q = attn.q_proj(y).unflatten(-1, (heads, -1))
-        k, v = (proj(y).unflatten(-1, (_kv_heads(attn), -1)) for proj in (attn.k_proj, attn.v_proj))
-    q, k = attn.q_norm(q), attn.k_norm(k)
+        q = call(attn.q_proj, y).unflatten(-1, (heads, -1))
+        k, v = (call(proj, y).unflatten(-1, (_kv_heads(attn), -1)) for proj in (attn.k_proj, attn.v_proj))
+    q, k = call(attn.q_norm, q), call(attn.k_norm, k)
     if rope is not None:
         half = getattr(attn, "rotate_half", False)
         q = apply_rot_embed_cat(q, rope, half=half).type_as(v)
@@ -154,6 +201,16 @@ def _project(attn: Any, y: Tensor, rope: Tensor | None) -> Projected:
         k = k.repeat_interleave(heads // k.shape[-2], dim=-2)
         v = v.repeat_interleave(heads // v.shape[-2], dim=-2)
     return Projected(q, k, v)
+
+
+def _qkv(attn: Any, y: Tensor, call: Call) -> Tensor:
+    """Queries, keys and values side by side, by the same call of the layer as timm's."""
+    bias = _qkv_bias(attn)
+    if getattr(attn, "q_bias", None) is None:
+        return call(attn.qkv, y)
+    if attn.qkv_bias_separate:
+        return call(attn.qkv, y) + bias
+    return F.linear(y, attn.qkv.weight, bias)  # as timm does: EVA's layer is never called
 
 
 def _attention(attn: Any, y: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
@@ -185,10 +242,10 @@ def _run_parallel_things(b: Any, x: Tensor, attend: Attend, rope: Tensor | None)
     return x + sum(ffn(x) for ffn in b.ffns)
 
 
-def _split_parallel(b: Any, y: Tensor) -> tuple[Tensor, Projected]:
+def _split_parallel(b: Any, y: Tensor, call: Call = _call) -> tuple[Tensor, Projected]:
     hidden, *qkv = torch.split(y, b.in_split, dim=-1)
     q, k, v = (t.unflatten(-1, (b.num_heads, b.head_dim)) for t in qkv)
-    return hidden, Projected(b.q_norm(q), b.k_norm(k), v)
+    return hidden, Projected(call(b.q_norm, q), call(b.k_norm, k), v)
 
 
 def _run_parallel_scaling(b: Any, x: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
@@ -218,18 +275,19 @@ BLOCK_TYPES = tuple(_RUN)
 def block_flops(block: Any) -> tuple[int, int]:
     """(per token, per token squared): a block on n tokens costs ``a * n + c * n**2`` floating-point operations.
 
-    Counted as torch's FlopCounterMode counts: matrix products only, two operations a multiply-add.
+    Counted as torch's FlopCounterMode counts: matrix products only, two operations a multiply-add. A linear layer is
+    counted by its size: a quantised one as what it replaces, one with LoRA as if it were merged.
     """
-    linear = sum(2 * m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear))
+    linear = sum(2 * m.in_features * m.out_features for m in linear_layers(block))
     attentions = [m for m in block.modules() if isinstance(m, (*ATTENTION_TYPES, ParallelScalingBlock))]
     return linear, sum(4 * a.num_heads * head_dim(a) for a in attentions)
 
 
 @torch.no_grad()
-def check_block(block: Any, prefix: int, rope_width: int | None) -> None:
+def check_block(block: Any, dim: int, prefix: int, rope_width: int | None) -> None:
     """Raise UnsupportedModelError unless `run_block` gives what the block itself gives.
 
-    Works on a float32 copy in eval mode; the block passed in is not touched.
+    Works on a copy of the block's structure with random weights: nothing that is attached to the block is called.
     """
     attentions = [m for m in block.modules() if isinstance(m, ATTENTION_TYPES)]
     if type(block) not in _RUN or not (attentions or isinstance(block, ParallelScalingBlock)):
@@ -237,9 +295,8 @@ def check_block(block: Any, prefix: int, rope_width: int | None) -> None:
             f"expected blocks of {', '.join(t.__name__ for t in BLOCK_TYPES)} with standard attention, got "
             f"{type(block).__name__} with {type(getattr(block, 'attn', block)).__name__}"
         )
-    twin = copy.deepcopy(block).to("cpu", torch.float32).eval()
+    twin = randomised(skeleton(block))
     draw = torch.Generator().manual_seed(0)
-    dim = next(m.in_features for m in twin.modules() if isinstance(m, nn.Linear))
     x = torch.randn(1, prefix + 5, dim, generator=draw)
     rope, whole = {}, None
     if rope_width is not None:

@@ -8,6 +8,7 @@ split costs more than an even one of the same mean). Any budget is then a look-u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,8 +17,9 @@ from torch import Tensor
 from ..errors import ConfigError, NumericalError
 from .schedule import Cost, Schedule, floor, largest, solve
 
-__all__ = ["Calibration"]
+__all__ = ["Calibration", "images_in"]
 
+_KEYS = ("pixel_values", "image", "images")  # of batches that are dicts: transformers' name, and data sets'
 LEVELS = 513  # shares 0, 1/512, ..., 1
 
 
@@ -29,11 +31,13 @@ class Calibration:
         threshold: score above which a patch is kept, for shares ``i / (levels - 1)``, falling.
         square: mean over the images of their squared share kept at that threshold.
         images: how many images were looked at.
+        patches: how many each of them had. Scores of other image sizes are distributed differently.
     """
 
     threshold: Float[Tensor, "levels"]
     square: Float[Tensor, "levels"]
     images: int
+    patches: int
 
     @classmethod
     def of(cls, score: Float[Tensor, "images patches"]) -> Calibration:
@@ -54,7 +58,22 @@ class Calibration:
         padded = torch.cat((pooled[:1] + beyond, pooled, pooled[-1:] - beyond))
         threshold = (padded[kept] + padded[kept + 1]) / 2
         counts = torch.stack([(score > t).sum(dim=1).clamp(min=1) for t in threshold])
-        return cls(threshold, (counts / patches).square().mean(dim=1), images)
+        return cls(threshold, (counts / patches).square().mean(dim=1), images, patches)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, exact."""
+        return {
+            "threshold": self.threshold.tolist(),
+            "square": self.square.tolist(),
+            "images": self.images,
+            "patches": self.patches,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Calibration:
+        """The inverse of `to_dict`."""
+        threshold, square = (torch.tensor(values[name]) for name in ("threshold", "square"))
+        return cls(threshold, square, values["images"], values["patches"])
 
     def tensors(self) -> dict[str, Tensor]:
         """What an adapter saves of it."""
@@ -103,3 +122,22 @@ class Calibration:
         low = place.floor().long()
         high = (low + 1).clamp(max=LEVELS - 1)
         return torch.lerp(table[low], table[high], place - low)
+
+
+def images_in(batch: Any) -> Float[Tensor, "batch channels height width"]:
+    """The images of a batch as data loaders give it: a tensor, a tuple that begins with one, or a dict with one.
+
+    Raises ConfigError for anything else.
+    """
+    found = batch
+    if isinstance(batch, dict) or hasattr(batch, "keys"):
+        found = next((batch[key] for key in _KEYS if key in batch), None)
+    elif isinstance(batch, list | tuple) and batch:
+        found = batch[0]
+    if not isinstance(found, Tensor) or found.ndim != 4:
+        got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(batch).__name__
+        raise ConfigError(
+            "expected batches of images (batch, channels, height, width), tuples that begin with one, or dicts with "
+            f"one as {', '.join(_KEYS)}; got {got}"
+        )
+    return found

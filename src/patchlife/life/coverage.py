@@ -31,8 +31,9 @@ def added_coverage(
     cosine = cosines(kin[image, order])
     weight = importance[image, order].to(cosine.dtype)
     covered = running_max(cosine.clamp(min=0))  # [.., i, r]: rank i, by the best of ranks 0..r
-    total = (weight[:, None] @ covered).squeeze(1)  # what ranks 0..r speak for
-    gain = torch.diff(total, dim=1, prepend=torch.zeros_like(total[:, :1]))
+    # what rank r adds, for each i, before the sum: a difference of sums near 1 would keep only rounding noise of it
+    added = torch.diff(covered, dim=2, prepend=torch.zeros_like(covered[..., :1]))
+    gain = (weight[:, None] @ added).squeeze(1)
     rank = torch.arange(order.shape[1], device=order.device).expand_as(order)
     place = torch.zeros_like(order).scatter(1, order, rank)
     return gain.gather(1, place), Likeness(cosine, place)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..backbones import Backbone, sdpa
+from ..backbones import Backbone
 from .heirs import inherit, key_bias, one_each
 from .plan import Plan
 
-__all__ = ["reorder", "run_fixed"]
+__all__ = ["Taps", "reorder", "run_fixed"]
+
+Taps = dict[int, Tensor]
+"""Tokens after some blocks, by the blocks' index: keys are wishes, values are filled in by a run."""
+
 
 
 def run_fixed(
@@ -21,12 +23,15 @@ def run_fixed(
     rope: Tensor | None,
     plan: Plan,
     keep_dead: bool,
+    taps: Taps | None = None,
 ) -> Float[Tensor, "batch tokens_out dim"]:
     """Blocks ``start`` to the end on ever fewer patches.
 
     Returns the prefix tokens, then the patches in the plan's order: the survivors only, or all of them, the dead
-    at their last state, if ``keep_dead``.
+    at their last state, if ``keep_dead``. ``taps`` (with ``keep_dead``) is filled in: all tokens after each block
+    that it names, in the plan's order.
     """
+    taps = {} if taps is None else taps
     prefix, start, survivors = backbone.prefix, plan.schedule.start, plan.schedule.survivors
     everyone = keep_dead or plan.heirs is not None  # somebody still needs the dead
     x, rope = reorder(tokens, rope, plan.order if everyone else plan.order[:, : survivors[start]], prefix)
@@ -44,10 +49,9 @@ def run_fixed(
             else:
                 x = x[:, : prefix + n].contiguous()  # once per drop: a strided slice slows blocks by up to 25 %
             rope = None if rope is None else rope[..., :n, :]
-        if bias is None:
-            x = backbone.block(index, x, backbone.rope_of(rope, index))
-        else:
-            x = backbone.block_with(index, x, partial(sdpa, bias=bias), backbone.token_rope(rope, index))
+        x = backbone.block(index, x, backbone.rope_of(rope, index), bias)
+        if index in taps:
+            taps[index] = torch.cat((x, *reversed(tails)), dim=1)
     return torch.cat((x, *reversed(tails)), dim=1) if tails else x
 
 

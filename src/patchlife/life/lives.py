@@ -29,11 +29,11 @@ class Lives:
     grid: tuple[int, int]
 
     @classmethod
-    def endless(cls, batch: int, grid: tuple[int, int], depth: int) -> Lives:
-        """Every patch lives to the end and nobody had to decide (all scores 0)."""
+    def endless(cls, batch: int, grid: tuple[int, int], depth: int, device: torch.device | str = "cpu") -> Lives:
+        """Every patch lives to the end and nothing had to be decided (all scores 0)."""
         patches = grid[0] * grid[1]
-        zeros = torch.zeros(batch, patches)
-        return cls(zeros + depth, torch.full((batch, depth), patches), zeros, grid)
+        zeros = torch.zeros(batch, patches, device=device)
+        return cls(zeros + depth, torch.full((batch, depth), patches, device=device), zeros, grid)
 
     @property
     def depth(self) -> int:
@@ -44,8 +44,10 @@ class Lives:
         return self.life.shape[0]
 
     def __getitem__(self, image: int) -> Lives:
-        """The lives of one image, as a batch of one."""
-        one = slice(image, image + 1) if image != -1 else slice(-1, None)
+        """The lives of one image, as a batch of one. Raises IndexError beyond the batch, which ends iterations."""
+        if not -len(self) <= image < len(self):
+            raise IndexError(f"image {image} of a batch of {len(self)}")
+        one = slice(image % len(self), image % len(self) + 1)
         return Lives(self.life[one], self.survivors[one], self.score[one], self.grid)
 
     def map(self, image: int = 0) -> Float[Tensor, "rows cols"]:

@@ -6,7 +6,7 @@ by one, so norms, linears and MLPs run on the packed row as they are; attention 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..backbones import Backbone
-from .fixed import reorder
+from .fixed import Taps, reorder
 from .heirs import log_size, one_each
 from .packed import packed_attention
 from .plan import Plan
@@ -50,8 +50,12 @@ RunStage = Callable[[Backbone, Stage, Tensor, Tensor | None, list[Tensor]], Tens
 """How a stage's blocks run: as `run_stage`."""
 
 
-def stages(plan: Plan, prefix: int, length_of: Callable[[int], int] | None = None) -> list[Stage]:
+def stages(
+    plan: Plan, prefix: int, length_of: Callable[[int], int] | None = None, ends: Iterable[int] = ()
+) -> list[Stage]:
     """The packed layout of every stage, from one look at the plan's counts (the only host sync of a run).
+
+    A stage ends where counts change, and after each block of ``ends``.
 
     With ``length_of`` a packed row of n tokens is filled up to ``length_of(n)`` by copies of a spare token, which lies
     behind the full layout, belongs to no image, and makes a piece of its own.
@@ -60,7 +64,9 @@ def stages(plan: Plan, prefix: int, length_of: Callable[[int], int] | None = Non
     batch, patches = plan.order.shape
     width = prefix + patches
     device, start = plan.order.device, plan.schedule.start
-    changes = [b for b in range(start + 1, counts.shape[1]) if not torch.equal(counts[:, b], counts[:, b - 1])]
+    changes = [
+        b for b in range(start + 1, counts.shape[1]) if b - 1 in ends or not torch.equal(counts[:, b], counts[:, b - 1])
+    ]
     before = torch.full((batch,), patches)
     result = []
     for first, end in pairwise([start, *changes, counts.shape[1]]):
@@ -107,24 +113,33 @@ def run_ragged(
     plan: Plan,
     run: RunStage = run_stage,
     length_of: Callable[[int], int] | None = None,
+    taps: Taps | None = None,
 ) -> Float[Tensor, "batch tokens dim"]:
     """Blocks ``start`` to the end, each image on its own survivors.
 
     ``run`` and ``length_of`` (see `stages`) are for those who compile the blocks. Returns all tokens in the plan's
-    order, the dead at their last state.
+    order, the dead at their last state; so does ``taps`` after each block that it names. Gradients flow through it.
     """
+    taps = {} if taps is None else taps
     ordered, rope = reorder(tokens, rope, plan.order, backbone.prefix)
     rows = ordered.flatten(0, 1)
     if length_of is not None:
         rows = torch.cat((rows, torch.zeros_like(rows[:1])))
     size = None if plan.heirs is None else one_each(rows.shape[:1], rows)
-    for stage in stages(plan, backbone.prefix, length_of):
+    for stage in stages(plan, backbone.prefix, length_of, taps):
         if size is not None and len(stage.dying):
-            _inherit(rows, size, stage)
+            rows, size = _inherit(rows, size, stage)
         x = rows[stage.tokens]
         bias = None if size is None else log_size(size[stage.tokens]).to(x.dtype)
-        rows.index_copy_(0, stage.tokens, run(backbone, stage, x, bias, _rotations(backbone, rope, stage)))
+        rows = _put(rows, stage.tokens, run(backbone, stage, x, bias, _rotations(backbone, rope, stage)))
+        if stage.blocks[-1] in taps:
+            taps[stage.blocks[-1]] = rows[: ordered.shape[:2].numel()].unflatten(0, ordered.shape[:2]).clone()
     return rows[: ordered.shape[:2].numel()].unflatten(0, ordered.shape[:2])
+
+
+def _put(rows: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    """``rows`` with other ``values`` at some places; the same memory where no gradient needs the earlier ones."""
+    return rows.index_copy(0, places, values) if torch.is_grad_enabled() else rows.index_copy_(0, places, values)
 
 
 def _rotations(backbone: Backbone, rope: Tensor | None, stage: Stage) -> list[Tensor]:
@@ -138,10 +153,15 @@ def _rotations(backbone: Backbone, rope: Tensor | None, stage: Stage) -> list[Te
     return tables
 
 
-def _inherit(rows: Float[Tensor, "all dim"], size: Float[Tensor, "all"], stage: Stage) -> None:
-    """Average the dying into their heirs, in place; the dead keep their own last state."""
-    heirs, left = stage.heirs, size[stage.dying] * stage.shares.to(size.dtype)
-    mass = rows * size[:, None].to(rows.dtype)
-    mass.index_add_(0, heirs, rows[stage.dying] * left[:, None].to(rows.dtype))
-    size.index_add_(0, heirs, left)
-    rows[heirs] = mass[heirs] / size[heirs, None].to(rows.dtype)
+def _inherit(
+    rows: Float[Tensor, "all dim"], size: Float[Tensor, "all"], stage: Stage
+) -> tuple[Float[Tensor, "all dim"], Float[Tensor, "all"]]:
+    """(rows, sizes) after the dying were averaged into their heirs; the dead keep their own last state.
+
+    Weights first, in float32 at least, as `heirs.inherit` does. A weight of 1 changes no digit of a row.
+    """
+    left = size[stage.dying] * stage.shares.to(size.dtype)
+    grown = size.index_add(0, stage.heirs, left)
+    heirs = stage.heirs
+    mean = rows * (size / grown)[:, None].to(rows.dtype)
+    return mean.index_add(0, heirs, rows[stage.dying] * (left / grown[heirs])[:, None].to(rows.dtype)), grown

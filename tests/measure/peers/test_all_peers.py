@@ -8,7 +8,7 @@ from families import built, photos
 from plain_blocks import backbone, images
 
 from patchlife.errors import ConfigError, UnsupportedModelError
-from patchlife.measure.flops import counted
+from patchlife.flop_counter import counted
 from patchlife.measure.peers import METHODS, Method
 from patchlife.measure.peers.base import bisect, closest, dense_flops
 

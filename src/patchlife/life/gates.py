@@ -13,16 +13,14 @@ is exactly 1 for those who live and 0 for those who die; backwards it has the si
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..backbones import Backbone, sdpa
-from ..life.fixed import reorder
-from ..life.heirs import Heirs, key_bias, one_each
-from ..life.plan import Plan
+from ..backbones import Backbone
+from .fixed import reorder
+from .heirs import Heirs, key_bias, one_each
+from .plan import Plan
 
 __all__ = ["run_gated"]
 
@@ -59,8 +57,7 @@ def run_gated(
             patches, size = _end_lives(x[:, prefix:], size, slope, takes, n)
             x = torch.cat((x[:, :prefix], patches), dim=1)
             rope = None if rope is None else rope[..., :n, :]
-        attend = partial(sdpa, bias=key_bias(size, prefix).to(x.dtype))
-        x = backbone.block_with(index, x, attend, backbone.token_rope(rope, index))
+        x = backbone.block(index, x, backbone.rope_of(rope, index), key_bias(size, prefix).to(x.dtype))
     return torch.cat((x, *reversed(tails)), dim=1) if tails else x
 
 
@@ -97,9 +94,7 @@ def _end_lives(
     alive = size[:, :n] * (1 + slope[:, :n])
     if takes is None:
         return patches[:, :n], alive
-    left = size[:, n:] * (1 - slope[:, n:])
-    mass = patches[:, :n] * alive[..., None].to(patches.dtype) + takes.to(patches.dtype) @ (
-        patches[:, n:] * left[..., None].to(patches.dtype)
-    )
-    grown = alive + (takes @ left[..., None]).squeeze(-1)
-    return mass / grown[..., None].to(mass.dtype), grown
+    left = takes * (size[:, n:] * (1 - slope[:, n:]))[:, None]
+    grown = alive + left.sum(dim=2)
+    own = patches[:, :n] * (alive / grown)[..., None].to(patches.dtype)
+    return own + (left / grown[..., None]).to(patches.dtype) @ patches[:, n:], grown

@@ -8,7 +8,7 @@ from families import built, photos
 
 from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.backbones import Embedded
-from patchlife.learn.gates import run_gated
+from patchlife.life.gates import run_gated
 from patchlife.life.fixed import run_fixed
 from patchlife.life.heads import Opinion
 from patchlife.life.plan import fixed_plan

@@ -1,0 +1,153 @@
+"""A module that is a Vision Transformer to everybody else: optimizers, trainers, checkpoints, LoRA, FSDP, offloading.
+
+They go by the names of attributes, child modules, parameters and state-dict keys. Here these are not translated: the
+wrapper shares the backbone's own registries of children, parameters and buffers (the same dicts), so a layer that is
+replaced in one is replaced in the other. What the wrapper adds stands beside them: ``scorer`` is a further child, and
+the state dict holds ``scorer.*``, ``weight_delta.*`` and one tensor of settings more than the backbone's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Surroundings", "from_bytes", "to_bytes"]
+
+_EXTRA = "_extra_state"  # torch's key for what `get_extra_state` gives
+_REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+
+
+class Surroundings(nn.Module):
+    """Presents ``vit`` as itself, with a scorer beside it.
+
+    Attributes:
+        vit: the backbone: shared, not copied, not changed.
+        scorer: the module that decides.
+    """
+
+    vit: Any
+    scorer: nn.Module
+
+    def __init__(self, vit: nn.Module, scorer: nn.Module) -> None:
+        super().__init__()
+        self.__dict__ |= {name: vit.__dict__[name] for name in _REGISTRIES}
+        self.__dict__ |= {"vit": vit, "scorer": scorer}  # not registered: the backbone would have them as well
+        self.train(vit.training)
+        self.register_load_state_dict_post_hook(_call_loaded)
+
+    def unwrap(self) -> Any:
+        """The backbone, to use without patchlife again."""
+        return self.vit
+
+    # ---- attributes
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "vit" not in self.__dict__:
+                raise
+            return getattr(self.__dict__["vit"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "scorer":
+            self.__dict__[name] = value
+        elif self._is_the_backbones(name) and not isinstance(value, Tensor | nn.Module):
+            setattr(self.vit, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self.vit)})
+
+    def _is_the_backbones(self, name: str) -> bool:
+        """Whether setting this name means the backbone: it has the attribute, and the wrapper has not."""
+        own = name in self.__dict__ or hasattr(type(self), name) or name.startswith("_")
+        return not own and "vit" in self.__dict__ and hasattr(self.vit, name)
+
+    # ---- the scorer as a child module, and training mode
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """As torch's, with the scorer."""
+        yield from super().named_children()
+        yield "scorer", self.scorer
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As torch's, with the scorer; torch finds parameters and buffers by this, too."""
+        memo = set() if memo is None else memo
+        yield from super().named_modules(memo, prefix, remove_duplicate)
+        yield from self.scorer.named_modules(memo, f"{prefix}.scorer" if prefix else "scorer", remove_duplicate)
+
+    def train(self, mode: bool = True) -> Any:
+        """As torch's."""
+        super().train(mode)
+        self.vit.training = mode
+        return self
+
+    # ---- state dict
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """The backbone's, and ``scorer.*``, ``weight_delta.*`` and settings (a tensor of bytes) of this model."""
+        state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        settings = state.pop(prefix + _EXTRA)
+        self.scorer.state_dict(destination=state, prefix=f"{prefix}scorer.", keep_vars=keep_vars)
+        state.update({f"{prefix}weight_delta.{name}": value for name, value in self.weight_delta().items()})
+        state[prefix + _EXTRA] = settings
+        return state
+
+    def weight_delta(self) -> dict[str, Tensor]:
+        """What was learned about the backbone's own weights, already merged into them; empty where nothing was."""
+        return {}
+
+    def loaded(self, delta: dict[str, Tensor], bare: bool) -> None:
+        """Called when a state dict was loaded; ``bare``: it was the backbone's own, without anything of ours."""
+
+    def _load_from_state_dict(
+        self, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
+    ) -> None:
+        """A checkpoint of the bare backbone is complete, too: scorer and settings stay as they are."""
+        scorer, delta = _taken(state, f"{prefix}scorer."), _taken(state, f"{prefix}weight_delta.")
+        bare = prefix + _EXTRA not in state
+        if bare:
+            state[prefix + _EXTRA] = self.get_extra_state()
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+        if scorer or not bare:
+            found = _load(self.scorer, scorer, bool(metadata.get("assign_to_params_buffers")), errors)
+            missing += [f"{prefix}scorer.{name}" for name in found.missing_keys]
+            unexpected += [f"{prefix}scorer.{name}" for name in found.unexpected_keys]
+        self.__dict__["_awaited"] = (delta, bare)
+
+
+def _taken(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Entries under ``prefix``, taken out of ``state``."""
+    return {key[len(prefix) :]: state.pop(key) for key in list(state) if key.startswith(prefix)}
+
+
+def _load(module: nn.Module, state: dict[str, Any], assign: bool, errors: list[str]) -> Any:
+    try:
+        return module.load_state_dict(state, strict=False, assign=assign)
+    except RuntimeError as error:  # shapes
+        errors.append(str(error))
+        return nn.modules.module._IncompatibleKeys([], [])
+
+
+def _call_loaded(module: Surroundings, _: Any) -> None:
+    """After loading, children included."""
+    awaited = module.__dict__.pop("_awaited", None)
+    if awaited is not None:
+        module.loaded(*awaited)
+
+
+def to_bytes(text: str) -> Tensor:
+    """A text as a tensor, for files that hold nothing else."""
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def from_bytes(tensor: Tensor) -> str:
+    """The inverse of `to_bytes`."""
+    return bytes(tensor.to("cpu", torch.uint8).tolist()).decode()
