@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import timm
 import torch
 from costs import SIZES, vit_cost
-from families import liven, photos
+from families import fresh, liven, photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import assert_close, masked
 from slimmed import slim
 from torch import Tensor
 
-from patchlife import LifeConfig, flops, wrap
+from patchlife import LifeConfig, SlimModel, flops, wrap
 from patchlife.errors import ConfigError, NumericalError
 from patchlife.life import Calibration
 from patchlife.life.plan import adaptive_plan
@@ -155,9 +159,84 @@ def test_a_model_keeps_its_budget_over_its_calibration_images(heirs: bool) -> No
         assert max(each) > 1.02 * min(each), "every image cost the same, so nothing adaptive was tested"
 
 
-def test_images_of_another_size_keep_the_budget_too() -> None:
-    model = slim("dynamic", "adaptive", drops=(2,))
-    images = photos("dynamic", 8, seed=1)
-    each = model.flops_of(model.lives(images), tuple(images.shape[-2:]))
-    dense = flops(model, tuple(images.shape[-2:])).dense
-    assert sum(each) / 8 / dense == pytest.approx(model.config.budget, rel=0.05)  # 35 patches: coarse change
+def budget_of(model: SlimModel, images: Tensor) -> float:
+    """What a run on ``images`` spends, as a fraction of the dense FLOPs at their size."""
+    size = (images.shape[-2], images.shape[-1])
+    return sum(model.flops_of(model.lives(images), size)) / len(images) / flops(model, size).dense
+
+
+def uneven(side: int, count: int = 32, seed: int = 0) -> Tensor:
+    images = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    return images * torch.linspace(0.05, 2, count)[:, None, None, None]
+
+
+def test_thresholds_belong_to_an_image_size() -> None:
+    """Scores of few patches are larger: thresholds of one size spend far too much or too little at another."""
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, patch_size=8, embed_dim=48, num_heads=3, dynamic_img_size=True
+    )
+    model = wrap(liven(vit).eval(), LifeConfig(mode="adaptive", budget=0.7)).calibrate([uneven(64)])
+    small = model(uneven(64, seed=1))
+    with pytest.raises(ConfigError, match=r"no thresholds for images of 128 x 128 pixels \(256 patches; .*for: 64\)"):
+        model(uneven(128))
+    model.calibrate([uneven(128)])
+    assert torch.equal(model(uneven(64, seed=1)), small), "thresholds for one size do not touch another's"
+    model.calibrate([uneven(96, 16), uneven(96, 16, seed=2)])
+    for side in (64, 128, 96):
+        for budget in (0.6, 0.8):
+            assert budget_of(model.set_budget(budget), uneven(side)) == pytest.approx(budget, rel=0.05), side
+    exact = budget_of(model.set_budget(0.7), uneven(128))
+    assert exact == pytest.approx(0.7, rel=0.02)
+    model.calibrations = {256: model.calibrations[64]}  # what used to happen
+    assert abs(budget_of(model.set_budget(0.7), uneven(128)) - 0.7) > 0.05
+
+
+class Batch(dict):
+    """As some libraries give them: a dict with attributes."""
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x,
+        lambda x: (x, torch.zeros(len(x))),
+        lambda x: [x, None],
+        lambda x: {"pixel_values": x, "labels": 0},
+        lambda x: Batch(image=x),
+    ],
+)
+def test_batches_come_as_data_loaders_give_them(form: Callable[[Tensor], Any]) -> None:
+    images = photos("vit", 8, seed=1)
+    model = slim("vit").calibrate(map(form, images.split(3)))
+    assert model.calibration.images == 8
+    assert torch.allclose(model.calibration.threshold, slim("vit", "adaptive").calibration.threshold)
+
+
+def test_a_data_loader_calibrates() -> None:
+    data = torch.utils.data.TensorDataset(photos("vit", 8, seed=1), torch.arange(8))
+    model = slim("vit").calibrate(torch.utils.data.DataLoader(data, batch_size=4))
+    assert torch.allclose(model.calibration.threshold, slim("vit", "adaptive").calibration.threshold)
+
+
+@pytest.mark.parametrize("batch", [torch.zeros(3, 48, 48), "photo.jpg", {"labels": torch.zeros(3)}, [], (1, 2), None])
+def test_batches_that_hold_no_images(batch: Any) -> None:
+    with pytest.raises(ConfigError, match=r"expected batches of images \(batch, channels, height, width\).*; got "):
+        slim("vit").calibrate([batch])
+
+
+@pytest.mark.parametrize("heirs", [False, True])
+@pytest.mark.parametrize("name", ["vit", "siglip", "dinov3"])
+def test_gradients_flow_through_an_adaptive_run(name: str, heirs: bool) -> None:
+    """For saliency and the like, in eval mode: those of the slow reference."""
+    model, images = slim(name, "adaptive, heirs" if heirs else "adaptive", fresh(name)), photos(name)
+    plan = model.plan(images)
+    gradients = []
+    with torch.enable_grad():
+        for run in (model, lambda x: masked(model, x, plan.lives())[0]):
+            pixels = images.clone().requires_grad_()
+            model.zero_grad(set_to_none=True)
+            run(pixels).square().sum().backward()
+            gradients.append((pixels.grad, model.vit.blocks[-1].mlp.fc1.weight.grad.clone()))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert theirs.abs().max() > 0
+        assert_close(ours / theirs.abs().max(), theirs / theirs.abs().max(), 1e-4)

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from patchlife import LifeConfig, SlimModel, flops
 from patchlife.backbones import adapt
-from patchlife.life.calibration import Calibration
 from patchlife.flop_counter import counted
+from patchlife.life.calibration import Calibration
 
 WITHIN = 0.005
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from patchlife import SlimModel
 from patchlife.life.heirs import Heirs, inherit
+from patchlife.life.ragged import Stage
+from patchlife.life.ragged import _inherit as merge_rows
 
 SHAPES = {
     "one drop": {"drops": (2,)},
@@ -68,6 +70,7 @@ def test_one_dynamic_model_takes_several_sizes(name: str, way: str) -> None:
     model = slim(name, way)
     for height, width in [(48, 48), (40, 56), (48, 48)]:
         images = torch.nn.functional.interpolate(photos(name, 8), (height, width), mode="bilinear")
+        model.calibrate([images])
         check(model, images, way)
         assert model.lives(images).grid == (height // 8, width // 8)
 
@@ -105,29 +108,51 @@ def test_float64(name: str, way: str) -> None:
     assert_close(model.forward_features(images), features, 1e-12)
 
 
-def check_bfloat16(name: str, ways: tuple[str, str]) -> None:
-    """Against the reference in bf16 under the same plan, ours is off by what rounding costs, not more."""
-    images = photos(name).bfloat16()
-    model = slim(name, ways[1], fresh(name).bfloat16(), drops=(2, 4))
+def check_half(name: str, ways: tuple[str, str], dtype: torch.dtype) -> None:
+    """Against the reference in half precision under the same plan, ours is off by what rounding costs, not more."""
+    images = photos(name).to(dtype)
+    model = slim(name, ways[1], fresh(name).to(dtype), drops=(2, 4))
     rounding = distance(model.backbone.vit(images).float(), built(name)(photos(name)))
     for way in ways:
         plan = model.set_mode(WAYS[way]["mode"]).plan(images)
         assert_some_die(plan.lives(), way)
         logits, features = masked(model, images, plan.lives(), plan)
         ours = model(images)
-        assert ours.dtype == torch.bfloat16
+        assert ours.dtype == dtype
         assert_close(ours.float(), logits.float(), max(0.01, 2 * rounding))
         assert_close(model.forward_features(images).float(), features.float(), 0.05)
 
 
+HALF = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_bfloat16(name: str) -> None:
-    check_bfloat16(name, ("fixed", "adaptive"))
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    check_half(name, ("fixed", "adaptive"), dtype)
 
 
-@pytest.mark.parametrize("name", FEW)
-def test_bfloat16_with_heirs(name: str) -> None:
-    check_bfloat16(name, ("fixed, heirs", "adaptive, heirs"))
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_with_heirs(name: str, dtype: torch.dtype) -> None:
+    check_half(name, ("fixed, heirs", "adaptive, heirs"), dtype)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_merging_many_patches_stays_in_range(dtype: torch.dtype) -> None:
+    """250 patches of size 300: their sum leaves float16's range, their mean does not."""
+    patches = torch.full((1, 251, 4), 300.0, dtype=dtype)
+    everybody = Heirs(torch.zeros(1, 250, dtype=torch.long), torch.ones(1, 250))
+    mean, size = inherit(patches, torch.ones(1, 251), everybody)
+    assert torch.equal(mean, patches[:, :1])
+    assert size.tolist() == [[251.0]]
+    rows, stage = (
+        patches[0],
+        Stage(range(1), torch.arange(1), (0, 1), torch.arange(1, 251), torch.zeros(250).long(), torch.ones(250)),
+    )
+    mean, size = merge_rows(rows.clone(), torch.ones(251), stage)
+    assert (mean[0].float() - 300).abs().max() <= 300 * torch.finfo(dtype).eps * 16
+    assert size[0] == 251
 
 
 @pytest.mark.parametrize("way", WAYS)

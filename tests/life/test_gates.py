@@ -8,8 +8,8 @@ from families import built, photos
 
 from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.backbones import Embedded
-from patchlife.life.gates import run_gated
 from patchlife.life.fixed import run_fixed
+from patchlife.life.gates import run_gated
 from patchlife.life.heads import Opinion
 from patchlife.life.plan import fixed_plan
 from patchlife.life.regressor import LifeRegressor

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 import patchlife
+from patchlife.flop_counter import counted
 from patchlife.life.heirs import Heirs, adaptive_heirs, fixed_heirs, inherit
 from patchlife.life.likeness import Likeness
 from patchlife.life.schedule import Schedule
-from patchlife.flop_counter import counted
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 

@@ -139,13 +139,28 @@ def test_a_calibration_that_puts_the_budget_out_of_reach_is_refused_whole(heirs:
     refuse(model, "use_calibration", Calibration.of(score), ConfigError, message)
 
 
-def test_an_uncalibrated_model_says_so_and_then_works() -> None:
+def test_an_uncalibrated_model_says_what_to_call() -> None:
+    """Taking the first batch instead would make every later answer depend on it."""
     model = wrap(built("vit"), LifeConfig(mode="adaptive", budget=0.65, start=START))
-    with pytest.warns(UserWarning, match=r"not calibrated; using the first batch \(3 images\)") as caught:
-        first = model(photos("vit"))
-    assert len(caught) == 1
-    assert torch.equal(model(photos("vit")), first)
-    assert torch.equal(slim("vit", "adaptive, heirs").calibrate([photos("vit")])(photos("vit")), first)
+    for ask in (model, model.predict, model.lives, model.forward_features):
+        with pytest.raises(ConfigError, match=r"no thresholds for images of 48 x 48 .*model\.calibrate\(batches\)"):
+            ask(photos("vit"))
+    assert model.calibration is None
+    model.calibrate([photos("vit")])
+    assert model(photos("vit")).shape == (3, 10)
+
+
+def test_settings_for_a_while() -> None:
+    model = slim("vit", survivors=(36, 36, 20, 20, 12))
+    before = model.config
+    with model.temporarily(budget=0.8) as same:
+        assert same is model
+        assert model.schedule().survivors != before.survivors
+    assert model.config is before
+    with pytest.raises(ConfigError), model.temporarily(budget=0.01):
+        pass
+    assert model.config is before
+    assert model.schedule().survivors == before.survivors
 
 
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])

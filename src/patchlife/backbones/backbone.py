@@ -32,6 +32,7 @@ FAMILIES = (
     "parallel blocks (timm VisionTransformer), and EVA, EVA-02, DINOv3, RoPE ViT (timm Eva)"
 )
 
+
 class _Holder(NamedTuple):
     kinds: tuple[str, ...]
     advice: str
@@ -48,7 +49,9 @@ _HOLDERS = {  # by the name under which the model is held
     "_fsdp_wrapped_module": _Holder(
         ("FullyShardedDataParallel",), "wrap the model before it is sharded: fully_shard(patchlife.wrap(vit))"
     ),
-    "base_model": _Holder(("PeftModel",), "wrap the model that holds the adapters: patchlife.wrap(model.base_model.model)"),
+    "base_model": _Holder(
+        ("PeftModel",), "wrap the model that holds the adapters: patchlife.wrap(model.base_model.model)"
+    ),
     "timm_model": _Holder(
         ("TimmWrapperModel", "TimmWrapperForImageClassification"),
         "wrap the timm model in its place: model.timm_model = patchlife.wrap(model.timm_model)",
@@ -159,10 +162,10 @@ class Backbone(nn.Module):
 
     # ---- what users attach
 
-    def check_attached(self, opened: bool) -> None:
+    def check_attached(self, opened: bool, masked: bool) -> None:
         """Raise UnsupportedModelError for what is attached to modules that are not called as wholes.
 
-        ``opened``: blocks are not called as wholes either (adaptive mode).
+        ``opened``: blocks are not called as wholes either (adaptive mode). ``masked``: blocks get an attention bias.
         """
         for name, module in (("the model itself", self.vit), ("blocks (all of them as one)", self.vit.blocks)):
             if found := attachments(module):
@@ -170,8 +173,8 @@ class Backbone(nn.Module):
                     f"{found} on {name} would have no effect, because patchlife calls the blocks one by one; attach it "
                     "to the wrapped model, or to the modules inside"
                 )
-        for index, block in enumerate(self.vit.blocks if opened else ()):
-            timm_blocks.check_openable(block, index)
+        for index, block in enumerate(self.vit.blocks if opened or masked else ()):
+            timm_blocks.check_openable(block, index, opened)
 
     # ---- the forward pass, piece by piece
 
@@ -201,7 +204,9 @@ class Backbone(nn.Module):
         ``rope``: this block's table, see `rope_of`. ``bias`` (batch or 1, heads or 1, queries or 1, keys) is added to
         the attention logits.
         """
-        given = {name: value for name, value in (("rope", rope), ("attn_mask", bias)) if value is not None}
+        given: dict[str, Any] = {
+            name: value for name, value in (("rope", rope), ("attn_mask", bias)) if value is not None
+        }
         block = self.vit.blocks[index]
         if self.vit.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, **given)

@@ -77,30 +77,33 @@ def run_block(block: Any, x: Tensor, attend: Attend, rope: Tensor | None = None)
     return _RUN[type(block)](block, x, attend, rope)
 
 
-def check_openable(block: Any, index: int) -> None:
-    """Raise UnsupportedModelError where `run_block` would pass over something that is attached to ``block``.
+def check_openable(block: Any, index: int, opened: bool) -> None:
+    """Raise UnsupportedModelError where something that is attached to ``block`` would be passed over.
 
-    `run_block` does not call the block as a whole, nor its attention: what is attached to these would be lost.
+    `run_block` (``opened``) does not call the block as a whole, nor its attention. A block with parallel attentions
+    that gets a bias does not call these as wholes either: that is timm's way.
     """
     inside = getattr(block, "_modules", {})
-    for name, module in [("", block), ("attn", inside.get("attn")), *_branches(inside.get("attns"))]:
+    whole = [("", block), ("attn", inside.get("attn"))] if opened else []
+    for name, module in [*whole, *_branches(inside.get("attns"), opened)]:
         found = attachments(module) if module is not None else ""
-        if "_hf_hook" in block.__dict__ and block._parameters:
+        if opened and "_hf_hook" in block.__dict__ and block._parameters:
             found = "weight offloading"
         if found:
             where = f"blocks.{index}" + (f".{name}" if name else "")
+            way = "use fixed mode, which calls whole blocks" if opened else "choose merge targets off (heirs=False)"
             raise UnsupportedModelError(
-                f"adaptive mode runs the modules inside {where} one by one, so {found} on {where} would have no effect; "
-                "remove it, attach it to a module inside (qkv, proj, mlp, norm1, ...), or use fixed mode, which calls "
-                "whole blocks"
+                f"the modules inside {where} are called one by one, so {found} on {where} would have no effect; remove "
+                f"it, attach it to a module inside (qkv, proj, mlp, norm1, ...), or {way}"
             )
 
 
-def _branches(attentions: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules of parallel attentions that `run_block` does not call as wholes."""
-    for index, branch in enumerate(attentions.children() if attentions is not None else ()):
+def _branches(attentions: Any, opened: bool) -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules of parallel attentions that are not called as wholes."""
+    for index, branch in enumerate(attentions if attentions is not None else ()):
         yield f"attns.{index}", branch
-        yield f"attns.{index}.attn", branch.attn  # type: ignore[misc]
+        if opened:
+            yield f"attns.{index}.attn", branch.attn
 
 
 def project(block: Any, x: Tensor, rope: Tensor | None = None) -> Projected:
@@ -205,12 +208,11 @@ def _project(attn: Any, y: Tensor, rope: Tensor | None, call: Call = _call) -> P
 
 def _qkv(attn: Any, y: Tensor, call: Call) -> Tensor:
     """Queries, keys and values side by side, by the same call of the layer as timm's."""
-    bias = _qkv_bias(attn)
     if getattr(attn, "q_bias", None) is None:
         return call(attn.qkv, y)
     if attn.qkv_bias_separate:
-        return call(attn.qkv, y) + bias
-    return F.linear(y, attn.qkv.weight, bias)  # as timm does: EVA's layer is never called
+        return call(attn.qkv, y) + _qkv_bias(attn)
+    return F.linear(y, attn.qkv.weight, _qkv_bias(attn))  # as timm does: EVA's layer is never called
 
 
 def _attention(attn: Any, y: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..backbones import Backbone, Embedded
 from ..errors import ConfigError
 from ..life import SlimModel
+from ..life.fixed import Taps
 from ..life.packed import Kernel, varlen_attention, varlen_kernel
 from ..life.plan import Plan
 from ..life.ragged import Stage, run_ragged
@@ -132,12 +133,13 @@ class _Twin(SlimModel):
     def __init__(self, model: SlimModel, budget: float, run: Callable[..., Tensor]) -> None:
         assert model.calibration is not None
         super().__init__(model.backbone, model.config.replace(budget=budget), model.scorer)
-        self.use_calibration(model.calibration)
+        self.calibrations = dict(model.calibrations)
+        self.set_mode("adaptive")
         self.run = run
 
-    def _live(self, x: Tensor, embedded: Embedded, plan: Plan, keep_dead: bool) -> Tensor:
+    def _run_adaptive(self, x: Tensor, embedded: Embedded, plan: Plan, taps: Taps | None) -> Tensor:
         run = partial(self.run, self.backbone.prefix + plan.order.shape[1])
-        return run_ragged(self.backbone, x, embedded.rope, plan, run, rounded_up)
+        return run_ragged(self.backbone, x, embedded.rope, plan, run, rounded_up, taps)
 
 
 class _Opening(nn.Module):

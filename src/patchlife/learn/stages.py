@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..life import SlimModel
+from ..life.gates import run_gated
 from ..life.plan import fixed_plan
 from ..life.regressor import LifeRegressor
-from ..life.gates import run_gated
 from .loop import Stage, Step
 from .losses import distillation_loss, kinship_loss, worth_loss
 

@@ -16,7 +16,6 @@ Taps = dict[int, Tensor]
 """Tokens after some blocks, by the blocks' index: keys are wishes, values are filled in by a run."""
 
 
-
 def run_fixed(
     backbone: Backbone,
     tokens: Float[Tensor, "batch tokens dim"],

@@ -96,5 +96,6 @@ def _end_lives(
         return patches[:, :n], alive
     left = takes * (size[:, n:] * (1 - slope[:, n:]))[:, None]
     grown = alive + left.sum(dim=2)
-    own = patches[:, :n] * (alive / grown)[..., None].to(patches.dtype)
-    return own + (left / grown[..., None]).to(patches.dtype) @ patches[:, n:], grown
+    exact = patches.to(size.dtype)
+    mean = exact[:, :n] * (alive / grown)[..., None] + (left / grown[..., None]) @ exact[:, n:]
+    return mean.to(patches.dtype), grown

@@ -86,16 +86,17 @@ def inherit(
     """Survivors and their sizes after the last patches, whose ``heirs`` are given, left them their shares.
 
     A product with a matrix of weights: unlike a scatter it adds in a fixed order on every device and in every engine.
-    The weights of a mean are settled first, in float32 at least: no sum can leave half precision's range.
+    Weights are settled first and means taken in float32 at least: no sum can leave half precision's range.
     """
     after = patches.shape[1] - heirs.rank.shape[1]
     left = size[:, after:] * heirs.share.to(size.dtype)
     takes = (heirs.rank[:, None, :] == torch.arange(after, device=size.device)[:, None]) * left[:, None, :]
     grown = size[:, :after] + takes.sum(dim=2)
-    own = patches[:, :after] * (size[:, :after] / grown)[..., None].to(patches.dtype)
+    exact = patches.to(size.dtype)
+    own = exact[:, :after] * (size[:, :after] / grown)[..., None]
     with without_autocast(own):
-        mean = torch.baddbmm(own, (takes / grown[..., None]).to(patches.dtype), patches[:, after:])
-    return mean, grown
+        mean = torch.baddbmm(own, takes / grown[..., None], exact[:, after:])
+    return mean.to(patches.dtype), grown
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:

@@ -51,6 +51,9 @@ class SlimModel(Surroundings):
         change: what was learned about the backbone's own weights, already merged; None for an untouched backbone.
     """
 
+    backbone: Backbone
+    scorer: LifeHead
+
     def __init__(self, backbone: Backbone, config: LifeConfig, scorer: LifeHead | None = None) -> None:
         super().__init__(backbone.vit, scorer or AttentionRule())
         self.__dict__["backbone"] = backbone  # no child module: all its modules are children already
@@ -62,6 +65,13 @@ class SlimModel(Surroundings):
         self._schedules: dict[tuple, Schedule] = {}
         self.config = config
         self._settle(config)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "scorer":  # thresholds and costs were the earlier one's
+            self.scorer.train(self.training)
+            self.calibrations, self._costs = {}, {}
+            self._settle(self.config)
 
     # ---- one forward pass
 
@@ -95,10 +105,13 @@ class SlimModel(Surroundings):
             return (_with_no_gradient_to(self.scorer, x) if learns else x), None
         plan, opinion = self._decide(x, embedded)
         if plan.counts is not None:
-            return run_ragged(self.backbone, x, embedded.rope, plan, taps=taps), plan
+            return self._run_adaptive(x, embedded, plan, taps), plan
         if learns and not taps:
             return run_gated(self.backbone, x, embedded.rope, plan, opinion.kin, keep_dead), plan
         return run_fixed(self.backbone, x, embedded.rope, plan, keep_dead, taps), plan
+
+    def _run_adaptive(self, x: Tensor, embedded: Embedded, plan: Plan, taps: Taps | None) -> Tensor:
+        return run_ragged(self.backbone, x, embedded.rope, plan, taps=taps)
 
     def decide(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded) -> Plan:
         """The only decision ever taken, on the tokens that enter block ``start``.
@@ -242,8 +255,12 @@ class SlimModel(Surroundings):
         """Around a forward pass: nothing that is attached is passed over, and the model's own weights are there."""
         if torch.compiler.is_compiling():
             return nullcontext()
-        self.backbone.check_attached(opened=self.config.mode == "adaptive")
+        self._check_attached(self.config)
         return resident(self) if self.backbone.device.type == "meta" else nullcontext()
+
+    def _check_attached(self, config: LifeConfig) -> None:
+        adaptive = config.mode == "adaptive"
+        self.backbone.check_attached(opened=adaptive, masked=config.heirs and not adaptive)
 
     # ---- settings
 
@@ -327,7 +344,9 @@ class SlimModel(Surroundings):
         self.vit.reset_classifier(num_classes, global_pool)
         self._settle(self.config)
 
-    def set_input_size(self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None) -> None:
+    def set_input_size(
+        self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
+    ) -> None:
         """As timm's: the backbone takes images of another size from now on."""
         if self.config.survivors is not None:
             raise ConfigError(
@@ -348,7 +367,9 @@ class SlimModel(Surroundings):
     def get_extra_state(self) -> Tensor:
         """Settings and calibration, for the state dict: a JSON text as a tensor of bytes."""
         about = {
-            "config": self.config.to_dict() | {"start": self.start, "drops": list(self.drops)},
+            "config": self.config.to_dict(),
+            "start": self.start,
+            "drops": self.drops,
             "calibrations": [calibration.to_dict() for calibration in self.calibrations.values()],
         }
         return to_bytes(json.dumps(about))
@@ -357,7 +378,7 @@ class SlimModel(Surroundings):
         """Take settings and calibration from a state dict."""
         about = json.loads(from_bytes(state))
         config = LifeConfig.from_dict(about["config"])
-        self.start, self.drops = resolve_drops(self.backbone.depth, config.start, config.drops)
+        self.start, self.drops = resolve_drops(self.backbone.depth, about["start"], tuple(about["drops"]))
         self.calibrations = {c.patches: c for c in map(Calibration.from_dict, about["calibrations"])}
         self._settle(config)
 
@@ -435,7 +456,7 @@ class SlimModel(Surroundings):
         previous = self.config, self._schedules
         self.config, self._schedules = config, {}
         try:
-            self.backbone.check_attached(opened=config.mode == "adaptive")
+            self._check_attached(config)
             self.schedule()
         except Exception:
             self.config, self._schedules = previous

@@ -158,10 +158,12 @@ def _inherit(
 ) -> tuple[Float[Tensor, "all dim"], Float[Tensor, "all"]]:
     """(rows, sizes) after the dying were averaged into their heirs; the dead keep their own last state.
 
-    Weights first, in float32 at least, as `heirs.inherit` does. A weight of 1 changes no digit of a row.
+    In float32 at least, weights first, as `heirs.inherit` does. A weight of 1 changes no digit of a row.
     """
     left = size[stage.dying] * stage.shares.to(size.dtype)
     grown = size.index_add(0, stage.heirs, left)
     heirs = stage.heirs
-    mean = rows * (size / grown)[:, None].to(rows.dtype)
-    return mean.index_add(0, heirs, rows[stage.dying] * (left / grown[heirs])[:, None].to(rows.dtype)), grown
+    exact = rows.to(size.dtype)
+    mean = exact * (size / grown)[:, None]
+    mean = mean.index_add(0, heirs, exact[stage.dying] * (left / grown[heirs])[:, None])
+    return mean.to(rows.dtype), grown

@@ -108,7 +108,14 @@ class Surroundings(nn.Module):
         """Called when a state dict was loaded; ``bare``: it was the backbone's own, without anything of ours."""
 
     def _load_from_state_dict(
-        self, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
+        self,
+        state: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: Any,
     ) -> None:
         """A checkpoint of the bare backbone is complete, too: scorer and settings stay as they are."""
         scorer, delta = _taken(state, f"{prefix}scorer."), _taken(state, f"{prefix}weight_delta.")

@@ -1,0 +1,337 @@
+"""Whatever a user attached to the backbone's modules takes effect in every block, or is refused by name."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, FEW, fresh, photos
+from reference import assert_close, masked
+from slimmed import far_apart, slim
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+from patchlife import LifeConfig, flops, wrap
+from patchlife.errors import UnsupportedModelError
+
+INNER = ("vit", "deit-distilled", "siglip", "gap-registers", "dinov3", "rope-mixed", "eva", "eva02", "parallel-scaling")
+LINEAR = ("qkv", "q_proj", "k_proj", "v_proj", "proj", "fc1", "fc2")
+
+
+def counting(vit: nn.Module, skip: tuple[str, ...] = ("", "blocks")) -> Counter:
+    """How often each module of ``vit`` is called from now on, by name."""
+    calls: Counter = Counter()
+    for name, module in vit.named_modules():
+        if name not in skip:
+            module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    return calls
+
+
+def linears(vit: nn.Module) -> list[tuple[nn.Module, str]]:
+    """(parent, name) of the linear layers inside the blocks."""
+    return [(m, name) for m in vit.blocks.modules() for name, child in m.named_children() if type(child) is nn.Linear]
+
+
+@pytest.mark.parametrize("way", ["fixed", "fixed, heirs"])
+@pytest.mark.parametrize("name", INNER)
+def test_every_hook_fires_as_often_as_in_the_backbone(name: str, way: str) -> None:
+    """The scorer, which looks at the start block before it runs, fires none of them."""
+    vit, images = fresh(name), photos(name)
+    calls = counting(vit)
+    vit(images)
+    dense = Counter(calls)
+    calls.clear()
+    model = slim(name, way, vit)
+    assert not calls, "wrapping calls nothing on made-up inputs"
+    model(images)
+    assert calls == dense
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_hooks_inside_blocks_fire_in_adaptive_mode(name: str) -> None:
+    vit, images = fresh(name), photos(name)
+    calls = counting(vit)
+    vit(images)
+    dense = Counter(calls)
+    for module in vit.modules():  # on layers only: whole blocks and attentions are refused
+        if list(module.children()):
+            module._forward_hooks.clear()
+    model = slim(name, "adaptive, heirs", vit)
+    calls.clear()
+    model(images)
+    layers = {n: c for n, c in dense.items() if not list(vit.get_submodule(n).children()) and ".attn_drop" not in n}
+    stages = len({tuple(c) for c in model.lives(images).survivors.T.tolist()}) - 1
+    assert stages > 0
+    calls.clear()
+    model(images)
+    assert dict(calls) == layers
+
+
+def test_a_hook_that_replaces_a_blocks_output_is_obeyed() -> None:
+    vit, images = fresh("vit"), photos("vit")
+    vit.blocks[-1].register_forward_hook(lambda module, args, out: out * 0)
+    for way in ("fixed", "fixed, heirs"):
+        logits = slim("vit", way, vit)(images)
+        assert_close(logits, logits[:1].expand_as(logits))
+
+
+@pytest.mark.parametrize(
+    "attach", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
+)
+@pytest.mark.parametrize("where", ["blocks.3", "blocks.3.attn"])
+def test_adaptive_mode_refuses_hooks_on_what_it_opens(where: str, attach: str) -> None:
+    vit = fresh("vit")
+    model = slim("vit", "adaptive", vit)
+    handle = getattr(vit.get_submodule(where), attach)(lambda *_: None)
+    with pytest.raises(UnsupportedModelError, match=rf"on {where} would have no effect.*fixed mode"):
+        model(photos("vit"))
+    with pytest.raises(UnsupportedModelError, match=f"on {where} would have no effect"):
+        wrap(vit, LifeConfig(mode="adaptive"))
+    model.set_mode("fixed")(photos("vit"))
+    with pytest.raises(UnsupportedModelError, match=where):
+        model.set_mode("adaptive")
+    assert model.config.mode == "fixed"
+    handle.remove()
+    model.set_mode("adaptive")(photos("vit"))
+
+
+@pytest.mark.parametrize("where", ["", "blocks"])
+def test_hooks_that_could_never_fire_are_refused(where: str) -> None:
+    vit = fresh("vit")
+    model = slim("vit", vit=vit)
+    vit.get_submodule(where).register_forward_hook(lambda *_: None)
+    for attempt in (lambda: model(photos("vit")), lambda: wrap(vit)):
+        with pytest.raises(UnsupportedModelError, match="a forward hook on .* would have no effect"):
+            attempt()
+
+
+def test_hooks_on_parallel_attentions_are_refused_where_timm_passes_over_them() -> None:
+    vit = fresh("parallel-things")
+    vit.blocks[1].attns[0].register_forward_hook(lambda *_: None)
+    slim("parallel-things", "fixed", vit)(photos("parallel-things"))
+    with pytest.raises(UnsupportedModelError, match=r"on blocks\.1\.attns\.0 would have no effect"):
+        slim("parallel-things", "fixed, heirs", vit)
+
+
+def test_a_patched_attention_is_called_or_refused() -> None:
+    """As people do who want to see attention maps."""
+    vit, images = fresh("vit"), photos("vit")
+    seen: list[int] = []
+    theirs = vit.blocks[4].attn.forward
+    vit.blocks[4].attn.forward = lambda x, **more: (seen.append(x.shape[1]), theirs(x, **more))[1]
+    model = slim("vit", "fixed, heirs", vit)
+    assert_close(model(images), slim("vit", "fixed, heirs")(images))
+    assert seen == [1 + model.schedule().survivors[4]]
+    with pytest.raises(UnsupportedModelError, match=r"a replaced forward on blocks\.4\.attn"):
+        slim("vit", "adaptive", vit)
+
+
+# ---- layers that compute their weights, or are more than a weight
+
+
+def lowered(vit: nn.Module) -> None:
+    """A low-rank change added to every linear layer's output by a module around it."""
+
+    class Around(nn.Module):
+        def __init__(self, layer: nn.Linear) -> None:
+            super().__init__()
+            self.layer, self.in_features, self.out_features = layer, layer.in_features, layer.out_features
+            draw = torch.Generator().manual_seed(layer.in_features)
+            self.down = nn.Parameter(torch.randn(2, layer.in_features, generator=draw) / layer.in_features**0.5)
+            self.up = nn.Parameter(torch.randn(layer.out_features, 2, generator=draw))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + x @ self.down.T @ self.up.T
+
+    for parent, name in linears(vit):
+        setattr(parent, name, Around(getattr(parent, name)))
+
+
+def pruned(vit: nn.Module) -> None:
+    for parent, name in linears(vit):
+        prune.l1_unstructured(getattr(parent, name), "weight", 0.4)
+
+
+def normed(vit: nn.Module) -> None:
+    for parent, name in linears(vit):
+        nn.utils.weight_norm(getattr(parent, name))
+        getattr(parent, name).weight_g.data *= 1.1
+
+
+def parametrised(vit: nn.Module) -> None:
+    for parent, name in linears(vit):
+        parametrizations.weight_norm(getattr(parent, name))
+        getattr(parent, name).parametrizations.weight.original0.data *= 1.1
+
+
+def quantised(vit: nn.Module) -> None:
+    torch.ao.quantization.quantize_dynamic(vit, {nn.Linear}, inplace=True)
+
+
+ATTACH = {"around": lowered, "pruned": pruned, "weight norm": normed, "parametrised": parametrised}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["fixed", "fixed, heirs", "adaptive, heirs"])
+@pytest.mark.parametrize("attach", ATTACH)
+@pytest.mark.parametrize("name", ["vit", "siglip", "dinov3", "rope-mixed"])
+def test_computed_weights_take_effect(name: str, attach: str, way: str) -> None:
+    """In every block: the slow reference, which calls timm's own modules, agrees."""
+    vit, images = fresh(name), photos(name)
+    ATTACH[attach](vit)
+    model = slim(name, way, vit)
+    lives, plan = model.lives(images), model.plan(images)
+    assert_close(model(images), masked(model, images, lives, plan)[0])
+    assert far_apart(vit(images), fresh(name)(images))
+
+
+@pytest.mark.parametrize("way", ["fixed, heirs", "adaptive, heirs"])
+def test_lora_is_what_it_is_when_merged(way: str) -> None:
+    peft = pytest.importorskip("peft")
+    vit, images = fresh("vit"), photos("vit")
+    peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=["qkv", "fc1"], init_lora_weights=False), vit)
+    merged = copy.deepcopy(vit)
+    for parent in list(merged.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, peft.tuners.lora.Linear):
+                child.merge()
+                setattr(parent, name, child.get_base_layer())
+    ours, plain = slim("vit", way, vit), slim("vit", way, merged)
+    assert ours.schedule() == plain.schedule()
+    assert_close(ours(images), plain(images))
+    assert far_apart(ours(images), slim("vit", way)(images))
+
+
+def test_lora_gets_gradients_in_every_block() -> None:
+    peft = pytest.importorskip("peft")
+    vit = fresh("vit").train()
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["qkv"]), vit)
+    model = slim("vit", "fixed, heirs", vit)
+    with torch.enable_grad():
+        model(photos("vit")).square().sum().backward()
+    grads = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
+    assert len(grads) == 5
+    assert all(g is not None and g.abs().sum() > 0 for g in grads)
+
+
+def test_lora_goes_onto_a_wrapped_model() -> None:
+    """By the backbone's own names, a classifier to be trained beside it included."""
+    peft = pytest.importorskip("peft")
+    model = slim("vit", "fixed, heirs", fresh("vit").train())
+    config = peft.LoraConfig(r=2, target_modules=r"blocks\.\d+\.attn\.qkv", modules_to_save=["head"])
+    tuned = peft.get_peft_model(model, config)
+    with torch.enable_grad():
+        tuned(photos("vit")).square().sum().backward()
+    learned = {n for n, p in tuned.named_parameters() if p.grad is not None}
+    assert sum("lora_A" in n for n in learned) == 5
+    assert any("head.modules_to_save" in n for n in learned)
+    assert all("lora" in n or "modules_to_save" in n for n in learned)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("way", ["fixed, heirs", "adaptive, heirs"])
+def test_quantised_layers(way: str, when: str) -> None:
+    images = photos("vit")
+    plain = slim("vit", way, fresh("vit"))
+    if when == "before":
+        vit = fresh("vit")
+        quantised(vit)
+        model = slim("vit", way, vit)
+    else:
+        model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
+    assert flops(model).dense == flops(plain).dense
+    rounding = model.vit(images) - plain.vit(images)
+    assert 0 < rounding.abs().max() < 1
+    assert (model(images) - plain(images)).abs().max() < 1
+    model.set_budget(0.7)(images)
+
+
+def test_compiled_blocks_run_compiled() -> None:
+    vit, images, graphs = fresh("vit"), photos("vit"), []
+    for block in vit.blocks:
+        block.compile(backend=lambda graph, _: (graphs.append(1), graph.forward)[1])
+    model = slim("vit", "fixed", vit)
+    assert_close(model(images), slim("vit", "fixed")(images))
+    assert graphs
+    with pytest.raises(UnsupportedModelError, match=r"a compiled call on blocks\.0"):
+        model.set_mode("adaptive")
+    for index in range(5):
+        vit.blocks[index] = torch.compile(fresh("vit").blocks[index], backend="eager")
+    assert_close(slim("vit", "fixed, heirs", vit)(images), slim("vit", "fixed, heirs")(images))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov3"])
+def test_offloaded_weights_are_fetched(name: str) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    images, expected = photos(name), {way: slim(name, way)(photos(name)) for way in ("fixed, heirs", "adaptive, heirs")}
+    model = slim(name, "fixed, heirs", fresh(name))
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert all(p.is_meta for p in model.parameters())
+    assert torch.equal(model(images), expected["fixed, heirs"])
+    assert torch.equal(model.lives(images).life, slim(name, "fixed, heirs").lives(images).life)
+    assert torch.equal(model.forward_features(images), slim(name, "fixed, heirs").forward_features(images))
+    if name == "dinov3":  # LayerScale is the block's own weight
+        with pytest.raises(UnsupportedModelError, match=r"weight offloading on blocks\.0"):
+            model.set_mode("adaptive")
+    else:
+        model.calibrate([photos(name, 8, seed=1)]).set_mode("adaptive")
+        assert torch.equal(model(images), expected["adaptive, heirs"])
+
+
+def test_a_counter_that_hangs_on_linear_layers_counts_every_block() -> None:
+    vit, images = fresh("vit"), photos("vit", 1)
+    spent: list[int] = []
+    for module in vit.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda m, args, out: spent.append(2 * out.numel() * m.in_features))
+    vit(images)
+    dense, _ = sum(spent), spent.clear()
+    model = slim("vit", "fixed", vit)
+    model(images)
+    counts = model.schedule().survivors
+    blocks = sum((1 + n) / 37 for n in counts) / 5
+    head = 2 * vit.head.weight.numel()
+    assert sum(spent) - head == pytest.approx(blocks * (dense - head), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_plan_takes_no_notice_of_onlookers(name: str) -> None:
+    """Hooks that look on change no digit of the decision."""
+    plain, watched = slim(name, "fixed, heirs"), fresh(name)
+    counting(watched, skip=("", "blocks", *(n for n, _ in watched.named_modules() if n.count(".") == 3)))
+    assert torch.equal(slim(name, "fixed, heirs", watched).plan(photos(name)).score, plain.plan(photos(name)).score)
+
+
+HELD: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
+    "compiled": (lambda vit: torch.compile(vit), r"OptimizedModule: .*torch\.compile\(patchlife\.wrap"),
+    "data parallel": (nn.DataParallel, r"DataParallel: .*wrap\(model\.module\)"),
+    "wrapped already": (wrap, "wrapped already"),
+    "a name": (lambda vit: "vit_tiny_patch16_224", "got str"),
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_what_holds_a_model_is_told_apart_from_it(held: str) -> None:
+    make, words = HELD[held]
+    with pytest.raises(UnsupportedModelError, match=words):
+        wrap(make(fresh("vit")))
+
+
+def test_a_torchvision_model_is_named() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    vit = torchvision.models.VisionTransformer(32, 8, 1, 1, 16, 16)
+    with pytest.raises(UnsupportedModelError, match=r"got torchvision\.models\.vision_transformer\.VisionTransformer"):
+        wrap(vit)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_any_model_wraps_without_its_weights(name: str) -> None:
+    """Costs are settled on shapes alone."""
+    expected = flops(slim(name))
+    assert flops(slim(name, vit=fresh(name).to("meta"))) == expected
