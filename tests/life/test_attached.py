@@ -105,7 +105,7 @@ def test_hooks_that_could_never_fire_are_refused(where: str) -> None:
     model = slim("vit", vit=vit)
     vit.get_submodule(where).register_forward_hook(lambda *_: None)
     for attempt in (lambda: model(photos("vit")), lambda: wrap(vit)):
-        with pytest.raises(UnsupportedModelError, match="a forward hook on .* would have no effect"):
+        with pytest.raises(UnsupportedModelError, match=r"a forward hook on .* would have no effect"):
             attempt()
 
 

@@ -1,4 +1,4 @@
-"""A wrapped model is the backbone to its surroundings: timm's helpers, checkpoints, trainers, other people's wrappers."""
+"""A wrapped model is the backbone to its surroundings: timm's helpers, checkpoints, other people's wrappers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In training mode the wrapped model is the backbone's: dropout, drop path, patch dropout, checkpointing, other loops."""
+"""In training mode the wrapped model is the backbone: dropout, drop path, patch dropout, checkpointing, any loop."""
 
 from __future__ import annotations
 

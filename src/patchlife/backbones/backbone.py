@@ -204,9 +204,8 @@ class Backbone(nn.Module):
         ``rope``: this block's table, see `rope_of`. ``bias`` (batch or 1, heads or 1, queries or 1, keys) is added to
         the attention logits.
         """
-        given: dict[str, Any] = {
-            name: value for name, value in (("rope", rope), ("attn_mask", bias)) if value is not None
-        }
+        given: dict[str, Any] = {} if rope is None else {"rope": rope}
+        given |= {} if bias is None else {"attn_mask": bias}
         block = self.vit.blocks[index]
         if self.vit.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, **given)

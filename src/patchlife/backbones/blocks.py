@@ -141,7 +141,7 @@ def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> Float[Tensor
 
 def _keys_can_wait(block: Any) -> bool:
     """Whether a query may meet the key weights instead of the keys, and the weights may be read."""
-    attn = block.attns[0].attn if isinstance(block, ParallelThingsBlock) else block.attn
+    attn: Any = block.attns[0].attn if isinstance(block, ParallelThingsBlock) else block.attn
     layers = [attn.qkv] if attn.qkv is not None else [attn.q_proj, attn.k_proj]
     return (
         type(attn.k_norm) is nn.Identity
@@ -210,9 +210,10 @@ def _qkv(attn: Any, y: Tensor, call: Call) -> Tensor:
     """Queries, keys and values side by side, by the same call of the layer as timm's."""
     if getattr(attn, "q_bias", None) is None:
         return call(attn.qkv, y)
+    bias: Any = _qkv_bias(attn)
     if attn.qkv_bias_separate:
-        return call(attn.qkv, y) + _qkv_bias(attn)
-    return F.linear(y, attn.qkv.weight, _qkv_bias(attn))  # as timm does: EVA's layer is never called
+        return call(attn.qkv, y) + bias
+    return F.linear(y, attn.qkv.weight, bias)  # as timm does: EVA's layer is never called
 
 
 def _attention(attn: Any, y: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
