@@ -87,7 +87,7 @@ def gathered(block: nn.Module) -> AbstractContextManager[object]:
 
 
 def resident(module: nn.Module) -> AbstractContextManager[object]:
-    """Within it the weights of ``module`` itself, not of those inside it, are there, as accelerate's hook brings them."""
+    """Within it the own weights of ``module`` (not of modules inside it) are there, brought by accelerate's hook."""
     return _fetched([module]) if "_hf_hook" in module.__dict__ else nullcontext()
 
 
