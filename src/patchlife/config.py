@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from .checks import check_budget, check_speedup, check_switch, check_whole, check_wholes
 from .errors import ConfigError
 
 __all__ = [
@@ -54,15 +54,18 @@ class LifeConfig:
         if self.mode not in MODES:
             raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if self.speedup is not None:
-            if not self.speedup >= 1:
-                raise ConfigError(f"speedup must be at least 1, got {self.speedup}; 1.6 means 1.6 times fewer FLOPs")
-            object.__setattr__(self, "budget", 1 / self.speedup)
-            object.__setattr__(self, "speedup", None)
-        check_budget(self.budget)
+            self._settle("budget", 1 / check_speedup(self.speedup))
+            self._settle("speedup", None)
+        self._settle("budget", check_budget(self.budget))
+        self._settle("heirs", check_switch(self.heirs, "heirs"))
+        if self.start is not None:
+            self._settle("start", check_whole(self.start, "start"))
         for name in ("drops", "survivors"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, tuple(int(v) for v in value))
+            if getattr(self, name) is not None:
+                self._settle(name, check_wholes(getattr(self, name), name))
+
+    def _settle(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def replace(self, **changes: Any) -> LifeConfig:
         """A copy with some settings changed; an explicit schedule does not outlive a new budget."""
@@ -81,15 +84,6 @@ class LifeConfig:
         if unknown:
             raise ConfigError(f"unknown settings {sorted(unknown)}; were they written by a newer patchlife?")
         return cls(**values)
-
-
-def check_budget(budget: float) -> None:
-    """Raise ConfigError unless ``budget`` is a fraction in (0, 1]."""
-    if not isinstance(budget, int | float) or isinstance(budget, bool) or not math.isfinite(budget):
-        raise ConfigError(f"budget must be a number in (0, 1], got {budget!r}")
-    if not 0 < budget <= 1:
-        guess = f"; did you mean {budget / 100:g}?" if 1 < budget <= 100 else ""
-        raise ConfigError(f"budget must be in (0, 1], got {budget:g}{guess}")
 
 
 # ---- what the command line's verbs can be told; `arguments.py` turns these into options
@@ -209,8 +203,8 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         _check_at_least(1, limit=self.limit)
-        for budget in self.budgets or ():
-            check_budget(budget)
+        if self.budgets is not None:
+            object.__setattr__(self, "budgets", tuple(check_budget(budget, "budgets") for budget in self.budgets))
         said = [f"--{name}" for name in ("budget", "speedup", "survivors") if name in self.model.life]
         if self.budgets and said:
             raise ConfigError(f"--budgets names all budgets of a package, got {said[0]} as well; give one of both")

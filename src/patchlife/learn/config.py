@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from ..config import MODES, Device, EngineName, Mode, ModelConfig, RunConfig, check_budget
+from ..checks import check_budget
+from ..config import MODES, Device, EngineName, Mode, ModelConfig, RunConfig
 from ..errors import ConfigError
 
 __all__ = ["EvalConfig", "Finetune", "FitConfig", "LearnConfig"]
@@ -139,8 +140,7 @@ class EvalConfig:
         return [(budget, cast(Mode, mode)) for mode in self.modes for budget in self.budgets]
 
     def __post_init__(self) -> None:
-        for budget in self.budgets:
-            check_budget(budget)
+        object.__setattr__(self, "budgets", tuple(check_budget(budget, "budgets") for budget in self.budgets))
         for mode in self.modes:
             if mode not in MODES:
                 raise ConfigError(f"modes must be of {', '.join(MODES)}, got {mode!r}")

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..config import Device, EngineName, check_budget
+from ..checks import check_budget
+from ..config import Device, EngineName
 from ..errors import ConfigError
 
 __all__ = ["BenchConfig", "Precision"]
@@ -69,8 +70,7 @@ class BenchConfig:
     def __post_init__(self) -> None:
         if bool(self.model) == bool(self.report):
             raise ConfigError("bench measures a MODEL, or draws result files again with --report; give one of both")
-        for fraction in self.flops:
-            check_budget(fraction)
+        object.__setattr__(self, "flops", tuple(check_budget(fraction, "flops") for fraction in self.flops))
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ConfigError(f"batch_sizes must be at least 1, got {self.batch_sizes}")
         if not self.speed and (self.data is None or self.advice) and not self.report:
