@@ -11,6 +11,7 @@ from .checks import check_budget, check_speedup, check_switch, check_whole, chec
 from .errors import ConfigError
 
 __all__ = [
+    "ClassOrder",
     "DemoConfig",
     "Device",
     "DrawConfig",
@@ -91,6 +92,7 @@ class LifeConfig:
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 EngineName = Literal["eager", "compile", "onnx", "openvino"]
+ClassOrder = Literal["number", "imagefolder"]
 
 
 @dataclass(frozen=True)
@@ -98,22 +100,35 @@ class ModelConfig:
     """Which model, with which weights.
 
     Attributes:
-        model: A timm name, the folder of a life adapter, or demo: the small model inside this package.
-        checkpoint: The backbone's weights, a safetensors file. For an adapter: where that file is now.
-        pretrained: Take timm's own weights for this name; they are downloaded once.
+        model: A timm name, hf-hub:ORG/NAME or local-dir:FOLDER (with config.json and model.safetensors as timm writes
+            them), the folder of a life adapter, or demo: the small model inside this package.
+        checkpoint: The backbone's weights, a safetensors file. For an adapter: where that file is now. The number of
+            classes and the image size follow the file.
+        pretrained: Take timm's own weights for this name; they are downloaded once. hf-hub and local-dir always do.
+        model_args: Arguments for timm's model, such as global_pool=avg, in_chans=1 (photos are then made grey),
+            img_size=384 or img_size=256,128 (height, width). An adapter keeps its own where no others are given.
         labels: Names of the classes, one a line; ImageNet's for a model of 1000 classes if not given.
-        image_size: Side of the square that photos are brought to, in pixels; the model's own if not given.
+        class_order: What the folders of labelled photos are called: number, the number of the class; imagefolder, any
+            name, and the classes are in the order of these names as text (0, 1, 10, 11, 2, ...), as torchvision's
+            ImageFolder gave them when the model was trained. If not given: the name of the class or its WordNet id,
+            and its number where the classes have no names.
+        image_size: Side of the square that photos are brought to, in pixels; the model's own if not given. Positions
+            are interpolated.
         life: How it is slimmed. An adapter keeps its own settings where nothing else is asked for.
     """
 
     model: str
     checkpoint: Path | None = None
     pretrained: bool = False
+    model_args: dict[str, Any] = field(default_factory=dict, metadata={"metavar": "NAME=VALUE"})
     labels: Path | None = None
+    class_order: ClassOrder | None = None
     image_size: int | None = field(default=None, metadata={"metavar": "PIXELS"})
     life: dict[str, Any] = field(default_factory=dict, metadata={"settings_of": LifeConfig})
 
     def __post_init__(self) -> None:
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", check_whole(self.image_size, "image_size"))
         _check_at_least(1, image_size=self.image_size)
         _check_life(self.life)
 
@@ -149,8 +164,7 @@ class PredictConfig:
         resume: Continue an interrupted --out file. A photo that has a line there, be it an error, is not run
             again: to try failed ones once more, delete their lines.
         top: How many classes to name for each photo.
-        labelled: Photos lie in folders named after their class, or its WordNet id: say how often the model
-            finds it.
+        labelled: Each photo lies in the folder of its class (see --class-order): say how often the model finds it.
         engine: What runs the model; eager if not given, and an exported file or package brings its own. onnx and
             openvino export it on the first run and keep the file in a cache folder ($PATCHLIFE_CACHE says where).
         run: Where photos are run, and how many at a time.
@@ -188,7 +202,8 @@ class ExportConfig:
             before the decision as it takes stay in float, too.
         photos: Photos, folders or globs to calibrate int8 on and to compare the file with the model on.
         limit: At most so many of the photos, evenly spread.
-        labelled: Photos lie in folders named after their class: also say how often model and file find it.
+        labelled: Each photo lies in the folder of its class (see --class-order): also say how often model and file
+            find it.
     """
 
     model: ModelConfig

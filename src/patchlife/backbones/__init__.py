@@ -2,6 +2,18 @@
 
 from .backbone import FAMILIES, Backbone, Embedded, adapt
 from .blocks import Attend, sdpa
-from .loading import Origin, build
+from .loading import Origin, build, check_name, rebuild, source_of
 
-__all__ = ["FAMILIES", "Attend", "Backbone", "Embedded", "Origin", "adapt", "build", "sdpa"]
+__all__ = [
+    "FAMILIES",
+    "Attend",
+    "Backbone",
+    "Embedded",
+    "Origin",
+    "adapt",
+    "build",
+    "check_name",
+    "rebuild",
+    "sdpa",
+    "source_of",
+]

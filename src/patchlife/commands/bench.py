@@ -15,7 +15,7 @@ from ..config import ModelConfig
 from ..errors import ConfigError
 from ..files import is_exported
 from ..measure.config import BenchConfig
-from .common import progress, say
+from .common import classes_of, find_photos, progress, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,17 +143,18 @@ def _open(config: BenchConfig) -> tuple[ReadyModel, Path | None]:
     """The model with an untouched backbone in the wanted precision, and the adapter if MODEL is one."""
     import torch
 
+    from ..backbones import Origin, source_of
     from ..measure.engines import EXPORTED
     from ..models import DEMO, open_model
 
     model, checkpoint, adapter = config.model, config.checkpoint, None
+    args, size = config.model_args, config.image_size
     if is_exported(model):
         raise ConfigError(
             f"{model} is an exported model, and bench builds its methods on a backbone; give the MODEL that it was "
             "made from, with --engine onnx or openvino"
         )
     if Path(model).is_dir():
-        from ..backbones import Origin
         from ..life.adapter import read_adapter
 
         adapter = Path(model)
@@ -163,13 +164,16 @@ def _open(config: BenchConfig) -> tuple[ReadyModel, Path | None]:
         origin = Origin(**about["origin"])
         model = origin.model
         checkpoint = checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
-        config = replace(config, pretrained=config.pretrained or origin.pretrained)
-    weighty = config.pretrained or checkpoint or model == DEMO
+        args, size = {**origin.options, **args}, size or origin.image_size
+        config = replace(config, pretrained=config.pretrained or (origin.pretrained and not checkpoint))
+    weighty = config.pretrained or checkpoint or model == DEMO or source_of(model)
     if config.data and not weighty:
         raise ConfigError(
             "accuracy of random weights means nothing: give --checkpoint FILE or --pretrained with --data"
         )
-    settings = ModelConfig(model, checkpoint, config.pretrained, config.labels, config.image_size)
+    settings = ModelConfig(
+        model, checkpoint, config.pretrained, args, config.labels, config.class_order, image_size=size
+    )
     device = "cpu" if config.engine in EXPORTED else config.device
     ready = open_model(settings, device, random_weights=True)
     ready.model.backbone.vit.to(getattr(torch, config.dtype))
@@ -201,12 +205,10 @@ def _methods(config: BenchConfig, adapter: Path | None) -> list[Method]:
 
 def _photos(config: BenchConfig, ready: ReadyModel) -> tuple[list[Path], list[int]]:
     """Photos and their classes; none without --data."""
-    from ..images import list_photos
-
     if config.data is None:
         return [], []
-    photos = list_photos(config.data)
-    return photos, ready.labels.classes_of(photos)
+    photos = find_photos(config.data)
+    return photos, classes_of(ready.labels, photos, config.class_order)
 
 
 def _images(config: BenchConfig, ready: ReadyModel, photos: Sequence[Path], batch: int) -> Tensor:

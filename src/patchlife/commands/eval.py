@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, ImageError, MissingExtraError
 from ..files import is_exported, write_atomic
-from ..images import list_photos
 from ..learn.config import EvalConfig
-from .common import calibrate_if_needed, open_classifier, progress, say
+from .common import calibrate_if_needed, classes_of, find_photos, open_classifier, progress, say
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +24,15 @@ __all__ = ["run", "text_table"]
 
 def run(config: EvalConfig) -> int:
     """Measure, print a table, write JSON and a plot; returns the exit code."""
-    photos = list_photos(config.data)[:: config.every]
+    listed = find_photos(config.data)
+    photos = listed[:: config.every]
     from ..measure.accuracy import evaluate
 
     judged = _package(config, photos) if is_exported(config.model.model) else _model(config, photos)
     ready = judged.ready
+    classes = classes_of(ready.labels, listed, config.model.class_order)[:: config.every]
     failures: list[str] = []
-    batches = _batches(ready, photos, config, failures)
+    batches = _batches(ready, photos, classes, config, failures)
     scores = evaluate(ready.model, judged.dense, batches, config.settings, judged.device)
     print(text_table(scores, len(photos) - len(failures)))
     if failures:
@@ -101,7 +102,7 @@ def _warm(ready: ReadyModel, config: EvalConfig, photos: int) -> None:
 
     batch = min(config.run.batch_size, photos)
     for size in sorted({batch, photos % batch or batch}):  # the last batch may be smaller, and compiles anew
-        blank = torch.zeros(size, 3, *ready.preprocess.size)
+        blank = torch.zeros(size, ready.preprocess.channels, *ready.preprocess.size)
         for budget in config.budgets:
             ready.model.set_budget(budget).predict(blank)
 
@@ -124,14 +125,13 @@ def text_table(scores: Sequence[Score], photos: int) -> str:
 
 
 def _batches(
-    ready: ReadyModel, photos: Sequence[Path], config: EvalConfig, failures: list[str]
+    ready: ReadyModel, photos: Sequence[Path], classes: Sequence[int], config: EvalConfig, failures: list[str]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Images and their classes; photos that cannot be read are added to ``failures``."""
     import torch
 
     from ..images import load_batches
 
-    classes = ready.labels.classes_of(photos)
     batch_size, workers = config.run.batch_size, config.run.workers
     batches = load_batches(photos, ready.preprocess, batch_size, workers)
     for batch in progress(batches, -(-len(photos) // batch_size), config.run.progress, unit="batch"):
@@ -155,6 +155,7 @@ def _result(
         "adapter": config.model.model if Path(config.model.model).is_dir() else None,
         "engine": judged.engine,
         "data": str(config.data),
+        "class_order": config.model.class_order,
         "photos": photos - len(failures),
         "failures": failures,
         "scores": [score.to_dict() for score in scores],

@@ -95,8 +95,8 @@ class FitConfig:
         data: Photos, folders or globs of them; WebDataset shards (*.tar, read where they lie, never unpacked); timm's
             data sets as timm:NAME[:SPLIT[:ROOT]].
         out: Folder for the adapter. An interrupted fit goes on where it stopped when the same command is given again.
-        watch: Labelled photos (a folder for each class) on which to measure accuracy while learning; nothing is learned
-            from them, and of each FOLDER every k-th is taken, 500 at most.
+        watch: Labelled photos (a folder for each class, see --class-order) on which to measure accuracy while learning;
+            nothing is learned from them, and of each FOLDER every k-th is taken, 500 at most.
         device: auto takes a CUDA GPU where there is one, else the CPU.
         learn: How lives are learned.
     """
@@ -115,7 +115,7 @@ class EvalConfig:
 
     Attributes:
         model: Which model, with which weights.
-        data: A folder with a folder of photos for each class.
+        data: A folder with a folder of photos for each class; --class-order says what these are called.
         budgets: Fractions of the dense model's FLOPs.
         modes: fixed, adaptive, or both.
         every: Take every so-manieth photo only.
