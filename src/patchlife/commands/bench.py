@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..config import ModelConfig
 from ..errors import ConfigError
+from ..extras import require, require_export
 from ..files import is_exported
 from ..measure.config import BenchConfig
 from .common import classes_of, find_photos, progress, say
@@ -32,10 +33,12 @@ _PHOTOS = 32  # in a batch, when schedules are judged
 
 def run(config: BenchConfig) -> int:
     """Measure and report, or only report; returns the exit code."""
-    from ..measure.report import check_plotting, text_report, write_report
+    require("matplotlib", "bench", "patchlife bench")  # before an hour of measuring, not after
+    if config.engine in ("onnx", "openvino") and not config.report:
+        require_export(config.engine, what=f"--engine {config.engine}")
+    from ..measure.report import text_report, write_report
     from ..measure.result import Result
 
-    check_plotting()  # before an hour of measuring, not after
     config.out.mkdir(parents=True, exist_ok=True)
     if config.report:
         results = {path.stem: Result.load(path) for path in config.report}
@@ -240,6 +243,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 def _weights(config: BenchConfig, ready: ReadyModel) -> str:
+    from ..backbones import source_of
     from ..models import DEMO
 
     origin = ready.model.origin
@@ -247,6 +251,8 @@ def _weights(config: BenchConfig, ready: ReadyModel) -> str:
         return "the package's own"
     if origin and origin.checkpoint:
         return f"{Path(origin.checkpoint).name}, sha256 {(origin.sha256 or '')[:16]}"
+    if origin and source_of(origin.model):
+        return origin.model
     return "timm's own" if origin and origin.pretrained else "random"
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, ImageError, MissingExtraError
+from ..extras import installed
 from ..files import is_exported, write_atomic
 from ..learn.config import EvalConfig
-from .common import calibrate_if_needed, classes_of, find_photos, open_classifier, progress, say
+from .common import calibrate_if_needed, classes_of, find_photos, open_classifier, progress, require_runner, say
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,10 @@ __all__ = ["run", "text_table"]
 
 def run(config: EvalConfig) -> int:
     """Measure, print a table, write JSON and a plot; returns the exit code."""
+    require_runner(config.model.model, config.engine)
+    plots = installed("matplotlib")
+    if config.out and not plots:
+        say(f"no plot will be drawn: {MissingExtraError('matplotlib', 'learn', 'the trade-off plot')}")
     listed = find_photos(config.data)
     photos = listed[:: config.every]
     from ..measure.accuracy import evaluate
@@ -38,7 +43,7 @@ def run(config: EvalConfig) -> int:
     if failures:
         say(f"{len(failures)} photos failed (the first: {failures[0]})")
     if config.out:
-        _write(config.out, _result(config, judged, scores, len(photos), failures), scores)
+        _write(config.out, _result(config, judged, scores, len(photos), failures), scores, plots)
     return 1 if failures else 0
 
 
@@ -163,14 +168,13 @@ def _result(
     }
 
 
-def _write(out: Path, result: dict[str, Any], scores: Sequence[Score]) -> None:
+def _write(out: Path, result: dict[str, Any], scores: Sequence[Score], plot: bool) -> None:
+    write_atomic(out, json.dumps(result, indent=2) + "\n")
+    if not plot:
+        say(f"wrote {out}")
+        return
     from ..measure.tradeoff import plot_tradeoff
 
-    write_atomic(out, json.dumps(result, indent=2) + "\n")
-    try:
-        picture = plot_tradeoff(scores, f"{result['model']} on {result['photos']} photos")
-    except MissingExtraError as error:
-        say(f"no plot: {error}")
-        return
+    picture = plot_tradeoff(scores, f"{result['model']} on {result['photos']} photos")
     picture.save(out.with_suffix(".png"))
     say(f"wrote {out} and {out.with_suffix('.png').name}")

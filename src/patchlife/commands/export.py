@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import ExportConfig, RunConfig
 from ..errors import ConfigError
+from ..extras import require_export
 from ..images import load_batches
 from .common import classes_of, find_photos, open_classifier, say
 
@@ -24,6 +25,7 @@ _SUFFIX = {"onnx": "onnx", "openvino": "openvino.zip", "torch": "pt2"}
 
 def run(config: ExportConfig) -> int:
     """Write the file or the package; returns the exit code."""
+    require_export(config.format, config.int8 != "off")
     from ..deploy import export, export_package
 
     listed = find_photos(config.photos) if config.photos else []

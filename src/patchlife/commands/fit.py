@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, overload
 
 from ..config import ClassOrder
 from ..errors import ConfigError
+from ..extras import require
 from ..images import Sample, list_samples
 from ..learn.config import FitConfig
 from .common import say, say_left_out
@@ -21,6 +22,10 @@ __all__ = ["run"]
 
 def run(config: FitConfig) -> int:
     """Learn, save and say where; returns the exit code."""
+    for package in ("accelerate", "matplotlib"):  # the second one draws the report, when all is learned
+        require(package, "learn", "patchlife fit")
+    if config.learn.tensorboard:
+        require("tensorboard", "tensorboard", "--tensorboard")
     left_out: set[Path] = set()
     found = list_samples(config.data, left_out)
     from ..learn.fit import accelerator_for, fit, work_folder

@@ -16,7 +16,7 @@ from ..config import ClassOrder, PredictConfig
 from ..errors import ConfigError
 from ..files import is_exported
 from ..jsonl import encode, recover
-from .common import calibrate_if_needed, classes_of, find_photos, open_classifier, progress, say
+from .common import calibrate_if_needed, classes_of, find_photos, open_classifier, progress, require_runner, say
 
 if TYPE_CHECKING:
     from ..inference import Answer
@@ -31,6 +31,7 @@ _KEY = "path"  # what every record begins with
 
 def run(config: PredictConfig) -> int:
     """Write a line for each photo; returns the exit code."""
+    require_runner(config.model.model, config.engine)
     photos = find_photos(config.paths)
     earlier = _earlier(config.out, config.resume)
     ready = _opened(config)
