@@ -273,6 +273,16 @@ def test_a_folder_that_is_no_adapter(tmp_path):
             open_model(ModelConfig(str(folder)))
 
 
+def test_what_a_name_that_is_no_adapter_may_mean(tmp_path):
+    with pytest.raises(
+        AdapterError, match=r"it has no adapter\.json; for a model of the hub give hf-hub:timm/vit_x\.y"
+    ):
+        open_model(ModelConfig("timm/vit_x.y"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(AdapterError, match=f"for a model that timm wrote to this folder give local-dir:{tmp_path}"):
+        open_model(ModelConfig(str(tmp_path)))
+
+
 def test_a_folder_beside_a_timm_name_does_not_hide_it(adapter, vit_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).mkdir()

@@ -112,8 +112,8 @@ class ModelConfig:
             name, and the classes are in the order of these names as text (0, 1, 10, 11, 2, ...), as torchvision's
             ImageFolder gave them when the model was trained. If not given: the name of the class or its WordNet id,
             and its number where the classes have no names.
-        image_size: Side of the square that photos are brought to, in pixels; the model's own if not given. Positions
-            are interpolated.
+        image_size: Side of the square that photos are brought to, in pixels; if not given, what the checkpoint's
+            positions were made for, or the model's own. Positions are interpolated.
         life: How it is slimmed. An adapter keeps its own settings where nothing else is asked for.
     """
 
@@ -159,7 +159,7 @@ class PredictConfig:
 
     Attributes:
         model: Which model, with which weights.
-        paths: Photos, folders or globs.
+        paths: Photos, folders or globs. Of folders, the files with the suffixes of JPEG, PNG and WEBP.
         out: File for the JSON lines; without it they go to the standard output.
         resume: Continue an interrupted --out file. A photo that has a line there, be it an error, is not run
             again: to try failed ones once more, delete their lines.

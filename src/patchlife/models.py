@@ -6,6 +6,7 @@ MODEL is a timm name (hf-hub:ORG/NAME and local-dir:FOLDER are such, too), the f
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 
 from .backbones import Origin, build, check_name, source_of
 from .config import Device, LifeConfig, ModelConfig
-from .errors import CheckpointError, ConfigError, PatchLifeError
+from .errors import AdapterError, CheckpointError, ConfigError, PatchLifeError
 from .files import sha256_of
 from .images import Preprocess
 from .labels import Labels, imagenet_labels, numbered_labels, read_labels
@@ -114,6 +115,8 @@ def _open_adapter(config: ModelConfig) -> SlimModel:
     from .life.adapter import load, read_adapter
 
     folder = Path(config.model)
+    if not (folder / "adapter.json").is_file() and (meant := _perhaps(config.model)):
+        raise AdapterError(f"{folder} is not a patchlife adapter: it has no adapter.json; {meant}")
     about, _ = read_adapter(folder)
     origin = Origin(**about["origin"]) if about["origin"] else Origin(about["backbone"]["name"])
     checkpoint = config.checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
@@ -129,6 +132,15 @@ def _open_adapter(config: ModelConfig) -> SlimModel:
     if not config.life:
         return saved
     return _resettled(saved, saved.config.replace(**config.life))
+
+
+def _perhaps(model: str) -> str:
+    """What a name may mean that is no adapter; empty if nobody knows."""
+    if (Path(model) / "config.json").is_file():
+        return f"for a model that timm wrote to this folder give local-dir:{model}"
+    if not Path(model).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@\w+)?", model):
+        return f"for a model of the hub give hf-hub:{model}"
+    return ""
 
 
 def _open_demo(config: ModelConfig) -> SlimModel:

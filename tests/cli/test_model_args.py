@@ -132,3 +132,9 @@ def test_a_tag_that_timm_does_not_know(patchlife):
     assert said.code == 2
     assert f"timm has no weights tagged 'nonsense' for {NAME}; it knows {NAME}.r160_in1k" in said.err
     assert "Traceback" not in said.err
+
+
+def test_export_names_the_option_that_sets_the_mode(patchlife, model, tmp_path):
+    said = patchlife("export", *model, "--mode", "adaptive", "--format", "torch", "--out", tmp_path / "m.pt2")
+    assert said.code == 2
+    assert "an exported graph keeps the same number of patches of every image; give --mode fixed" in said.err

@@ -40,7 +40,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if path.suffix.lower() in _PICKLES:
         raise CheckpointError(
             f"{path} is a pickle, which can run code when it is opened; convert it once where you trust it: "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+            "safetensors.torch.save_file(weights, 'model.safetensors'), where weights is what torch.load(path, "
+            "weights_only=True) returns, or the dict of tensors in it"
         )
     try:
         return load_file(path)

@@ -115,14 +115,14 @@ def _warm(ready: ReadyModel, config: EvalConfig, photos: int) -> None:
 def text_table(scores: Sequence[Score], photos: int) -> str:
     """The scores for people."""
     head = (
-        f"{'mode':9}{'budget':>7}{'FLOPs':>7}{'top-1':>7}{'top-5':>7}{'drop (95 % interval)':>24}{'agree':>7}{'KL':>7}"
+        f"{'mode':9}{'budget':>7}{'FLOPs':>7}{'top-1':>7}{'top-5':>7}{'drop (95 % interval)':>26}{'agree':>7}{'KL':>7}"
     )
     lines = [head]
     for s in scores:
         low, high = (100 * bound for bound in s.drop_interval)
         drop = f"{100 * s.drop:.2f} ({low:.2f} to {high:.2f})"
         lines.append(
-            f"{s.mode:9}{s.budget:7.2f}{s.fraction:7.3f}{100 * s.top1:7.2f}{100 * s.top5:7.2f}{drop:>24}"
+            f"{s.mode:9}{s.budget:7.2f}{s.fraction:7.3f}{100 * s.top1:7.2f}{100 * s.top5:7.2f}{drop:>26}"
             f"{100 * s.agreement:7.1f}{s.divergence:7.3f}"
         )
     lines.append(f"{photos} photos; top-1, top-5, drop and agreement in %; FLOPs as a fraction of dense; KL in nats")

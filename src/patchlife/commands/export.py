@@ -30,6 +30,8 @@ def run(config: ExportConfig) -> int:
 
     listed = find_photos(config.photos) if config.photos else []
     ready = open_classifier(config.model, RunConfig(device="cpu"))
+    if ready.model.config.mode != "fixed":
+        raise ConfigError("an exported graph keeps the same number of patches of every image; give --mode fixed")
     truth = _truth(config, ready, listed)
     photos, images = prepared_photos(ready, listed, config.limit) if listed else ([], None)
     how: dict[str, Any] = {"images": images, "labels": ready.labels, "preprocess": ready.preprocess}
