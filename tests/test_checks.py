@@ -142,6 +142,15 @@ def test_lists_of_budgets_take_the_same(tmp_path) -> None:
         BenchConfig("demo", flops=(60,))
 
 
+def test_settings_of_a_model_hold_what_is_stored() -> None:
+    given = {"budget": 1.0000005, "drops": np.array([3, 6]), "heirs": np.bool_(False)}
+    assert ModelConfig("demo", life=given).life == {"budget": 1.0, "drops": (3, 6), "heirs": False}
+    assert ModelConfig("demo", life={"speedup": 2}).life == {"speedup": 2}
+    assert ModelConfig("demo", image_size=np.int64(96)).image_size == 96
+    with pytest.raises(ConfigError, match=r"image_size must be a whole number, got 9\.5"):
+        ModelConfig("demo", image_size=9.5)
+
+
 def test_the_command_line_takes_them_too(capsys) -> None:
     from patchlife.cli import main
 

@@ -130,7 +130,7 @@ class ModelConfig:
         if self.image_size is not None:
             object.__setattr__(self, "image_size", check_whole(self.image_size, "image_size"))
         _check_at_least(1, image_size=self.image_size)
-        _check_life(self.life)
+        object.__setattr__(self, "life", _checked_life(self.life))
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         _check_at_least(5, rounds=self.rounds)
-        _check_life(self.life)
+        object.__setattr__(self, "life", _checked_life(self.life))
 
 
 def _check_at_least(least: int, **values: int | None) -> None:
@@ -292,9 +292,10 @@ def _check_at_least(least: int, **values: int | None) -> None:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
 
 
-def _check_life(settings: dict[str, Any]) -> None:
-    """Refuse what no model could do before any model is built."""
-    LifeConfig.from_dict(settings)
+def _checked_life(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as `LifeConfig` stores them. Refuses what no model could do before any model is built."""
+    checked = LifeConfig.from_dict(settings)
     targets = [name for name in ("budget", "speedup", "survivors") if settings.get(name) is not None]
     if len(targets) > 1:
         raise ConfigError(f"{' and '.join(targets)} say the same thing in different ways; give one of them")
+    return {name: value if name == "speedup" else getattr(checked, name) for name, value in settings.items()}

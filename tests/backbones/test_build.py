@@ -150,6 +150,13 @@ def test_a_folder_at_another_size_and_with_other_arguments(folder):
     assert torch.equal(rebuild(origin).pos_embed, trained.pos_embed)
 
 
+def test_a_random_classifier_is_refused(folder):
+    with pytest.raises(ConfigError, match="num_classes=3 would put a random classifier on weights of 5 classes; leave"):
+        build(f"local-dir:{folder[0]}", model_args={"num_classes": 3})
+    assert build(f"local-dir:{folder[0]}", model_args={"num_classes": 0})[0].num_classes == 0
+    assert build(f"local-dir:{folder[0]}", model_args={"num_classes": 5})[0].num_classes == 5
+
+
 def test_a_folder_with_weights_from_elsewhere(folder, tmp_path):
     place, _ = folder
     torch.manual_seed(1)

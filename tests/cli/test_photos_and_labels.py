@@ -104,6 +104,19 @@ def test_export_and_bench_read_folders_alike(patchlife, tmp_path, model):
     assert "a is class 0, b is class 1" in said.err
 
 
+def test_fit_reads_folders_alike(patchlife, tmp_path, model):
+    for name in "jihgfedcba":
+        write_photos(tmp_path / "data" / name, 1)
+    fit = ["fit", *model, tmp_path / "data", "--epochs", 1, "--batch-size", 2, "--budget", 0.8, "--device", "cpu"]
+    fit += ["--out", tmp_path / "a", "--watch", tmp_path / "data"]
+    said = patchlife(*fit)
+    assert said.code == 2
+    assert "folder a is not a class of this model" in said.err
+    said = patchlife(*fit, "--class-order", "imagefolder")
+    assert said.code == 0, said.err
+    assert said.err.count("a is class 0, b is class 1, c is class 2") == 1
+
+
 def test_a_labels_file_with_a_mark_and_accents(patchlife, tmp_path, model):
     accented = unicodedata.normalize("NFD", "café")
     write_photos(tmp_path / "data" / accented, 2)

@@ -91,7 +91,7 @@ def load_weights(vit: nn.Module, weights: Mapping[str, Tensor], name: str | Path
     if problems:
         hint = _hint(missing, extra, weights, wanted)
         raise CheckpointError(f"{name} does not fit {type(vit).__name__}: " + "; ".join(problems) + hint)
-    damaged = sorted(k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v).all())
+    damaged = sorted(k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v.float()).all())
     if damaged:
         raise CheckpointError(f"{name} holds NaN or infinite weights in {', '.join(damaged[:8])}")
     vit.load_state_dict(weights)
@@ -119,8 +119,8 @@ def _hint(missing: list[str], extra: list[str], weights: Mapping[str, Tensor], w
     arguments = [
         argument for where, begin, argument in _BUILT_WITH if any(key.startswith(begin) for key in lists[where])
     ]
-    if "reg_token" in extra:
-        arguments.append(f"reg_tokens={weights['reg_token'].shape[-2]}")
+    if "reg_token" in extra and weights["reg_token"].ndim == 3:
+        arguments.append(f"reg_tokens={weights['reg_token'].shape[1]}")
     arguments += _shape_arguments(weights, wanted)
     return f". If it was built with other arguments, give them: --model-args {' '.join(arguments)}" if arguments else ""
 

@@ -48,6 +48,10 @@ class Origin:
     pretrained: bool = False
     image_size: int | None = None
 
+    def __post_init__(self) -> None:
+        options = {name: _plain(value) for name, value in self.options.items()}
+        object.__setattr__(self, "options", options)  # equal before and after JSON, which knows no tuples
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
@@ -84,6 +88,7 @@ def build(
         raise ConfigError("weights come from --checkpoint or from --pretrained, not from both")
     pretrained = pretrained or (bool(source_of(model)) and checkpoint is None)
     vit: Any = _created(model, pretrained, options)
+    _check_classifier(vit, pretrained, options)
     path = sha256 = None
     if checkpoint is not None:
         options["num_classes"] = _load(vit, checkpoint, options, image_size)
@@ -171,6 +176,16 @@ def _created(model: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Mod
         raise
 
 
+def _check_classifier(vit: Any, pretrained: bool, options: Mapping[str, Any]) -> None:
+    """Refuse the random classifier that timm puts on its own weights for another number of classes."""
+    asked, there = options.get("num_classes"), (getattr(vit, "pretrained_cfg", None) or {}).get("num_classes")
+    if pretrained and asked and asked != there:
+        raise ConfigError(
+            f"num_classes={asked} would put a random classifier on weights of {there} classes; leave it out, or give a "
+            "fine-tuned model with --checkpoint FILE"
+        )
+
+
 def _plain(value: Any) -> Any:
     """An argument as JSON and numpy bring it, as timm and JSON want it."""
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else plain(value)
@@ -221,9 +236,10 @@ def _fit_positions(vit: Any, weights: Mapping[str, Tensor], image_size: int | No
     That is the first of these with as many patches: the size that the model was built for, its own, the one that is
     asked for, a square.
     """
-    if "pos_embed" not in weights or vit.pos_embed is None:
+    positions = weights.get("pos_embed")
+    if positions is None or positions.ndim != 3 or vit.pos_embed is None:
         return
-    patches = weights["pos_embed"].shape[1] - (0 if vit.no_embed_class else vit.num_prefix_tokens)
+    patches = positions.shape[1] - (0 if vit.no_embed_class else vit.num_prefix_tokens)
     rows, cols = vit.patch_embed.patch_size
     side = math.isqrt(max(patches, 0))
     own, asked = vit.pretrained_cfg["input_size"][1:], (image_size or 0, image_size or 0)
