@@ -60,6 +60,21 @@ class Plain:
     inner: Inner = field(default_factory=Inner)
 
 
+@dataclass(frozen=True)
+class WithEntries:
+    """Entries.
+
+    Attributes:
+        model_args: Any of them.
+        flag: Whether.
+        rest: What else there is.
+    """
+
+    rest: str = field(default="", metadata={"positional": True})
+    model_args: dict[str, Any] = field(default_factory=dict, metadata={"metavar": "NAME=VALUE"})
+    flag: bool = False
+
+
 def parsed(config: type, line: str) -> Any:
     parser = Parser(prog="p")
     add_options(parser, config)
@@ -80,6 +95,61 @@ def test_settings_hold_only_what_was_said():
     assert parsed(WithSettings, "").settings == {}
     assert parsed(WithSettings, "--on").settings == {"on": True}
     assert parsed(WithSettings, "--size 3").settings == {"size": 3}
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("a=1", 1),
+        ("a=-1", -1),
+        ("a=1.5", 1.5),
+        ("a=1e-5", 1e-5),
+        ("a=true", True),
+        ("a=False", False),
+        ("a=none", None),
+        ("a=avg", "avg"),
+        ("a='1'", "1"),
+        ("a=224,112", (224, 112)),
+        ("a=(224,112)", (224, 112)),
+        ("a=[224,112]", (224, 112)),
+        ("a=7,", (7,)),
+        ("a=a.b/c", "a.b/c"),
+        ("a=a,b", "a,b"),
+        ("a=__import__('os')", "__import__('os')"),
+    ],
+)
+def test_entries_are_read_as_python_reads_them(entry, value):
+    read = parsed(WithEntries, f"--model-args {entry}").model_args["a"]
+    assert (read, type(read)) == (value, type(value))
+
+
+def test_several_entries():
+    expected = {"a": 1, "b": "x"}
+    for line in ("--model-args a=1 b=x --flag", "--flag --model-args a=1 --model-args b=x", "r --model-args a=1 b=x"):
+        assert parsed(WithEntries, line).model_args == expected
+    assert parsed(WithEntries, "").model_args == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--model-args a", "argument --model-args: expected NAME=VALUE, got 'a'; give several with spaces between"),
+        ("--model-args a=1 photos/", "expected NAME=VALUE, got 'photos/'.* other arguments before"),
+        ("--model-args =1", "expected NAME=VALUE, got '=1'"),
+        ("--model-args a=", "expected NAME=VALUE, got 'a='"),
+        ("--model-args a-b=1", "expected NAME=VALUE, got 'a-b=1'"),
+        ("--model-args a=1,b=2", "numbers with commas between them, got 'a=1,b=2'"),
+        ("--model-args a={}", "expected a number, true, false, none, text or numbers with commas .* got 'a={}'"),
+        ("--model-args a=b'x'", "expected a number"),
+        ("--model-args a=1j", "expected a number"),
+        ("--model-args a=1,(2,3)", "expected a number"),
+        ("--model-args a=1 a=2", "--model-args names a twice; give it once"),
+        ("--model-args", "expected at least one argument"),
+    ],
+)
+def test_entries_that_are_none(line, message):
+    with pytest.raises(ConfigError, match=message):
+        parsed(WithEntries, line)
 
 
 @pytest.mark.parametrize(

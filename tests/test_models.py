@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from small import CLASSES, NAME, checkpoint, weights
 
+import patchlife
 import patchlife.models as models
 from patchlife.config import LifeConfig, ModelConfig
 from patchlife.errors import AdapterError, CheckpointError, ConfigError, PatchLifeError, UnsupportedModelError
@@ -60,6 +62,12 @@ def test_weights_from_two_places(vit_file):
         open_model(ModelConfig(NAME, checkpoint=vit_file, pretrained=True))
 
 
+def test_a_tag_nobody_knows(vit_file):
+    for config in (ModelConfig(f"{NAME}.x"), ModelConfig(f"{NAME}.x", checkpoint=vit_file)):
+        with pytest.raises(UnsupportedModelError, match=f"no weights tagged 'x' for {NAME}; it knows {NAME}.r160_in1k"):
+            open_model(config)
+
+
 def test_a_name_nobody_knows():
     with pytest.raises(UnsupportedModelError, match="timm has no model named 'vit_tiny_patch15'"):
         open_model(ModelConfig("vit_tiny_patch15"), random_weights=True)
@@ -80,12 +88,86 @@ def test_pretrained_weights_that_cannot_be_had(monkeypatch):
         open_model(ModelConfig(NAME, pretrained=True))
 
 
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("no route to the hub\nand a long trace")
+
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf", unreachable)
+    expected = (
+        r"me/mine could not be had \(no route to the hub\); is the network up, and is it a timm model\? Without "
+        "network: copy its config.json and model.safetensors into a folder and give local-dir:FOLDER"
+    )
+    for config in (ModelConfig("hf-hub:me/mine"), ModelConfig("hf_hub:me/mine", model_args={"drop_rate": 0.1})):
+        with pytest.raises(CheckpointError, match=expected):
+            open_model(config)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A model as timm writes it for the hub."""
+    trained = timm.create_model(NAME, num_classes=3, in_chans=1)
+    about = {"label_names": ["ant", "bee", "cow"], "pretrained_cfg": {"crop_pct": 0.8}}
+    timm.models.save_for_hf(trained, tmp_path / "local", about, {"in_chans": 1}, safe_serialization=True)
+    return tmp_path / "local"
+
+
+def test_a_folder_brings_its_weights_labels_and_looks(folder, tmp_path):
+    ready = open_model(ModelConfig(f"local-dir:{folder}", life={"budget": 0.5}))
+    assert ready.name == NAME
+    assert ready.labels.names == ("ant", "bee", "cow")
+    assert (ready.preprocess.crop_fraction, ready.preprocess.channels) == (0.8, 1)
+    saved = load_file(folder / "model.safetensors")
+    assert torch.equal(ready.model.backbone.vit.head.weight, saved["head.weight"])
+    adapter = ready.model.save(tmp_path / "adapter")
+    again = open_model(ModelConfig(str(adapter)))
+    assert torch.equal(again.model.backbone.vit.head.weight, saved["head.weight"])
+    assert again.labels == ready.labels
+    assert patchlife.load(adapter).origin == again.model.origin == ready.model.origin
+
+
+def test_a_folder_of_weights_that_do_not_fit(folder):
+    save_file(weights(in_chans=1, depth=3, num_classes=3), folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"could not be had \(Error.* the folder must hold config.json and"):
+        open_model(ModelConfig(f"local-dir:{folder}"))
+
+
+# ---- arguments of the model
+
+
+def test_arguments_reach_the_model_the_photos_and_the_adapter(tmp_path):
+    args = {"global_pool": "avg", "in_chans": 1, "img_size": (96, 128)}
+    file = checkpoint(tmp_path / "w.safetensors", **args)
+    ready = open_model(ModelConfig(NAME, checkpoint=file, model_args=args))
+    assert (ready.preprocess.size, ready.preprocess.channels) == ((96, 128), 1)
+    assert ready.preprocess.mean == (0.5,)
+    logits = ready.model(torch.ones(1, 1, 96, 128))
+    adapter = ready.model.save(tmp_path / "adapter")
+    for again in (open_model(ModelConfig(str(adapter))).model, patchlife.load(adapter)):
+        assert torch.equal(again(torch.ones(1, 1, 96, 128)), logits)
+        assert again.origin.options == {**args, "num_classes": CLASSES}
+    larger = open_model(ModelConfig(str(adapter), image_size=160))
+    assert larger.preprocess.size == (160, 160)
+    assert open_model(ModelConfig(str(larger.model.save(tmp_path / "larger")))).preprocess.size == (160, 160)
+
+
+def test_a_model_of_channels_that_photos_do_not_have():
+    with pytest.raises(
+        ConfigError, match=r"photos have 3 channels, or 1 if made grey, so in_chans must be 3 or 1, got 4"
+    ):
+        open_model(ModelConfig(NAME, model_args={"in_chans": 4}), random_weights=True)
+
+
+def test_an_argument_that_the_model_does_not_take(vit_file):
+    with pytest.raises(ConfigError, match=f"{NAME} takes no model argument 'globalpool'; did you mean global_pool"):
+        open_model(ModelConfig(NAME, checkpoint=vit_file, model_args={"globalpool": "avg"}))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda w: w.pop("blocks.3.attn.qkv.weight"), "missing: blocks.3.attn.qkv.weight"),
         (lambda w: w.update(extra=torch.zeros(1)), "not of this model: extra"),
-        (lambda w: w.update(pos_embed=torch.zeros(1, 5, 64)), r"of another shape: pos_embed \(1, 5, 64\) for"),
+        (lambda w: w.update(pos_embed=torch.zeros(1, 6, 64)), r"of another shape: pos_embed \(1, 6, 64\) for"),
         (lambda w: w["norm.weight"].fill_(torch.nan), "holds NaN or infinite weights in norm.weight"),
     ],
 )
@@ -188,6 +270,16 @@ def test_a_folder_that_is_no_adapter(tmp_path):
             open_model(ModelConfig(str(folder)))
 
 
+def test_what_a_name_that_is_no_adapter_may_mean(tmp_path):
+    with pytest.raises(
+        AdapterError, match=r"it has no adapter\.json; for a model of the hub give hf-hub:timm/vit_x\.y"
+    ):
+        open_model(ModelConfig("timm/vit_x.y"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(AdapterError, match=f"for a model that timm wrote to this folder give local-dir:{tmp_path}"):
+        open_model(ModelConfig(str(tmp_path)))
+
+
 def test_a_folder_beside_a_timm_name_does_not_hide_it(adapter, vit_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).mkdir()
@@ -223,6 +315,8 @@ def test_the_embedded_model_is_checked(tmp_path, monkeypatch):
 def test_the_embedded_model_takes_no_other_weights(vit_file):
     with pytest.raises(ConfigError, match="demo brings its own weights"):
         open_model(ModelConfig("demo", checkpoint=vit_file))
+    with pytest.raises(ConfigError, match=r"drop .* --model-args"):
+        open_model(ModelConfig("demo", model_args={"in_chans": 1}))
 
 
 # ---- devices and labels

@@ -1,7 +1,8 @@
 """Command-line options made from dataclasses: name, type, default and help of each have their home there.
 
 A field without a default is a positional argument (text, or several); one marked ``positional`` is one that may be
-left out. The others are options; several paths are given with spaces between them. A field whose type is a dataclass
+left out. The others are options; several paths are given with spaces between them, and so are the entries of a dict
+(NAME=VALUE). A field whose type is a dataclass
 brings that one's options, in a group of their own. A field marked ``settings_of`` another dataclass takes only what
 was said, as a dict: for settings that replace others which are not known yet.
 
@@ -11,6 +12,7 @@ jsonargparse does the like, but takes 0.4 s to import: all the time that ``--hel
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import re
 import types
@@ -60,6 +62,8 @@ def from_options(config: type[T], given: Mapping[str, Any]) -> T:
             values[field.name] = from_options(hint, given)
         elif field.name in given:
             value = given[field.name]
+            if get_origin(hint) is dict:
+                value = _entries(field, value)
             values[field.name] = tuple(value) if isinstance(value, list) else value
     return config(**values)
 
@@ -114,6 +118,10 @@ def _add_option(target: Any, field: Field, hint: Any, text: str, partial: bool) 
         target.add_argument(flag, action="store_true" if plain else argparse.BooleanOptionalAction, **common)
         return
     common["help"] += _default(field)
+    if get_origin(hint) is dict:
+        unit = field.metadata["metavar"]
+        target.add_argument(flag, action="extend", type=_entry, nargs="+", metavar=unit, **common)
+        return
     if get_origin(hint) is Literal:
         target.add_argument(flag, choices=get_args(hint), **common)
         return
@@ -158,6 +166,45 @@ def _reader(kind: type) -> Callable[[str], Any]:
 
 def _list_reader(kind: type) -> Callable[[str], Any]:
     return lambda text: tuple(_reader(kind)(part) for part in text.split(","))
+
+
+def _entry(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as Python reads it (a number, True, None, a tuple) or as text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier() or not value:
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=VALUE, got {text!r}; give several with spaces between them, and other arguments before"
+        )
+    words = {"true": True, "false": False, "none": None}
+    if value.lower() in words:
+        return name, words[value.lower()]
+    try:
+        read = ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        read = value
+    return name, _checked_value(text, tuple(read) if isinstance(read, list) else read)
+
+
+def _checked_value(text: str, value: Any) -> Any:
+    """``value``, if JSON can hold it and nothing was meant to follow it."""
+    parts = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(part, int | float | str | None) for part in parts) or (
+        isinstance(value, str) and "=" in value
+    ):
+        raise argparse.ArgumentTypeError(
+            f"expected a number, true, false, none, text or numbers with commas between them, got {text!r}"
+        )
+    return value
+
+
+def _entries(field: Field, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The dict of a NAME=VALUE option. Raises ConfigError if a name is given twice."""
+    entries: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in entries:
+            raise ConfigError(f"--{field.name.replace('_', '-')} names {name} twice; give it once")
+        entries[name] = value
+    return entries
 
 
 def _default(field: Field) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from .checks import check_budget, check_speedup, check_switch, check_whole, check_wholes
 from .errors import ConfigError
 
 __all__ = [
+    "ClassOrder",
     "DemoConfig",
     "Device",
     "DrawConfig",
@@ -54,15 +55,18 @@ class LifeConfig:
         if self.mode not in MODES:
             raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if self.speedup is not None:
-            if not self.speedup >= 1:
-                raise ConfigError(f"speedup must be at least 1, got {self.speedup}; 1.6 means 1.6 times fewer FLOPs")
-            object.__setattr__(self, "budget", 1 / self.speedup)
-            object.__setattr__(self, "speedup", None)
-        check_budget(self.budget)
+            self._settle("budget", 1 / check_speedup(self.speedup))
+            self._settle("speedup", None)
+        self._settle("budget", check_budget(self.budget))
+        self._settle("heirs", check_switch(self.heirs, "heirs"))
+        if self.start is not None:
+            self._settle("start", check_whole(self.start, "start"))
         for name in ("drops", "survivors"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, tuple(int(v) for v in value))
+            if getattr(self, name) is not None:
+                self._settle(name, check_wholes(getattr(self, name), name))
+
+    def _settle(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def replace(self, **changes: Any) -> LifeConfig:
         """A copy with some settings changed; an explicit schedule does not outlive a new budget."""
@@ -83,20 +87,12 @@ class LifeConfig:
         return cls(**values)
 
 
-def check_budget(budget: float) -> None:
-    """Raise ConfigError unless ``budget`` is a fraction in (0, 1]."""
-    if not isinstance(budget, int | float) or isinstance(budget, bool) or not math.isfinite(budget):
-        raise ConfigError(f"budget must be a number in (0, 1], got {budget!r}")
-    if not 0 < budget <= 1:
-        guess = f"; did you mean {budget / 100:g}?" if 1 < budget <= 100 else ""
-        raise ConfigError(f"budget must be in (0, 1], got {budget:g}{guess}")
-
-
 # ---- what the command line's verbs can be told; `arguments.py` turns these into options
 
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 EngineName = Literal["eager", "compile", "onnx", "openvino"]
+ClassOrder = Literal["number", "imagefolder"]
 
 
 @dataclass(frozen=True)
@@ -104,24 +100,37 @@ class ModelConfig:
     """Which model, with which weights.
 
     Attributes:
-        model: A timm name, the folder of a life adapter, or demo: the small model inside this package.
-        checkpoint: The backbone's weights, a safetensors file. For an adapter: where that file is now.
-        pretrained: Take timm's own weights for this name; they are downloaded once.
+        model: A timm name, hf-hub:ORG/NAME or local-dir:FOLDER (with config.json and model.safetensors as timm writes
+            them), the folder of a life adapter, or demo: the small model inside this package.
+        checkpoint: The backbone's weights, a safetensors file. For an adapter: where that file is now. The number of
+            classes and the image size follow the file.
+        pretrained: Take timm's own weights for this name; they are downloaded once. hf-hub and local-dir always do.
+        model_args: Arguments for timm's model, such as global_pool=avg, in_chans=1 (photos are then made grey),
+            img_size=384 or img_size=256,128 (height, width). An adapter keeps its own where no others are given.
         labels: Names of the classes, one a line; ImageNet's for a model of 1000 classes if not given.
-        image_size: Side of the square that photos are brought to, in pixels; the model's own if not given.
+        class_order: What the folders of labelled photos are called: number, the number of the class; imagefolder, any
+            name, and the classes are in the order of these names as text (0, 1, 10, 11, 2, ...), as torchvision's
+            ImageFolder gave them when the model was trained. If not given: the name of the class or its WordNet id,
+            and its number where the classes have no names.
+        image_size: Side of the square that photos are brought to, in pixels; if not given, what the checkpoint's
+            positions were made for, or the model's own. Positions are interpolated.
         life: How it is slimmed. An adapter keeps its own settings where nothing else is asked for.
     """
 
     model: str
     checkpoint: Path | None = None
     pretrained: bool = False
+    model_args: dict[str, Any] = field(default_factory=dict, metadata={"metavar": "NAME=VALUE"})
     labels: Path | None = None
+    class_order: ClassOrder | None = None
     image_size: int | None = field(default=None, metadata={"metavar": "PIXELS"})
     life: dict[str, Any] = field(default_factory=dict, metadata={"settings_of": LifeConfig})
 
     def __post_init__(self) -> None:
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", check_whole(self.image_size, "image_size"))
         _check_at_least(1, image_size=self.image_size)
-        _check_life(self.life)
+        object.__setattr__(self, "life", _checked_life(self.life))
 
 
 @dataclass(frozen=True)
@@ -150,13 +159,12 @@ class PredictConfig:
 
     Attributes:
         model: Which model, with which weights.
-        paths: Photos, folders or globs.
+        paths: Photos, folders or globs. Of folders, the files with the suffixes of JPEG, PNG and WEBP.
         out: File for the JSON lines; without it they go to the standard output.
         resume: Continue an interrupted --out file. A photo that has a line there, be it an error, is not run
             again: to try failed ones once more, delete their lines.
         top: How many classes to name for each photo.
-        labelled: Photos lie in folders named after their class, or its WordNet id: say how often the model
-            finds it.
+        labelled: Each photo lies in the folder of its class (see --class-order): say how often the model finds it.
         engine: What runs the model; eager if not given, and an exported file or package brings its own. onnx and
             openvino export it on the first run and keep the file in a cache folder ($PATCHLIFE_CACHE says where).
         run: Where photos are run, and how many at a time.
@@ -194,7 +202,8 @@ class ExportConfig:
             before the decision as it takes stay in float, too.
         photos: Photos, folders or globs to calibrate int8 on and to compare the file with the model on.
         limit: At most so many of the photos, evenly spread.
-        labelled: Photos lie in folders named after their class: also say how often model and file find it.
+        labelled: Each photo lies in the folder of its class (see --class-order): also say how often model and file
+            find it.
     """
 
     model: ModelConfig
@@ -209,8 +218,8 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         _check_at_least(1, limit=self.limit)
-        for budget in self.budgets or ():
-            check_budget(budget)
+        if self.budgets is not None:
+            object.__setattr__(self, "budgets", tuple(check_budget(budget, "budgets") for budget in self.budgets))
         said = [f"--{name}" for name in ("budget", "speedup", "survivors") if name in self.model.life]
         if self.budgets and said:
             raise ConfigError(f"--budgets names all budgets of a package, got {said[0]} as well; give one of both")
@@ -274,7 +283,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         _check_at_least(5, rounds=self.rounds)
-        _check_life(self.life)
+        object.__setattr__(self, "life", _checked_life(self.life))
 
 
 def _check_at_least(least: int, **values: int | None) -> None:
@@ -283,9 +292,10 @@ def _check_at_least(least: int, **values: int | None) -> None:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
 
 
-def _check_life(settings: dict[str, Any]) -> None:
-    """Refuse what no model could do before any model is built."""
-    LifeConfig.from_dict(settings)
+def _checked_life(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as `LifeConfig` stores them. Refuses what no model could do before any model is built."""
+    checked = LifeConfig.from_dict(settings)
     targets = [name for name in ("budget", "speedup", "survivors") if settings.get(name) is not None]
     if len(targets) > 1:
         raise ConfigError(f"{' and '.join(targets)} say the same thing in different ways; give one of them")
+    return {name: value if name == "speedup" else getattr(checked, name) for name, value in settings.items()}

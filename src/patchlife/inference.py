@@ -83,7 +83,7 @@ def calibrate(ready: ReadyModel, photos: Sequence[Path], workers: int | None = N
 
 def _calibration_batches(
     ready: ReadyModel, photos: Sequence[Path], workers: int | None
-) -> Iterator[Float[Tensor, "batch 3 height width"]]:
+) -> Iterator[Float[Tensor, "batch channels height width"]]:
     spread = [photos[i * len(photos) // CALIBRATION_PHOTOS] for i in range(CALIBRATION_PHOTOS)]
     others = dict.fromkeys([*spread, *photos])  # stand in for those that cannot be read
     wanted = CALIBRATION_PHOTOS

@@ -1,11 +1,12 @@
 """From what a user calls MODEL to a slimmed model that is ready to see photos.
 
-MODEL is a timm name, the folder of a life adapter, or ``demo``.
+MODEL is a timm name (hf-hub:ORG/NAME and local-dir:FOLDER are such, too), the folder of a life adapter, or ``demo``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -16,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .backbones import Origin, adapt, build
+from .backbones import Origin, build, check_name, source_of
 from .config import Device, LifeConfig, ModelConfig
-from .errors import CheckpointError, ConfigError, PatchLifeError
+from .errors import AdapterError, CheckpointError, ConfigError, PatchLifeError
 from .files import sha256_of
 from .images import Preprocess
 from .labels import Labels, imagenet_labels, numbered_labels, read_labels
@@ -73,7 +74,8 @@ def open_model(config: ModelConfig, device: Device = "cpu", random_weights: bool
     else:
         model = _open_timm(config, random_weights)
     vit: Any = model.backbone.vit
-    preprocess = replace(Preprocess.from_timm_cfg(vit.pretrained_cfg), size=model.backbone.image_size)
+    looks = Preprocess.from_timm_cfg(vit.pretrained_cfg, model.backbone.channels)
+    preprocess = replace(looks, size=model.backbone.image_size)
     name = vit.pretrained_cfg["architecture"]
     return ReadyModel(name, model.to(where).eval(), preprocess, _labels_of(vit, config.labels))
 
@@ -98,7 +100,8 @@ def demo_folder() -> Path:
 
 
 def _open_timm(config: ModelConfig, random_weights: bool) -> SlimModel:
-    if not (config.checkpoint or config.pretrained or random_weights) and timm.is_model(config.model):
+    check_name(config.model)
+    if not (config.checkpoint or config.pretrained or random_weights or source_of(config.model)):
         raise ConfigError(
             f"{config.model} would have random weights; give some with --checkpoint FILE, or fetch timm's "
             "with --pretrained"
@@ -112,26 +115,42 @@ def _open_adapter(config: ModelConfig) -> SlimModel:
     from .life.adapter import load, read_adapter
 
     folder = Path(config.model)
+    if not (folder / "adapter.json").is_file() and (meant := _perhaps(config.model)):
+        raise AdapterError(f"{folder} is not a patchlife adapter: it has no adapter.json; {meant}")
     about, _ = read_adapter(folder)
     origin = Origin(**about["origin"]) if about["origin"] else Origin(about["backbone"]["name"])
     checkpoint = config.checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
     if checkpoint:
         _check_sum(folder, origin, checkpoint)
     pretrained = not checkpoint and (origin.pretrained or config.pretrained)
-    size = config.image_size or origin.options.get("img_size")
-    vit, _ = _built(origin.model, replace(config, checkpoint=checkpoint, pretrained=pretrained, image_size=size))
+    args = {**origin.options, **config.model_args}
+    size = config.image_size or origin.image_size
+    settings = replace(config, checkpoint=checkpoint, pretrained=pretrained, image_size=size, model_args=args)
+    vit, built_from = _built(origin.model, settings)
     saved = load(folder, vit)
+    saved.origin = built_from
     if not config.life:
         return saved
     return _resettled(saved, saved.config.replace(**config.life))
+
+
+def _perhaps(model: str) -> str:
+    """What a name may mean that is no adapter; empty if nobody knows."""
+    if (Path(model) / "config.json").is_file():
+        return f"for a model that timm wrote to this folder give local-dir:{model}"
+    if not Path(model).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@\w+)?", model):
+        return f"for a model of the hub give hf-hub:{model}"
+    return ""
 
 
 def _open_demo(config: ModelConfig) -> SlimModel:
     """The embedded model with the lives it learned; with the rule where patches shall begin to die elsewhere."""
     from .life.adapter import load
 
-    if config.checkpoint or config.pretrained or config.image_size:
-        raise ConfigError("demo brings its own weights and image size; drop --checkpoint, --pretrained, --image-size")
+    if config.checkpoint or config.pretrained or config.image_size or config.model_args:
+        raise ConfigError(
+            "demo brings its own weights and image size; drop --checkpoint, --pretrained, --image-size, --model-args"
+        )
     vit = demo_backbone()
     plain, learned = wrap(vit, LifeConfig.from_dict(config.life)), load(demo_folder() / "adapter", vit)
     return _resettled(learned, learned.config.replace(**config.life)) if plain.start == learned.start else plain
@@ -160,6 +179,8 @@ def demo_backbone() -> nn.Module:
 
 def _is_folder(model: str) -> bool:
     """A path, or a folder that lies here; timm's names have no separators, and win over folders of other things."""
+    if source_of(model):
+        return False
     folder = Path(model)
     if folder.name != model or (folder / "adapter.json").is_file():
         return True
@@ -169,29 +190,27 @@ def _is_folder(model: str) -> bool:
 def _built(name: str, config: ModelConfig) -> tuple[Any, Origin]:
     """The backbone with its weights, made for the wanted image size."""
     try:
-        vit, origin = build(name, config.checkpoint, config.pretrained)
+        return build(name, config.checkpoint, config.pretrained, config.image_size, config.model_args)
     except PatchLifeError:
         raise
     except Exception as error:  # whatever the hub's client and timm raise
-        if not config.pretrained:
+        if not (config.pretrained or source_of(name)):
             raise
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"timm's weights for {name} could not be had ({reason}); is the network up, and does timm have "
-            "some? A file will do too: --checkpoint FILE"
-        ) from None
-    if config.image_size:
-        _resize(vit, config.image_size)
-        origin = replace(origin, options={**origin.options, "img_size": config.image_size})
-    return vit, origin
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        what = name if source_of(name) else f"timm's weights for {name}"
+        raise CheckpointError(f"{what} could not be had ({reason}); {_instead(name)}") from None
 
 
-def _resize(vit: Any, side: int) -> None:
-    """Make the backbone take photos of another size; timm interpolates its positions."""
-    rows, cols = adapt(vit).patch_size
-    if side % rows or side % cols:
-        raise ConfigError(f"image_size must be a multiple of the patches' {rows} x {cols} pixels, got {side}")
-    vit.set_input_size(img_size=(side, side))
+def _instead(name: str) -> str:
+    """What to do where weights do not come from the hub."""
+    if source_of(name) == "local-dir":
+        return "the folder must hold config.json and model.safetensors of one model, as timm writes them"
+    if source_of(name) == "hf-hub":
+        return (
+            "is the network up, and is it a timm model? Without network: copy its config.json and model.safetensors "
+            "into a folder and give local-dir:FOLDER"
+        )
+    return "is the network up, and does timm have some? A file will do too: --checkpoint FILE"
 
 
 def _slimmed(vit: nn.Module, settings: LifeConfig, origin: Origin | None) -> SlimModel:

@@ -1,13 +1,14 @@
 """Weights from a file: the right ones load, all others are refused by name."""
 
 import pickle
+import shutil
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from patchlife.backbones import build
+from patchlife.backbones import Origin, build, rebuild, source_of
 from patchlife.errors import CheckpointError, ConfigError, UnsupportedModelError
 
 NAME = "vit_tiny_patch16_224"
@@ -100,6 +101,119 @@ def test_a_missing_file(tmp_path):
 def test_an_unknown_name_suggests_others():
     with pytest.raises(UnsupportedModelError, match=r"no model named 'vit_tiny_patch16_22'; did you mean .*vit_tiny"):
         build("vit_tiny_patch16_22")
+
+
+def test_an_unknown_tag_lists_the_known_ones(checkpoint):
+    expected = (
+        r"no weights tagged 'nonsense' for vit_tiny_patch16_224; it knows vit_tiny_patch16_224\.augreg_in21k, "
+        r"vit_tiny_patch16_224\.augreg_in21k_ft_in1k$"
+    )
+    for arguments in ({}, {"pretrained": True}, {"checkpoint": checkpoint()}):
+        with pytest.raises(UnsupportedModelError, match=expected):
+            build(f"{NAME}.nonsense", **arguments)
+    with pytest.raises(UnsupportedModelError, match="no weights tagged ''"):
+        build(f"{NAME}.")
+    assert build(f"{NAME}.augreg_in21k", checkpoint())[0].num_classes == 5
+
+
+# ---- names of timm's hub and of folders
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model of five classes as timm writes it for the hub, and what it was written from."""
+    torch.manual_seed(0)
+    trained = timm.create_model(NAME, depth=2, num_classes=5, img_size=96).eval()
+    trained.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "label_names": list("abcde")}
+    timm.models.save_for_hf(
+        trained, tmp_path / "local", model_args={"depth": 2, "img_size": 96}, safe_serialization=True
+    )
+    return tmp_path / "local", trained
+
+
+def test_a_folder_as_timm_writes_it(folder, monkeypatch):
+    place, trained = folder
+    monkeypatch.chdir(place.parent)
+    for name in (f"local-dir:{place}", "local-dir:local", "LOCAL-DIR:local"):
+        vit, origin = build(name)
+        assert all(torch.equal(v, trained.state_dict()[k]) for k, v in vit.state_dict().items())
+        assert origin == Origin(f"local-dir:{place}", pretrained=True)
+    assert torch.equal(rebuild(origin).head.weight, trained.head.weight)
+
+
+def test_a_folder_at_another_size_and_with_other_arguments(folder):
+    place, trained = folder
+    vit, origin = build(f"local-dir:{place}", image_size=128, model_args={"drop_path_rate": 0.1})
+    trained.set_input_size(img_size=(128, 128))
+    assert torch.equal(vit.pos_embed, trained.pos_embed)
+    assert origin.options == {"drop_path_rate": 0.1, "img_size": 128}
+    assert torch.equal(rebuild(origin).pos_embed, trained.pos_embed)
+
+
+def test_a_random_classifier_is_refused(folder):
+    with pytest.raises(ConfigError, match="num_classes=3 would put a random classifier on weights of 5 classes; leave"):
+        build(f"local-dir:{folder[0]}", model_args={"num_classes": 3})
+    assert build(f"local-dir:{folder[0]}", model_args={"num_classes": 0})[0].num_classes == 0
+    assert build(f"local-dir:{folder[0]}", model_args={"num_classes": 5})[0].num_classes == 5
+
+
+def test_a_folder_with_weights_from_elsewhere(folder, tmp_path):
+    place, _ = folder
+    torch.manual_seed(1)
+    other = timm.create_model(NAME, depth=2, num_classes=3)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    vit, origin = build(f"local-dir:{place}", tmp_path / "other.safetensors")
+    assert torch.equal(vit.head.weight, other.head.weight)
+    assert vit.patch_embed.img_size == (224, 224)
+    assert not origin.pretrained
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda f: shutil.rmtree(f), CheckpointError, r"found No such file or directory at .*config\.json; check"),
+        (
+            lambda f: (f / "config.json").unlink(),
+            CheckpointError,
+            r"expected a folder with config\.json as timm writes it, found No",
+        ),
+        (lambda f: (f / "config.json").write_text("{"), CheckpointError, "found another content at"),
+        (lambda f: (f / "config.json").write_text("[]"), CheckpointError, "found another content at"),
+        (lambda f: (f / "config.json").write_text("{}"), UnsupportedModelError, "names the architecture None, which"),
+        (
+            lambda f: (f / "config.json").write_text('{"architecture": "vit_tony"}'),
+            UnsupportedModelError,
+            "names the architecture 'vit_tony', which timm does not know",
+        ),
+        (lambda f: (f / "model.safetensors").unlink(), CheckpointError, r"no model\.safetensors; .* \(\.bin, \.pth\)"),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            CheckpointError,
+            r"no model\.safetensors; .* \(\.bin, \.pth\) are not opened",
+        ),
+    ],
+)
+def test_a_folder_that_is_not_whole(folder, damage, error, message):
+    damage(folder[0])
+    with pytest.raises(error, match=message):
+        build(f"local-dir:{folder[0]}")
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("hf-hub:timm/vit", "hf-hub"),
+        ("hf_hub:timm/vit", "hf-hub"),
+        ("HF-hub:timm/vit@main", "hf-hub"),
+        ("local-dir:/a:b", "local-dir"),
+        (NAME, ""),
+        ("hf-hub", ""),
+        ("./local-dir/x", ""),
+        ("C:/models", ""),
+    ],
+)
+def test_what_a_name_begins_with(name, source):
+    assert source_of(name) == source
 
 
 def test_two_sources_of_weights(checkpoint):

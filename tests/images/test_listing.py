@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from patchlife.errors import ImageError
-from patchlife.images import list_labelled, list_photos
+from patchlife.images import PHOTO_SUFFIXES, by_suffix, list_labelled, list_photos
 
 
 @pytest.fixture
@@ -59,6 +59,45 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tree):
     odd = tree / "cat[1].jpg"
     odd.touch()
     assert list_photos(odd) == [odd]
+
+
+@pytest.mark.parametrize("name", ["a.jfif", "a.JPE", "a.jif", "a.apng", "a.WebP", "a.jpeg"])
+def test_every_suffix_of_the_formats_that_are_read(tmp_path, name):
+    (tmp_path / name).touch()
+    assert names(tmp_path, list_photos(tmp_path)) == [name]
+
+
+def test_every_suffix_that_pillow_knows_for_these_formats():
+    from PIL import Image
+
+    Image.init()
+    formats = {"JPEG", "PNG", "WEBP"}
+    assert {suffix for suffix, kind in Image.EXTENSION.items() if kind in formats} <= set(PHOTO_SUFFIXES)
+
+
+def test_files_that_are_left_out(tree):
+    left_out = set()
+    list_photos([tree, tree / "cats", f"{tree}/*", tree / "b.jpg"], left_out)
+    assert left_out == {tree / "notes.txt", tree / "empty/readme.md"}
+    left_out = set()
+    list_photos([tree, tree / "notes.txt"], left_out)  # named on its own, so it is listed
+    assert left_out == {tree / "empty/readme.md"}
+
+
+def test_counts_by_suffix():
+    files = [Path(f"x{n}{suffix}") for n, suffix in enumerate([".a", ".b", ".A", "", ".c", ".d", ".e", ".f", ".g"])]
+    assert by_suffix(files) == ".a (2), .b (1), .c (1), .d (1), .e (1), 3 other suffixes"
+    assert by_suffix([Path("LICENSE"), Path("a.tar.gz")]) == ".gz (1), no suffix (1)"
+
+
+def test_a_folder_of_other_files_says_which(tmp_path):
+    for name in ("a.heic", "b.heic", "c.txt", ".d.png"):
+        (tmp_path / name).touch()
+    expected = r"found none in this folder \(looked for \.jpg.*\) but files with the suffixes \.heic \(2\), \.txt \(1\)"
+    with pytest.raises(ImageError, match=expected):
+        list_photos(tmp_path)
+    with pytest.raises(ImageError, match=r"found none \(looked for .*but files with the suffixes \.heic \(2\);"):
+        list_photos(f"{tmp_path}/*.heic")
 
 
 def test_links_are_followed_but_never_in_circles(tree):

@@ -73,7 +73,8 @@ def test_dict_and_json_round_trip():
         ({"crop_fraction": 90}, r"crop_fraction must be in \(0, 2\].*got 90"),
         ({"crop_mode": "random"}, "crop_mode must be one of center, squash, border, got 'random'"),
         ({"interpolation": "random"}, "interpolation must be one of nearest, bilinear, bicubic"),
-        ({"mean": [0.5]}, r"mean must be three numbers.*got \(0\.5,\)"),
+        ({"mean": [0.5, 0.5]}, r"mean must be three numbers.*, or one for grey, got \(0\.5, 0\.5\)"),
+        ({"mean": [0.5]}, r"std must be one positive number, as mean has 1, got \(0\.229, "),
         ({"std": [0.5, 0, 0.5]}, "std must be three positive numbers"),
         ({"crop_pct": 0.9}, r"the fields are size, crop_fraction.*got \['crop_pct'\]"),
         ({"size": "large"}, "preprocessing:"),
@@ -85,9 +86,34 @@ def test_bad_values(values, message):
         Preprocess.from_dict(values)
 
 
-def test_a_model_of_another_number_of_channels():
-    with pytest.raises(ConfigError, match=r"photos are RGB, so .* got \(1, 28, 28\)"):
-        Preprocess.from_timm_cfg({"input_size": (1, 28, 28)})
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_a_model_of_another_number_of_channels(channels):
+    message = f"photos have 3 channels, or 1 if made grey, so in_chans must be 3 or 1, got {channels}"
+    with pytest.raises(ConfigError, match=message):
+        Preprocess.from_timm_cfg({"input_size": (channels, 28, 28)})
+    with pytest.raises(ConfigError, match=message):
+        Preprocess.from_timm_cfg({}, channels)
+
+
+@pytest.mark.parametrize("cfg", [AUGREG, {**BORDER, "mean": (0.3,), "std": [0.2]}])
+def test_a_grey_model_sees_what_timm_shows_it(cfg):
+    """timm opens photos as grey before it resizes them, and averages means and deviations of three colours."""
+    photo = scene(300, 200)
+    grey = Preprocess.from_timm_cfg(cfg, channels=1)
+    mean, std = (sum(values) / len(values) for values in (cfg["mean"], cfg.get("std", Preprocess.std)))
+    assert (grey.mean, grey.std) == ((pytest.approx(mean),), (pytest.approx(std),))
+    colour = Preprocess.from_dict({**grey.to_dict(), "mean": 3 * [mean], "std": 3 * [std]})
+    expected = colour(photo.convert("L").convert("RGB"))
+    assert grey(photo).shape == (1, 224, 224)
+    assert torch.equal(grey(photo)[0], expected[1])
+    assert grey.shown(photo).mode == "RGB"
+    assert Preprocess.from_dict(json.loads(json.dumps(grey.to_dict()))) == grey
+    assert grey.normalise([]).shape == (0, 1, 224, 224)
+
+
+def test_a_colour_model_whose_cfg_holds_one_mean():
+    assert Preprocess.from_timm_cfg({"mean": (0.5,), "std": (0.2,)}).mean == (0.5, 0.5, 0.5)
+    assert Preprocess.from_timm_cfg({"input_size": (1, 28, 28)}).channels == 1
 
 
 def test_other_modes_are_converted():

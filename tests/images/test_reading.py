@@ -219,7 +219,7 @@ def test_a_bomb_is_refused_by_its_header(saved):
     assert len(bomb) < 100
     message = refusal(saved(bomb))
     assert "expected at most 64,000,000 pixels, found 60000 x 60000 = 3,600,000,000" in message
-    assert message.endswith("shrink the photo or raise max_pixels")
+    assert message.endswith("scale the photo down")
 
 
 @pytest.mark.parametrize(("side", "found"), [(9999, "9999 x 9999"), (16383, "268402689 pixels")])
@@ -245,20 +245,101 @@ def test_limits_can_be_moved(saved):
     assert read_photo(path, max_pixels=1200).size == (40, 30)
     assert "at most 1,199 pixels, found 40 x 30 = 1,200" in refusal(path, max_pixels=1199)
     size = path.stat().st_size
-    assert f"at most 10 bytes, found {size:,} bytes; shrink the photo" in refusal(path, max_bytes=10)
+    assert f"at most 10 bytes, found {size:,} bytes; save it as a smaller file" in refusal(path, max_bytes=10)
     assert MAX_PIXELS == 64_000_000
 
 
-def test_a_png_with_twenty_megabytes_of_text(saved):
-    text = zlib.compress(b"x" * 20_000_000)
-    message = refusal(saved(png(1, 1, (b"zTXt", b"Comment\0\0" + text), (b"IDAT", zlib.compress(b"\0" * 4)))))
-    assert "found a damaged one (Decompressed data too large for PngImagePlugin.MAX_TEXT_CHUNK)" in message
+def with_chunks(*chunks: tuple[bytes, bytes], at_end: bool = False) -> bytes:
+    """A sound PNG of the scene with chunks put in behind its header, or before its end."""
+    data = encoded(scene(), "PNG")
+    place = data.index(b"IEND") - 4 if at_end else 33
+    return data[:place] + b"".join(made(*each) for each in chunks) + data[place:]
+
+
+def made(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+LONG = zlib.compress(bytes(20_000_000))
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize(
+    "chunks",
+    {
+        "compressed": [(b"zTXt", b"Comment\0\0" + LONG)],
+        "international": [(b"iTXt", b"Comment\0\1\0en\0Comment\0" + LONG)],
+        "XMP": [(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG)],
+        "plain XMP": [(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + bytes(3_000_000))],
+        "raw EXIF": [(b"zTXt", b"Raw profile type exif\0\0" + LONG)],
+        "plain": [(b"tEXt", b"Comment\0" + bytes(3_000_000))],
+        "many": [(b"tEXt", b"%d\0" % i + bytes(1_000_000)) for i in range(70)],
+        "much XMP": [(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + bytes(1_000_000))] * 70,
+        "one long": [(b"tEXt", b"Comment\0" + bytes(70_000_000))],
+        "profile": [(b"iCCP", b"large\0\0" + LONG)],
+        "profile that is none": [(b"iCCP", b"none")],
+        "unknown compression": [(b"zTXt", b"Comment\0\7" + LONG), (b"iCCP", b"p\0\7" + LONG)],
+        "short": [(b"pHYs", b""), (b"gAMA", b""), (b"cHRM", b"1"), (b"sRGB", b""), (b"tIME", b""), (b"zTXt", b"")],
+        "private": [(b"prVt", bytes(5_000_000))],
+    }.items(),
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_a_sound_png_is_read_whatever_is_written_beside_its_pixels(saved, chunks, at_end):
+    assert np.array_equal(read_photo(saved(with_chunks(*chunks[1], at_end=at_end))), scene())
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b'<x tiff:Orientation="6"/>'),
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b'<x tiff:Orientation="6"/>')),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b'<x tiff:Orientation="6"/>' + bytes(3_000_000)),
+        (b"eXIf", b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"),
+    ],
+)
+def test_a_png_is_turned_upright_by_what_pillow_reads(saved, chunk):
+    data = with_chunks((b"zTXt", b"Comment\0\0" + LONG), chunk)
+    assert np.array_equal(read_photo(saved(data)), scene().transpose(Image.Transpose.ROTATE_270))
+
+
+def test_text_is_unpacked_no_further_than_it_is_read(saved):
+    """A gigabyte of text in a megabyte of file costs neither the photo nor the memory."""
+    import tracemalloc
+
+    packer = zlib.compressobj(9)
+    bomb = b"".join([packer.compress(bytes(2**24)) for _ in range(64)] + [packer.flush()])
+    path = saved(with_chunks((b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + bomb), (b"iCCP", b"p\0\0" + bomb)))
+    tracemalloc.start()
+    try:
+        assert np.array_equal(read_photo(path), scene())
+        assert tracemalloc.get_traced_memory()[1] < 3 * path.stat().st_size + 8 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_jpeg_with_a_large_profile_is_read(saved):
+    data = encoded(scene(), "JPEG", icc_profile=bytes(3_000_000), comment=bytes(60_000))
+    assert np.array_equal(read_photo(saved(data)), Image.open(io.BytesIO(encoded(scene(), "JPEG"))))
+
+
+def test_a_webp_with_a_large_profile_is_read(saved):
+    data = encoded(scene(), "WEBP", lossless=True, icc_profile=bytes(3_000_000), xmp=bytes(3_000_000))
+    assert np.array_equal(read_photo(saved(data)), scene())
 
 
 def test_a_png_with_plain_text_is_read(saved):
     notes = PngImagePlugin.PngInfo()
     notes.add_text("Comment", "taken on a Tuesday")
     assert np.array_equal(read_photo(saved(encoded(scene(), "PNG", pnginfo=notes))), scene())
+
+
+@pytest.mark.parametrize("change", [{"transparency": 0}, {"save_all": True, "append_images": [scene().rotate(180)]}])
+def test_a_png_keeps_what_is_seen(saved, change):
+    image = scene() if "save_all" in change else scene().convert("P")
+    data = encoded(image, "PNG", **change)
+    data = data[:33] + made(b"iCCP", b"large\0\0" + LONG) + data[33:]
+    plain = encoded(image, "PNG", **change)
+    assert np.array_equal(read_photo(saved(data, "a.png")), read_photo(saved(plain, "b.png")))
 
 
 # --- any bytes at all: an image or an ImageError, nothing else

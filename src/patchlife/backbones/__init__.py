@@ -3,6 +3,19 @@
 from .attached import resident
 from .backbone import FAMILIES, Backbone, Embedded, adapt
 from .blocks import Attend, sdpa
-from .loading import Origin, build
+from .loading import Origin, build, check_name, rebuild, source_of
 
-__all__ = ["FAMILIES", "Attend", "Backbone", "Embedded", "Origin", "adapt", "build", "resident", "sdpa"]
+__all__ = [
+    "FAMILIES",
+    "Attend",
+    "Backbone",
+    "Embedded",
+    "Origin",
+    "adapt",
+    "build",
+    "check_name",
+    "rebuild",
+    "resident",
+    "sdpa",
+    "source_of",
+]

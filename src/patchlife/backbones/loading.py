@@ -1,23 +1,32 @@
-"""Building a backbone by its timm name, with weights from a file or from timm's hub."""
+"""Building a backbone by its timm name, with weights from a file, from timm's hub, or from a folder."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import json
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ..checks import plain
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError
 from ..files import sha256_of
+from .backbone import adapt
+from .checkpoint import load_weights, read_weights, without_prefix
 
-__all__ = ["Origin", "build", "load_weights"]
+__all__ = ["Origin", "build", "check_name", "rebuild", "source_of"]
 
-_PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"}
+_SOURCES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir"}
+_NOT_THE_MODELS_OWN = {*inspect.signature(timm.create_model).parameters} - {"kwargs"}
 
 
 @dataclass(frozen=True)
@@ -25,9 +34,11 @@ class Origin:
     """Where a backbone came from, so that an adapter can find it again.
 
     Attributes:
-        model: timm's name for the architecture. options: arguments for ``timm.create_model``.
+        model: timm's name for the architecture, or hf-hub:ORG/NAME or local-dir:FOLDER.
+        options: arguments for ``timm.create_model``.
         checkpoint: safetensors file with the weights. sha256: of that file.
-        pretrained: the weights are timm's own for this name.
+        pretrained: the weights are timm's own for this name, or those of the hub or the folder.
+        image_size: side in pixels that the model was brought to, where that is not ``options["img_size"]``.
     """
 
     model: str
@@ -35,6 +46,11 @@ class Origin:
     checkpoint: str | None = None
     sha256: str | None = None
     pretrained: bool = False
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        options = {name: _plain(value) for name, value in self.options.items()}
+        object.__setattr__(self, "options", options)  # equal before and after JSON, which knows no tuples
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -42,75 +58,206 @@ class Origin:
 
 
 def build(
-    model: str, checkpoint: str | Path | None = None, pretrained: bool = False, image_size: int | None = None
+    model: str,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = False,
+    image_size: int | None = None,
+    model_args: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Origin]:
     """A timm model in eval mode, and where it came from.
 
-    The number of classes follows the checkpoint. ``image_size`` in pixels replaces the model's own.
+    The number of classes follows the checkpoint, unless ``model_args`` names it. So does the image size: the file's
+    positions are loaded at the size that they were made for, and interpolated if another one is asked for.
+
+    Args:
+        model: timm's name, hf-hub:ORG/NAME, or local-dir:FOLDER. The last two bring their weights.
+        checkpoint: a safetensors file with the weights.
+        pretrained: take timm's own weights.
+        image_size: side of the images in pixels; the model's own if not given.
+        model_args: further arguments for ``timm.create_model``. ``img_size`` (an int, or height and width) is the size
+            that the model is built for, and what the file's positions are for if their number allows it.
 
     Raises:
-        UnsupportedModelError: timm has no model of this name.
+        UnsupportedModelError: timm has no model of this name or tag.
         CheckpointError: the file is missing, no safetensors, damaged, or of another model.
+        ConfigError: arguments that the model does not take or cannot be built with.
     """
-    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    model = check_name(model)
+    options = {name: _plain(value) for name, value in (model_args or {}).items()}
+    if checkpoint is not None and pretrained:
+        raise ConfigError("weights come from --checkpoint or from --pretrained, not from both")
+    pretrained = pretrained or (bool(source_of(model)) and checkpoint is None)
+    vit: Any = _created(model, pretrained, options)
+    _check_classifier(vit, pretrained, options)
+    path = sha256 = None
+    if checkpoint is not None:
+        options["num_classes"] = _load(vit, checkpoint, options, image_size)
+        path, sha256 = str(Path(checkpoint).resolve()), sha256_of(checkpoint)
+    if image_size is not None:
+        _resize(vit, "image_size", image_size)
+    elif options.get("img_size") is not None:
+        _resize(vit, "img_size", options["img_size"])
+    if image_size is not None and "img_size" not in options:
+        options["img_size"], image_size = image_size, None
+    return vit.eval(), Origin(model, options, path, sha256, pretrained, image_size)
+
+
+def rebuild(origin: Origin, checkpoint: str | Path | None = None) -> nn.Module:
+    """The backbone that came from ``origin``; ``checkpoint`` says where its file is now, if it has moved."""
+    file = checkpoint or origin.checkpoint
+    return build(origin.model, file, origin.pretrained and not file, origin.image_size, origin.options)[0]
+
+
+# ---- names
+
+
+def source_of(model: str) -> str:
+    """``hf-hub`` or ``local-dir`` where a model's name begins with one of them and a colon; else empty."""
+    source, colon, _ = model.partition(":")
+    return _SOURCES.get(source.lower(), "") if colon else ""
+
+
+def check_name(model: str) -> str:
+    """The name, a folder in it made absolute. Raises UnsupportedModelError or CheckpointError if it means nothing."""
+    if source := source_of(model):
+        place = model.partition(":")[2]
+        return f"{source}:{_checked_folder(Path(place))}" if source == "local-dir" else f"{source}:{place}"
     if not timm.is_model(model):
         near = ", ".join(timm.list_models(f"*{model.split('.')[0][:14]}*")[:5])
         raise UnsupportedModelError(
             f"timm has no model named {model!r}" + (f"; did you mean one of {near}?" if near else "")
         )
-    if checkpoint is None:
-        return timm.create_model(model, pretrained=pretrained, **options).eval(), Origin(
-            model, options, pretrained=pretrained
+    architecture, dot, tag = model.partition(".")
+    tagged = timm.list_models(f"{architecture}.*", include_tags=True) if dot else []
+    if dot and model not in tagged:
+        raise UnsupportedModelError(
+            f"timm has no weights tagged {tag!r} for {architecture}; "
+            + (f"it knows {', '.join(tagged)}" if tagged else "it knows no tags of this model, so give its name alone")
         )
-    if pretrained:
-        raise ConfigError("weights come from --checkpoint or from --pretrained, not from both")
-    weights = read_weights(checkpoint)
-    if "head.weight" in weights:
-        options["num_classes"] = len(weights["head.weight"])
-    vit: Any = timm.create_model(model, **{k: v for k, v in options.items() if k != "img_size"}).eval()
-    load_weights(vit, weights, checkpoint)
-    if image_size is not None:  # only now: the file's positions are for the model's own size
-        vit.set_input_size(img_size=(image_size, image_size))
-    path = Path(checkpoint).resolve()
-    return vit, Origin(model, options, str(path), sha256_of(path))
+    return model
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file. Pickles are refused: opening one can run anything."""
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; expected a .safetensors file")
-    if path.suffix.lower() in _PICKLES:
+def _checked_folder(folder: Path) -> Path:
+    """The absolute path of a folder as timm writes it for the hub: config.json, model.safetensors."""
+    config = folder / "config.json"
+    try:
+        about = json.loads(config.read_text("utf-8"))
+        architecture = about.get("architecture", about.get("pretrained_cfg", {}).get("architecture"))
+    except (OSError, ValueError, AttributeError) as error:
+        found = getattr(error, "strerror", None) or "another content"
         raise CheckpointError(
-            f"{path} is a pickle, which can run code when it is opened; convert it once where you trust it: "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+            f"local-dir:{folder}: expected a folder with config.json as timm writes it, found {found} at {config}; "
+            "check the path"
+        ) from None
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise UnsupportedModelError(f"{config} names the architecture {architecture!r}, which timm does not know")
+    if not (folder / "model.safetensors").is_file():  # timm would take a pickle for it
+        raise CheckpointError(
+            f"local-dir:{folder} holds no model.safetensors; pickles (.bin, .pth) are not opened, because that can "
+            "run code: write it anew with timm.models.save_for_hf(model, folder, safe_serialization=True)"
+        )
+    return folder.resolve()
+
+
+# ---- the model
+
+
+def _created(model: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
+    """What timm builds. Raises ConfigError when it does so without the options only."""
+    if foreign := sorted(_NOT_THE_MODELS_OWN & options.keys()):
+        raise ConfigError(
+            f"{foreign[0]} is not an argument of the model; weights come from --checkpoint FILE or --pretrained"
         )
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file ({error}); is the download complete?"
-        ) from None
+        return timm.create_model(model, pretrained=pretrained, **options)
+    except Exception as error:
+        if options and _builds(model) and not _builds(model, **options):
+            raise ConfigError(_refused(model, options, error)) from None
+        raise
 
 
-def load_weights(vit: nn.Module, weights: dict[str, Tensor], name: str | Path) -> None:
-    """Load ``weights`` into ``vit``; every missing, extra or ill-shaped key is named in the CheckpointError."""
-    wanted = vit.state_dict()
-    problems = []
-    missing = sorted(wanted.keys() - weights.keys())
-    extra = sorted(weights.keys() - wanted.keys())
-    shapes = [
-        f"{k} {tuple(weights[k].shape)} for {tuple(wanted[k].shape)}"
-        for k in sorted(wanted.keys() & weights.keys())
-        if weights[k].shape != wanted[k].shape
-    ]
-    for what, keys in (("missing", missing), ("not of this model", extra), ("of another shape", shapes)):
-        if keys:
-            shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-            problems.append(f"{what}: {shown}")
-    if problems:
-        raise CheckpointError(f"{name} does not fit {type(vit).__name__}: " + "; ".join(problems))
-    damaged = sorted(k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v).all())
-    if damaged:
-        raise CheckpointError(f"{name} holds NaN or infinite weights in {', '.join(damaged[:8])}")
-    vit.load_state_dict(weights)
+def _check_classifier(vit: Any, pretrained: bool, options: Mapping[str, Any]) -> None:
+    """Refuse the random classifier that timm puts on its own weights for another number of classes."""
+    asked, there = options.get("num_classes"), (getattr(vit, "pretrained_cfg", None) or {}).get("num_classes")
+    if pretrained and asked and asked != there:
+        raise ConfigError(
+            f"num_classes={asked} would put a random classifier on weights of {there} classes; leave it out, or give a "
+            "fine-tuned model with --checkpoint FILE"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON and numpy bring it, as timm and JSON want it."""
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else plain(value)
+
+
+def _builds(model: str, **options: Any) -> bool:
+    try:
+        timm.create_model(model, **options)
+    except Exception:
+        return False
+    return True
+
+
+def _refused(model: str, options: Mapping[str, Any], error: Exception) -> str:
+    """What is wrong with the options that a model could not be built with."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if unknown and unknown[1] in options:
+        known = {*inspect.signature(VisionTransformer).parameters, *inspect.signature(Eva).parameters}
+        near = difflib.get_close_matches(unknown[1], known, 3)
+        return f"{model} takes no model argument {unknown[1]!r}" + (
+            f"; did you mean {', '.join(near)}?" if near else ""
+        )
+    said = " ".join(f"{name}={value}" for name, value in options.items())
+    return f"timm cannot build {model} with the model arguments {said}: {str(error) or type(error).__name__}"
+
+
+def _load(vit: Any, checkpoint: str | Path, options: Mapping[str, Any], image_size: int | None) -> int:
+    """Load a file into ``vit``, made to fit its classes and its positions; returns the number of classes."""
+    adapt(vit)  # other kinds of models are refused before their weights are looked at
+    weights = without_prefix(read_weights(checkpoint), vit.state_dict().keys(), checkpoint)
+    if "num_classes" not in options:
+        vit.reset_classifier(_classes_in(weights, vit))
+    _fit_positions(vit, weights, image_size)
+    load_weights(vit, weights, checkpoint)
+    return vit.num_classes
+
+
+def _classes_in(weights: Mapping[str, Tensor], vit: Any) -> int:
+    """Rows of the file's classifier, whatever it is called; 0 if there is none."""
+    names = vit.pretrained_cfg.get("classifier") or "head"
+    heads = [weights.get(f"{name}.weight") for name in ([names] if isinstance(names, str) else names)]
+    return next((len(head) for head in heads if head is not None and head.ndim == 2), 0)
+
+
+def _fit_positions(vit: Any, weights: Mapping[str, Tensor], image_size: int | None) -> None:
+    """Bring ``vit`` to the image size that the file's positions are for, if their number says one.
+
+    That is the first of these with as many patches: the size that the model was built for, its own, the one that is
+    asked for, a square.
+    """
+    positions = weights.get("pos_embed")
+    if positions is None or positions.ndim != 3 or vit.pos_embed is None:
+        return
+    patches = positions.shape[1] - (0 if vit.no_embed_class else vit.num_prefix_tokens)
+    rows, cols = vit.patch_embed.patch_size
+    side = math.isqrt(max(patches, 0))
+    own, asked = vit.pretrained_cfg["input_size"][1:], (image_size or 0, image_size or 0)
+    sizes = [(height // rows, width // cols) for height, width in (own, asked)]
+    for grid in (vit.patch_embed.grid_size, *sizes, (side, side)):
+        if math.prod(grid) == patches > 0:
+            if tuple(grid) != tuple(vit.patch_embed.grid_size):
+                vit.set_input_size(img_size=(grid[0] * rows, grid[1] * cols))
+            return
+
+
+def _resize(vit: Any, name: str, size: Any) -> None:
+    """Make the backbone take images of another size; timm interpolates its positions."""
+    rows, cols = adapt(vit).patch_size
+    pair = (size, size) if isinstance(size, int) else size
+    if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
+        raise ConfigError(f"{name} must be a number of pixels, or HEIGHT,WIDTH, got {size!r}")
+    if (pair[0] % rows or pair[1] % cols) and not vit.patch_embed.dynamic_img_pad:
+        raise ConfigError(f"{name} must be a multiple of the patches' {rows} x {cols} pixels, got {size}")
+    if pair != tuple(vit.patch_embed.img_size):
+        vit.set_input_size(img_size=pair)

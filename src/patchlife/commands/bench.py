@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..config import ModelConfig
 from ..errors import ConfigError
+from ..extras import require, require_export
 from ..files import is_exported
 from ..measure.config import BenchConfig
-from .common import progress, say
+from .common import classes_of, find_photos, progress, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +33,12 @@ _PHOTOS = 32  # in a batch, when schedules are judged
 
 def run(config: BenchConfig) -> int:
     """Measure and report, or only report; returns the exit code."""
-    from ..measure.report import check_plotting, text_report, write_report
+    require("matplotlib", "bench", "patchlife bench")  # before an hour of measuring, not after
+    if config.engine in ("onnx", "openvino") and not config.report:
+        require_export(config.engine, what=f"--engine {config.engine}")
+    from ..measure.report import text_report, write_report
     from ..measure.result import Result
 
-    check_plotting()  # before an hour of measuring, not after
     config.out.mkdir(parents=True, exist_ok=True)
     if config.report:
         results = {path.stem: Result.load(path) for path in config.report}
@@ -143,17 +146,18 @@ def _open(config: BenchConfig) -> tuple[ReadyModel, Path | None]:
     """The model with an untouched backbone in the wanted precision, and the adapter if MODEL is one."""
     import torch
 
+    from ..backbones import Origin, source_of
     from ..measure.engines import EXPORTED
     from ..models import DEMO, open_model
 
     model, checkpoint, adapter = config.model, config.checkpoint, None
+    args, size = config.model_args, config.image_size
     if is_exported(model):
         raise ConfigError(
             f"{model} is an exported model, and bench builds its methods on a backbone; give the MODEL that it was "
             "made from, with --engine onnx or openvino"
         )
     if Path(model).is_dir():
-        from ..backbones import Origin
         from ..life.adapter import read_adapter
 
         adapter = Path(model)
@@ -163,13 +167,16 @@ def _open(config: BenchConfig) -> tuple[ReadyModel, Path | None]:
         origin = Origin(**about["origin"])
         model = origin.model
         checkpoint = checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
-        config = replace(config, pretrained=config.pretrained or origin.pretrained)
-    weighty = config.pretrained or checkpoint or model == DEMO
+        args, size = {**origin.options, **args}, size or origin.image_size
+        config = replace(config, pretrained=config.pretrained or (origin.pretrained and not checkpoint))
+    weighty = config.pretrained or checkpoint or model == DEMO or source_of(model)
     if config.data and not weighty:
         raise ConfigError(
             "accuracy of random weights means nothing: give --checkpoint FILE or --pretrained with --data"
         )
-    settings = ModelConfig(model, checkpoint, config.pretrained, config.labels, config.image_size)
+    settings = ModelConfig(
+        model, checkpoint, config.pretrained, args, config.labels, config.class_order, image_size=size
+    )
     device = "cpu" if config.engine in EXPORTED else config.device
     ready = open_model(settings, device, random_weights=True)
     ready.model.backbone.vit.to(getattr(torch, config.dtype))
@@ -201,12 +208,10 @@ def _methods(config: BenchConfig, adapter: Path | None) -> list[Method]:
 
 def _photos(config: BenchConfig, ready: ReadyModel) -> tuple[list[Path], list[int]]:
     """Photos and their classes; none without --data."""
-    from ..images import list_photos
-
     if config.data is None:
         return [], []
-    photos = list_photos(config.data)
-    return photos, ready.labels.classes_of(photos)
+    photos = find_photos(config.data)
+    return photos, classes_of(ready.labels, photos, config.class_order)
 
 
 def _images(config: BenchConfig, ready: ReadyModel, photos: Sequence[Path], batch: int) -> Tensor:
@@ -238,6 +243,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 def _weights(config: BenchConfig, ready: ReadyModel) -> str:
+    from ..backbones import source_of
     from ..models import DEMO
 
     origin = ready.model.origin
@@ -245,6 +251,8 @@ def _weights(config: BenchConfig, ready: ReadyModel) -> str:
         return "the package's own"
     if origin and origin.checkpoint:
         return f"{Path(origin.checkpoint).name}, sha256 {(origin.sha256 or '')[:16]}"
+    if origin and source_of(origin.model):
+        return origin.model
     return "timm's own" if origin and origin.pretrained else "random"
 
 

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ..config import ModelConfig, RunConfig
+from ..config import ClassOrder, EngineName, ModelConfig, RunConfig
 from ..errors import ConfigError
+from ..extras import require_engine, require_export
+from ..files import PACKAGE, is_exported
+from ..images import PHOTO_SUFFIXES, by_suffix, list_photos
 
 if TYPE_CHECKING:
+    from ..labels import Labels
     from ..models import ReadyModel
 
-__all__ = ["calibrate_if_needed", "open_classifier", "progress", "say"]
+__all__ = [
+    "calibrate_if_needed",
+    "classes_of",
+    "find_photos",
+    "open_classifier",
+    "progress",
+    "require_runner",
+    "say",
+    "say_left_out",
+]
 
 T = TypeVar("T")
 
@@ -21,6 +36,49 @@ T = TypeVar("T")
 def say(text: str) -> None:
     """Tell the user something that is not a result."""
     print(f"patchlife: {text}", file=sys.stderr)
+
+
+def require_runner(model: str, engine: EngineName | None) -> None:
+    """Raise MissingExtraError unless there is what runs ``model``: its own engine if exported, else ``engine``."""
+    if is_exported(model):
+        require_engine(_kind_of(Path(model)), f"running {model}")
+    elif engine in ("onnx", "openvino"):
+        require_export(engine, what=f"--engine {engine}")
+
+
+def _kind_of(exported: Path) -> str:
+    """What runs an exported file or package; empty if it is damaged, which opening it will say."""
+    try:
+        if exported.is_dir():
+            return str(json.loads((exported / PACKAGE).read_text("utf-8"))["kind"])
+        if not zipfile.is_zipfile(exported):
+            return "onnx"
+        with zipfile.ZipFile(exported) as archive:
+            return "openvino" if "model.xml" in archive.namelist() else "torch"
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return ""
+
+
+def find_photos(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """What `list_photos` finds; says on the standard error how many other files there were."""
+    left_out: set[Path] = set()
+    photos = list_photos(paths, left_out)
+    say_left_out(left_out)
+    return photos
+
+
+def say_left_out(files: Collection[Path]) -> None:
+    """Say how many files beside photos a folder or glob holds, if there are any."""
+    if files:
+        count = "1 file is" if len(files) == 1 else f"{len(files)} files are"
+        say(f"{count} left out, by suffix: {by_suffix(files)}; read are {', '.join(PHOTO_SUFFIXES)}")
+
+
+def classes_of(labels: Labels, photos: Sequence[Path], order: ClassOrder | None) -> list[int]:
+    """The class of each photo; says on the standard error how folders are read. ``photos`` are all of them."""
+    classes = labels.classes_of(photos, order)
+    say(labels.reading(photos, order))
+    return classes
 
 
 def progress(items: Iterable[T], total: int, wanted: bool | None, done: int = 0, unit: str = "photo") -> Iterable[T]:

@@ -15,8 +15,8 @@ from PIL import Image
 from ..config import DrawConfig
 from ..errors import ConfigError, ImageError
 from ..files import write_atomic
-from ..images import list_photos, read_photo
-from .common import calibrate_if_needed, open_classifier, progress, say
+from ..images import read_photo
+from .common import calibrate_if_needed, find_photos, open_classifier, progress, say
 
 if TYPE_CHECKING:
     from ..inference import Answer
@@ -28,7 +28,7 @@ __all__ = ["Sheets", "caption", "draw_all", "run", "save_png", "tile"]
 def run(config: DrawConfig) -> int:
     """Draw as the command line asks; returns the exit code."""
     folder = config.out.absolute()
-    listed = list_photos(config.paths)
+    listed = find_photos(config.paths)
     photos = [p for p in listed if folder not in p.absolute().parents]  # not last time's pictures
     if not photos:
         raise ConfigError(f"all photos found lie in {config.out}, where the pictures go; choose another --out")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, ImageError, MissingExtraError
+from ..extras import installed
 from ..files import is_exported, write_atomic
-from ..images import list_photos
 from ..learn.config import EvalConfig
-from .common import calibrate_if_needed, open_classifier, progress, say
+from .common import calibrate_if_needed, classes_of, find_photos, open_classifier, progress, require_runner, say
 
 if TYPE_CHECKING:
     import torch
@@ -25,19 +25,25 @@ __all__ = ["run", "text_table"]
 
 def run(config: EvalConfig) -> int:
     """Measure, print a table, write JSON and a plot; returns the exit code."""
-    photos = list_photos(config.data)[:: config.every]
+    require_runner(config.model.model, config.engine)
+    plots = installed("matplotlib")
+    if config.out and not plots:
+        say(f"no plot will be drawn: {MissingExtraError('matplotlib', 'learn', 'the trade-off plot')}")
+    listed = find_photos(config.data)
+    photos = listed[:: config.every]
     from ..measure.accuracy import evaluate
 
     judged = _package(config, photos) if is_exported(config.model.model) else _model(config, photos)
     ready = judged.ready
+    classes = classes_of(ready.labels, listed, config.model.class_order)[:: config.every]
     failures: list[str] = []
-    batches = _batches(ready, photos, config, failures)
+    batches = _batches(ready, photos, classes, config, failures)
     scores = evaluate(ready.model, judged.dense, batches, config.settings, judged.device)
     print(text_table(scores, len(photos) - len(failures)))
     if failures:
         say(f"{len(failures)} photos failed (the first: {failures[0]})")
     if config.out:
-        _write(config.out, _result(config, judged, scores, len(photos), failures), scores)
+        _write(config.out, _result(config, judged, scores, len(photos), failures), scores, plots)
     return 1 if failures else 0
 
 
@@ -101,7 +107,7 @@ def _warm(ready: ReadyModel, config: EvalConfig, photos: int) -> None:
 
     batch = min(config.run.batch_size, photos)
     for size in sorted({batch, photos % batch or batch}):  # the last batch may be smaller, and compiles anew
-        blank = torch.zeros(size, 3, *ready.preprocess.size)
+        blank = torch.zeros(size, ready.preprocess.channels, *ready.preprocess.size)
         for budget in config.budgets:
             ready.model.set_budget(budget).predict(blank)
 
@@ -109,14 +115,14 @@ def _warm(ready: ReadyModel, config: EvalConfig, photos: int) -> None:
 def text_table(scores: Sequence[Score], photos: int) -> str:
     """The scores for people."""
     head = (
-        f"{'mode':9}{'budget':>7}{'FLOPs':>7}{'top-1':>7}{'top-5':>7}{'drop (95 % interval)':>24}{'agree':>7}{'KL':>7}"
+        f"{'mode':9}{'budget':>7}{'FLOPs':>7}{'top-1':>7}{'top-5':>7}{'drop (95 % interval)':>26}{'agree':>7}{'KL':>7}"
     )
     lines = [head]
     for s in scores:
         low, high = (100 * bound for bound in s.drop_interval)
         drop = f"{100 * s.drop:.2f} ({low:.2f} to {high:.2f})"
         lines.append(
-            f"{s.mode:9}{s.budget:7.2f}{s.fraction:7.3f}{100 * s.top1:7.2f}{100 * s.top5:7.2f}{drop:>24}"
+            f"{s.mode:9}{s.budget:7.2f}{s.fraction:7.3f}{100 * s.top1:7.2f}{100 * s.top5:7.2f}{drop:>26}"
             f"{100 * s.agreement:7.1f}{s.divergence:7.3f}"
         )
     lines.append(f"{photos} photos; top-1, top-5, drop and agreement in %; FLOPs as a fraction of dense; KL in nats")
@@ -124,14 +130,13 @@ def text_table(scores: Sequence[Score], photos: int) -> str:
 
 
 def _batches(
-    ready: ReadyModel, photos: Sequence[Path], config: EvalConfig, failures: list[str]
+    ready: ReadyModel, photos: Sequence[Path], classes: Sequence[int], config: EvalConfig, failures: list[str]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Images and their classes; photos that cannot be read are added to ``failures``."""
     import torch
 
     from ..images import load_batches
 
-    classes = ready.labels.classes_of(photos)
     batch_size, workers = config.run.batch_size, config.run.workers
     batches = load_batches(photos, ready.preprocess, batch_size, workers)
     for batch in progress(batches, -(-len(photos) // batch_size), config.run.progress, unit="batch"):
@@ -155,6 +160,7 @@ def _result(
         "adapter": config.model.model if Path(config.model.model).is_dir() else None,
         "engine": judged.engine,
         "data": str(config.data),
+        "class_order": config.model.class_order,
         "photos": photos - len(failures),
         "failures": failures,
         "scores": [score.to_dict() for score in scores],
@@ -162,14 +168,13 @@ def _result(
     }
 
 
-def _write(out: Path, result: dict[str, Any], scores: Sequence[Score]) -> None:
+def _write(out: Path, result: dict[str, Any], scores: Sequence[Score], plot: bool) -> None:
+    write_atomic(out, json.dumps(result, indent=2) + "\n")
+    if not plot:
+        say(f"wrote {out}")
+        return
     from ..measure.tradeoff import plot_tradeoff
 
-    write_atomic(out, json.dumps(result, indent=2) + "\n")
-    try:
-        picture = plot_tradeoff(scores, f"{result['model']} on {result['photos']} photos")
-    except MissingExtraError as error:
-        say(f"no plot: {error}")
-        return
+    picture = plot_tradeoff(scores, f"{result['model']} on {result['photos']} photos")
     picture.save(out.with_suffix(".png"))
     say(f"wrote {out} and {out.with_suffix('.png').name}")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import ExportConfig, RunConfig
 from ..errors import ConfigError
-from ..images import list_photos, load_batches
-from .common import open_classifier, say
+from ..extras import require_export
+from ..images import load_batches
+from .common import classes_of, find_photos, open_classifier, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,10 +25,15 @@ _SUFFIX = {"onnx": "onnx", "openvino": "openvino.zip", "torch": "pt2"}
 
 def run(config: ExportConfig) -> int:
     """Write the file or the package; returns the exit code."""
+    require_export(config.format, config.int8 != "off")
     from ..deploy import export, export_package
 
+    listed = find_photos(config.photos) if config.photos else []
     ready = open_classifier(config.model, RunConfig(device="cpu"))
-    photos, images = _photos(config, ready)
+    if ready.model.config.mode != "fixed":
+        raise ConfigError("an exported graph keeps the same number of patches of every image; give --mode fixed")
+    truth = _truth(config, ready, listed)
+    photos, images = prepared_photos(ready, listed, config.limit) if listed else ([], None)
     how: dict[str, Any] = {"images": images, "labels": ready.labels, "preprocess": ready.preprocess}
     how |= {"lives": config.lives, "int8": config.int8}
     out = config.out or _named(config, ready)
@@ -43,7 +49,7 @@ def run(config: ExportConfig) -> int:
         say("compared on generated images; --photos PATH compares on yours")
     elif config.labelled:
         for budget in budgets:
-            _report_accuracy(out, budget, ready, photos, images)
+            _report_accuracy(out, budget, ready, [truth[photo] for photo in photos], images)
     return 0
 
 
@@ -63,10 +69,11 @@ def prepared_photos(ready: ReadyModel, photos: Sequence[Path], limit: int) -> tu
     return good, torch.cat([batch.images for batch in batches if batch.indices])
 
 
-def _photos(config: ExportConfig, ready: ReadyModel) -> tuple[list[Path], Tensor | None]:
-    if not config.photos:
-        return [], None
-    return prepared_photos(ready, list_photos([str(path) for path in config.photos]), config.limit)
+def _truth(config: ExportConfig, ready: ReadyModel, photos: Sequence[Path]) -> dict[Path, int]:
+    """The class of each photo; empty if it is not asked for."""
+    if not config.labelled:
+        return {}
+    return dict(zip(photos, classes_of(ready.labels, photos, config.model.class_order), strict=True))
 
 
 def _named(config: ExportConfig, ready: ReadyModel) -> Path:
@@ -98,12 +105,12 @@ def _report_package(package: ExportedPackage) -> None:
         print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs{late}; {parity}")
 
 
-def _report_accuracy(out: Path, budget: float, ready: ReadyModel, photos: list[Path], images: Tensor) -> None:
+def _report_accuracy(out: Path, budget: float, ready: ReadyModel, classes: list[int], images: Tensor) -> None:
     import torch
 
     from ..deploy import open_engine
 
-    truth = torch.tensor(ready.labels.classes_of(photos))
+    truth = torch.tensor(classes)
     engine = open_engine(out, budget=budget)
     if engine.about.budgets:
         ready.model.set_budget(budget)
@@ -112,4 +119,4 @@ def _report_accuracy(out: Path, budget: float, ready: ReadyModel, photos: list[P
     after = torch.cat([torch.from_numpy(engine(batch.numpy()).logits).argmax(1) for batch in images.split(16)])
     a, b = (100 * float((found == truth).float().mean()) for found in (before, after))
     where = f"budget {budget:g}, " if engine.about.budgets else ""
-    print(f"{where}top-1 on {len(photos)} photos: {a:.2f} % before, {b:.2f} % in the file ({b - a:+.2f} points)")
+    print(f"{where}top-1 on {len(classes)} photos: {a:.2f} % before, {b:.2f} % in the file ({b - a:+.2f} points)")

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+from ..config import ClassOrder
 from ..errors import ConfigError
+from ..extras import require
 from ..images import Sample, list_samples
 from ..learn.config import FitConfig
-from .common import say
+from .common import say, say_left_out
 
 if TYPE_CHECKING:
     from ..labels import Labels
@@ -20,15 +22,26 @@ __all__ = ["run"]
 
 def run(config: FitConfig) -> int:
     """Learn, save and say where; returns the exit code."""
-    found = list_samples(config.data)
+    for package in ("accelerate", "matplotlib"):  # the second one draws the report, when all is learned
+        require(package, "learn", "patchlife fit")
+    if config.learn.tensorboard:
+        require("tensorboard", "tensorboard", "--tensorboard")
+    left_out: set[Path] = set()
+    found = list_samples(config.data, left_out)
     from ..learn.fit import accelerator_for, fit, work_folder
     from ..models import open_model
 
     ready = open_model(config.model)  # on the CPU: accelerate moves it
     accelerator = accelerator_for(config.device)
-    photos = _Photos(found, ready.labels if config.learn.label_weight else None)
-    watched = _watched(config.watch, ready.labels)
-    fitted = fit(ready.model, photos, ready.preprocess, config.out, config.learn, accelerator, watched)
+    order = config.model.class_order
+    photos = _Photos(found, ready.labels if config.learn.label_weight else None, order)
+    watched = _watched(config.watch, ready.labels, order)
+    if accelerator.is_main_process:
+        say_left_out(left_out)
+        for reading in dict.fromkeys(given.reading for given in (photos, *watched.values()) if given.reading):
+            say(reading)
+    seen = {name: _seen(given) for name, given in watched.items()}
+    fitted = fit(ready.model, photos, ready.preprocess, config.out, config.learn, accelerator, seen)
     if accelerator.is_main_process:
         skipped = fitted.cache.skipped
         if skipped:
@@ -40,30 +53,37 @@ def run(config: FitConfig) -> int:
     return 0
 
 
-def _watched(folders: Sequence[str], labels: Labels) -> dict[str, list[Photo]]:
+def _watched(folders: Sequence[str], labels: Labels, order: ClassOrder | None) -> dict[str, _Photos]:
     """The photos of each folder that is looked at, with their classes."""
-    from ..learn.watch import set_names, spread
+    from ..learn.watch import set_names
 
-    sets = {}
-    for name, folder in zip(set_names(folders), folders, strict=True):
-        sets[name] = spread(_Photos(list_samples([folder]), labels))
-        if unknown := [photo.path for photo in sets[name] if photo.label < 0]:
-            raise ConfigError(
-                f"watch: expected labelled photos, got {unknown[0]} without a label; label it, or leave it"
-            )
-    return sets
+    names = set_names(folders)
+    return {name: _Photos(list_samples([folder]), labels, order) for name, folder in zip(names, folders, strict=True)}
+
+
+def _seen(photos: _Photos) -> list[Photo]:
+    """Those of the photos that are looked at. Raises ConfigError if one has no label."""
+    from ..learn.watch import spread
+
+    chosen = spread(photos)
+    if unknown := [photo.path for photo in chosen if photo.label < 0]:
+        raise ConfigError(f"watch: expected labelled photos, got {unknown[0]} without a label; label it, or leave it")
+    return chosen
 
 
 class _Photos(Sequence["Photo"]):
     """The photos, with the class that their folder, shard or data set names if labels are wanted.
 
     A sample's label is read from its shard when the photo is taken: of a million, a fit may draw a thousand.
+    ``reading`` says how the names of folders are read; it is empty where none are.
     """
 
-    def __init__(self, found: Sequence[Path | Sample], labels: Labels | None) -> None:
+    def __init__(self, found: Sequence[Path | Sample], labels: Labels | None, order: ClassOrder | None) -> None:
         files = [path for path in found if isinstance(path, Path)]  # these come first
         self._found, self._labels = found, labels
-        self._classes = labels.classes_of(files) if labels else [-1] * len(files)
+        by_folder = labels if files else None
+        self._classes = by_folder.classes_of(files, order) if by_folder else [-1] * len(files)
+        self.reading = by_folder.reading(files, order) if by_folder else ""
 
     def __len__(self) -> int:
         return len(self._found)

@@ -62,10 +62,14 @@ def describe(ready: ReadyModel) -> dict[str, Any]:
 
 
 def _weights(ready: ReadyModel) -> str:
+    from ..backbones import source_of
+
     origin = ready.model.origin
     if origin is None:
         return "embedded in patchlife"
-    return origin.checkpoint or ("timm's" if origin.pretrained else "random (fine for this, not for photos)")
+    if origin.checkpoint or not origin.pretrained:
+        return origin.checkpoint or "random (fine for this, not for photos)"
+    return origin.model if source_of(origin.model) else "timm's"
 
 
 def _limits(ready: ReadyModel) -> list[str]:

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import PredictConfig
+from ..config import ClassOrder, PredictConfig
 from ..errors import ConfigError
 from ..files import is_exported
-from ..images import list_photos
 from ..jsonl import encode, recover
-from .common import calibrate_if_needed, open_classifier, progress, say
+from .common import calibrate_if_needed, classes_of, find_photos, open_classifier, progress, require_runner, say
 
 if TYPE_CHECKING:
     from ..inference import Answer
@@ -32,10 +31,11 @@ _KEY = "path"  # what every record begins with
 
 def run(config: PredictConfig) -> int:
     """Write a line for each photo; returns the exit code."""
-    photos = list_photos(config.paths)
+    require_runner(config.model.model, config.engine)
+    photos = find_photos(config.paths)
     earlier = _earlier(config.out, config.resume)
     ready = _opened(config)
-    tally = Tally(_truth(ready.labels, photos) if config.labelled else {})
+    tally = Tally(_truth(ready.labels, photos, config.model.class_order) if config.labelled else {})
     calibrated_here = calibrate_if_needed(ready, photos, config.run)
     identity = _identity(ready, config.top, photos if calibrated_here else [])
     for record in earlier:
@@ -157,8 +157,8 @@ def _likeliest(answer: Answer, labels: Labels, top: int) -> list[Record]:
     return [{"class": c, "label": labels.names[c], "probability": round(p, 6)} for c, p in ranked]
 
 
-def _truth(labels: Labels, photos: Sequence[Path]) -> dict[str, int]:
-    return dict(zip(map(str, photos), labels.classes_of(photos), strict=True))
+def _truth(labels: Labels, photos: Sequence[Path], order: ClassOrder | None) -> dict[str, int]:
+    return dict(zip(map(str, photos), classes_of(labels, photos, order), strict=True))
 
 
 # ---- where records go, and where a run goes on

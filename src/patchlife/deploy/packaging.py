@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from ..config import check_budget
+from ..checks import check_budget
 from ..errors import ConfigError, ExportError
 from ..files import PACKAGE, replace_folder
 from ..images import Preprocess
@@ -74,11 +74,9 @@ def export_package(
         MissingExtraError: a package for the format is missing; the message is the install line.
         ExportError: a graph does not answer as the model does, or ``out`` is a folder of something else.
     """
-    chosen = sorted(set(budgets), reverse=True)
+    chosen = sorted({check_budget(budget, "budgets") for budget in budgets}, reverse=True)
     if not chosen:
         raise ConfigError("a package holds at least one budget, got none")
-    for budget in chosen:
-        check_budget(budget)
     if format == "torch":
         raise ConfigError(
             "a .pt2 file holds the weights of one graph, so torch has no package of several budgets; export one file a "

@@ -98,7 +98,7 @@ def open_ready(config: ModelConfig) -> ReadyModel:
     """
     path = Path(config.model)
     fixed = {"--checkpoint": config.checkpoint, "--pretrained": config.pretrained, "--image-size": config.image_size}
-    said = [option for option, value in fixed.items() if value]
+    said = [option for option, value in fixed.items() if value] + ["--model-args"] * bool(config.model_args)
     said += [f"--{name}" for name in config.life if name != "budget"]
     if said:
         raise ConfigError(f"{path} is an exported model: {', '.join(said)} was settled by patchlife export; drop it")

@@ -1,6 +1,6 @@
 """From a path to a tensor: find photos, read them safely, prepare them as the backbone expects."""
 
-from .listing import PHOTO_SUFFIXES, Labelled, list_labelled, list_photos
+from .listing import PHOTO_SUFFIXES, Labelled, by_suffix, list_labelled, list_photos
 from .loading import Batch, load_batches
 from .preprocess import Preprocess
 from .reading import MAX_BYTES, MAX_PIXELS, AnyPhoto, Sample, as_rgb, read_photo
@@ -16,6 +16,7 @@ __all__ = [
     "Preprocess",
     "Sample",
     "as_rgb",
+    "by_suffix",
     "list_labelled",
     "list_photos",
     "list_samples",

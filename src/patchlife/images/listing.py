@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ImageError
 
-__all__ = ["PHOTO_SUFFIXES", "Labelled", "list_labelled", "list_photos"]
+__all__ = ["PHOTO_SUFFIXES", "Labelled", "by_suffix", "list_labelled", "list_photos"]
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".webp")
 """What counts as a photo inside a folder, in any case. A file named on its own may have any suffix."""
 
 AnyPath = str | os.PathLike[str]
@@ -32,7 +33,7 @@ class Labelled(NamedTuple):
     classes: list[str]
 
 
-def list_photos(paths: AnyPath | Iterable[AnyPath]) -> list[Path]:
+def list_photos(paths: AnyPath | Iterable[AnyPath], left_out: set[Path] | None = None) -> list[Path]:
     """List the photos that some paths stand for: in the order of the arguments, sorted inside each.
 
     A folder stands for every photo in it and in its subfolders, a glob for all that it matches, a file for
@@ -40,6 +41,7 @@ def list_photos(paths: AnyPath | Iterable[AnyPath]) -> list[Path]:
 
     Args:
         paths: one path, or several.
+        left_out: a set to add the files to that folders and globs hold beside photos; hidden ones do not count.
 
     Raises:
         ImageError: a path that does not exist, a folder or glob without photos, a folder that cannot be read.
@@ -48,10 +50,21 @@ def list_photos(paths: AnyPath | Iterable[AnyPath]) -> list[Path]:
     if not given:
         raise ImageError("expected at least one photo, folder or glob, found an empty list; name one")
     unique: dict[str, Path] = {}
+    others: set[Path] = set()
     for path in given:
-        for photo in _photos_of(path):
+        for photo in _photos_of(path, others):
             unique.setdefault(os.path.abspath(photo), photo)
+    if left_out is not None:
+        left_out |= {path for path in others if str(path) not in unique}  # which may be named beside their folder
     return list(unique.values())
+
+
+def by_suffix(files: Iterable[Path], most: int = 5) -> str:
+    """How many files there are of each suffix, for people: ".heic (12), .txt (1), no suffix (1)"."""
+    counted = Counter(file.suffix.lower() or "no suffix" for file in files)
+    shown = [f"{suffix} ({count})" for suffix, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
+    rest = len(shown) - most
+    return ", ".join([*shown[:most], *([f"{rest} other suffixes"] if rest > 0 else [])])
 
 
 def list_labelled(folder: AnyPath) -> Labelled:
@@ -79,33 +92,47 @@ def list_labelled(folder: AnyPath) -> Labelled:
     return Labelled([photo for of_class in photos for photo in of_class], labels, classes)
 
 
-def _photos_of(path: AnyPath) -> list[Path]:
-    """The photos that one argument stands for; never empty."""
-    path = Path(path)
+def _photos_of(path: AnyPath, left_out: set[Path] | None = None) -> list[Path]:
+    """The photos that one argument stands for; never empty. Other files are added to ``left_out``."""
+    path, others = Path(path), set[Path]()
     if os.path.isdir(path):
-        photos = sorted(_walk(path, set()))
+        photos = sorted(_photos_in(_walk(path, set()), others))
         found = f"none in this folder (looked for {', '.join(PHOTO_SUFFIXES)})"
     elif os.path.exists(path):
         return [path]
     elif glob.has_magic(os.fspath(path)):
-        photos = _matches(path)
-        found = "nothing that matches this glob"
+        photos = sorted(set(_photos_in(_matches(path), others)))
+        found = "nothing that matches this glob" if not others else f"none (looked for {', '.join(PHOTO_SUFFIXES)})"
     else:
         raise ImageError(f"{path}: expected a photo, folder or glob, found no such file; check the path")
     if not photos:
+        found += f" but files with the suffixes {by_suffix(others)}" if others else ""
         raise ImageError(f"{path}: expected photos, found {found}; check the path")
+    if left_out is not None:
+        left_out |= others
     return photos
 
 
-def _matches(pattern: Path) -> list[Path]:
-    """What a glob matches, folders opened. A broad one (``*``) may match notes and logs: those stay out."""
-    matches = [Path(match) for match in sorted(glob.glob(os.fspath(pattern), recursive=True))]
-    opened = (_walk(match, set()) if os.path.isdir(match) else [match] for match in matches)
-    return sorted({photo for group in opened for photo in group if _is_photo(photo.name)})
+def _photos_in(files: Iterable[Path], left_out: set[Path]) -> Iterator[Path]:
+    """Those files that are photos by their suffix; the others are added to ``left_out``, as absolute paths."""
+    for file in files:
+        if file.name.lower().endswith(PHOTO_SUFFIXES):
+            yield file
+        else:
+            left_out.add(Path(os.path.abspath(file)))
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """Every file that a glob matches, folders opened; hidden ones are passed over."""
+    for match in map(Path, sorted(glob.glob(os.fspath(pattern), recursive=True))):
+        if os.path.isdir(match):
+            yield from _walk(match, set())
+        elif not match.name.startswith("."):
+            yield match
 
 
 def _walk(folder: Path, entered: set[str]) -> Iterator[Path]:
-    """Every photo under a folder. Links to folders are followed, but no folder is entered twice."""
+    """Every file under a folder but hidden ones. Links to folders are followed, but no folder is entered twice."""
     real = os.path.realpath(folder)
     if real in entered:
         return
@@ -115,7 +142,7 @@ def _walk(folder: Path, entered: set[str]) -> Iterator[Path]:
             continue
         if entry.is_dir():
             yield from _walk(folder / entry.name, entered)
-        elif _is_photo(entry.name):
+        else:
             yield folder / entry.name
 
 
@@ -128,7 +155,3 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         raise ImageError(
             f"{folder}: expected a folder that can be read, found {error.strerror}; check its permissions"
         ) from error
-
-
-def _is_photo(name: str) -> bool:
-    return name.lower().endswith(PHOTO_SUFFIXES) and not name.startswith(".")

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     """
 
     indices: list[int]
-    images: Float[Tensor, "good 3 height width"]
+    images: Float[Tensor, "good channels height width"]
     failures: list[tuple[int, ImageError]]
 
 

@@ -38,7 +38,7 @@ class Preprocess:
         crop_mode: "center": keep the aspect ratio, cut the longer side. "squash": ignore the aspect ratio.
             "border": keep the aspect ratio and the whole photo, fill up with the mean colour.
         interpolation: the resampling filter, by its Pillow name.
-        mean: subtracted from red, green, blue, on a scale of 0 to 1.
+        mean: subtracted from red, green, blue, on a scale of 0 to 1; one number alone makes the input grey.
         std: divided by, likewise.
     """
 
@@ -46,8 +46,8 @@ class Preprocess:
     crop_fraction: float = 0.875
     crop_mode: CropMode = "center"
     interpolation: Interpolation = "bicubic"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
         _check(len(self.size) == 2 and min(self.size) >= 1, "size must be (height, width)", self.size)
@@ -58,27 +58,35 @@ class Preprocess:
                 f"{field} must be one of {', '.join(get_args(kinds))}",
                 getattr(self, field),
             )
-        _check(len(self.mean) == 3, "mean must be three numbers, for red, green, blue", self.mean)
-        _check(
-            len(self.std) == 3 and min(self.std) > 0,
-            "std must be three positive numbers, for red, green, blue",
-            self.std,
-        )
+        _check(len(self.mean) in (1, 3), "mean must be three numbers, for red, green, blue, or one for grey", self.mean)
+        wanted = "one positive number" if self.channels == 1 else "three positive numbers"
+        fits = len(self.std) == self.channels and min(self.std) > 0
+        _check(fits, f"std must be {wanted}, as mean has {self.channels}", self.std)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input: 3 for colour, 1 for grey."""
+        return len(self.mean)
 
     @classmethod
-    def from_timm_cfg(cls, cfg: Mapping[str, Any]) -> Preprocess:
+    def from_timm_cfg(cls, cfg: Mapping[str, Any], channels: int | None = None) -> Preprocess:
         """Read a timm ``pretrained_cfg``; what it leaves out, or leaves None, is timm's default.
 
         Args:
             cfg: a mapping with any of the keys input_size, crop_pct, crop_mode, interpolation, mean, std.
+            channels: of the model's input, if it was built for others than ``cfg`` says. A grey model with the mean and
+                std of three colours gets their averages.
 
         Raises:
-            ConfigError: a value that we cannot do, such as an input of other than three channels.
+            ConfigError: a value that we cannot do, such as an input of neither one channel nor three.
         """
-        channels, *size = cfg.get("input_size") or (3, 224, 224)
-        _check(channels == 3, "photos are RGB, so input_size must be (3, height, width)", (channels, *size))
-        same = {name: cfg.get(name) for name in ("crop_mode", "interpolation", "mean", "std")}
+        stated, *size = cfg.get("input_size") or (3, 224, 224)
+        channels = stated if channels is None else channels
+        _check(channels in (1, 3), "photos have 3 channels, or 1 if made grey, so in_chans must be 3 or 1", channels)
+        same = {name: cfg.get(name) for name in ("crop_mode", "interpolation")}
         values = {"size": size, "crop_fraction": cfg.get("crop_pct"), **same}
+        for name in ("mean", "std"):
+            values[name] = _per_channel(cfg.get(name) or getattr(cls, name), channels)
         return cls.from_dict({name: value for name, value in values.items() if value is not None})
 
     @classmethod
@@ -100,25 +108,28 @@ class Preprocess:
         """Plain values, ready for JSON."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
-    def __call__(self, photo: Image.Image) -> Float[Tensor, "3 height width"]:
+    def __call__(self, photo: Image.Image) -> Float[Tensor, "channels height width"]:
         """Prepare one RGB photo."""
         return self.normalise([self.shown(photo)])[0]
 
-    def normalise(self, shown: Sequence[Image.Image]) -> Float[Tensor, "batch 3 height width"]:
+    def normalise(self, shown: Sequence[Image.Image]) -> Float[Tensor, "batch channels height width"]:
         """Turn pictures that are already cropped, as `shown` gives them, into the backbone's input."""
         import numpy as np
         import torch
 
         if not shown:
-            return torch.empty(0, 3, *self.size)
+            return torch.empty(0, self.channels, *self.size)
         pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in shown]))
-        unit = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)  # (B, 3, H, W) in [0, 1]
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        pixels = pixels[..., : self.channels]  # a grey picture holds the same three times
+        unit = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)  # (B, C, H, W) in [0, 1]
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return unit.sub_(mean).div_(std)
 
     def shown(self, photo: Image.Image) -> Image.Image:
-        """The picture that the model sees: ``photo`` (RGB), resized and cropped to ``size``."""
+        """The picture that the model sees: ``photo`` (RGB), resized and cropped to ``size``; RGB even if it is grey."""
         photo = self._trimmed(photo if photo.mode == "RGB" else as_rgb(photo))
+        if self.channels == 1:
+            photo = photo.convert("L").convert("RGB")
         resized, (left, top, right, bottom) = self._geometry(photo.size)
         visible = (max(left, 0), max(top, 0), min(right, resized[0]), min(bottom, resized[1]))
         part = photo.resize(resized, Image.Resampling[self.interpolation.upper()]).crop(visible)
@@ -173,12 +184,20 @@ class Preprocess:
 
     def _fill(self) -> tuple[int, ...]:
         """Colour beyond the photo's edge."""
-        return tuple(round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+        colour = self.mean if self.channels == 3 else 3 * self.mean
+        return tuple(round(255 * m) for m in colour) if self.crop_mode == "border" else (0, 0, 0)
 
 
 def _centred(length: int, window: int) -> int:
     """Where a window begins that stands in the middle of a length; negative if it is the longer one."""
     return round((length - window) / 2) if window <= length else -((window - length) // 2)
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One number for each channel, of as many as a configuration gives."""
+    if channels == 1 and len(values) == 3:
+        return (sum(values) / 3,)
+    return tuple(values) * channels if len(values) == 1 else tuple(values)
 
 
 def _check(holds: bool, rule: str, got: object) -> None:

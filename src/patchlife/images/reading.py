@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from ..errors import ImageError
+from .png import seen_part
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "AnyPhoto", "Sample", "as_rgb", "read_photo"]
 
@@ -94,7 +95,7 @@ def read_photo(photo: AnyPhoto, max_pixels: int = MAX_PIXELS, max_bytes: int = M
 
     The size is taken from the header and held against ``max_pixels`` before a single pixel is decoded.
     EXIF orientation is applied first. Of an animation, the first frame is read. Transparency is laid on
-    white; 16-bit samples keep their high byte; colour profiles are ignored, as in timm.
+    white; 16-bit samples keep their high byte; colour profiles are ignored, as in timm, and so is text of any length.
 
     Args:
         photo: the file, or a sample of something larger.
@@ -116,7 +117,7 @@ def read_photo(photo: AnyPhoto, max_pixels: int = MAX_PIXELS, max_bytes: int = M
     except ImageError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own, much higher limit, for WEBP only
-        raise _refusal(path, f"at most {max_pixels:,} pixels", str(error), "shrink the photo") from error
+        raise _refusal(path, f"at most {max_pixels:,} pixels", str(error), "scale the photo down") from error
     # A damaged file can make Pillow raise nearly anything (OSError, ValueError, SyntaxError, struct.error,
     # MemoryError, ...). Its photo fails; the thousand others of the run must not.
     except Exception as error:
@@ -153,12 +154,12 @@ def _read_bytes(path: Path, max_bytes: int) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise _refusal(path, _EXPECTED, "a folder", "name a file in it, or list it with list_photos")
+            raise _refusal(path, _EXPECTED, "a folder", "name a file in it")
         if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
             raise _refusal(path, _EXPECTED, "a pipe or device", "save it as a file first")
         if status.st_size > max_bytes:
             found = f"{status.st_size:,} bytes"
-            raise _refusal(path, f"at most {max_bytes:,} bytes", found, "shrink the photo or raise max_bytes")
+            raise _refusal(path, f"at most {max_bytes:,} bytes", found, "save it as a smaller file")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise _refusal(path, _EXPECTED, "no such file", "check the path") from error
@@ -177,7 +178,7 @@ def _open(path: Path | Sample, data: bytes) -> Image.Image:
     if data.startswith(b"\xff\xd8\xff"):
         return JpegImageFile(stream, str(path))
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile(stream, str(path))
+        return PngImageFile(io.BytesIO(seen_part(data)), str(path))
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return WebPImageFile(stream, str(path))
     raise _refusal(path, _EXPECTED, _what_is(data), "convert it to JPEG or PNG")
@@ -200,7 +201,7 @@ def _check_pixels(path: Path | Sample, image: Image.Image, max_pixels: int) -> N
         raise _refusal(path, _EXPECTED, f"a size of {width} x {height} pixels", "replace the file")
     if width * height > max_pixels:
         found = f"{width} x {height} = {width * height:,}"
-        raise _refusal(path, f"at most {max_pixels:,} pixels", found, "shrink the photo or raise max_pixels")
+        raise _refusal(path, f"at most {max_pixels:,} pixels", found, "scale the photo down")
 
 
 def _check_scans(path: Path | Sample, image: Image.Image, data: bytes) -> None:

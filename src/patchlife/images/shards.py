@@ -65,7 +65,7 @@ class _Member(Sample):
             return None
         suffix, begin, size = self.label_at
         try:
-            text = self._bytes(begin, min(size, _LARGEST_LABEL)).decode().strip()
+            text = self._bytes(begin, min(size, _LARGEST_LABEL)).decode("utf-8-sig").strip()
             said = json.loads(text).get("label") if suffix == ".json" else text
         except (ValueError, AttributeError, RecursionError):
             said = ...
@@ -80,7 +80,7 @@ class _Member(Sample):
         """Its bytes, all of them."""
         if self.size > max_bytes:
             raise ImageError(
-                f"{self}: expected at most {max_bytes:,} bytes, found {self.size:,} bytes; shrink the photo"
+                f"{self}: expected at most {max_bytes:,} bytes, found {self.size:,} bytes; save it as a smaller file"
             )
         return self._bytes(self.begin, self.size)
 
@@ -128,8 +128,8 @@ def members(shard: Path) -> list[Sample]:
         raise ImageError(f"{shard}: expected a shard, found one that cannot be read ({error.strerror})") from error
     if not photos:
         raise ImageError(
-            f"{shard}: expected photos (members named KEY.jpg, .jpeg, .png or .webp, no dot in KEY), found none; "
-            "check the shard"
+            f"{shard}: expected photos (members named KEY.jpg, or {', '.join(PHOTO_SUFFIXES[1:])}, no dot in KEY), "
+            "found none; check the shard"
         )
     home = str(shard.resolve())
     return [_Member(shard, home, path, begin, size, labels.get(key)) for path, (key, begin, size) in photos.items()]

@@ -22,13 +22,14 @@ __all__ = ["list_samples"]
 _TIMM = "timm:"
 
 
-def list_samples(data: Iterable[str]) -> list[Path | Sample]:
+def list_samples(data: Iterable[str], left_out: set[Path] | None = None) -> list[Path | Sample]:
     """List the photos that DATA stands for: files first, then those in shards, then those of data sets.
 
     Args:
         data: photos, folders and globs as `list_photos` takes them; shards (``*.tar``, or a glob that ends so), whose
-            members are ``key.jpg|jpeg|png|webp`` and, for labels, ``key.cls`` or ``key.json``; data sets of timm as
-            ``timm:NAME[:SPLIT[:ROOT]]``.
+            members are ``key.jpg`` (or another suffix of photos) and, for labels, ``key.cls`` or ``key.json``; data
+            sets of timm as ``timm:NAME[:SPLIT[:ROOT]]``.
+        left_out: a set to add the files to that folders and globs hold beside photos.
 
     Raises:
         ImageError: nothing where something is named, or no photo in it; a shard that cannot be read to its end.
@@ -38,7 +39,7 @@ def list_samples(data: Iterable[str]) -> list[Path | Sample]:
     sets = [given for given in data if given.startswith(_TIMM)]
     shards = [given for given in data if is_shard(given) and given not in sets]
     files = [given for given in data if given not in shards and given not in sets]
-    found: list[Path | Sample] = list(list_photos(files)) if files or not data else []
+    found: list[Path | Sample] = list(list_photos(files, left_out)) if files or not data else []
     for shard in dict.fromkeys(shard for given in shards for shard in list_shards(given)):
         found += members(shard)
     for given in dict.fromkeys(sets):
@@ -82,7 +83,7 @@ class _TimmSample(Sample):
                 f"{self}: expected a photo, found {error or type(error).__name__}; check the set"
             ) from error
         if isinstance(data, bytes) and len(data) > max_bytes:
-            raise ImageError(f"{self}: expected at most {max_bytes:,} bytes, found more; shrink the photo")
+            raise ImageError(f"{self}: expected at most {max_bytes:,} bytes, found more; save it as a smaller file")
         return data
 
 

@@ -114,7 +114,7 @@ def collect(
     key = _key(photos, about, limit_bytes)
     state = _interrupted(folder, key) or _afresh(folder, key, len(photos))
     if not state["asked"]:
-        nothing = ask(torch.zeros(1, 3, *preprocess.size))  # for its shapes
+        nothing = ask(torch.zeros(1, preprocess.channels, *preprocess.size))  # for its shapes
         state["total"] = _capacity(nothing, limit_bytes, len(photos))
         _create(folder, nothing, state["total"])
     arrays, wanted = _open(folder), photos[: state["total"]]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from ..config import MODES, Device, EngineName, Mode, ModelConfig, RunConfig, check_budget
+from ..checks import check_budget
+from ..config import MODES, Device, EngineName, Mode, ModelConfig, RunConfig
 from ..errors import ConfigError
 
 __all__ = ["EvalConfig", "Finetune", "FitConfig", "LearnConfig"]
@@ -94,8 +95,8 @@ class FitConfig:
         data: Photos, folders or globs of them; WebDataset shards (*.tar, read where they lie, never unpacked); timm's
             data sets as timm:NAME[:SPLIT[:ROOT]].
         out: Folder for the adapter. An interrupted fit goes on where it stopped when the same command is given again.
-        watch: Labelled photos (a folder for each class) on which to measure accuracy while learning; nothing is learned
-            from them, and of each FOLDER every k-th is taken, 500 at most.
+        watch: Labelled photos (a folder for each class, see --class-order) on which to measure accuracy while learning;
+            nothing is learned from them, and of each FOLDER every k-th is taken, 500 at most.
         device: auto takes a CUDA GPU where there is one, else the CPU.
         learn: How lives are learned.
     """
@@ -114,7 +115,7 @@ class EvalConfig:
 
     Attributes:
         model: Which model, with which weights.
-        data: A folder with a folder of photos for each class.
+        data: A folder with a folder of photos for each class; --class-order says what these are called.
         budgets: Fractions of the dense model's FLOPs.
         modes: fixed, adaptive, or both.
         every: Take every so-manieth photo only.
@@ -139,8 +140,7 @@ class EvalConfig:
         return [(budget, cast(Mode, mode)) for mode in self.modes for budget in self.budgets]
 
     def __post_init__(self) -> None:
-        for budget in self.budgets:
-            check_budget(budget)
+        object.__setattr__(self, "budgets", tuple(check_budget(budget, "budgets") for budget in self.budgets))
         for mode in self.modes:
             if mode not in MODES:
                 raise ConfigError(f"modes must be of {', '.join(MODES)}, got {mode!r}")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..backbones import adapt
 from ..errors import ConfigError, MissingExtraError
+from ..extras import require
 from ..files import write_atomic
 from ..images import Preprocess
 from ..life import Calibration, SlimModel
@@ -82,11 +83,12 @@ def fit(
 
     Raises:
         ConfigError, ImageError, NumericalError, CheckpointError: see `collect` and `train`.
-        MissingExtraError: TensorBoard is asked for and not there.
+        MissingExtraError: matplotlib or accelerate is not there, or TensorBoard is asked for and not there.
     """
     if model.backbone.vit.training:
         raise ConfigError("the dense model teaches as it predicts, but it is in training mode; call .eval() first")
     config, out, started = config or LearnConfig(), Path(out), time.monotonic()
+    require("matplotlib", "learn", "the report of a fit")  # now, not when all is learned
     if config.tensorboard:
         require_tensorboard()
     accelerator = accelerator or accelerator_for()

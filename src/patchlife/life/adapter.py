@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from .. import __version__
-from ..backbones import Backbone, Origin, adapt, build
+from ..backbones import Backbone, Origin, adapt, rebuild
 from ..config import LifeConfig
 from ..errors import AdapterError
 from ..files import check_sums, replace_folder
@@ -164,8 +164,7 @@ def _rebuild(about: dict[str, Any], folder: Path) -> nn.Module:
             f"{folder} needs the backbone {origin['model']} from {origin['checkpoint']}, which is not there; "
             "give its place with --checkpoint, or pass the model: load(folder, vit)"
         )
-    size = origin["options"].get("img_size")
-    return build(origin["model"], origin["checkpoint"], origin["pretrained"], size)[0]
+    return rebuild(Origin(**origin))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

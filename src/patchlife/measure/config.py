@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ..config import Device, EngineName, check_budget
+from ..checks import check_budget
+from ..config import ClassOrder, Device, EngineName
 from ..errors import ConfigError
 
 __all__ = ["BenchConfig", "Precision"]
@@ -19,10 +20,15 @@ class BenchConfig:
     """Measure this and other methods side by side, on this machine: speed, and accuracy on labelled photos.
 
     Attributes:
-        model: A timm name, the folder of a life adapter, or demo. Random weights will do for speed.
+        model: A timm name, hf-hub:ORG/NAME, local-dir:FOLDER, the folder of a life adapter, or demo. Random weights
+            will do for speed.
         checkpoint: The backbone's weights, a safetensors file.
         pretrained: Take timm's own weights for this name; they are downloaded once.
+        model_args: Arguments for timm's model, such as global_pool=avg or in_chans=1.
         labels: Names of the classes, one a line; ImageNet's for a model of 1000 classes if not given.
+        class_order: What the folders in --data are called: number, the number of the class; imagefolder, any name, and
+            the classes are in the order of these names as text, as torchvision's ImageFolder gave them. If not given:
+            the name of the class or its WordNet id, and its number where the classes have no names.
         image_size: Side of the square that photos are brought to; the model's own if not given.
         data: Labelled photos, a folder for each class: measure accuracy too.
         methods: Which methods; all of them if not given. dense is always there to compare with.
@@ -48,7 +54,9 @@ class BenchConfig:
     model: str = field(default="", metadata={"positional": True})
     checkpoint: Path | None = None
     pretrained: bool = False
+    model_args: dict[str, Any] = field(default_factory=dict, metadata={"metavar": "NAME=VALUE"})
     labels: Path | None = None
+    class_order: ClassOrder | None = None
     image_size: int | None = field(default=None, metadata={"metavar": "PIXELS"})
     data: Path | None = field(default=None, metadata={"metavar": "FOLDER"})
     methods: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAME"})
@@ -69,8 +77,7 @@ class BenchConfig:
     def __post_init__(self) -> None:
         if bool(self.model) == bool(self.report):
             raise ConfigError("bench measures a MODEL, or draws result files again with --report; give one of both")
-        for fraction in self.flops:
-            check_budget(fraction)
+        object.__setattr__(self, "flops", tuple(check_budget(fraction, "flops") for fraction in self.flops))
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ConfigError(f"batch_sizes must be at least 1, got {self.batch_sizes}")
         if not self.speed and (self.data is None or self.advice) and not self.report:

@@ -8,26 +8,18 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import MissingExtraError
+from ..extras import require
 from .result import Result
 from .tables import CONTROLS, accuracy_of, is_ours, title_of
 
-__all__ = ["check_plotting", "plot"]
+__all__ = ["plot"]
 
 _MARKERS = "osD^vP*X<>ph"
 
 
-def check_plotting() -> None:
-    """Raise MissingExtraError if matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("matplotlib", "bench", "patchlife bench") from None
-
-
 def plot(result: Result) -> Image.Image:
-    """The picture of a result."""
-    check_plotting()
+    """The picture of a result. Raises MissingExtraError without matplotlib."""
+    require("matplotlib", "bench", "patchlife bench")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..files import write_atomic
 from ..show import html
-from .plots import check_plotting, plot
+from .plots import plot
 from .result import Result
 from .tables import (
     Table,
@@ -21,7 +21,7 @@ from .tables import (
     title_of,
 )
 
-__all__ = ["check_plotting", "conditions_line", "text_report", "write_report"]
+__all__ = ["conditions_line", "text_report", "write_report"]
 
 
 def write_report(results: Mapping[str, Result], stem: Path) -> Path:

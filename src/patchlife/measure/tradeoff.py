@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ..errors import MissingExtraError
+from ..extras import require
 from .accuracy import Score
 
 __all__ = ["plot_tradeoff"]
@@ -18,11 +18,10 @@ def plot_tradeoff(scores: Sequence[Score], title: str) -> Image.Image:
 
     Raises MissingExtraError without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure  # no pyplot: nothing global, no display
-    except ImportError:
-        raise MissingExtraError("matplotlib", "learn", "the trade-off plot") from None
+    require("matplotlib", "learn", "the trade-off plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+
     figure = Figure(figsize=(5.6, 4.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -103,7 +103,7 @@ def trained_dynamicvit(path: Path) -> Method:
     """DynamicViT with trained predictors from a safetensors file (names as in ``nn.ModuleList[Predictor]``)."""
 
     def build(backbone: Backbone, target: float, images: Images) -> Peer:
-        from ...backbones.loading import read_weights
+        from ...backbones.checkpoint import read_weights
 
         predictors, weights = untrained(backbone), read_weights(path)
         wrong = predictors.state_dict().keys() ^ weights.keys()

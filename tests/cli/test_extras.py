@@ -1,0 +1,140 @@
+"""Without an optional package a verb says so, with the install line, before it reads or writes anything."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from small import write_photos
+
+from patchlife.cli import VERBS
+from patchlife.errors import MissingExtraError
+
+EXTRAS = ("accelerate", "matplotlib", "tensorboard", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Make packages as good as not installed."""
+
+    def hide(*packages: str) -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+            monkeypatch.delitem(sys.modules, name)
+        for package in packages:
+            monkeypatch.setitem(sys.modules, package, None)
+
+    return hide
+
+
+def exported(folder: Path, kind: str) -> Path:
+    """What looks like an exported file or package from outside."""
+    folder.mkdir(exist_ok=True)
+    if kind.endswith("package"):
+        (folder / "package.json").write_text(json.dumps({"kind": kind.split()[0], "graphs": []}))
+        return folder
+    path = folder / "model"
+    if kind == "onnx":
+        path.write_bytes(b"\x08\x07")
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("model.xml" if kind == "openvino" else "archive/data", "")
+    return path
+
+
+CASES = [
+    ("fit no-model none", "accelerate", "patchlife fit needs accelerate", "learn"),
+    ("fit no-model none", "matplotlib", "patchlife fit needs matplotlib", "learn"),
+    ("fit no-model none --tensorboard", "tensorboard", "--tensorboard needs tensorboard", "tensorboard"),
+    ("bench no-model --data none", "matplotlib", "patchlife bench needs matplotlib", "bench"),
+    ("bench --report none.json", "matplotlib", "patchlife bench needs matplotlib", "bench"),
+    ("bench no-model --engine onnx", "onnxruntime", "--engine onnx needs onnxruntime", "onnx"),
+    ("bench no-model --engine openvino", "onnxscript", "--engine openvino needs onnxscript", "onnx,openvino"),
+    ("bench no-model --engine openvino", "openvino", "--engine openvino needs openvino", "onnx,openvino"),
+    ("predict no-model none --engine onnx", "onnx", "--engine onnx needs onnx", "onnx"),
+    ("predict no-model none --engine onnx", "onnxscript", "--engine onnx needs onnxscript", "onnx"),
+    ("predict no-model none --engine openvino", "openvino", "--engine openvino needs openvino", "onnx,openvino"),
+    ("predict {onnx} none", "onnxruntime", "running .*model needs onnxruntime", "onnx"),
+    ("predict {openvino} none", "openvino", "running .*model needs openvino", "openvino"),
+    ("predict {onnx package} none", "onnxruntime", "running .* needs onnxruntime", "onnx"),
+    ("predict {openvino package} none", "openvino", "running .* needs openvino", "openvino"),
+    ("eval no-model none --engine onnx", "onnxruntime", "--engine onnx needs onnxruntime", "onnx"),
+    ("eval {onnx package} none", "onnxruntime", "running .* needs onnxruntime", "onnx"),
+    ("export no-model --photos none", "onnx", "export to onnx needs onnx", "onnx"),
+    ("export no-model", "onnxscript", "export to onnx needs onnxscript", "onnx"),
+    ("export no-model --budgets 1,0.6", "onnxruntime", "export to onnx needs onnxruntime", "onnx"),
+    ("export no-model --format openvino", "openvino", "export to openvino needs openvino", "onnx,openvino"),
+    ("export no-model --format openvino --int8 dynamic", "nncf", "int8 for OpenVINO needs nncf", "int8"),
+]
+
+
+@pytest.mark.parametrize(("line", "package", "message", "extra"), CASES)
+def test_it_is_said_before_anything_is_read_or_written(
+    line, package, message, extra, patchlife, without, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    kinds = ("onnx", "openvino", "onnx package", "openvino package")
+    places = {kind: exported(tmp_path / kind.replace(" ", "-"), kind) for kind in kinds}
+    there = sorted(tmp_path.rglob("*"))
+    without(package)
+    words = re.findall(r"\{[^}]*\}|\S+", line)  # what is in braces is one, and stands for a file
+    said = patchlife(*(places.get(word[1:-1], word) if word[0] == "{" else word for word in words))
+    assert (said.code, said.out) == (2, "")
+    install = re.escape(f"which is not installed: pip install 'patchlife[{extra}]'")
+    assert re.search(f"patchlife: error: {message}, {install}", said.err), said.err
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_a_package_that_is_not_needed_is_not_asked_for(patchlife, model, photos, without, tmp_path):
+    without(*EXTRAS)
+    for line in (
+        ["predict", *model, *photos],
+        ["draw", *model, photos[0], "--out", tmp_path / "pictures", "--strip", "--sheet"],
+        ["info", *model],
+        ["eval", *model, numbered(tmp_path), "--budgets", 1.0, "--device", "cpu"],
+        ["export", *model, "--format", "torch", "--out", tmp_path / "m.pt2"],
+        ["predict", tmp_path / "m.pt2", *photos],
+    ):
+        said = patchlife(*line)
+        assert said.code == 0, said.err
+    assert patchlife("demo", "--out", tmp_path / "demo", "--rounds", 5).code == 0
+
+
+def numbered(folder: Path) -> Path:
+    write_photos(folder / "numbered" / "0", 2)
+    return folder / "numbered"
+
+
+def test_the_plot_of_eval_is_optional_and_missed_at_once(patchlife, model, without, tmp_path):
+    without("matplotlib")
+    out = tmp_path / "scores.json"
+    said = patchlife("eval", *model, numbered(tmp_path), "--budgets", 1.0, "--out", out, "--device", "cpu")
+    assert said.code == 0
+    assert said.err.startswith("patchlife: no plot will be drawn: the trade-off plot needs matplotlib, which is not")
+    assert json.loads(out.read_text())["photos"] == 2
+    assert not out.with_suffix(".png").exists()
+
+
+def test_fit_in_python_asks_first_too(without, tmp_path):
+    from patchlife import wrap
+    from patchlife.backbones import build
+    from patchlife.images import Preprocess
+
+    fit = importlib.import_module("patchlife.learn.fit").fit
+    model = wrap(build("test_vit")[0])
+    without("matplotlib")
+    with pytest.raises(MissingExtraError, match=r"the report of a fit needs matplotlib.* 'patchlife\[learn\]'"):
+        fit(model, [], Preprocess(), tmp_path / "adapter")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_extra_is_one_of_the_project():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    named = {extra for *_, extras in CASES for extra in extras.split(",")}
+    assert named <= project["optional-dependencies"].keys()
+    assert {line.split()[0] for line, *_ in CASES} <= VERBS.keys()

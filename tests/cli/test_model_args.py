@@ -1,0 +1,140 @@
+"""``--model-args`` and names of folders on the command line: they reach the model, the photos and the adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from small import NAME, checkpoint, write_photos
+
+from patchlife.images import read_photo
+
+ARGS = ["global_pool=avg", "in_chans=1"]
+
+
+@pytest.fixture(scope="session")
+def grey(tmp_path_factory) -> list[object]:
+    """A model of one channel that pools patches, as a user names it."""
+    file = checkpoint(tmp_path_factory.mktemp("grey") / "vit.safetensors", global_pool="avg", in_chans=1)
+    return [NAME, "--checkpoint", file]
+
+
+def test_a_grey_model_answers_as_timm_does(patchlife, grey, photos):
+    said = patchlife("predict", *grey, *photos, "--model-args", *ARGS, "--budget", 1, "--top", 10)
+    assert said.code == 0, said.err
+    vit = timm.create_model(NAME, num_classes=10, global_pool="avg", in_chans=1).eval()
+    vit.load_state_dict(load_file(grey[2]))
+    config = timm.data.resolve_data_config({"mean": (0.5,), "std": (0.5,)}, pretrained_cfg=vit.pretrained_cfg)
+    transform = timm.data.create_transform(**{**config, "input_size": (1, 160, 160), "mean": (0.5,), "std": (0.5,)})
+    shown = torch.stack([transform(Image.open(path).convert("L")) for path in photos])
+    with torch.no_grad():
+        expected = vit(shown).softmax(-1)
+    for record, row in zip(said.records, expected, strict=True):
+        for entry in record["top"]:
+            assert entry["probability"] == pytest.approx(float(row[entry["class"]]), abs=2e-5)
+
+
+def test_without_the_arguments_they_are_named(patchlife, grey, photos):
+    said = patchlife("predict", *grey, *photos)
+    assert said.code == 2
+    assert "If it was built with other arguments, give them: --model-args global_pool=avg in_chans=1" in said.err
+
+
+def test_every_verb_takes_a_grey_model(patchlife, grey, tmp_path):
+    photos = tmp_path / "photos"
+    write_photos(photos / "0", 4)
+    out, args = tmp_path / "adapter", ["--model-args", *ARGS]
+    fit = ["fit", *grey, photos, "--out", out, "--epochs", 1, "--batch-size", 2, "--budget", 0.8, "--device", "cpu"]
+    bench = ["--no-speed", "--data", photos, "--methods", "dense", "--out", tmp_path / "bench"]
+    for line in (
+        ["info", *grey, *args, "--json"],
+        ["draw", *grey, photos, "--out", tmp_path / "pictures", "--strip", *args],
+        ["eval", *grey, photos, "--budgets", "1.0,0.6", "--device", "cpu", *args],
+        ["bench", *grey, *bench, *args],
+        ["export", *grey, "--format", "torch", "--photos", photos, "--out", tmp_path / "m.pt2", *args],
+        ["predict", tmp_path / "m.pt2", photos],
+        [*fit, *args],
+        ["predict", out, photos],
+        ["bench", out, *bench],
+    ):
+        said = patchlife(*line)
+        assert said.code == 0, said.err
+    origin = json.loads((out / "adapter.json").read_text())["origin"]
+    assert origin["options"] == {"global_pool": "avg", "in_chans": 1, "num_classes": 10}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["in_chans=2"], "photos have 3 channels, or 1 if made grey, so in_chans must be 3 or 1, got 2"),
+        (["pool=avg"], f"{NAME} takes no model argument 'pool'"),
+        (["global_pool=mean"], f"timm cannot build {NAME} with the model arguments global_pool=mean"),
+        (["img_size=170"], "img_size must be a multiple of the patches' 16 x 16 pixels, got 170"),
+        (["pretrained=true"], "pretrained is not an argument of the model; weights come from --checkpoint FILE or"),
+        (["a=1", "a=2"], "--model-args names a twice"),
+        (["photos/"], "expected NAME=VALUE, got 'photos/'"),
+    ],
+)
+def test_arguments_that_are_refused(args, message, patchlife):
+    said = patchlife("info", NAME, "--model-args", *args)
+    assert (said.code, said.out) == (2, "")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_an_exported_model_takes_none(patchlife, model, photos, tmp_path):
+    assert patchlife("export", *model, "--format", "torch", "--out", tmp_path / "m.pt2").code == 0
+    said = patchlife("predict", tmp_path / "m.pt2", *photos, "--model-args", "in_chans=1")
+    assert said.code == 2
+    assert "--model-args was settled by patchlife export; drop it" in said.err
+
+
+def test_images_that_are_not_square(patchlife, model, photos):
+    said = patchlife("predict", *model, *photos, "--model-args", "img_size=96,128")
+    assert said.code == 0
+    assert said.records[0]["survivors"][0] == 6 * 8
+
+
+def test_a_folder_as_timm_writes_it(patchlife, photos, tmp_path, monkeypatch):
+    trained = timm.create_model(NAME, num_classes=3)
+    about = {"label_names": ["ant", "bee", "cow"]}
+    timm.models.save_for_hf(trained, tmp_path / "mine", about, safe_serialization=True)
+    monkeypatch.chdir(tmp_path)
+    said = patchlife("predict", "local-dir:mine", *photos, "--top", 3)
+    assert said.code == 0, said.err
+    assert {entry["label"] for entry in said.records[0]["top"]} == {"ant", "bee", "cow"}
+    bench = patchlife("bench", "local-dir:mine", "--no-speed", "--data", labelled(photos), "--methods", "dense")
+    assert bench.code == 0, bench.err
+    about = json.loads(patchlife("info", "local-dir:mine", "--json").out)
+    assert (about["model"], about["weights"]) == (NAME, f"local-dir:{tmp_path / 'mine'}")
+    said = patchlife("info", "local-dir:nowhere")
+    assert said.code == 2
+    assert "local-dir:nowhere: expected a folder with config.json as timm writes it, found No such file" in said.err
+
+
+def labelled(photos: list[Path]) -> Path:
+    """The photos in a folder called after a class."""
+    folder = photos[0].parent / "ant"
+    folder.mkdir()
+    for path in photos:
+        path.rename(folder / path.name)
+    assert read_photo(folder / photos[0].name).mode == "RGB"
+    return photos[0].parent
+
+
+def test_a_tag_that_timm_does_not_know(patchlife):
+    said = patchlife("info", f"{NAME}.nonsense")
+    assert said.code == 2
+    assert f"timm has no weights tagged 'nonsense' for {NAME}; it knows {NAME}.r160_in1k" in said.err
+    assert "Traceback" not in said.err
+
+
+def test_export_names_the_option_that_sets_the_mode(patchlife, model, tmp_path):
+    said = patchlife("export", *model, "--mode", "adaptive", "--format", "torch", "--out", tmp_path / "m.pt2")
+    assert said.code == 2
+    assert "an exported graph keeps the same number of patches of every image; give --mode fixed" in said.err
