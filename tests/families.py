@@ -19,6 +19,7 @@ from timm.layers import Attention
 from timm.models.eva import Eva
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor, nn
+from versions import needs_timm, older_timm
 
 SMALL = {"depth": 5, "embed_dim": 48, "num_heads": 3, "num_classes": 10, "patch_size": 8, "img_size": 48}
 START = 2  # of the five blocks; most tests start dropping here
@@ -40,12 +41,14 @@ class Family:
         changes: arguments on top of `SMALL`.
         images: (height, width) of the images it is tested on.
         make: how to build it; timm's own factory unless a part cannot be asked for there.
+        since: (version, what it brought) of the first timm that can build it, where the oldest supported one cannot.
     """
 
     entry: str
     changes: dict[str, Any] = field(default_factory=dict)
     images: tuple[int, int] = (48, 48)
     make: Callable[..., nn.Module] = timm.create_model
+    since: tuple[str, str] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -86,17 +89,21 @@ FAMILIES = {
     "gap-registers": Family("vit_little_patch16_reg4_gap_256"),
     "class-and-gap": Family("vit_tiny_patch16_224", {"global_pool": "avg"}),
     "avgmax": Family("vit_tiny_patch16_224", {"global_pool": "avgmax"}),
-    "refined-pool": Family("vit_tiny_patch16_224", {"global_pool": "prr"}),
+    "refined-pool": Family("vit_tiny_patch16_224", {"global_pool": "prr"}, since=("1.0.26", "pooling by prr")),
     "unpooled": Family("vit_tiny_patch16_224", {"global_pool": ""}),
     "no-classifier": Family("vit_tiny_patch16_224", {"num_classes": 0}),
     "qk-norm": Family("vit_tiny_patch16_224", {"qk_norm": True, "in_chans": 1}),
-    "gated": Family("vit_tiny_patch16_224", {"attn_layer": GatedAttention}),
+    "gated": Family("vit_tiny_patch16_224", {"attn_layer": GatedAttention}, since=("1.0.28", "gated attention")),
     "aimv2": Family("aimv2_large_patch14_224"),
     "beit3": Family("beit3_base_patch16_224"),
-    "parallel-scaling": Family("vit_base_patch16_xp_224"),
+    "parallel-scaling": Family(
+        "vit_base_patch16_xp_224", since=("1.0.25", "the MLP's bias in its place in parallel-scaling blocks")
+    ),
     "parallel-scaling-gap": Family("vit_pwee_patch16_reg1_gap_256"),
     "parallel-scaling-fused": Family(
-        "vit_tiny_patch16_224", {"block_fn": partial(ParallelScalingBlock, fuse_out_proj=True)}
+        "vit_tiny_patch16_224",
+        {"block_fn": partial(ParallelScalingBlock, fuse_out_proj=True)},
+        since=("1.0.23", "a fused output projection"),
     ),
     "parallel-things": Family("vit_small_patch16_18x2_224"),
     "residual-post-norm": Family("vit_base_patch16_rpn_224"),
@@ -109,12 +116,14 @@ FAMILIES = {
     "rope": Family("vit_small_patch16_rope_224"),
     "rope-mixed": Family("vit_small_patch16_rope_mixed_224"),
     "rope-mixed-positions": Family("vit_base_patch16_rope_mixed_ape_224"),
-    "rope-multimodal": Family("eva", _MROPE, make=_eva),
+    "rope-multimodal": Family("eva", _MROPE, make=_eva, since=("1.0.31", "RoPE in sections")),
     "perception-encoder": Family("vit_pe_core_tiny_patch16_384", {"attn_pool_num_heads": 3}),
     "perception-spatial": Family("vit_pe_spatial_tiny_patch16_512"),
     "dinov3": Family("vit_small_patch16_dinov3", {"global_pool": "token"}),
     "dinov3-average": Family("vit_small_patch16_dinov3_qkvb"),
-    "grouped-queries": Family("vit_base_patch16_sapiens2", {"num_kv_heads": (3, 1, 1, 1, 3)}),
+    "grouped-queries": Family(
+        "vit_base_patch16_sapiens2", {"num_kv_heads": (3, 1, 1, 1, 3)}, since=("1.0.30", "vit_base_patch16_sapiens2")
+    ),
     "not-square": Family("vit_tiny_patch16_224", {"img_size": (32, 56)}, (32, 56)),
     "not-square-patches": Family("deit3_small_patch16_224", {"patch_size": (8, 6)}),
     "not-square-rope": Family("eva02_tiny_patch14_224", {"img_size": (56, 32)}, (56, 32)),
@@ -128,20 +137,35 @@ FAMILIES = {
     "dynamic-dinov3": Family("vit_small_patch16_dinov3", {}, OTHER_SIZE),
 }
 
+PRESENT = tuple(name for name, family in FAMILIES.items() if not (family.since and older_timm(family.since[0])))
+"""Names of those that the installed timm can build; `built` skips the others' tests."""
+
 FEW = ("vit", "deit-distilled", "siglip", "gap-registers", "parallel-things", "dinov3", "rope-mixed")
 """Names that between them have each kind of prefix, pooling, rotation and residual; for costlier checks."""
 
 
 @cache
 def built(name: str) -> nn.Module:
-    """The small model of a family, lively and in eval mode. Shared by all tests: read it, never change it."""
+    """The small model of a family, lively and in eval mode. Shared by all tests: read it, never change it.
+
+    Skips the test that asks for a family that the installed timm does not have.
+    """
     family = FAMILIES[name]
+    if family.since:
+        needs_timm(*family.since)
     return liven(family.make(family.entry, **family.arguments)).eval()
 
 
 def fresh(name: str) -> nn.Module:
     """A copy of `built` that a test may change."""
     return copy.deepcopy(built(name))
+
+
+def cast(name: str, dtype: torch.dtype) -> nn.Module:
+    """A copy of `built` in another precision."""
+    if name in ("rope-mixed", "rope-mixed-positions"):
+        needs_timm("1.0.31", "mixed RoPE in other precisions than float32")
+    return fresh(name).to(dtype)
 
 
 def photos(name: str, count: int = 3, seed: int = 0) -> Tensor:

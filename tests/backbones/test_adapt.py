@@ -8,6 +8,7 @@ import torch
 from families import FAMILIES, SMALL, built, fresh, photos
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from versions import needs_timm
 
 from patchlife import wrap
 from patchlife.backbones import FAMILIES as KNOWN
@@ -101,6 +102,8 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_other_models_are_refused_by_name(what: str) -> None:
     make, found = REFUSED[what]
+    if what.startswith("differential"):
+        needs_timm("1.0.23", "differential attention")
     with pytest.raises(UnsupportedModelError) as caught:
         wrap(make())
     assert found in str(caught.value)

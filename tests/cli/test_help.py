@@ -50,7 +50,10 @@ def configs(config: type) -> set[type]:
     return {config}.union(*nested)
 
 
-@pytest.mark.parametrize("config", set.union(*map(configs, VERBS.values())), ids=lambda config: config.__name__)
+CONFIGS = sorted(set.union(*map(configs, VERBS.values())), key=lambda config: config.__name__)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
 def test_every_option_is_documented(config):
     assert set(attribute_docs(config)) == {field.name for field in dataclasses.fields(config)}
 

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import deploying
 import pytest
-import torch
 from deploying import Shipped
 
 from patchlife.deploy import export, open_engine
-
-
-@pytest.fixture(autouse=True)
-def one_thread_no_gradients() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 def _shipped(folder: Path, kind: str, **options) -> Shipped:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from scenes import scene
+from versions import needs_timm
 
 from patchlife.errors import ConfigError
 from patchlife.images import Preprocess, list_photos, read_photo
@@ -32,6 +33,8 @@ CFGS = [AUGREG, DINOV2, SQUASH, BORDER, OBLONG, {**OBLONG, "crop_mode": "border"
 def timm_transform(cfg: dict):
     from timm.data import create_transform, resolve_data_config
 
+    if cfg == OBLONG:
+        needs_timm("1.0.31", "oblong images resized by the interpolation that was asked for")
     return create_transform(**resolve_data_config({}, pretrained_cfg=cfg))
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -222,14 +223,14 @@ def test_a_bomb_is_refused_by_its_header(saved):
     assert message.endswith("scale the photo down")
 
 
-@pytest.mark.parametrize(("side", "found"), [(9999, "9999 x 9999"), (16383, "268402689 pixels")])
+@pytest.mark.parametrize(("side", "found"), [(9999, "9999 x 9999"), (16383, "268402689 pixels|16383 x 16383")])
 def test_a_webp_bomb_is_refused_by_its_header(saved, side, found):
     small = encoded(scene(), "WEBP", save_all=True, append_images=[scene().rotate(180)])
     assert small[12:16] == b"VP8X"
     stored = (side - 1).to_bytes(3, "little")
     message = refusal(saved(small[:24] + stored + stored + small[30:], "bomb.webp"))
     assert "expected at most 64,000,000 pixels" in message
-    assert found in message
+    assert re.search(found, message)  # Pillow's own words, or ours where an older one lets it through
 
 
 def test_a_jpeg_that_repeats_its_scans_without_end(saved):

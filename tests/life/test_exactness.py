@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, FEW, built, fresh, photos
+from families import FAMILIES, FEW, built, cast, photos
 from reference import assert_close, distance, masked, mortal
 from slimmed import WAYS, assert_some_die, far_apart, slim
 from torch import Tensor
@@ -100,7 +100,7 @@ def test_the_reference_hides_the_dead() -> None:
 @pytest.mark.parametrize("name", [*FEW, "residual-post-norm", "grouped-queries", "parallel-scaling"])
 def test_float64(name: str, way: str) -> None:
     """What is left of the differences to the reference is rounding: they vanish with it."""
-    model, images = slim(name, way, fresh(name).double(), drops=(2, 4)), photos(name).double()
+    model, images = slim(name, way, cast(name, torch.float64), drops=(2, 4)), photos(name).double()
     lives = model.lives(images)
     assert_some_die(lives, way)
     logits, features = masked(model, images, lives)
@@ -111,7 +111,7 @@ def test_float64(name: str, way: str) -> None:
 def check_half(name: str, ways: tuple[str, str], dtype: torch.dtype) -> None:
     """Against the reference in half precision under the same plan, ours is off by what rounding costs, not more."""
     images = photos(name).to(dtype)
-    model = slim(name, ways[1], fresh(name).to(dtype), drops=(2, 4))
+    model = slim(name, ways[1], cast(name, dtype), drops=(2, 4))
     rounding = distance(model.backbone.vit(images).float(), built(name)(photos(name)))
     for way in ways:
         plan = model.set_mode(WAYS[way]["mode"]).plan(images)

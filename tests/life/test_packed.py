@@ -106,5 +106,7 @@ class OnGpu:
     ],
 )
 def test_which_way_a_gpu_takes(monkeypatch, dtype, capability, way):
+    if way == "varlen_attention":
+        pytest.importorskip("torch.nn.attention.varlen", reason="torch 2.9 has no kernel for rows of unequal length")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
     assert packed_attention(OFFSETS, None, OnGpu(dtype)).func is getattr(packed, way)
