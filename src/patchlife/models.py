@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .backbones import Origin, adapt, build
+from .backbones import Origin, adapt, build, pretrained_cfg
 from .config import Device, LifeConfig, ModelConfig
 from .errors import CheckpointError, ConfigError, PatchLifeError
 from .files import sha256_of
@@ -73,8 +73,8 @@ def open_model(config: ModelConfig, device: Device = "cpu", random_weights: bool
     else:
         model = _open_timm(config, random_weights)
     vit: Any = model.backbone.vit
-    preprocess = replace(Preprocess.from_timm_cfg(vit.pretrained_cfg), size=model.backbone.image_size)
-    name = vit.pretrained_cfg["architecture"]
+    preprocess = replace(Preprocess.from_timm_cfg(pretrained_cfg(vit)), size=model.backbone.image_size)
+    name = pretrained_cfg(vit).get("architecture") or type(vit).__name__
     return ReadyModel(name, model.to(where).eval(), preprocess, _labels_of(vit, config.labels))
 
 
@@ -230,7 +230,7 @@ def _labels_of(vit: Any, path: Path | None) -> Labels:
     """What the user says they are called, or the model itself, or ImageNet."""
     if path:
         return read_labels(path, vit.num_classes)
-    names = vit.pretrained_cfg.get("label_names") or ()
+    names = pretrained_cfg(vit).get("label_names") or ()
     if vit.num_classes and len(names) == vit.num_classes:
         return Labels(tuple(names))
     return imagenet_labels() if vit.num_classes == 1000 else numbered_labels(vit.num_classes)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..backbones import Backbone, Embedded, Origin, adapt
+from ..backbones import Backbone, Embedded, Origin, adapt, signature
 from ..config import LifeConfig, Mode
 from ..errors import ConfigError
 from ..measure.flops import counted
@@ -38,6 +40,7 @@ class SlimModel(nn.Module):
         config: budget, mode, drop points. Change it with `set_budget` and `set_mode`.
         calibration: adaptive mode's thresholds, None before `calibrate`.
         origin: where the backbone came from, if known.
+        base: the backbone's signature when it was wrapped: by it `save` knows what has been trained since.
         change: what was learned about the backbone's own weights, already merged; None for an untouched backbone.
     """
 
@@ -49,6 +52,7 @@ class SlimModel(nn.Module):
         self.scorer.train(backbone.training)
         self.calibration: Calibration | None = None
         self.origin: Origin | None = None
+        self.base = signature(backbone)
         self.change: Change | None = None
         self.start, self.drops = resolve_drops(backbone.depth, config.start, config.drops)
         self._costs: dict[tuple, Cost] = {}
@@ -105,6 +109,16 @@ class SlimModel(nn.Module):
         """``fixed``: every image keeps as many patches; ``adaptive``: its own lives decide. Returns the model."""
         self._settle(self.config.replace(mode=mode))
         return self
+
+    @contextmanager
+    def temporarily(self, **changes: Any) -> Iterator[SlimModel]:
+        """Other settings for a while; afterwards the exact earlier ones."""
+        before = self.config
+        try:
+            self._settle(before.replace(**changes))
+            yield self
+        finally:
+            self._settle(before)
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> SlimModel:
