@@ -18,7 +18,7 @@ from torch import nn
 
 from .backbones import Origin, adapt, build, pretrained_cfg
 from .config import Device, LifeConfig, ModelConfig
-from .errors import CheckpointError, ConfigError, PatchLifeError
+from .errors import AdapterError, CheckpointError, ConfigError, PatchLifeError
 from .files import sha256_of
 from .images import Preprocess
 from .labels import Labels, imagenet_labels, numbered_labels, read_labels
@@ -113,6 +113,8 @@ def _open_adapter(config: ModelConfig) -> SlimModel:
 
     folder = Path(config.model)
     about, _ = read_adapter(folder)
+    if not (about["origin"] or about["backbone"]["name"]):
+        raise AdapterError(f"{folder} does not name its backbone; in Python: patchlife.load({str(folder)!r}, vit)")
     origin = Origin(**about["origin"]) if about["origin"] else Origin(about["backbone"]["name"])
     checkpoint = config.checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
     if checkpoint:

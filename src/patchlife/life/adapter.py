@@ -266,6 +266,11 @@ def _rebuild(about: dict[str, Any], folder: Path) -> nn.Module:
     if origin is None:
         raise AdapterError(f"{folder} does not know where its backbone comes from; pass the model: load(folder, vit)")
     file = origin["checkpoint"]
+    if not file and not origin["pretrained"]:
+        raise AdapterError(
+            f"{folder} needs the backbone {origin['model']} and does not say where its weights are; "
+            "pass the model: load(folder, vit)"
+        )
     if file and not Path(file).is_file():
         raise AdapterError(
             f"{folder} needs the backbone {origin['model']} from {file}, which is not there; "
