@@ -24,7 +24,7 @@ from rivals import DynamicViTStage, EViTStage
 from torch import Tensor
 
 import patchlife
-from patchlife.backbones import adapt
+from patchlife.backbones import adapt, signature
 from patchlife.config import LifeConfig, ModelConfig
 from patchlife.files import write_atomic
 from patchlife.images import list_photos
@@ -35,7 +35,6 @@ from patchlife.learn.loop import Course, Stage, Step, train
 from patchlife.learn.stages import Regression, Slimming
 from patchlife.learn.targets import teach
 from patchlife.life import SlimModel
-from patchlife.life.adapter import signature
 from patchlife.life.regressor import LifeRegressor
 from patchlife.measure.peers import METHODS
 from patchlife.measure.timing import conditions

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "AdapterError",
     "CheckpointError",
@@ -12,6 +14,7 @@ __all__ = [
     "NumericalError",
     "PatchLifeError",
     "UnsupportedModelError",
+    "shortened",
 ]
 
 
@@ -52,3 +55,8 @@ class MissingExtraError(PatchLifeError, ImportError):
 
     def __init__(self, package: str, extra: str, what: str) -> None:
         super().__init__(f"{what} needs {package}, which is not installed: pip install 'patchlife[{extra}]'")
+
+
+def shortened(parts: Sequence[str], most: int = 5) -> str:
+    """A list in words that does not fill the screen."""
+    return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")

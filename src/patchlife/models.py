@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .backbones import Origin, build, check_name, source_of
+from .backbones import Origin, build, check_name, pretrained_cfg, source_of
 from .config import Device, LifeConfig, ModelConfig
 from .errors import AdapterError, CheckpointError, ConfigError, PatchLifeError
 from .files import sha256_of
@@ -74,9 +74,9 @@ def open_model(config: ModelConfig, device: Device = "cpu", random_weights: bool
     else:
         model = _open_timm(config, random_weights)
     vit: Any = model.backbone.vit
-    looks = Preprocess.from_timm_cfg(vit.pretrained_cfg, model.backbone.channels)
+    looks = Preprocess.from_timm_cfg(pretrained_cfg(vit), model.backbone.channels)
     preprocess = replace(looks, size=model.backbone.image_size)
-    name = vit.pretrained_cfg["architecture"]
+    name = pretrained_cfg(vit).get("architecture") or type(vit).__name__
     return ReadyModel(name, model.to(where).eval(), preprocess, _labels_of(vit, config.labels))
 
 
@@ -118,6 +118,8 @@ def _open_adapter(config: ModelConfig) -> SlimModel:
     if not (folder / "adapter.json").is_file() and (meant := _perhaps(config.model)):
         raise AdapterError(f"{folder} is not a patchlife adapter: it has no adapter.json; {meant}")
     about, _ = read_adapter(folder)
+    if not (about["origin"] or about["backbone"]["name"]):
+        raise AdapterError(f"{folder} does not name its backbone; in Python: patchlife.load({str(folder)!r}, vit)")
     origin = Origin(**about["origin"]) if about["origin"] else Origin(about["backbone"]["name"])
     checkpoint = config.checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
     if checkpoint:
@@ -249,7 +251,7 @@ def _labels_of(vit: Any, path: Path | None) -> Labels:
     """What the user says they are called, or the model itself, or ImageNet."""
     if path:
         return read_labels(path, vit.num_classes)
-    names = vit.pretrained_cfg.get("label_names") or ()
+    names = pretrained_cfg(vit).get("label_names") or ()
     if vit.num_classes and len(names) == vit.num_classes:
         return Labels(tuple(names))
     return imagenet_labels() if vit.num_classes == 1000 else numbered_labels(vit.num_classes)

@@ -3,6 +3,7 @@
 from .attached import resident
 from .backbone import FAMILIES, Backbone, Embedded, adapt
 from .blocks import Attend, sdpa
+from .identity import pretrained_cfg, signature
 from .loading import Origin, build, check_name, rebuild, source_of
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "adapt",
     "build",
     "check_name",
+    "pretrained_cfg",
     "rebuild",
     "resident",
     "sdpa",
+    "signature",
     "source_of",
 ]

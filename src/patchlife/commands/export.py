@@ -112,9 +112,8 @@ def _report_accuracy(out: Path, budget: float, ready: ReadyModel, classes: list[
 
     truth = torch.tensor(classes)
     engine = open_engine(out, budget=budget)
-    if engine.about.budgets:
-        ready.model.set_budget(budget)
-    with torch.inference_mode():
+    settings = {"budget": budget} if engine.about.budgets else {}
+    with torch.inference_mode(), ready.model.temporarily(**settings):
         before = torch.cat([ready.model(batch).argmax(1) for batch in images.split(16)])
     after = torch.cat([torch.from_numpy(engine(batch.numpy()).logits).argmax(1) for batch in images.split(16)])
     a, b = (100 * float((found == truth).float().mean()) for found in (before, after))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..errors import ExportError
+from ..files import replace_folder, steadily
 from ..images import Preprocess
 from ..labels import Labels
-from ..life import SlimModel
+from ..life import LifeHead, SlimModel
 from .about import Format
 from .describe import describe
 from .engines import Engine, open_engine, verified
@@ -79,27 +80,30 @@ def cached_runner(module: nn.Module, kind: Format, images: Float[Tensor, "batch 
 def _kept(key: str, name: str, make: Callable[[Path], object], read: Callable[[Path], T]) -> T:
     """What ``read`` gets from the file ``name`` in the cache entry ``key``, which ``make`` wrote now or earlier."""
     place = cache_folder() / key
-    try:
-        return read(place / name)
-    except ExportError:
-        shutil.rmtree(place, ignore_errors=True)
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=cache_folder(), prefix=".new-"))
-    try:
+    with suppress(ExportError):
+        return steadily(place, lambda: read(place / name))
+    with replace_folder(place) as fresh:  # nothing is removed before: another process may have made it anew by now
         make(fresh / name)
-        os.rename(fresh, place)
-    except OSError:
-        if not (place / name).is_file():
-            raise  # else another process was first, with the same
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return read(place / name)
+    return steadily(place, lambda: read(place / name))
 
 
 def _key(model: nn.Module, about: str) -> str:
-    """A name that two models share only if they are one: description (settings, versions) and every weight."""
+    """A name that two models share only if they are one: description (settings, versions), code and every weight."""
     digest = hashlib.sha256(about.encode())
+    for path, module in model.named_modules():
+        digest.update(f"{path}: {_made_of(module)}".encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
+
+
+def _made_of(module: nn.Module) -> str:
+    """What a module computes with beside its weights: class, plain settings, and the source of a scorer."""
+    plain = {name: value for name, value in sorted(vars(module).items()) if isinstance(value, int | float | str)}
+    plain.pop("training", None)
+    source = ""
+    if isinstance(module, LifeHead):  # anybody's own, and no version of a package tells when it changes
+        with suppress(OSError, TypeError):
+            source = inspect.getsource(type(module))
+    return f"{type(module).__module__}.{type(module).__qualname__} {plain} {module.extra_repr()} {source}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..backbones import pretrained_cfg
 from ..images import Preprocess
 from ..labels import Labels
 from ..life import SlimModel, flops
@@ -35,12 +36,12 @@ def describe(
     vit: Any = backbone.vit
     schedule, spent = model.schedule(), flops(model)
     if preprocess is None and backbone.channels == 3:
-        preprocess = replace(Preprocess.from_timm_cfg(vit.pretrained_cfg or {}), size=backbone.image_size)
-    labels = labels or Labels(tuple((vit.pretrained_cfg or {}).get("label_names") or ()))
+        preprocess = replace(Preprocess.from_timm_cfg(pretrained_cfg(vit)), size=backbone.image_size)
+    labels = labels or Labels(tuple(pretrained_cfg(vit).get("label_names") or ()))
     return About(
         kind=kind,
         precision=precision,
-        model=(vit.pretrained_cfg or {}).get("architecture") or type(vit).__name__,
+        model=pretrained_cfg(vit).get("architecture") or type(vit).__name__,
         image_size=backbone.image_size,
         channels=backbone.channels,
         preprocess=preprocess.to_dict() if preprocess else None,

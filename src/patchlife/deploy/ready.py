@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -28,7 +29,7 @@ class EngineModel:
     """What `predict` and `evaluate` ask of a `SlimModel`, answered by engines, one for each budget.
 
     Args:
-        open_at: gives the engine of a budget; asked once for each. config: settings, the first budget among them.
+        open_at: gives the engine of settings; asked once for each. config: the first of them.
         weights: what tells the model from others, as tensors.
 
     Attributes:
@@ -37,19 +38,28 @@ class EngineModel:
 
     calibration = None
 
-    def __init__(self, open_at: Callable[[float], Engine], config: LifeConfig, weights: dict[str, Tensor]) -> None:
+    def __init__(self, open_at: Callable[[LifeConfig], Engine], config: LifeConfig, weights: dict[str, Tensor]) -> None:
         self.open_at, self.config, self.weights = functools.cache(open_at), config, weights
 
     @property
     def engine(self) -> Engine:
-        """What runs at the present budget; made when it is first needed."""
-        return self.open_at(self.config.budget)
+        """What runs at the present settings; made when it is first needed."""
+        return self.open_at(self.config)
 
     def set_budget(self, budget: float) -> EngineModel:
         """Run at this budget from now on; its engine is made when it is first needed."""
-        if budget != self.config.budget:
+        if budget != self.config.budget or self.config.survivors:
             self.config = self.config.replace(budget=budget)
         return self
+
+    @contextmanager
+    def temporarily(self) -> Iterator[EngineModel]:
+        """Let settings be changed for a while; afterwards they are the exact earlier ones."""
+        before = self.config
+        try:
+            yield self
+        finally:
+            self.config = before
 
     def set_mode(self, mode: Mode) -> EngineModel:
         """Refuse any mode but fixed."""
@@ -125,24 +135,28 @@ def with_engine(ready: ReadyModel, engine: str, device: Device) -> ReadyModel:
     if engine != "compile" and device == "cuda":
         raise ConfigError(f"--engine {engine} runs on the CPU, got --device cuda; drop one of the two")
 
-    def open_at(budget: float) -> Engine:
+    def open_at(settings: LifeConfig) -> Engine:
         slim = model
-        if budget != model.config.budget:
-            slim = SlimModel(model.backbone, model.config.replace(budget=budget), model.scorer).eval()
+        if settings != model.config:
+            slim = SlimModel(model.backbone, settings, model.scorer).eval()
         if engine == "compile":
             return eager_engine(slim, compiled=True)
         return cached_engine(slim, cast(Format, engine), ready.labels, ready.preprocess)
 
     runs = EngineModel(open_at, model.config, model.state_dict())
-    runs.open_at(model.config.budget)  # made here, and kept: what goes wrong is no photo's fault
+    runs.open_at(model.config)  # made here, and kept: what goes wrong is no photo's fault
     return ReadyEngine(ready.name, cast(SlimModel, runs), ready.preprocess, ready.labels)
 
 
-def _at_budget(path: Path, budget: float | None) -> tuple[Engine, Callable[[float], Engine], str]:
+def _at_budget(path: Path, budget: float | None) -> tuple[Engine, Callable[[LifeConfig], Engine], str]:
     """(the engine of a file, or of a package's graph of ``budget``; what opens the others; checksum of all of it)."""
     if path.is_dir():
         package = Package(path)
-        return package.engine(budget), package.engine, package.sha256
+        return package.engine(budget), lambda settings: package.engine(settings.budget), package.sha256
     engine = open_engine(path, budget=budget)
-    own = LifeConfig.from_dict(engine.about.config).budget
-    return engine, lambda b: engine if b == own else open_engine(path, budget=b), sha256_of(path)
+    own = LifeConfig.from_dict(engine.about.config)
+
+    def open_at(settings: LifeConfig) -> Engine:
+        return engine if settings == own else open_engine(path, budget=settings.budget)
+
+    return engine, open_at, sha256_of(path)

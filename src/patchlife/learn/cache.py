@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ImageError, NumericalError
-from ..files import write_atomic
+from ..files import locked, write_atomic
 from ..images import Preprocess, Sample, load_batches
 from .targets import Lesson
 
-__all__ = ["LessonCache", "Photo", "collect"]
+__all__ = ["LessonCache", "Photo", "checksum", "collect", "content_of"]
 
+_FORMAT = 2  # of what a lesson is
+_PIECE = 4096  # bytes
 _LIMIT = float(np.finfo(np.float16).max)
 
 
@@ -39,6 +42,7 @@ class LessonCache:
     Attributes:
         photos: the photo of each row.
         skipped: path, error and index (among those asked for) of each photo that could not be read.
+        content: what the lessons follow from, as a short checksum: photos (not where they lie) and model.
     """
 
     def __init__(
@@ -47,9 +51,11 @@ class LessonCache:
         skipped: list[dict[str, Any]],
         arrays: Sequence[np.ndarray],
         at: Sequence[int] | None = None,
+        content: str = "",
     ) -> None:
         self.photos = list(photos)
         self.skipped = skipped
+        self.content = content
         self._arrays = arrays
         self._at = np.arange(len(photos)) if at is None else np.asarray(at, dtype=int)  # each row's place on disk
 
@@ -60,9 +66,14 @@ class LessonCache:
         """(all but the last photos, the ``last`` ones): to learn from, and to look at afterwards."""
         first = len(self) - last
         return (
-            LessonCache(self.photos[:first], self.skipped, self._arrays, self._at[:first].tolist()),
-            LessonCache(self.photos[first:], [], self._arrays, self._at[first:].tolist()),
+            LessonCache(self.photos[:first], self.skipped, self._arrays, self._at[:first].tolist(), self.content),
+            LessonCache(self.photos[first:], [], self._arrays, self._at[first:].tolist(), self.content),
         )
+
+    @property
+    def seen(self) -> str:
+        """A short checksum of photos, model and labels: what a measurement on them follows from."""
+        return checksum([self.content, [photo.label for photo in self.photos]])
 
     def lessons(self, rows: Sequence[int]) -> Lesson:
         """The lessons of some photos, as float32 tensors."""
@@ -111,11 +122,29 @@ def collect(
         NumericalError: a photo made the teacher answer NaN.
         ConfigError: not a single photo fits into ``limit_bytes``.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "cache.lock"):  # two runs may share the folder, but not at the same time
+        return _collected(photos, ask, preprocess, folder, about, batch_size, limit_bytes, max_unreadable, report)
+
+
+def _collected(
+    photos: Sequence[Photo],
+    ask: Callable[[Tensor], Lesson],
+    preprocess: Preprocess,
+    folder: Path,
+    about: dict[str, Any],
+    batch_size: int,
+    limit_bytes: float,
+    max_unreadable: float,
+    report: Callable[[int, int], None],
+) -> LessonCache:
+    """See `collect`."""
     key = _key(photos, about, limit_bytes)
-    state = _interrupted(folder, key) or _afresh(folder, key, len(photos))
+    state = _interrupted(folder, key, photos) or _afresh(folder, key)
     if not state["asked"]:
         nothing = ask(torch.zeros(1, preprocess.channels, *preprocess.size))  # for its shapes
         state["total"] = _capacity(nothing, limit_bytes, len(photos))
+        state["content"] = content_of(photos[: state["total"]])
         _create(folder, nothing, state["total"])
     arrays, wanted = _open(folder), photos[: state["total"]]
     order = _reading_order(wanted)
@@ -139,7 +168,8 @@ def collect(
     failed = {entry["index"] for entry in state["skipped"]}
     read = [index for index in order if index not in failed]
     rows = sorted(range(len(read)), key=read.__getitem__)
-    return LessonCache([wanted[read[row]] for row in rows], state["skipped"], arrays, rows)
+    content = checksum([state["content"], about])
+    return LessonCache([wanted[read[row]] for row in rows], state["skipped"], arrays, rows, content)
 
 
 def _reading_order(photos: Sequence[Photo]) -> list[int]:
@@ -180,22 +210,52 @@ def _capacity(lesson: Lesson, limit_bytes: float, wanted: int) -> int:
 def _key(photos: Sequence[Photo], about: dict[str, Any], limit_bytes: float) -> str:
     paths = (photo.path for photo in photos)
     names = [path.place if isinstance(path, Sample) else str(path.resolve()) for path in paths]
-    said = json.dumps([names, about, str(limit_bytes)], sort_keys=True)
+    said = json.dumps([_FORMAT, names, about, str(limit_bytes)], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def _interrupted(folder: Path, key: str) -> dict[str, Any] | None:
+def checksum(values: Any) -> str:
+    """A few digits that tell JSON values from others."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def content_of(photos: Sequence[Photo]) -> str:
+    """A checksum of what the photos are, in their order, wherever their files lie; of a sample its place says it.
+
+    Of a large file only its size and three pieces are read.
+    """
+    digest = hashlib.sha256()
+    for photo in photos:
+        digest.update(photo.path.place.encode() if isinstance(photo.path, Sample) else _pieces(photo.path))
+    return digest.hexdigest()[:12]
+
+
+def _pieces(path: Path) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            parts = [str(size).encode()]
+            for begin in (0,) if size <= 4 * _PIECE else (0, size // 2, size - _PIECE):
+                file.seek(begin)
+                parts.append(file.read(4 * _PIECE if size <= 4 * _PIECE else _PIECE))
+    except OSError as error:  # reading the photo will say so
+        return str(error.errno).encode()
+    return b"".join(parts)
+
+
+def _interrupted(folder: Path, key: str, photos: Sequence[Photo]) -> dict[str, Any] | None:
     """What an earlier run of the same collection left, None if there is nothing to go on with."""
     path = folder / "cache.json"
     state = json.loads(path.read_text()) if path.is_file() else {}
-    return state if state.get("key") == key else None
+    if state.get("key") != key or not all(file.is_file() for file in _files(folder)):
+        return None
+    return state if state["content"] == content_of(photos[: state["total"]]) else None
 
 
-def _afresh(folder: Path, key: str, total: int) -> dict[str, Any]:
+def _afresh(folder: Path, key: str) -> dict[str, Any]:
     for ours in (folder / "cache.json", *_files(folder)):  # nothing else: the folder may hold what is not ours
         ours.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    return {"key": key, "asked": 0, "rows": 0, "total": total, "skipped": []}
+    return {"key": key, "asked": 0, "rows": 0, "skipped": []}
 
 
 def _check_finite(lesson: Lesson, photos: list[Photo]) -> None:

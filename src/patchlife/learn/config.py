@@ -37,6 +37,7 @@ class LearnConfig:
         max_unreadable: Stop when more than this fraction of the photos cannot be read.
         save_every: Seconds between checkpoints.
         tensorboard: Write the metrics for TensorBoard, too, beside metrics.jsonl.
+        restart: Discard the checkpoints and metrics of an earlier fit to the same folder; cached features stay.
         seed: Everything random follows from it.
     """
 
@@ -55,6 +56,7 @@ class LearnConfig:
     max_unreadable: float = 0.01
     save_every: float = 30.0
     tensorboard: bool = False
+    restart: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,7 +96,8 @@ class FitConfig:
         model: Which model, with which weights.
         data: Photos, folders or globs of them; WebDataset shards (*.tar, read where they lie, never unpacked); timm's
             data sets as timm:NAME[:SPLIT[:ROOT]].
-        out: Folder for the adapter. An interrupted fit goes on where it stopped when the same command is given again.
+        out: Folder for the adapter. An interrupted fit goes on where it stopped when the same command is given again;
+            one with other settings is refused (see --restart).
         watch: Labelled photos (a folder for each class, see --class-order) on which to measure accuracy while learning;
             nothing is learned from them, and of each FOLDER every k-th is taken, 500 at most.
         device: auto takes a CUDA GPU where there is one, else the CPU.

@@ -6,7 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,30 +14,34 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__
-from ..backbones import adapt
+from ..backbones import adapt, signature
+from ..backbones.identity import fingerprints
 from ..errors import ConfigError, MissingExtraError
 from ..extras import require
 from ..files import write_atomic
 from ..images import Preprocess
-from ..life import Calibration, SlimModel
-from ..life.adapter import signature
-from ..life.change import Change, add_low_rank, change_of, merged
+from ..life import Calibration, LifeHead, SlimModel
+from ..life.adapter import check_free
+from ..life.change import Change, add_low_rank, change_of, change_since, merged
 from ..life.regressor import LifeRegressor
 from ..measure.timing import conditions
-from .cache import LessonCache, Photo, collect
+from .cache import LessonCache, Photo, checksum, collect, content_of
+from .checkpoint import check_settings, discard
 from .config import LearnConfig
 from .log import require_tensorboard
 from .loop import Course, train
 from .report import write_report
 from .stages import Regression, Slimming
 from .targets import teach
-from .watch import Watch
+from .watch import Watch, spread
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Fitted", "accelerator_for", "fit", "student_of", "work_folder"]
 
+_REGRESSION = "regression"
+_COMPARED = 1000  # photos that are looked at to tell whether an earlier run had the same ones
 _CALIBRATION_ROWS = 256
 _HELD_OUT = 64  # photos for the report, a twentieth where there are few
 
@@ -69,11 +73,12 @@ def fit(
     """Learn the lives of ``model``'s patches on ``photos`` and save them as an adapter.
 
     A run that was interrupted goes on where it stopped when it is called again with the same arguments: caches
-    and checkpoints lie in `work_folder`.
+    and checkpoints lie in `work_folder`. With other arguments it is refused, unless ``config.restart`` is set.
 
     Args:
         model: its backbone is the dense teacher, and is not changed; its start block and drop points are learned
-            for. A head that was learned already is learned further, others are replaced.
+            for. A head that was learned already is learned further, others are replaced. Its settings (budget or
+            schedule, mode) are those of the adapter.
         photos: to learn from. Labels are read only where ``config.label_weight`` asks for them.
         preprocess: how a photo becomes the backbone's input.
         out: folder of the adapter.
@@ -83,6 +88,7 @@ def fit(
 
     Raises:
         ConfigError, ImageError, NumericalError, CheckpointError: see `collect` and `train`.
+        AdapterError: ``out`` is a folder of something else, or the backbone cannot be saved (see `adapter.save`).
         MissingExtraError: matplotlib or accelerate is not there, or TensorBoard is asked for and not there.
     """
     if model.backbone.vit.training:
@@ -91,26 +97,30 @@ def fit(
     require("matplotlib", "learn", "the report of a fit")  # now, not when all is learned
     if config.tensorboard:
         require_tensorboard()
+    check_free(out)
     accelerator = accelerator or accelerator_for()
-    origin, (model, head) = model.origin, _beginning(model, config)
-    work_folder(out).mkdir(parents=True, exist_ok=True)
-    cache = _collect(model, _drawn(photos, config), preprocess, work_folder(out), config, accelerator)
+    given, (model, head) = model, _beginning(model, config)
+    drawn = _drawn(photos, config)
+    courses = _courses(model, given.scorer, drawn, preprocess, config)
+    _prepare(work_folder(out), courses, config, accelerator)
+    cache = _collect(model, drawn, preprocess, work_folder(out), config, accelerator)
     if not len(cache):
         raise ConfigError("not one photo could be read, so there is nothing to learn from")
     cache, held_out = cache.split(min(_HELD_OUT, len(cache) // 20))
     watch = _watch(model, watched or {}, preprocess, work_folder(out), config, accelerator)
-    if config.epochs:
-        course = _regression_course(config)
-        train(Regression(head), cache, course, work_folder(out), accelerator, watch, config.tensorboard)
-    if config.finetune != "none":
-        model = _slimmed(model, cache, config, work_folder(out), accelerator, watch)
+    for course in courses:
+        if course.name == _REGRESSION:
+            train(Regression(head), cache, course, work_folder(out), accelerator, watch, config.tensorboard)
+        else:
+            model = _slimmed(model, cache, course, config, work_folder(out), accelerator, watch)
     model.scorer.eval().requires_grad_(False)  # the backbone is the caller's: its flags stay as they are
-    model.use_calibration(_calibration(model, cache))
-    model.origin = origin
+    model.use_calibration(_calibration(model, cache)).set_mode(given.config.mode)
+    model.origin = given.origin
     summary = {
         "patchlife": __version__,
         "photos": len(cache),
         "skipped": cache.skipped,
+        "stages": [course.name for course in courses],
         "watched": {name: len(photos) for name, photos in watch.sets.items()} if watch else {},
         "seconds": round(time.monotonic() - started, 1),
         "config": config.to_dict(),
@@ -148,29 +158,105 @@ def accelerator_for(device: str = "auto") -> Accelerator:
 
 def _beginning(model: SlimModel, config: LearnConfig) -> tuple[SlimModel, LifeRegressor]:
     """The model as learning begins, the same on every machine, and its head: a new one, or a copy."""
-    if model.change is not None:
+    if model.change is not None and model.change.learned:
         raise ConfigError(
             "this adapter has changed the backbone already, so the dense teacher is gone; begin with the backbone or "
             "with an adapter that holds only a head"
         )
-    backbone, settings = model.backbone, model.config.replace(mode="fixed")
+    given, backbone, settings = model, model.backbone, model.config.replace(mode="fixed")
+    change_since(backbone, given.base, given.change)  # what could not be saved is not worth learning for
     if config.finetune != "none":  # an error now is better than one at the step that first draws it
         SlimModel(backbone, settings.replace(budget=config.lowest_budget), model.scorer)
     if isinstance(model.scorer, LifeRegressor):
         head = copy.deepcopy(model.scorer).requires_grad_(True)  # what an earlier fit returned is frozen
-        return SlimModel(backbone, settings, head), head
-    if not config.epochs:
+    elif not config.epochs:
         raise ConfigError("epochs 0 skips stage 1, but this model has no learned head to go on with")
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        head = LifeRegressor(backbone.dim, backbone.prefix)
-    return SlimModel(backbone, settings, head), head
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            head = LifeRegressor(backbone.dim, backbone.prefix)
+    model = SlimModel(backbone, settings, head)
+    model.base, model.change = given.base, given.change  # what was trained since belongs to the adapter, too
+    return model, head
 
 
 def _drawn(photos: Sequence[Photo], config: LearnConfig) -> list[Photo]:
     """Photos in random order, as many as are wanted: any beginning of the list is a fair sample."""
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(config.seed)).tolist()
     return [photos[i] for i in order[: config.photos]]
+
+
+def _courses(
+    model: SlimModel, scorer: LifeHead, photos: Sequence[Photo], preprocess: Preprocess, config: LearnConfig
+) -> list[Course]:
+    """The stages of this run, with all that each one's result follows from."""
+    also = _known(model, scorer, photos, preprocess, config)
+    common: dict[str, Any] = {"batch_size": config.batch_size, "save_every": config.save_every}
+    courses = []
+    if config.epochs:
+        first = Course(
+            _REGRESSION, config.epochs, learning_rate=config.learning_rate, seed=config.seed, also=also, **common
+        )
+        courses.append(first)
+        also = first.settings()
+    if config.finetune != "none":
+        second = Course(
+            f"slimming-{config.finetune}",
+            config.finetune_epochs,
+            learning_rate=config.stage2_learning_rate,
+            seed=config.seed + 1,
+            after=tuple(course.name for course in courses),
+            also=also | _known_of_stage_two(model, photos, config),
+            **common,
+        )
+        courses.append(second)
+    return courses
+
+
+def _known(
+    model: SlimModel, scorer: LifeHead, photos: Sequence[Photo], preprocess: Preprocess, config: LearnConfig
+) -> dict[str, Any]:
+    """What every stage follows from, in a form to be shown and compared; ``scorer`` is what the fit was given."""
+    backbone = model.backbone
+    weights = checksum({name: value for name, value in signature(backbone).items() if name != "name"})
+    learned = isinstance(scorer, LifeRegressor) and checksum(fingerprints(scorer.state_dict()))
+    return {
+        "seed": config.seed,
+        "backbone": f"{backbone.family}, {backbone.depth} blocks of width {backbone.dim}, weights {weights}",
+        "photos": f"{len(photos)} ({content_of(spread(photos, _COMPARED))})",
+        **{f"preprocess {name}": value for name, value in preprocess.to_dict().items()},
+        "start": model.start,
+        "scorer at the beginning": f"{model.scorer.kind}, weights {learned}" if learned else "a new one",
+    }
+
+
+def _known_of_stage_two(model: SlimModel, photos: Sequence[Photo], config: LearnConfig) -> dict[str, Any]:
+    known: dict[str, Any] = {
+        "drops": list(model.drops),
+        "merge": model.config.heirs,
+        "lowest_budget": config.lowest_budget,
+        "label_weight": config.label_weight,
+    }
+    if config.finetune == "adapter":
+        known["rank"] = config.rank
+    if config.label_weight:
+        known["labels"] = checksum([photo.label for photo in photos])
+    return known
+
+
+def _prepare(folder: Path, courses: Sequence[Course], config: LearnConfig, accelerator: Accelerator) -> None:
+    """Make the work folder ours, before anything takes time: no checkpoint of a run with other settings stays in use.
+
+    Raises CheckpointError where there is one, and it is not to be discarded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.restart and accelerator.is_main_process:
+        for stage in [path for path in folder.iterdir() if path.is_dir()]:
+            discard(stage)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    for course in courses:
+        check_settings(folder / course.name, course.settings())
 
 
 def _collect(
@@ -222,20 +308,10 @@ def _watch(
     return Watch.collected(model, sets, preprocess, cache.with_name(f"{cache.name}-watch"), config)
 
 
-def _regression_course(config: LearnConfig) -> Course:
-    return Course(
-        "regression",
-        config.epochs,
-        config.batch_size,
-        config.learning_rate,
-        save_every=config.save_every,
-        seed=config.seed,
-    )
-
-
 def _slimmed(
     model: SlimModel,
     cache: LessonCache,
+    course: Course,
     config: LearnConfig,
     folder: Path,
     accelerator: Accelerator,
@@ -243,19 +319,12 @@ def _slimmed(
 ) -> SlimModel:
     """Stage 2: a student that shares the teacher's first blocks; returns the model with what it learned merged."""
     teacher, student = model.backbone.vit, student_of(model, config)
-    course = Course(
-        f"slimming-{config.finetune}",
-        config.finetune_epochs,
-        config.batch_size,
-        config.stage2_learning_rate,
-        save_every=config.save_every,
-        seed=config.seed + 1,
-    )
     stage = Slimming(student, config.lowest_budget, config.label_weight)
     train(stage, cache, course, folder, accelerator, watch, config.tensorboard)
     change = change_of(student.backbone.vit, teacher)
+    before = change_since(model.backbone, model.base, model.change) or Change({}, model.base)
     result = SlimModel(adapt(merged(teacher, change)), model.config, model.scorer)
-    result.change = Change(change, signature(model.backbone))
+    result.change = replace(before, tensors=before.tensors | change)
     return result
 
 

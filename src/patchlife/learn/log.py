@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ..errors import MissingExtraError
 from ..files import write_atomic
 
-__all__ = ["Line", "Log", "require_tensorboard"]
+__all__ = ["Line", "Log", "lines_of", "require_tensorboard"]
 
 Line = dict[str, Any]
 
@@ -20,31 +21,47 @@ Line = dict[str, Any]
 class Log:
     """Metrics of one stage. A resumed run first drops the lines of steps that it is about to repeat.
 
-    A line is of a step, or of what was watched after so many steps (it has a "watch" then).
+    A line is of a step, or of what was watched after so many steps (it has a "watch" then). Lines of other stages stay
+    as they are: each stage goes on from a checkpoint of its own, be it of this run or of an earlier one.
 
     Attributes:
         active: whether this process writes; of several, the first one does.
-        seconds: of learning up to now, earlier stages and runs included, measuring and collecting not.
+        seconds: of learning up to now, the run's earlier stages included, measuring and collecting not.
+
+    Args:
+        path: the file. stage: whose lines are written. active: see above. photos_per_step: in a global batch.
+        first: the step that the stage goes on from. after: names of the run's earlier stages.
+        tensorboard: write for it, too.
+        watched: what the photos of each watched set are, as in the lines' "photos": lines of others are dropped.
     """
 
     def __init__(
-        self, path: Path, stage: str, first: int, active: bool, photos_per_step: int = 1, tensorboard: bool = False
+        self,
+        path: Path,
+        stage: str,
+        first: int,
+        active: bool,
+        photos_per_step: int = 1,
+        tensorboard: bool = False,
+        after: Sequence[str] = (),
+        watched: Mapping[str, str] | None = None,
     ) -> None:
         self.path, self.stage, self.active, self.seconds = path, stage, active, 0.0
         self._photos, self._board = photos_per_step, None
         self._watched: set[tuple[int, str, float]] = set()
         if not active:
             return
-        behind = _kept(path, stage, first)
+        behind = _kept(path, stage, first, watched or {})
         if path.is_file():
             write_atomic(path, "".join(line + "\n" for line, _ in behind))
-        own = [index for index, (_, values) in enumerate(behind) if values["stage"] == stage]
-        for _, values in behind[: own[-1] + 1 if own else None]:  # what comes after our last line was learned later
-            self._note(values)
+        for _, values in behind:
+            if values["stage"] in (stage, *after):
+                self._note(values)
         if tensorboard:  # written anew, so that it always says what the lines say
             self._board = _board(path.with_name("tensorboard") / stage)
-            for index in own:
-                self._draw(behind[index][1])
+            for _, values in behind:
+                if values["stage"] == stage:
+                    self._draw(values)
 
     def __enter__(self) -> Log:
         return self
@@ -97,16 +114,22 @@ def _board(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def _kept(path: Path, stage: str, first: int) -> list[tuple[str, Line]]:
-    """Lines of other stages and of what is already behind us (a line cut off by a crash is not), with their values."""
-    kept = []
+def lines_of(path: Path) -> list[tuple[str, Line]]:
+    """The lines of a metrics file with their values, without one that was cut off by a crash."""
+    lines = []
     for text in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError:
-            continue
+        with suppress(json.JSONDecodeError):
+            lines.append((text, json.loads(text)))
+    return lines
+
+
+def _kept(path: Path, stage: str, first: int, watched: Mapping[str, str]) -> list[tuple[str, Line]]:
+    """Lines of other stages and of what is already behind us, without those of other photos by a watched set's name."""
+    kept = []
+    for text, values in lines_of(path):
         # what was watched after `first` steps is behind us, the step of that number is yet to come
-        if values["stage"] != stage or values["step"] < first + ("watch" in values):
+        behind = values["stage"] != stage or values["step"] < first + ("watch" in values)
+        if behind and values.get("photos") == watched.get(values.get("watch", ""), values.get("photos")):
             kept.append((text, values))
     return kept
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,8 @@ class Course:
         learning_rate: the peak. warmup: the fraction of all steps that lead up to it.
         weight_decay: AdamW's. clip: the gradient's largest norm.
         save_every: seconds between checkpoints. seed: of the order and of every draw.
+        after: names of the run's earlier stages.
+        also: what else the result follows from (weights, photos), by name, as JSON values.
     """
 
     name: str
@@ -76,6 +78,13 @@ class Course:
     clip: float = 1.0
     save_every: float = 30.0
     seed: int = 0
+    after: tuple[str, ...] = ()
+    also: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """All that the result follows from, by name. Processes, device and how often it is saved are not among it."""
+        own = ("epochs", "batch_size", "learning_rate", "warmup", "weight_decay", "clip")
+        return {"seed": self.seed, **{f"{self.name} {name}": getattr(self, name) for name in own}, **self.also}
 
     def steps(self, photos: int) -> int:
         """Steps of the whole course; photos that do not fill an epoch's last batch wait for the next epoch."""
@@ -125,7 +134,7 @@ def train(
     Raises:
         NumericalError: the loss or its gradient is not finite; names the step and the photos. Nothing bad was
             applied or saved.
-        CheckpointError: a checkpoint cannot be written.
+        CheckpointError: a checkpoint cannot be written, or ``folder`` holds one of a run with other settings.
     """
     _check_share(course, len(cache), accelerator)
     parameters = stage.trained()
@@ -137,11 +146,15 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=course.learning_rate, weight_decay=course.weight_decay)
     module = accelerator.prepare_model(stage.to(accelerator.device))
     checkpoints = folder / course.name
-    first, steps = restore_latest(checkpoints, parameters, optimizer), course.steps(len(cache))
+    settings = course.settings() | {"photos learned from": len(cache), "features": cache.content}
+    first, steps = restore_latest(checkpoints, parameters, optimizer, settings), course.steps(len(cache))
     metrics, batch_size = folder / "metrics.jsonl", min(course.batch_size, len(cache))
     saved = time.monotonic()
+    watched = {name: photos.seen for name, photos in watch.sets.items()} if watch else {}
     with (
-        Log(metrics, course.name, first, accelerator.is_main_process, batch_size, tensorboard) as log,
+        Log(
+            metrics, course.name, first, accelerator.is_main_process, batch_size, tensorboard, course.after, watched
+        ) as log,
         _progress(course, first, steps, accelerator) as bar,
     ):
         for step in range(first, steps):
@@ -168,7 +181,7 @@ def train(
             bar.update()
             if step + 1 == steps or time.monotonic() - saved > course.save_every:
                 if accelerator.is_main_process:
-                    save_checkpoint(checkpoints, step + 1, parameters, optimizer)
+                    save_checkpoint(checkpoints, step + 1, parameters, optimizer, settings)
                 saved = time.monotonic()
         if watch is not None:
             watch.look(stage, course, len(cache), steps, log)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,18 @@ from PIL import Image
 
 from ..errors import ConfigError
 from ..images import Preprocess
-from ..life import Lives, SlimModel
+from ..life import SlimModel
 from ..show import contact_sheet, draw
 from ..show.html import Section, figure, heading, note, paragraph, save_page, table
 from .cache import LessonCache
+from .log import Line, lines_of
 
 __all__ = ["agreements", "write_report"]
 
 BUDGETS = (1.0, 0.8, 0.6, 0.45)
 _MAPS = 12
+
+_Stages = dict[str, list[Line]]
 
 
 def write_report(
@@ -33,14 +36,15 @@ def write_report(
     summary: dict[str, Any],
 ) -> Path:
     """Write the page; ``held_out`` are photos that nothing was learned from."""
+    stages = _stages(metrics, summary["stages"])
     sections: list[Section] = [
         paragraph(
             f"Lives learned from {summary['photos']} photos, without labels unless they were asked for, in "
             f"{summary['seconds']:.0f} s. {len(summary['skipped'])} photos could not be read."
         ),
         heading("Learning"),
-        *[figure(picture, caption, lossless=True) for picture, caption in _curves(metrics)],
-        *[figure(picture, caption, lossless=True) for picture, caption in _watched(metrics)],
+        *[figure(picture, caption, lossless=True) for picture, caption in _curves(stages)],
+        *[figure(picture, caption, lossless=True) for picture, caption in _watched(stages, summary["watched"])],
     ]
     if len(held_out):
         rows = agreements(model, held_out)
@@ -63,18 +67,18 @@ def agreements(model: SlimModel, held_out: LessonCache) -> list[tuple[float, flo
     """(budget, fraction of the dense FLOPs, fraction of equal answers, mean KL divergence) in fixed mode."""
     lesson, embedded = _lesson(model, held_out)
     expected = lesson.logits.log_softmax(dim=1)
-    before, rows = model.config, []
-    for budget in BUDGETS:
-        try:
-            model.set_mode("fixed").set_budget(budget)
-        except ConfigError:  # a late start block cannot save that much
-            continue
-        answer = model.resume(lesson.tokens, embedded).float().log_softmax(dim=1)
-        same = (answer.argmax(dim=1) == expected.argmax(dim=1)).double().mean().item()
-        divergence = (expected.exp() * (expected - answer)).sum(dim=1).mean().item()
-        cost = model.cost()
-        rows.append((budget, cost.total(model.schedule().survivors) / cost.dense, same, divergence))
-    model.set_mode(before.mode).set_budget(before.budget)
+    rows = []
+    with model.temporarily(mode="fixed"):
+        for budget in BUDGETS:
+            try:
+                model.set_budget(budget)
+            except ConfigError:  # a late start block cannot save that much
+                continue
+            answer = model.resume(lesson.tokens, embedded).float().log_softmax(dim=1)
+            same = (answer.argmax(dim=1) == expected.argmax(dim=1)).double().mean().item()
+            divergence = (expected.exp() * (expected - answer)).sum(dim=1).mean().item()
+            cost = model.cost()
+            rows.append((budget, cost.total(model.schedule().survivors) / cost.dense, same, divergence))
     return rows
 
 
@@ -107,10 +111,10 @@ def _lives(model: SlimModel, held_out: LessonCache, preprocess: Preprocess) -> l
 
 def _histogram(model: SlimModel, tokens: torch.Tensor, embedded: Any) -> Image.Image:
     """Survivors of every block: their spread over the photos in adaptive mode, the one number of fixed mode."""
-    before = model.config
-    adaptive: Lives = model.set_mode("adaptive").decide(tokens, embedded).lives()
-    fixed = model.set_mode("fixed").decide(tokens, embedded).lives()
-    model.set_mode(before.mode)
+    with model.temporarily(mode="adaptive"):
+        adaptive = model.decide(tokens, embedded).lives()
+    with model.temporarily(mode="fixed"):
+        fixed = model.decide(tokens, embedded).lives()
     axes, figure_ = _axes()
     blocks = list(range(fixed.depth))
     axes.boxplot(adaptive.survivors.cpu().T.tolist(), positions=blocks, showfliers=False)
@@ -120,10 +124,10 @@ def _histogram(model: SlimModel, tokens: torch.Tensor, embedded: Any) -> Image.I
     return _rendered(figure_)
 
 
-def _curves(metrics: Path) -> list[tuple[Image.Image, str]]:
+def _curves(stages: _Stages) -> list[tuple[Image.Image, str]]:
     """A loss curve for each stage."""
     pictures = []
-    for stage, lines in _stages(metrics).items():
+    for stage, lines in stages.items():
         rows = [line for line in lines if "watch" not in line]
         if not rows:
             continue
@@ -137,11 +141,11 @@ def _curves(metrics: Path) -> list[tuple[Image.Image, str]]:
     return pictures
 
 
-def _watched(metrics: Path) -> list[tuple[Image.Image, str]]:
+def _watched(stages: _Stages, sets: Collection[str]) -> list[tuple[Image.Image, str]]:
     """Accuracy on the watched photos for each stage: a line for each set and budget, and the dense model's."""
     pictures = []
-    for stage, lines in _stages(metrics).items():
-        seen = sorted((line for line in lines if "watch" in line), key=lambda line: line["step"])
+    for stage, lines in stages.items():
+        seen = sorted((line for line in lines if line.get("watch") in sets), key=lambda line: line["step"])
         if not seen:
             continue
         axes, figure_ = _axes()
@@ -160,13 +164,10 @@ def _watched(metrics: Path) -> list[tuple[Image.Image, str]]:
     return pictures
 
 
-def _stages(metrics: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lines of each stage, in its order."""
-    stages: dict[str, list[dict[str, Any]]] = {}
-    text = metrics.read_text() if metrics.is_file() else ""  # no epochs at all, no lines
-    for line in map(json.loads, text.splitlines()):
-        stages.setdefault(line["stage"], []).append(line)
-    return stages
+def _stages(metrics: Path, names: Sequence[str]) -> _Stages:
+    """The lines of each of these stages, in its order."""
+    lines = [values for _, values in lines_of(metrics)]
+    return {name: [line for line in lines if line["stage"] == name] for name in names}
 
 
 def _smooth(values: Sequence[float], over: int = 20) -> list[float]:

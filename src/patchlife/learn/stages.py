@@ -57,8 +57,8 @@ class Slimming(Stage):
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
         """Distillation loss at the budget that the step draws, and a share of stage 1's loss."""
         budget = self.lowest_budget + (1 - self.lowest_budget) * step.chance
-        self.model.set_budget(round(budget, 3))
-        logits = self._answer(step.lesson.tokens)
+        with self.model.temporarily(budget=round(budget, 3)):
+            logits = self._answer(step.lesson.tokens)
         loss, divergence = distillation_loss(logits, step.lesson.logits, step.labels, self.label_weight)
         regression, _ = self._regression(step)
         return loss + _ANCHOR * regression, {"budget": budget, "divergence": divergence.item()}

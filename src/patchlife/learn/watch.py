@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..backbones import signature
 from ..errors import ConfigError
 from ..images import Preprocess
 from ..life import SlimModel
-from ..life.adapter import signature
 from .cache import LessonCache, Photo, collect
 from .config import LearnConfig
 from .targets import Lesson, teach
@@ -117,12 +117,11 @@ def _measured(
     model: SlimModel, sets: Mapping[str, LessonCache], wanted: Sequence[tuple[float, str]]
 ) -> Iterator[dict[str, str | float]]:
     """Scores of each (budget, set), in fixed mode; budgets that a late start block cannot reach are left out."""
-    before, backbone = model.config, model.backbone
-    embedded = backbone.embed(backbone.blank())
-    try:
+    embedded = model.backbone.embed(model.backbone.blank())
+    with model.temporarily(mode="fixed"):
         for budget, name in wanted:
             try:
-                model.set_mode("fixed").set_budget(budget)
+                model.set_budget(budget)
             except ConfigError:
                 continue
             cache, sums = sets[name], torch.zeros(4, dtype=torch.double)
@@ -139,11 +138,10 @@ def _measured(
             top1, agreement, kl, dense_top1 = (sums / max(1, len(cache))).tolist()
             yield {
                 "watch": name,
+                "photos": cache.seen,
                 "budget": budget,
                 "top1": top1,
                 "agreement": agreement,
                 "kl": kl,
                 "dense_top1": dense_top1,
             }
-    finally:
-        model.set_mode(before.mode).set_budget(before.budget)

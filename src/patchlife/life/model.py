@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..backbones import Backbone, Embedded, Origin, adapt, resident
+from ..backbones import Backbone, Embedded, Origin, adapt, resident, signature
 from ..config import LifeConfig, Mode
 from ..errors import ConfigError
 from ..flop_counter import counted
@@ -48,6 +48,7 @@ class SlimModel(Surroundings):
         config: budget, mode, drop points. Change it with `set_budget`, `set_mode` and `temporarily`.
         calibrations: adaptive mode's thresholds, by the number of patches of an image.
         origin: where the backbone came from, if known.
+        base: the backbone's signature when it was wrapped: by it `save` knows what has been trained since.
         change: what was learned about the backbone's own weights, already merged; None for an untouched backbone.
     """
 
@@ -59,6 +60,7 @@ class SlimModel(Surroundings):
         self.__dict__["backbone"] = backbone  # no child module: all its modules are children already
         self.calibrations: dict[int, Calibration] = {}
         self.origin: Origin | None = None
+        self.base = signature(backbone)
         self.change: Change | None = None
         self.start, self.drops = resolve_drops(backbone.depth, config.start, config.drops)
         self._costs: dict[tuple, Cost] = {}
@@ -371,16 +373,22 @@ class SlimModel(Surroundings):
             "start": self.start,
             "drops": self.drops,
             "calibrations": [calibration.to_dict() for calibration in self.calibrations.values()],
+            "base": self.base,
+            "change": {"base": self.change.base, "classes": self.change.classes} if self.change else None,
         }
         return to_bytes(json.dumps(about))
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take settings and calibration from a state dict."""
-        about = json.loads(from_bytes(state))
+        """Take settings and calibration from a state dict. Raises ConfigError for a tensor that does not hold them."""
+        try:
+            about = json.loads(from_bytes(state))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"the state dict's settings (_extra_state) are damaged: {error}") from None
         config = LifeConfig.from_dict(about["config"])
         self.start, self.drops = resolve_drops(self.backbone.depth, about["start"], tuple(about["drops"]))
         self.calibrations = {c.patches: c for c in map(Calibration.from_dict, about["calibrations"])}
         self._settle(config)
+        self._loading = about
 
     def weight_delta(self) -> dict[str, Tensor]:
         """What was learned about the backbone's own weights, already merged into them; empty where nothing was."""
@@ -391,8 +399,13 @@ class SlimModel(Surroundings):
         return f"budget={self.config.budget:g}, mode={self.config.mode}, kept={self.schedule()}, scorer={self.scorer}"
 
     def loaded(self, delta: dict[str, Tensor], bare: bool) -> None:
-        """Called when a state dict was loaded; ``bare``: it was the backbone's own, without anything of ours."""
-        self.change = Change(delta, {}) if delta else None
+        """Called when a state dict was loaded; ``bare``: it was the backbone's own, without anything of ours.
+
+        What was loaded is what `save` compares with from now on.
+        """
+        about = self.__dict__.pop("_loading")
+        self.base = signature(self.backbone) if bare else about["base"]
+        self.change = None if bare or about["change"] is None else Change(delta, **about["change"])
 
     # ---- settings to integers
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,13 +60,13 @@ def evaluate(
     """Score ``model`` at each (budget, mode) on batches of (images, labels); every photo is read once.
 
     ``dense`` is the untouched backbone: what drop, agreement and divergence are measured against. Adaptive modes need
-    a calibrated model. The model's own budget and mode are as before when this returns. ``device`` is where images
+    a calibrated model. The model's own settings are as before when this returns. ``device`` is where images
     go; the model's if not given (an engine in a model's place has none).
     """
     tallies = [_Tally() for _ in settings]
     device = device or next(model.parameters()).device
     truth: list[Tensor] = []
-    with _restored(model):
+    with model.temporarily():
         for images, labels in batches:
             images = images.to(device)
             reference = dense(images).float().cpu()
@@ -139,13 +138,3 @@ def _since(started: float, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started
-
-
-@contextmanager
-def _restored(model: SlimModel) -> Iterator[None]:
-    config = model.config
-    try:
-        yield
-    finally:
-        model.set_mode(config.mode)
-        model.set_budget(config.budget)
