@@ -296,13 +296,13 @@ def _acquired(handle: int, exclusive: bool, wait: float) -> bool:
             return False
 
 
-def _which(folder: str | os.PathLike[str]) -> tuple[int, int] | None:
+def _which(folder: str | os.PathLike[str]) -> tuple[int, ...] | None:
     """What tells a folder from another one of the same name."""
     try:
         found = os.stat(folder)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns  # numbers of removed folders come again
 
 
 def _beside(path: Path) -> Path:

@@ -9,9 +9,11 @@ import deploying
 import pytest
 import torch
 
+import patchlife
 from patchlife.deploy import cache
 from patchlife.deploy.cache import cache_folder, cached_engine
 from patchlife.deploy.engines import sum_file
+from patchlife.errors import ExportError
 from patchlife.images import Preprocess
 from patchlife.labels import numbered_labels
 
@@ -84,3 +86,59 @@ def test_a_full_disk_is_not_hidden(exports, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         cached_engine(deploying.small(), "onnx", *ABOUT)
     assert not list(cache_folder().iterdir())
+
+
+class Backwards(patchlife.LifeHead):
+    """The rule, the other way round; no weights, as the rule itself."""
+
+    kind = "backwards"
+
+    def __init__(self, power: float = 1.0) -> None:
+        super().__init__()
+        self.power, self.rule = power, patchlife.life.AttentionRule()
+
+    def settings(self) -> dict[str, float]:
+        return {"power": self.power}
+
+    def forward(self, *given):
+        opinion = self.rule(*given)
+        return opinion._replace(score=-(opinion.score**self.power))
+
+
+def test_a_scorer_without_weights_changes_the_name(exports):
+    vit = deploying.small().backbone.vit
+    for scorer in (None, Backwards(), Backwards(2.0), Backwards(), Backwards(2.0)):
+        model = patchlife.wrap(vit, deploying.small().config, scorer=scorer).eval()
+        cached_engine(model, "onnx", *ABOUT)
+    assert len(exports) == 3
+
+
+def test_what_another_process_made_anew_is_not_removed(exports, monkeypatch):
+    """Two processes find the same damaged entry; one of them is done before the other begins."""
+    cached_engine(deploying.small(), "onnx", *ABOUT)
+    (kept,) = cache_folder().glob("*/onnx")
+    kept.write_bytes(b"damaged")
+    real = cache.open_engine
+
+    def other_process(path):
+        try:
+            return real(path)
+        except ExportError:
+            monkeypatch.setattr(cache, "open_engine", real)
+            cached_engine(deploying.small(), "onnx", *ABOUT)  # just now: the entry is whole again
+            raise
+
+    monkeypatch.setattr(cache, "open_engine", other_process)
+    assert cached_engine(deploying.small(), "onnx", *ABOUT)(deploying.images(1).numpy()).logits.shape == (1, 7)
+    assert len(exports) == 2, "what the other process made is taken"
+
+
+def test_what_a_killed_process_left_is_removed(exports):
+    cached_engine(deploying.small(), "onnx", *ABOUT)
+    (entry,) = cache_folder().iterdir()
+    left = entry.with_name(f".{entry.name}.{'0' * 32}")
+    left.mkdir()
+    (left / "onnx").write_bytes(b"half of it")
+    (entry / "onnx").write_bytes(b"damaged")
+    cached_engine(deploying.small(), "onnx", *ABOUT)
+    assert list(cache_folder().iterdir()) == [entry]

@@ -9,6 +9,7 @@ import pytest
 import small as photos_and_weights
 import torch
 
+from patchlife import LifeConfig
 from patchlife.cli import main
 from patchlife.deploy import eager_engine, ready
 
@@ -91,3 +92,15 @@ def test_real_engines(desk, tmp_path, monkeypatch, engine):
     torch.compiler.reset()
     eager = _eval(desk, tmp_path / "a.json", "--engine", "eager")
     _same(_eval(desk, tmp_path / "b.json", "--engine", engine), eager)
+
+
+def test_a_schedule_is_not_taken_for_a_budget_and_comes_back():
+    asked, config = [], LifeConfig(survivors=(36, 36, 20, 10, 5))
+    model = ready.EngineModel(lambda settings: asked.append(settings) or "engine", config, {})
+    with model.temporarily():
+        for budget in (0.6, 0.8, 0.6):  # 0.6 is the default beside which the schedule stands
+            assert model.set_budget(budget).engine == "engine"
+    assert asked == [LifeConfig(budget=0.6), LifeConfig(budget=0.8)]
+    assert model.config is config
+    assert model.engine == "engine"
+    assert asked[2:] == [config]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from torch import Tensor
 from patchlife.errors import ConfigError, ImageError, NumericalError
 from patchlife.images import read_photo
 from patchlife.learn import cache as cache_module
-from patchlife.learn.cache import LessonCache, Photo, collect
+from patchlife.learn.cache import LessonCache, Photo, collect, content_of
 from patchlife.learn.targets import Lesson, teach
 
 
@@ -172,3 +175,54 @@ def test_rows_stay_right_when_a_photo_is_called_otherwise(tmp_path: Path, monkey
     again = gather(relative, tmp_path / "cache", max_unreadable=0.5)
     assert len(first) == len(again) == len(photos) - 1
     assert again.labels(range(len(again))).tolist() == first.labels(range(len(first))).tolist()
+
+
+def test_two_runs_that_share_a_folder_do_not_mix(tmp_path: Path) -> None:
+    """The second begins while the first collects, on other photos: it waits, and neither reads the other's rows."""
+    photos, results, threads = some_photos(tmp_path / "photos"), {}, []
+
+    def second() -> None:
+        results["second"] = gather(photos[:5], tmp_path / "cache")
+
+    def slow(images: Tensor) -> Lesson:
+        if not threads:
+            threads.append(threading.Thread(target=second))
+            threads[0].start()
+            time.sleep(0.3)
+        return ask(images)
+
+    first = gather(photos, tmp_path / "cache", ask=slow)
+    threads[0].join()
+    for cache, count in ((first, 12), (results["second"], 5)):
+        alone = gather(photos[:count], tmp_path / f"alone-{count}")
+        assert len(cache) == count
+        for ours, theirs in zip(cache.lessons(range(count)), alone.lessons(range(count)), strict=True):
+            assert torch.equal(ours, theirs)
+    again = gather(photos, tmp_path / "cache")
+    assert all(torch.equal(a, b) for a, b in zip(again.lessons(range(12)), first.lessons(range(12)), strict=True))
+
+
+def test_replaced_photos_are_asked_about_again_and_moved_ones_have_the_same_content(tmp_path: Path) -> None:
+    photos = some_photos(tmp_path / "photos")
+    before = gather(photos, tmp_path / "cache")
+    shutil.copytree(tmp_path / "photos", tmp_path / "moved")
+    moved = gather([Photo(tmp_path / "moved" / photo.path.name) for photo in photos], tmp_path / "elsewhere")
+    assert moved.content == before.content
+    assert moved.seen != before.seen  # their labels are not known
+    for place in (0, 3000, -1):  # of a large file: its beginning, its middle, its end
+        content = bytearray(120_000)
+        content[place if place != 3000 else 60_000] = 1
+        photos[2].path.write_bytes(content)
+        assert content_of(photos) != content_of([*photos[:2], Photo(tmp_path / "moved" / "02.png"), *photos[3:]])
+    photos[2].path.write_bytes(photos[3].path.read_bytes())
+    after = gather(photos, tmp_path / "cache")
+    assert after.content != before.content
+    assert torch.equal(after.lessons([2]).tokens, after.lessons([3]).tokens)
+
+
+def test_arrays_that_are_gone_are_made_again(tmp_path: Path) -> None:
+    photos = some_photos(tmp_path / "photos")
+    before = gather(photos, tmp_path / "cache").lessons(range(12))
+    (tmp_path / "cache" / "worth.npy").unlink()
+    again = gather(photos, tmp_path / "cache").lessons(range(12))
+    assert all(torch.equal(a, b) for a, b in zip(before, again, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from patchlife import SlimModel
 from patchlife.errors import CheckpointError, ConfigError, NumericalError
+from patchlife.images import read_photo
 from patchlife.learn import loop
-from patchlife.learn.cache import LessonCache
-from patchlife.learn.checkpoint import restore_latest, save_checkpoint
+from patchlife.learn.cache import LessonCache, Photo
+from patchlife.learn.checkpoint import check_settings, restore_latest, save_checkpoint
 from patchlife.learn.config import LearnConfig
 from patchlife.learn.fit import accelerator_for, fit, work_folder
 from patchlife.learn.loop import Course, Stage, Step, train
@@ -146,9 +148,53 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     stage, optimizer = trained_line()
+    was = {"seed": 0, "rate": 0.1, "photos": "12 (ab)", "drops": (2, 3)}
+    save_checkpoint(tmp_path, 3, stage.trained(), optimizer, was)
+    before = stage.guess.clone()
+    for now, told in (
+        (was | {"seed": 1}, "other settings: seed was 0, now 1. They"),
+        (was | {"rate": 0.2, "drops": (2, 4)}, r"rate was 0\.1, now 0\.2; drops was \[2, 3\], now \[2, 4\]\. They"),
+        (was | {"rank": 4}, "rank was None, now 4"),
+        ({name: was[name] for name in ("seed", "rate", "photos")}, r"drops was \[2, 3\], now None"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            restore_latest(tmp_path, (other := Line()).trained(), torch.optim.AdamW(other.parameters()), now)
+        assert not other.guess.any(), "nothing of it was used"
+    with pytest.raises(CheckpointError, match="seed was 0, now 1"):
+        check_settings(tmp_path, {"seed": 1})
+    check_settings(tmp_path, {"seed": 0, "drops": (2, 3)})
+    other = Line()
+    assert restore_latest(tmp_path, other.trained(), torch.optim.AdamW(other.parameters()), was) == 3
+    assert torch.equal(other.guess, before)
+
+
+@pytest.mark.parametrize("change", ["name", "shape"])
+def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path, change: str) -> None:
+    stage, optimizer = trained_line()
     save_checkpoint(tmp_path, 3, stage.trained(), optimizer)
-    with pytest.raises(CheckpointError, match="other settings"):
-        restore_latest(tmp_path, {"another": stage.guess}, optimizer)
+    other = {"name": {"another": stage.guess}, "shape": {"guess": torch.nn.Parameter(torch.zeros(2))}}[change]
+    with pytest.raises(CheckpointError, match="other settings: it trained 1 tensors, this one trains 1, and guess"):
+        restore_latest(tmp_path, other, optimizer)
+
+
+def test_a_course_of_other_settings_is_refused(cache: LessonCache, tmp_path: Path) -> None:
+    """What a stage follows from by itself, whoever calls it."""
+    train(Line(), cache, COURSE, tmp_path, accelerator_for("cpu"))
+    for changes, told in (
+        ({"seed": 7}, "seed was 0, now 7"),
+        ({"epochs": 4}, "line epochs was 3, now 4"),
+        ({"batch_size": 3}, "line batch_size was 4, now 3"),
+        ({"learning_rate": 0.1}, r"line learning_rate was 0\.5, now 0\.1"),
+        ({"warmup": 0.1}, "line warmup was"),
+        ({"weight_decay": 0.1}, "line weight_decay was"),
+        ({"clip": 2.0}, "line clip was"),
+        ({"also": {"weights": "b"}}, "weights was None, now b"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            train(Line(), cache, replace(COURSE, **changes), tmp_path, accelerator_for("cpu"))
+    with pytest.raises(CheckpointError, match="photos learned from was 12, now 10"):
+        train(Line(), cache.split(2)[0], COURSE, tmp_path, accelerator_for("cpu"))
+    train(Line(), cache, replace(COURSE, save_every=9.0, after=("b",)), tmp_path, accelerator_for("cpu"))
 
 
 # ---- the whole way
@@ -249,9 +295,22 @@ def test_a_stage_sets_the_pace_of_its_parameters(tmp_path: Path, cache: LessonCa
     assert 0.05 < ratio < 0.2
 
 
-def test_labels_are_learned_where_given(tmp_path: Path) -> None:
+def test_labels_are_learned_where_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchlife.learn.fit.write_report", lambda *given: None)
     photos = some_photos(tmp_path / "photos")
-    run(tmp_path / "teacher", photos, finetune="full")
-    run(tmp_path / "labels", photos, finetune="full", label_weight=1.0)
-    ends = [metrics(work_folder(tmp_path / name))[-1]["loss"] for name in ("teacher", "labels")]
-    assert ends[0] != ends[1]
+    images = torch.stack([PREPROCESS(read_photo(photo.path)) for photo in photos])
+    others = [Photo(photo.path, (photo.label + 1) % 3) for photo in photos]
+    unknown = [Photo(photo.path) for photo in photos]
+
+    def answers(name: str, given: list[Photo], weight: float) -> torch.Tensor:
+        learn = {"finetune": "full", "finetune_epochs": 14, "finetune_learning_rate": 3e-3, "save_every": 100.0}
+        return run(tmp_path / name, given, label_weight=weight, **learn).set_budget(1.0)(images).detach()
+
+    truth, wrong = ([photo.label for photo in given] for given in (photos, others))
+    right = answers("right", photos, 1.0)
+    assert (right.argmax(dim=1) == torch.tensor(truth)).double().mean() > 0.9
+    assert (answers("wrong", others, 1.0).argmax(dim=1) == torch.tensor(wrong)).double().mean() > 0.9
+    none = answers("none", photos, 0.0)
+    assert (none.argmax(dim=1) == torch.tensor(truth)).double().mean() < 0.7
+    assert torch.equal(none, answers("none of others", others, 0.0)), "labels are not read where they have no weight"
+    assert torch.equal(none, answers("unknown", unknown, 1.0)), "photos without a label learn from the teacher"

@@ -18,6 +18,7 @@ import torch
 from lessons import PREPROCESS, QUICK, small_model, some_photos
 
 import patchlife
+from patchlife.learn import loop
 from patchlife.learn.fit import accelerator_for, fit, work_folder
 
 LONG = replace(QUICK, epochs=8, finetune="full", finetune_epochs=6)
@@ -56,21 +57,49 @@ def test_kill_9_at_twelve_random_moments(tmp_path: Path) -> None:
     assert torch.equal(*(patchlife.load(tmp_path / name, vit)(images) for name in ("whole", "killed")))
 
 
-@pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    photos_at = tmp_path / "photos"
-    some_photos(photos_at)
-    run(tmp_path / "one", photos_at)
-    script = tmp_path / "split.py"
+def split(folder: Path, out: str) -> None:
+    """The fit, on two processes."""
+    script = folder / "split.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\n"
         f"sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}\n"
         "from test_survival import run\n"
-        f"run(Path({str(tmp_path / 'two')!r}), Path({str(photos_at)!r}))\n"
+        f"run(Path({str(folder / out)!r}), Path({str(folder / 'photos')!r}))\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517", str(script)]
     subprocess.run(launch, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
-    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
-        assert one["step"] == two["step"]
-        measure = "kl" if "watch" in one else "loss"
-        assert two[measure] == pytest.approx(one[measure], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    some_photos(tmp_path / "photos")
+    run(tmp_path / "one", tmp_path / "photos")
+    split(tmp_path, "two")
+    assert_nearly_equal(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some_photos(tmp_path / "photos")
+    run(tmp_path / "one", tmp_path / "photos")
+    real = loop.save_checkpoint
+
+    def save_then_die(path: Path, step: int, *state: object) -> None:
+        real(path, step, *state)
+        if path.name.startswith("slimming") and step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_checkpoint", save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "both", tmp_path / "photos")
+    split(tmp_path, "both")
+    assert_nearly_equal(tmp_path / "one", tmp_path / "both")
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *given: pytest.fail("a step was taken"))
+    run(tmp_path / "both", tmp_path / "photos")
+
+
+def assert_nearly_equal(one: Path, two: Path) -> None:
+    for a, b in zip(metrics(one), metrics(two), strict=True):
+        assert a["step"] == b["step"]
+        measure = "kl" if "watch" in a else "loss"
+        assert b[measure] == pytest.approx(a[measure], rel=1e-3, abs=1e-5)

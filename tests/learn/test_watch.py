@@ -10,14 +10,19 @@ import pytest
 import torch
 from lessons import PREPROCESS, QUICK, small_model, some_photos
 
-from patchlife import SlimModel
+import patchlife
+from patchlife import LifeConfig, SlimModel
 from patchlife.errors import ConfigError, MissingExtraError
 from patchlife.images import read_photo
 from patchlife.learn import loop
 from patchlife.learn.config import LearnConfig
 from patchlife.learn.fit import Fitted, accelerator_for, fit, work_folder
 from patchlife.learn.log import Log
-from patchlife.learn.watch import set_names, spread
+from patchlife.learn.loop import Course
+from patchlife.learn.report import agreements, write_report
+from patchlife.learn.stages import Regression
+from patchlife.learn.watch import Watch, set_names, spread
+from patchlife.life.regressor import LifeRegressor
 
 BOTH = replace(QUICK, finetune="full")
 
@@ -134,16 +139,39 @@ def test_seconds_go_on_over_runs_and_stages(tmp_path: Path) -> None:
         + '{"stage": "b", "st'
     )
     assert Log(path, "a", 1, True, 8).seconds == 4
-    with Log(path, "b", 1, True, 8) as log:
+    with Log(path, "b", 1, True, 8, after=("a",)) as log:
         assert log.seconds == 6
         assert log.has(1, "w", 0.6)
         assert not log.has(1, "w", 0.5)
         log.write({"step": 1, "photos_per_s": 8.0})
         assert log.seconds == 7
     assert len(path.read_text().splitlines()) == 5
-    assert Log(path, "c", 0, True, 8).seconds == 7
+    assert Log(path, "c", 0, True, 8, after=("a", "b")).seconds == 7
+    assert Log(path, "c", 0, True, 8, after=("a",)).seconds == 4  # "b" is of another run
+    assert Log(path, "b", 0, True, 8).seconds == 0  # and when it begins again, none of its own lines are left
+    path.write_text(
+        line(stage="a", step=0, photos_per_s=2.0) + line(stage="b", step=0, photos_per_s=2.0) + line(stage="b", step=1)
+    )
+    assert Log(path, "b", 2, True, 8, after=("a",)).seconds == 8
     assert Log(path, "b", 0, False, 8).seconds == 0
-    assert len(path.read_text().splitlines()) == 5  # another process leaves the file alone
+    assert len(path.read_text().splitlines()) == 3  # another process leaves the file alone
+
+
+def test_a_look_leaves_the_model_as_it_is(whole: tuple[Path, SlimModel], tmp_path: Path) -> None:
+    config = LifeConfig(survivors=(36, 36, 30, 20, 9), start=2, drops=(2, 3))
+    model = patchlife.wrap(small_model().backbone.vit, config).eval()
+    photos = some_photos(tmp_path / "photos")
+    watch = Watch.collected(model, {"some": photos[:4]}, PREPROCESS, tmp_path / "cache", QUICK)
+    course = Course("line", epochs=1, batch_size=4, learning_rate=0.5)
+    with Log(tmp_path / "metrics.jsonl", "line", 0, True) as log:
+        watch.look(Regression(LifeRegressor(48, 1)), course, 12, 0, log)
+    assert model.config is config
+    model.calibrate([torch.randn(4, 3, 48, 48)])
+    assert [row[0] for row in agreements(model, watch.sets["some"])] == [1.0, 0.8, 0.6]
+    assert model.config is config
+    summary = {"photos": 4, "seconds": 1.0, "skipped": [], "config": {}, "conditions": {}, "stages": [], "watched": {}}
+    write_report(tmp_path / "report.html", model, watch.sets["some"], PREPROCESS, tmp_path / "none", summary)
+    assert model.config is config
 
 
 def test_sets_are_spread_and_named() -> None:

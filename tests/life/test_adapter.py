@@ -1,5 +1,6 @@
 """Adapters on disk: what comes back is what was saved, and nothing damaged or foreign is loaded."""
 
+import copy
 import json
 import os
 
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 import patchlife
 from patchlife.backbones import Origin
-from patchlife.errors import AdapterError
+from patchlife.errors import AdapterError, ConfigError
 from patchlife.files import SUMS, sha256_of
 from patchlife.life.regressor import LifeRegressor
 
@@ -100,21 +101,34 @@ def test_a_missing_file_is_named(saved, name):
 
 def test_an_adapter_for_another_architecture_says_which(saved):
     _, folder = saved
-    with pytest.raises(AdapterError, match=r"is for vit_tiny_patch16_224 .* this backbone is deit_.*distilled"):
+    with pytest.raises(AdapterError, match=r"is for vit_tiny_patch16_224 .* this backbone is deit_.*distilled.*prefix"):
         patchlife.load(folder, families.built("deit-distilled"))
 
 
-def test_an_adapter_for_other_weights_says_so(saved):
-    _, folder = saved
-    other = families.liven(families.fresh("vit"), seed=5)
-    with pytest.raises(AdapterError, match="was made for other weights of vit_tiny_patch16_224"):
-        patchlife.load(folder, other)
+def noisy(vit, part, names=""):
+    """A copy with every parameter whose name begins so moved by ``part`` of its own spread."""
+    vit, generator = copy.deepcopy(vit), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in vit.named_parameters():
+            if name.startswith(names):
+                parameter.add_(part * parameter.std() * torch.randn(parameter.shape, generator=generator))
+    return vit
 
 
-def test_other_precision_is_the_same_backbone(saved):
+@pytest.mark.parametrize("names", ["", "blocks.3.", "head.weight", "norm.bias", "cls_token"])
+@pytest.mark.parametrize("part", [1.0, 0.01, 0.003])
+def test_an_adapter_for_other_weights_says_so(saved, part, names):
     _, folder = saved
-    half = families.fresh("vit").bfloat16()
-    assert patchlife.load(folder, half).scorer.norm.weight.dtype == torch.float32
+    with pytest.raises(AdapterError, match=r"was made for other weights of vit_tiny_patch16_224: .*has other values"):
+        patchlife.load(folder, noisy(families.built("vit"), part, names))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precision_is_the_same_backbone(saved, dtype):
+    _, folder = saved
+    assert patchlife.load(folder, families.fresh("vit").to(dtype)).scorer.norm.weight.dtype == torch.float32
+    with pytest.raises(AdapterError, match="was made for other weights"):
+        patchlife.load(folder, noisy(families.built("vit"), 0.01).to(dtype))
 
 
 def test_a_newer_format_asks_for_an_upgrade(saved):
@@ -123,6 +137,17 @@ def test_a_newer_format_asks_for_an_upgrade(saved):
     (folder / "adapter.json").write_text(json.dumps(about))
     seal(folder)
     with pytest.raises(AdapterError, match=r"written by patchlife 9.0 in format 99; .* pip install -U patchlife"):
+        patchlife.load(folder, families.built("vit"))
+
+
+def test_an_older_format_says_how_to_go_on(saved):
+    _, folder = saved
+    about = json.loads((folder / "adapter.json").read_text()) | {"format": 1}
+    (folder / "adapter.json").write_text(json.dumps(about))
+    seal(folder)
+    with pytest.raises(
+        AdapterError, match=r"is in format 1, .* reads format 2\. Fit it again; or run recipes/resign\.py"
+    ):
         patchlife.load(folder, families.built("vit"))
 
 
@@ -156,3 +181,57 @@ def test_origin_rebuilds_the_same_model(tmp_path):
     with torch.no_grad():
         assert torch.equal(patchlife.load(tmp_path / "adapter")(images), model(images))
         assert model(images).shape == (1, 7)
+    save_file(timm.create_model("vit_tiny_patch16_224", num_classes=7).state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(AdapterError, match=r"vit\.safetensors is not the file that .*adapter was made for \(sha256"):
+        patchlife.load(tmp_path / "adapter")
+    model.origin = Origin("vit_tiny_patch16_224", {"num_classes": 7})
+    model.save(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="does not say where its weights are; pass the model"):
+        patchlife.load(tmp_path / "adapter")
+
+
+def test_a_loaded_scorer_is_frozen(saved):
+    _, folder = saved
+    vit = families.fresh("vit").train()
+    model = patchlife.load(folder, vit)
+    assert not any(p.requires_grad for p in model.scorer.parameters())
+    assert not any(module.training for module in model.scorer.modules())
+    assert vit.training
+    assert all(p.requires_grad for p in vit.parameters())
+    model.scorer.requires_grad_(True)
+    assert all(p.requires_grad for p in model.scorer.parameters())
+
+
+@pytest.mark.parametrize("card", [None, {}, {"input_size": (3, 48, 48)}, "none at all"])
+def test_a_model_that_was_built_from_its_class(tmp_path, card):
+    vit = families.fresh("vit")
+    vit.pretrained_cfg = card
+    if card == "none at all":
+        del vit.pretrained_cfg
+    model = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.6)).calibrate([families.photos("vit", 8)])
+    model.save(tmp_path / "adapter")
+    images = families.photos("vit", 2)
+    with torch.no_grad():
+        assert torch.equal(patchlife.load(tmp_path / "adapter", vit)(images), model(images))
+        assert torch.equal(patchlife.load(tmp_path / "adapter", families.built("vit"))(images), model(images))
+    with pytest.raises(
+        AdapterError, match=r"is for VisionTransformer, 1 prefix .* this backbone is deit_tiny_distilled"
+    ):
+        patchlife.load(tmp_path / "adapter", families.built("deit-distilled"))
+
+
+def test_a_schedule_is_kept(tmp_path):
+    config = patchlife.LifeConfig(survivors=(36, 36, 30, 20, 5), start=2)
+    model = patchlife.wrap(families.built("vit"), config)
+    with model.temporarily(budget=0.7, mode="adaptive"):
+        assert model.config.survivors is None
+    assert model.config is config
+    with pytest.raises(KeyError), model.temporarily(budget=0.8):
+        raise KeyError
+    assert model.config is config
+    with pytest.raises(ConfigError), model.temporarily(budget=0.001):
+        raise AssertionError("a budget out of reach")
+    assert model.config is config
+    model.save(tmp_path / "adapter")
+    loaded = patchlife.load(tmp_path / "adapter", families.built("vit"))
+    assert loaded.schedule().survivors == (36, 36, 30, 20, 5)

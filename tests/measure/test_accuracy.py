@@ -9,6 +9,7 @@ import torch
 from families import built, photos
 
 from patchlife import LifeConfig, wrap
+from patchlife.errors import ConfigError
 from patchlife.measure.accuracy import evaluate, paired_interval
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 5])
@@ -38,6 +39,24 @@ def test_adaptive_rows_state_what_was_spent() -> None:
     (score,) = evaluate(model, vit, [(images, LABELS)], [(0.7, "adaptive")])
     spent = model.set_mode("adaptive").set_budget(0.7).flops_of(model.lives(images))
     assert score.flops == pytest.approx(sum(spent) / 6)
+
+
+def test_the_model_stays_as_it_is() -> None:
+    images, vit = photos("vit", 6), built("vit")
+    config = LifeConfig(survivors=(36, 36, 30, 20, 9), start=2)
+    model = wrap(vit, config).calibrate([photos("vit", 8, seed=1)])
+    evaluate(model, vit, [(images, LABELS)], [(0.8, "fixed"), (0.7, "adaptive")])
+    assert model.config is config
+    assert model.schedule().survivors == config.survivors
+
+    def broken(_: torch.Tensor) -> torch.Tensor:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        evaluate(model, broken, [(images, LABELS)], [(0.8, "fixed")])
+    with pytest.raises(ConfigError):
+        evaluate(model, vit, [(images, LABELS)], [(0.8, "fixed"), (0.001, "fixed")])
+    assert model.config is config
 
 
 def test_the_interval_is_of_paired_differences() -> None:
