@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
 TESTS = Path(__file__).parent
@@ -51,6 +50,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tiny models run fastest on one thread, and mostly without gradients."""
+    import torch  # seconds that the process which only hands out tests can do without
+
     torch.set_num_threads(1)
     with torch.set_grad_enabled(not any(request.path.is_relative_to(folder) for folder in NO_GRADIENTS)):
         yield
