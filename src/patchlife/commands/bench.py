@@ -32,10 +32,14 @@ _PHOTOS = 32  # in a batch, when schedules are judged
 
 def run(config: BenchConfig) -> int:
     """Measure and report, or only report; returns the exit code."""
+    from ..deploy.extras import need_for_export
+    from ..measure.engines import EXPORTED
     from ..measure.report import check_plotting, text_report, write_report
     from ..measure.result import Result
 
     check_plotting()  # before an hour of measuring, not after
+    if config.engine in EXPORTED and not config.report:
+        need_for_export(config.engine)
     config.out.mkdir(parents=True, exist_ok=True)
     if config.report:
         results = {path.stem: Result.load(path) for path in config.report}

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..config import ModelConfig, RunConfig
 from ..errors import ConfigError
+from ..files import is_exported
 
 if TYPE_CHECKING:
     from ..models import ReadyModel
 
-__all__ = ["calibrate_if_needed", "open_classifier", "progress", "say"]
+__all__ = ["calibrate_if_needed", "check_engine", "open_classifier", "progress", "say"]
 
 T = TypeVar("T")
 
@@ -37,6 +38,34 @@ def progress(items: Iterable[T], total: int, wanted: bool | None, done: int = 0,
 
     shown = sys.stderr.isatty() if wanted is None else wanted
     return tqdm(items, total=total, initial=done, unit=unit, disable=not shown, smoothing=0.05)
+
+
+def check_engine(model: str, engine: str | None, trust: bool) -> None:
+    """Refuse what cannot be, and ask for missing packages, before any work.
+
+    Args:
+        model: what the user calls MODEL.
+        engine: what is to run it.
+        trust: open a .pt2 file.
+
+    Raises:
+        ConfigError: an exported MODEL and an engine, or trust for another kind of MODEL.
+        MissingExtraError: the message is the install line.
+        ExportError: MODEL is a damaged package.
+    """
+    if is_exported(model):
+        if engine:
+            raise ConfigError(f"{model} is an exported model and brings its engine; drop --engine")
+        from ..deploy.engines import format_of
+        from ..deploy.extras import need_for_run
+
+        return need_for_run(format_of(Path(model)))
+    if trust:
+        raise ConfigError(f"trust is about exported .pt2 files, and {model} is none; drop --trust")
+    if engine not in (None, "eager"):
+        from ..deploy.extras import need_for_export
+
+        need_for_export(engine)
 
 
 def open_classifier(config: ModelConfig, run: RunConfig) -> ReadyModel:

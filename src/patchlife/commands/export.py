@@ -25,7 +25,9 @@ _SUFFIX = {"onnx": "onnx", "openvino": "openvino.zip", "torch": "pt2"}
 def run(config: ExportConfig) -> int:
     """Write the file or the package; returns the exit code."""
     from ..deploy import export, export_package
+    from ..deploy.exporting import check_request
 
+    check_request(config.format, config.int8, config.photos)  # before a model is built or a photo is read
     ready = open_classifier(config.model, RunConfig(device="cpu"))
     photos, images = _photos(config, ready)
     how: dict[str, Any] = {"images": images, "labels": ready.labels, "preprocess": ready.preprocess}
@@ -81,6 +83,7 @@ def _report(exported: Exported) -> None:
     size = exported.path.stat().st_size / 1e6
     print(f"{exported.path}: {about.kind}, {about.precision}{_late(about)}, {size:.1f} MB")
     print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs, any batch size")
+    _report_integers(about)
     print(f"compared with the model: {exported.parity}")
 
 
@@ -89,10 +92,16 @@ def _late(about: About) -> str:
     return f" from block {about.int8_from} on" if about.int8_from else ""
 
 
+def _report_integers(about: About) -> None:
+    if about.integers:
+        print(f"integers: {about.integers}")
+
+
 def _report_package(package: ExportedPackage) -> None:
     about = package.abouts[0]
     made = f"{about.kind}, {about.precision}, {len(package.abouts)} budgets"
     print(f"{package.path}: {made}, {package.size / 1e6:.1f} MB together")
+    _report_integers(about)
     for about, parity in zip(package.abouts, package.parities, strict=True):
         late = f", int8{_late(about)}" if about.int8_from else ""
         print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs{late}; {parity}")
@@ -104,7 +113,7 @@ def _report_accuracy(out: Path, budget: float, ready: ReadyModel, photos: list[P
     from ..deploy import open_engine
 
     truth = torch.tensor(ready.labels.classes_of(photos))
-    engine = open_engine(out, budget=budget)
+    engine = open_engine(out, budget=budget, trust=True)  # written just now, by us
     if engine.about.budgets:
         ready.model.set_budget(budget)
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..files import is_exported
 from ..images import list_photos
 from ..jsonl import encode, recover
-from .common import calibrate_if_needed, open_classifier, progress, say
+from .common import calibrate_if_needed, check_engine, open_classifier, progress, say
 
 if TYPE_CHECKING:
     from ..inference import Answer
@@ -33,6 +33,7 @@ _KEY = "path"  # what every record begins with
 def run(config: PredictConfig) -> int:
     """Write a line for each photo; returns the exit code."""
     photos = list_photos(config.paths)
+    check_engine(config.model.model, config.engine, config.trust)
     earlier = _earlier(config.out, config.resume)
     ready = _opened(config)
     tally = Tally(_truth(ready.labels, photos) if config.labelled else {})
@@ -64,9 +65,7 @@ def _opened(config: PredictConfig) -> ReadyModel:
     if is_exported(config.model.model):
         from ..deploy.ready import open_ready
 
-        if config.engine:
-            raise ConfigError(f"{config.model.model} is an exported model and brings its engine; drop --engine")
-        return open_ready(config.model)
+        return open_ready(config.model, config.trust)
     ready = open_classifier(config.model, config.run)
     if config.engine in (None, "eager"):
         return ready
