@@ -195,8 +195,8 @@ class ExportConfig:
         lives: Give the file a second output, how many blocks each patch lives.
         int8: Blocks in 8-bit integers, the life head in float (onnx, openvino). dynamic finds the range of each token
             as it runs; static takes one for all from the photos. If too few photos agree, as many of the blocks
-            before the decision as it takes stay in float, too. The integers are the same on every x86 and ARM
-            processor, but for dynamic in OpenVINO, which rounds activations only where the processor has VNNI.
+            before the decision as it takes stay in float, too. Products of integers are exact on every
+            processor; but dynamic in OpenVINO rounds activations only on processors with VNNI.
         photos: Photos, folders or globs to calibrate int8 on and to compare the file with the model on.
         limit: At most so many of the photos, evenly spread.
         labelled: Photos lie in folders named after their class: also say how often model and file find it.

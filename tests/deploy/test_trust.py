@@ -139,4 +139,6 @@ def test_trust_is_about_exported_files(tmp_path, capsys, verb):
 
 def test_other_formats_need_no_trust(onnx_file, openvino_file):
     for shipped in (onnx_file, openvino_file):
-        assert open_engine(shipped.exported.path).about.kind == open_engine(shipped.exported.path, trust=True).about.kind
+        assert (
+            open_engine(shipped.exported.path).about.kind == open_engine(shipped.exported.path, trust=True).about.kind
+        )

@@ -37,7 +37,7 @@ class About:
         grid: (rows, cols) of the patches. flops, dense_flops: per image.
         outputs: logits, and life (how many blocks each patch lives) if it was asked for.
         int8_from: the block from which on an int8 file computes in integers.
-        integers: the form of an int8 file's integers, and on which processors they are the same.
+        integers: the form of an int8 file's integers, and on which processors their products are exact.
         parity: how close the graph came to the model when it was exported: ``images`` compared, ``difference`` (the
             largest between two logits), ``agreement`` (fraction of the images whose likeliest class is the same),
             ``undecided`` (images left out, see `Parity`) and ``generated`` (the images were no photos).

@@ -89,7 +89,7 @@ def export(
         lives: give the file a second output, how many blocks each patch lives.
         int8: dynamic or static (calibrated on the images), ONNX and OpenVINO. The life head stays in float, and so
             do as many of the first blocks as it takes for enough images to agree. ``about.integers`` says on which
-            processors the integers are the same.
+            processors the products are exact.
 
     Raises:
         ConfigError: adaptive mode, or a format that has no such int8.

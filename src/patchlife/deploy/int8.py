@@ -27,21 +27,20 @@ __all__ = ["integers_of", "quantised_onnx", "quantised_openvino"]
 
 _ROWS = "weights of 8 bits, two neighbours at most 128 together; activations of 8 bits, a scale for each token"
 _STATIC = "weights of 7 bits; activations of 8 bits, one scale for all tokens"
-_EVERYWHERE = "the same integers on every x86 and ARM processor"
 _INTEGERS: dict[tuple[str, str], str] = {
-    ("onnx", "int8-dynamic"): f"{_ROWS}; {_EVERYWHERE}",
-    ("onnx", "int8-static"): f"{_STATIC}; {_EVERYWHERE}",
+    ("onnx", "int8-dynamic"): f"{_ROWS}; products are exact on every x86 and ARM processor",
+    ("onnx", "int8-static"): f"{_STATIC}; products are exact on every x86 and ARM processor",
     ("openvino", "int8-dynamic"): (
-        "weights of 8 bits; OpenVINO rounds activations to 8 bits, a scale for 64 channels of a token, on processors "
-        "with VNNI and leaves them in float on others, so answers differ between the two"
+        "weights of 8 bits; OpenVINO rounds activations to 8 bits, a scale for 64 channels of a token, on x86 "
+        "processors with VNNI and leaves them in float on those without, so answers differ between the two"
     ),
-    ("openvino", "int8-static"): f"{_STATIC}; {_EVERYWHERE}",
+    ("openvino", "int8-static"): f"{_STATIC}; products are exact on every x86 processor",
 }
 _OPERATIONS = ["MatMul", "Gemm"]  # with constant weights; products of activations stay in float
 
 
 def integers_of(kind: Format, precision: str) -> str:
-    """In which form a file of this kind holds integers, and where they are the same; empty for float32."""
+    """The form of an int8 file's integers, and on which processors their products are exact; empty for float32."""
     return _INTEGERS.get((kind, precision), "")
 
 

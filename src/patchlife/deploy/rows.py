@@ -5,7 +5,7 @@ dynamic quantisation takes, leaves the others a handful of steps; a scale for ea
 image's result does not depend on its batch mates.
 
 Processors without VNNI add the products of two neighbouring inputs in 16 bits, and larger sums are cut off there. So
-the weights of two neighbours are bounded together: then every such sum fits, and the integers are the same on every
+the weights of two neighbours are bounded together: then every such sum fits, and a product is the same integer on every
 processor, whatever options a session has.
 """
 
