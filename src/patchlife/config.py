@@ -167,6 +167,8 @@ class PredictConfig:
         labelled: Each photo lies in the folder of its class (see --class-order): say how often the model finds it.
         engine: What runs the model; eager if not given, and an exported file or package brings its own. onnx and
             openvino export it on the first run and keep the file in a cache folder ($PATCHLIFE_CACHE says where).
+        trust: Open a .pt2 file (export --format torch). Opening one can run any code, so do it only if you trust where
+            it came from.
         run: Where photos are run, and how many at a time.
     """
 
@@ -177,6 +179,7 @@ class PredictConfig:
     top: int = 5
     labelled: bool = False
     engine: EngineName | None = None
+    trust: bool = False
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -195,11 +198,13 @@ class ExportConfig:
             everything is written along.
         budgets: Instead of --budget: a package, one folder with a graph for each of these and the weights once
             (onnx, openvino).
-        format: onnx, openvino (a zip of model.xml and model.bin) or torch (.pt2).
+        format: onnx, openvino (a zip of model.xml and model.bin) or torch (.pt2, which can run code when it is
+            opened: predict and eval open it with --trust only).
         lives: Give the file a second output, how many blocks each patch lives.
         int8: Blocks in 8-bit integers, the life head in float (onnx, openvino). dynamic finds the range of each token
             as it runs; static takes one for all from the photos. If too few photos agree, as many of the blocks
-            before the decision as it takes stay in float, too.
+            before the decision as it takes stay in float, too. Products of integers are exact on every
+            processor; but dynamic in OpenVINO rounds activations only on processors with VNNI.
         photos: Photos, folders or globs to calibrate int8 on and to compare the file with the model on.
         limit: At most so many of the photos, evenly spread.
         labelled: Each photo lies in the folder of its class (see --class-order): also say how often model and file

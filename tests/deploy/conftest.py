@@ -14,7 +14,7 @@ from patchlife.deploy import export, open_engine
 def _shipped(folder: Path, kind: str, **options) -> Shipped:
     model = deploying.small()
     exported = export(model, folder / f"vit.{kind}", kind, images=deploying.images(9), **options)
-    return Shipped(model, exported, open_engine(exported.path, threads=1))
+    return Shipped(model, exported, open_engine(exported.path, threads=1, trust=kind == "torch"))
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,8 @@ def test_a_file_of_one_budget_has_no_dense_model(desk, tmp_path, capsys):
     words = [photos_and_weights.NAME, "--checkpoint", str(desk / "vit.safetensors"), "--budget", "0.7"]
     assert main(["export", *words, "--format", "torch", "--out", str(file)]) == 0
     assert main(["eval", str(file), str(desk / "photos")]) == 2
+    assert "open it with --trust" in capsys.readouterr().err
+    assert main(["eval", str(file), str(desk / "photos"), "--trust"]) == 2
     said = capsys.readouterr().err
     assert "eval compares with the dense model" in said
     assert "patchlife predict --labelled needs none" in said

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import patchlife
-from patchlife.deploy import eager_engine, export, exporting, open_engine
+from patchlife.deploy import Parity, eager_engine, export, exporting, open_engine
 from patchlife.deploy.about import FORMAT
 from patchlife.deploy.engines import sum_file
 from patchlife.deploy.exportable import Decision, Exportable, exportable
@@ -56,6 +56,13 @@ def test_a_file_says_what_it_is(shipped):
     assert about.read_preprocess().size == (48, 48)
     assert about.versions["torch"] == torch.__version__
     assert about.outputs == ("logits", "life")
+    assert about.integers == ""
+
+
+def test_a_file_says_how_close_it_came(shipped):
+    parity, said = shipped.exported.parity, shipped.engine.about.parity
+    assert said.pop("generated") is False
+    assert Parity(**said) == parity
 
 
 def test_nothing_of_the_machine_that_made_it_is_inside(onnx_file, openvino_file, torch_file):
@@ -86,7 +93,7 @@ def test_budget_one_and_no_lives(tmp_path):
     model = deploying.small(budget=1.0)
     exported = export(model, tmp_path / "dense.pt2", "torch", lives=False)
     assert exported.generated
-    engine = open_engine(exported.path)
+    engine = open_engine(exported.path, trust=True)
     output = engine(deploying.images(3).numpy())
     np.testing.assert_allclose(output.logits, model.backbone.vit(deploying.images(3)).numpy(), atol=1e-5)
     assert output.life is None

@@ -136,8 +136,8 @@ def test_each_row_is_rounded_by_its_own_scale(seed, gelu, spread, rows):
 
 
 def test_what_integers_hold_is_exact():
-    """Small whole numbers, with the largest of each row and column 127, are not rounded at all; rows of zeros are."""
-    weight = np.array([[127, -3], [5, 127], [0, 64]], np.float32)
+    """Small whole numbers, with the largest of each row and pair of weights 127, are not rounded; rows of zeros are."""
+    weight = np.array([[100, -3], [27, 124], [0, 64]], np.float32)
     images = np.array([[[127, 2, -1], [0, 0, 0], [-4, 127, 9]]], np.float32)
     model = _linear(weight, np.ones(2, np.float32), False)
     found = OnnxRunner(by_rows(model, []).SerializeToString()).run(images)[0]

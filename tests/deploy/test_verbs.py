@@ -8,6 +8,7 @@ import pytest
 import small as photos_and_weights
 
 from patchlife.cli import main
+from patchlife.deploy import Parity
 from patchlife.errors import ExportError
 
 
@@ -40,7 +41,7 @@ def _lines(capsys) -> list[dict]:
 
 def test_a_file_predicts_as_the_model(desk, file, capsys):
     photos = [str(desk / "photos")]
-    assert main(["predict", str(file), *photos]) == 0
+    assert main(["predict", str(file), *photos, "--trust"]) == 0
     from_file = _lines(capsys)
     assert main(["predict", *_model(desk), *photos, "--budget", "0.7"]) == 0
     from_model = _lines(capsys)
@@ -58,13 +59,15 @@ def test_export_says_what_it_did(desk, capsys, monkeypatch):
 
     monkeypatch.chdir(desk)
     monkeypatch.setattr(exporting, "built", lambda *_: b"")  # the export itself is tested above
-    monkeypatch.setattr(exporting, "checked", lambda *_: "3 images, all alike")
+    monkeypatch.setattr(exporting, "restated", lambda *_: b"")
+    monkeypatch.setattr(exporting, "checked", lambda *_: Parity(3, 0.0, 1.0))
     said = ["--budget", "0.7", "--format", "torch"]
     assert main(["export", *_model(desk), *said]) == 0
     printed = capsys.readouterr()
     assert f"{photos_and_weights.NAME}-0.7.pt2: torch, fp32, 0.0 MB" in printed.out
     assert "of the dense FLOPs, any batch size" in printed.out
-    assert "compared with the model: 3 images, all alike" in printed.out
+    assert "compared with the model: 3 images, largest difference of a logit 0.0e+00" in printed.out
+    assert "integers" not in printed.out
     assert "compared on generated images; --photos PATH compares on yours" in printed.err
 
 
@@ -72,7 +75,8 @@ def test_export_says_where_int8_begins(desk, capsys, monkeypatch):
     from patchlife.deploy import exporting
 
     monkeypatch.setattr(exporting, "built", lambda *_: b"")
-    answers = [ExportError("int8 names the same class too rarely"), "4 images, all alike"]
+    monkeypatch.setattr(exporting, "restated", lambda *_: b"")
+    answers = [ExportError("int8 names the same class too rarely"), Parity(4, 0.0, 1.0)]
 
     def checked(*_):
         answer = answers.pop(0)
@@ -83,7 +87,10 @@ def test_export_says_where_int8_begins(desk, capsys, monkeypatch):
     monkeypatch.setattr(exporting, "checked", checked)
     said = ["--budget", "0.7", "--int8", "dynamic", "--out", str(desk / "late.onnx")]
     assert main(["export", *_model(desk), *said]) == 0
-    assert "late.onnx: onnx, int8-dynamic from block " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "late.onnx: onnx, int8-dynamic from block " in printed
+    assert "integers: weights of 8 bits, two neighbours at most 128 together" in printed
+    assert "products are exact on every x86 and ARM processor" in printed
 
 
 @pytest.mark.parametrize(
@@ -96,7 +103,7 @@ def test_export_says_where_int8_begins(desk, capsys, monkeypatch):
     ],
 )
 def test_what_an_exported_file_cannot_be_told(desk, file, capsys, said, message):
-    assert main(["predict", str(file), str(desk / "photos"), *said]) == 2
+    assert main(["predict", str(file), str(desk / "photos"), "--trust", *said]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -131,7 +138,7 @@ def test_budget_and_budgets_do_not_go_together(desk, capsys):
 
 def test_labels_may_be_given_anew(desk, file, capsys):
     (desk / "labels.txt").write_text("\n".join(f"name {i}" for i in range(10)))
-    assert main(["predict", str(file), str(desk / "photos"), "--labels", str(desk / "labels.txt")]) == 0
+    assert main(["predict", str(file), str(desk / "photos"), "--trust", "--labels", str(desk / "labels.txt")]) == 0
     assert _lines(capsys)[0]["top"][0]["label"].startswith("name ")
 
 
@@ -139,7 +146,7 @@ def test_a_damaged_file(desk, file, tmp_path, capsys):
     copy = tmp_path / "vit.pt2"
     copy.write_bytes(file.read_bytes()[:-7])
     (tmp_path / "vit.pt2.sha256").write_text(file.with_name("vit.pt2.sha256").read_text())
-    assert main(["predict", str(copy), str(desk / "photos")]) == 2
+    assert main(["predict", str(copy), str(desk / "photos"), "--trust"]) == 2
     assert "is damaged" in capsys.readouterr().err
 
 

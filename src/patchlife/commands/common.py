@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "calibrate_if_needed",
+    "check_engine",
     "classes_of",
     "find_photos",
     "open_classifier",
     "progress",
-    "require_runner",
     "say",
     "say_left_out",
 ]
@@ -38,10 +38,24 @@ def say(text: str) -> None:
     print(f"patchlife: {text}", file=sys.stderr)
 
 
-def require_runner(model: str, engine: EngineName | None) -> None:
-    """Raise MissingExtraError unless there is what runs ``model``: its own engine if exported, else ``engine``."""
+def check_engine(model: str, engine: EngineName | None, trust: bool) -> None:
+    """Refuse what cannot be, and ask for missing packages, before any work.
+
+    Args:
+        model: what the user calls MODEL.
+        engine: what is to run it.
+        trust: open a .pt2 file.
+
+    Raises:
+        ConfigError: an exported MODEL and an engine, or trust for another kind of MODEL.
+        MissingExtraError: the message is the install line.
+    """
     if is_exported(model):
+        if engine:
+            raise ConfigError(f"{model} is an exported model and brings its engine; drop --engine")
         require_engine(_kind_of(Path(model)), f"running {model}")
+    elif trust:
+        raise ConfigError(f"trust is about exported .pt2 files, and {model} is none; drop --trust")
     elif engine in ("onnx", "openvino"):
         require_export(engine, what=f"--engine {engine}")
 

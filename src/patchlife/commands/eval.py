@@ -12,7 +12,7 @@ from ..errors import ConfigError, ImageError, MissingExtraError
 from ..extras import installed
 from ..files import is_exported, write_atomic
 from ..learn.config import EvalConfig
-from .common import calibrate_if_needed, classes_of, find_photos, open_classifier, progress, require_runner, say
+from .common import calibrate_if_needed, check_engine, classes_of, find_photos, open_classifier, progress, say
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ __all__ = ["run", "text_table"]
 
 def run(config: EvalConfig) -> int:
     """Measure, print a table, write JSON and a plot; returns the exit code."""
-    require_runner(config.model.model, config.engine)
+    check_engine(config.model.model, config.engine, config.trust)
     plots = installed("matplotlib")
     if config.out and not plots:
         say(f"no plot will be drawn: {MissingExtraError('matplotlib', 'learn', 'the trade-off plot')}")
@@ -85,18 +85,16 @@ def _package(config: EvalConfig, photos: Sequence[Path]) -> _Judged:
     from ..deploy.ready import open_ready
 
     package = config.model.model
-    if config.engine:
-        raise ConfigError(f"{package} is an exported model and brings its engine; drop --engine")
     if "adaptive" in config.modes:
         raise ConfigError(f"{package} is an exported model, which runs fixed mode only, got adaptive")
     try:
-        dense = open_engine(package, budget=1.0)
+        dense = open_engine(package, budget=1.0, trust=config.trust)
     except ConfigError as error:
         raise ConfigError(
             f"eval compares with the dense model, which {package} does not hold ({error}); patchlife predict "
             "--labelled needs none"
         ) from None
-    ready = open_ready(replace(config.model, life={**config.model.life, "budget": 1.0}))
+    ready = open_ready(replace(config.model, life={**config.model.life, "budget": 1.0}), config.trust)
     _warm(ready, config, len(photos))
     return _Judged(ready, lambda images: torch.from_numpy(dense(images.numpy()).logits), ready.device, dense.about.kind)
 

@@ -27,7 +27,9 @@ def run(config: ExportConfig) -> int:
     """Write the file or the package; returns the exit code."""
     require_export(config.format, config.int8 != "off")
     from ..deploy import export, export_package
+    from ..deploy.exporting import check_request
 
+    check_request(config.format, config.int8, config.photos)  # before a model is built or a photo is read
     listed = find_photos(config.photos) if config.photos else []
     ready = open_classifier(config.model, RunConfig(device="cpu"))
     if ready.model.config.mode != "fixed":
@@ -88,6 +90,7 @@ def _report(exported: Exported) -> None:
     size = exported.path.stat().st_size / 1e6
     print(f"{exported.path}: {about.kind}, {about.precision}{_late(about)}, {size:.1f} MB")
     print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs, any batch size")
+    _report_integers(about)
     print(f"compared with the model: {exported.parity}")
 
 
@@ -96,10 +99,16 @@ def _late(about: About) -> str:
     return f" from block {about.int8_from} on" if about.int8_from else ""
 
 
+def _report_integers(about: About) -> None:
+    if about.integers:
+        print(f"integers: {about.integers}")
+
+
 def _report_package(package: ExportedPackage) -> None:
     about = package.abouts[0]
     made = f"{about.kind}, {about.precision}, {len(package.abouts)} budgets"
     print(f"{package.path}: {made}, {package.size / 1e6:.1f} MB together")
+    _report_integers(about)
     for about, parity in zip(package.abouts, package.parities, strict=True):
         late = f", int8{_late(about)}" if about.int8_from else ""
         print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs{late}; {parity}")
@@ -111,7 +120,7 @@ def _report_accuracy(out: Path, budget: float, ready: ReadyModel, classes: list[
     from ..deploy import open_engine
 
     truth = torch.tensor(classes)
-    engine = open_engine(out, budget=budget)
+    engine = open_engine(out, budget=budget, trust=True)  # written just now, by us
     settings = {"budget": budget} if engine.about.budgets else {}
     with torch.inference_mode(), ready.model.temporarily(**settings):
         before = torch.cat([ready.model(batch).argmax(1) for batch in images.split(16)])

@@ -16,7 +16,7 @@ from ..config import ClassOrder, PredictConfig
 from ..errors import ConfigError
 from ..files import is_exported
 from ..jsonl import encode, recover
-from .common import calibrate_if_needed, classes_of, find_photos, open_classifier, progress, require_runner, say
+from .common import calibrate_if_needed, check_engine, classes_of, find_photos, open_classifier, progress, say
 
 if TYPE_CHECKING:
     from ..inference import Answer
@@ -31,7 +31,7 @@ _KEY = "path"  # what every record begins with
 
 def run(config: PredictConfig) -> int:
     """Write a line for each photo; returns the exit code."""
-    require_runner(config.model.model, config.engine)
+    check_engine(config.model.model, config.engine, config.trust)
     photos = find_photos(config.paths)
     earlier = _earlier(config.out, config.resume)
     ready = _opened(config)
@@ -64,9 +64,7 @@ def _opened(config: PredictConfig) -> ReadyModel:
     if is_exported(config.model.model):
         from ..deploy.ready import open_ready
 
-        if config.engine:
-            raise ConfigError(f"{config.model.model} is an exported model and brings its engine; drop --engine")
-        return open_ready(config.model)
+        return open_ready(config.model, config.trust)
     ready = open_classifier(config.model, config.run)
     if config.engine in (None, "eager"):
         return ready

@@ -37,6 +37,10 @@ class About:
         grid: (rows, cols) of the patches. flops, dense_flops: per image.
         outputs: logits, and life (how many blocks each patch lives) if it was asked for.
         int8_from: the block from which on an int8 file computes in integers.
+        integers: the form of an int8 file's integers, and on which processors their products are exact.
+        parity: how close the graph came to the model when it was exported: ``images`` compared, ``difference`` (the
+            largest between two logits), ``agreement`` (fraction of the images whose likeliest class is the same),
+            ``undecided`` (images left out, see `Parity`) and ``generated`` (the images were no photos).
         budgets: in a package of several budgets, all of them; this one is ``budget``.
         versions: of the libraries that made it. patchlife: likewise. format: of this description.
     """
@@ -58,6 +62,8 @@ class About:
     dense_flops: int
     outputs: tuple[str, ...]
     int8_from: int = 0
+    integers: str = ""
+    parity: dict[str, Any] = field(default_factory=dict)
     budgets: tuple[float, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     patchlife: str = __version__

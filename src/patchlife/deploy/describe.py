@@ -13,6 +13,7 @@ from ..images import Preprocess
 from ..labels import Labels
 from ..life import SlimModel, flops
 from .about import About, Format
+from .int8 import integers_of
 
 __all__ = ["describe"]
 
@@ -55,6 +56,7 @@ def describe(
         flops=spent.slimmed,
         dense_flops=spent.dense,
         outputs=("logits", "life") if lives else ("logits",),
+        integers=integers_of(kind, precision),
         versions={name: _version(name) for name in _MAKERS[kind]},
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -12,14 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError, ExportError
-from ..files import sha256_of
 from ..life import Lives, SlimModel
 from .about import About, Format
 from .describe import describe
 from .exportable import Exportable
 from .runners import ModuleRunner, Runner, open_runner
 
-__all__ = ["Engine", "Output", "eager_engine", "open_engine", "opened", "sum_file", "verified"]
+__all__ = ["Engine", "Output", "eager_engine", "format_of", "open_engine", "opened", "sum_file", "verified"]
 
 
 class Output(NamedTuple):
@@ -78,16 +79,19 @@ def eager_engine(model: SlimModel, compiled: bool = False, lives: bool = True) -
     return Engine(ModuleRunner(Exportable(model, lives), compiled), describe(model, "torch", lives=lives))
 
 
-def open_engine(file: str | Path, threads: int | None = None, budget: float | None = None) -> Engine:
+def open_engine(
+    file: str | Path, threads: int | None = None, budget: float | None = None, trust: bool = False
+) -> Engine:
     """The engine for an exported file, or for one graph of a package, after checksums were verified.
 
     Args:
         file: as `export` or `export_package` wrote it.
         threads: CPU threads; as many as torch uses if not given.
         budget: which graph of a package; a file fails unless it is of this budget.
+        trust: open a .pt2 file, too. It can run any code when it is opened, and no checksum tells whether it does.
 
     Raises:
-        ExportError: damaged, not exported by patchlife, or by a newer one.
+        ExportError: damaged, not exported by patchlife, or by a newer one; a .pt2 file that is not trusted.
         MissingExtraError: the engine is not installed; the message is the install line.
         ConfigError: there is no graph of this budget.
     """
@@ -97,15 +101,26 @@ def open_engine(file: str | Path, threads: int | None = None, budget: float | No
 
         return Package(path, threads).engine(budget)
     content = verified(path)
-    runner = opened(path, _kind(path), content, threads)
+    runner = opened(path, _kind(io.BytesIO(content)), content, threads, trust=trust)
     about = About.from_json(runner.description, path)
     if budget is not None and abs(budget - about.budget) > 1e-9:
         raise ConfigError(f"{path} holds one budget, {about.budget:g}, got {budget:g}; export it again")
     return Engine(runner, about)
 
 
-def opened(path: Path, kind: Format, content: bytes, threads: int | None, weights: Path | None = None) -> Runner:
-    """The runner of a file's content (see `open_runner`). Raises ExportError when its engine cannot read it."""
+def opened(
+    path: Path, kind: Format, content: bytes, threads: int | None, weights: Path | None = None, trust: bool = False
+) -> Runner:
+    """The runner of a file's content (see `open_runner`).
+
+    Raises ExportError when its engine cannot read it, and for torch's own format unless it is to be trusted.
+    """
+    if kind == "torch" and not trust:
+        raise ExportError(
+            f"{path} is a torch.export file (.pt2), which can run any code when it is opened, because torch unpickles "
+            "parts of it; if you trust where it came from, open it with --trust, or open_engine(file, trust=True); "
+            "files of the formats onnx and openvino need no trust"
+        )
     try:
         return open_runner(kind, content, threads, weights)
     except ImportError:
@@ -121,7 +136,7 @@ def sum_file(path: Path) -> Path:
 
 
 def verified(path: Path) -> bytes:
-    """A file's content. Raises ExportError unless its sha256 is the one beside it."""
+    """A file's content, read once. Raises ExportError unless its sha256 is the one beside it."""
     beside = sum_file(path)
     if not path.is_file():
         raise ExportError(f"no exported model at {path}; make one with patchlife export")
@@ -130,14 +145,28 @@ def verified(path: Path) -> bytes:
             f"{path} has no {beside.name} beside it, so nobody can tell whether it is whole; copy that file "
             "along, or export again"
         )
-    if sha256_of(path) != beside.read_text(errors="replace").partition(" ")[0]:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != beside.read_text(errors="replace").partition(" ")[0]:
         raise ExportError(f"{path} is damaged: its sha256 is not the one in {beside.name}; copy or export it again")
-    return path.read_bytes()
+    return content
 
 
-def _kind(path: Path) -> Format:
-    """By content, not by name: a zip with an OpenVINO model, a zip of torch's, or else ONNX."""
-    if not zipfile.is_zipfile(path):
+def format_of(path: Path) -> Format:
+    """What an exported file or package is made for.
+
+    A package, which is verified, says so itself. A file, which is not verified, is known by its content, not its name:
+    a zip with an OpenVINO model, a zip of torch's, or else ONNX.
+    """
+    if path.is_dir():
+        from .package import Package
+
+        return Package(path).kind
+    with open(path, "rb") as file:
+        return _kind(file)
+
+
+def _kind(file: IO[bytes]) -> Format:
+    if not zipfile.is_zipfile(file):
         return "onnx"
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         return "openvino" if "model.xml" in archive.namelist() else "torch"

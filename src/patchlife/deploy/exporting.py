@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError, ExportError
+from ..extras import require_export
 from ..files import sha256_of, write_atomic
 from ..images import Preprocess
 from ..labels import Labels
@@ -19,12 +20,13 @@ from .about import About, Format
 from .describe import describe
 from .engines import sum_file
 from .exportable import Decision, Exportable, exportable
-from .extras import need
 from .graph import (
     decision_nodes,
     described,
     nodes_before,
     openvino_bytes,
+    products_of_activations,
+    redescribed,
     to_onnx,
     to_openvino,
     to_torch,
@@ -32,7 +34,7 @@ from .graph import (
     with_plain_weights,
 )
 from .parity import Parity, check_decision, check_int8, check_outputs, hard_cases, sample_images
-from .runners import open_runner
+from .runners import OpenVinoRunner, open_runner
 
 __all__ = ["AGREEMENT", "FORMATS", "TOLERANCE", "Exported", "Int8", "built", "export", "proved", "write_exported"]
 
@@ -86,7 +88,8 @@ def export(
         labels, preprocess: what the file says about classes and input; the backbone's own if not given.
         lives: give the file a second output, how many blocks each patch lives.
         int8: dynamic or static (calibrated on the images), ONNX and OpenVINO. The life head stays in float, and so
-            do as many of the first blocks as it takes for enough images to agree.
+            do as many of the first blocks as it takes for enough images to agree. ``about.integers`` says on which
+            processors the products are exact.
 
     Raises:
         ConfigError: adaptive mode, or a format that has no such int8.
@@ -103,13 +106,16 @@ def export(
         images = sample_images(8, backbone.channels, backbone.image_size)
     precision = "fp32" if int8 == "off" else f"int8-{int8}"
     about = describe(module.model, format, labels, preprocess, lives, precision)
-    content, about, parity = proved(module, about, images, images if calibration is None else calibration)
+    content, about, parity = proved(module, about, images, images if calibration is None else calibration, generated)
     write_exported(path, content)
     return Exported(path, about, parity, generated)
 
 
-def check_request(format: Format, int8: Int8, images: Tensor | None, calibration: Tensor | None) -> None:
-    """Refuse what no engine does, and ask for missing packages, before any work."""
+def check_request(format: Format, int8: Int8, images: object | None, calibration: object | None = None) -> None:
+    """Refuse what no engine does, and ask for missing packages, before any work.
+
+    Of photos and calibration photos it matters only whether there are any.
+    """
     if format not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     kinds = ("off",) if format == "torch" else ("off", "dynamic", "static")
@@ -117,16 +123,15 @@ def check_request(format: Format, int8: Int8, images: Tensor | None, calibration
         raise ConfigError(f"{format} files come with int8 {' or '.join(kinds)}, got {int8!r}")
     if int8 == "static" and images is None and calibration is None:
         raise ConfigError("static int8 is calibrated on photos, got none; give some with --photos, or images=")
-    for module in {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}.get(
-        format, ()
-    ):
-        need(module, f"export to {format}")
-    if int8 != "off" and format == "openvino":
-        need("nncf", "int8 for OpenVINO")
+    require_export(format, int8 != "off")
 
 
-def proved(module: Exportable, about: About, images: Tensor, calibration: Tensor) -> tuple[bytes, About, Parity]:
+def proved(
+    module: Exportable, about: About, images: Tensor, calibration: Tensor, generated: bool = False
+) -> tuple[bytes, About, Parity]:
     """(the content of the file, what it says about itself, how close it comes to the model).
+
+    ``generated`` says that the images are no photos.
 
     Dynamic int8 takes every block or, while too few images agree, one block less at the front, until it begins at the
     decision: rounding before that changes which patches die, and with them the class of a photo or two in a hundred.
@@ -141,10 +146,13 @@ def proved(module: Exportable, about: About, images: Tensor, calibration: Tensor
     for form in forms:
         content = built(module, form, calibration, graph)
         try:
-            return content, form, checked(content, module, form, images)
+            parity = checked(content, module, form, images)
         except ExportError:
             if form is forms[-1]:
                 raise
+            continue
+        form = with_parity(form, parity, generated)
+        return restated(content, form, graph), form, parity
     raise AssertionError("there is no form to export")
 
 
@@ -172,6 +180,17 @@ def built(module: Exportable, about: About, calibration: Tensor, graph: Any = No
     return described(model, about.to_json())
 
 
+def with_parity(about: About, parity: Parity, generated: bool) -> About:
+    """A description that says how close the graph came to the model."""
+    return replace(about, parity={**asdict(parity), "generated": generated})
+
+
+def restated(content: bytes, about: About, graph: Any) -> bytes:
+    """The content of a file with another description; ``graph`` is what it was made of (see `exported_graph`)."""
+    text = about.to_json()
+    return torch_bytes(graph, text) if about.kind == "torch" else redescribed(about.kind, content, text)
+
+
 def checked(content: bytes, module: Exportable, about: About, images: Tensor, weights: Path | None = None) -> Parity:
     """How close a file's content comes to the model. Raises ExportError where it does not come close enough.
 
@@ -179,7 +198,10 @@ def checked(content: bytes, module: Exportable, about: About, images: Tensor, we
     """
     runner = open_runner(about.kind, content, None, weights)
     if about.precision != "fp32":
-        return check_int8(runner, module, images, AGREEMENT)
+        parity = check_int8(runner, module, images, AGREEMENT)
+        if about.kind != "openvino" or about.precision != "int8-dynamic":
+            return parity
+        return _without_vnni(parity, check_int8(OpenVinoRunner(content, None, weights, 0), module, images, AGREEMENT))
     schedule = module.model.schedule()
     if schedule.drops and about.kind != "torch":  # torch sorts a .pt2 with the very kernels that eager does
         decision = _decision(schedule, about.grid)
@@ -187,6 +209,13 @@ def checked(content: bytes, module: Exportable, about: About, images: Tensor, we
             decision = openvino_bytes(to_openvino(decision), "")
         check_decision(open_runner(about.kind, decision), schedule, about.grid)
     return check_outputs(runner, module, images, TOLERANCE)
+
+
+def _without_vnni(here: Parity, plain: Parity) -> Parity:
+    """The less close of an OpenVINO file's two ways to run: as this processor does it, and with plain activations."""
+    if here == plain:  # to the last bit
+        return replace(here, note="activations were in float, as this processor has no VNNI")
+    return min(here, plain, key=lambda parity: parity.agreement)
 
 
 def write_exported(path: Path, content: bytes) -> None:
@@ -209,5 +238,7 @@ def _openvino(model: Any, floating: list[str], about: About, calibration: Tensor
     if about.precision != "fp32":
         from .int8 import quantised_openvino
 
+        if about.precision == "int8-static":
+            floating = floating + products_of_activations(model)
         converted = quantised_openvino(converted, floating, about.precision, calibration)
     return openvino_bytes(converted, about.to_json())

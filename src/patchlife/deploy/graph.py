@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..errors import ExportError
-from .about import KEY
+from .about import KEY, Format
 from .extras import need
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "described",
     "nodes_before",
     "openvino_bytes",
+    "products_of_activations",
+    "redescribed",
     "to_onnx",
     "to_openvino",
     "to_torch",
@@ -114,6 +116,13 @@ def decision_nodes(model: Any) -> list[str]:
     return names
 
 
+def products_of_activations(model: Any) -> list[str]:
+    """Names of the nodes that multiply two activations, and of what they give."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == "MatMul" and not constant & set(node.input)]
+    return [name for node in products for name in (node.name, *node.output)]
+
+
 def nodes_before(model: Any, block: int) -> list[str]:
     """Names of the nodes of embedding and blocks before ``block``, and of what they give; none for block 0.
 
@@ -151,6 +160,19 @@ def openvino_bytes(model: Any, about: str) -> bytes:
         archive.writestr(_dated(weights.name), weights.read_bytes())
         archive.writestr(_dated(f"{KEY}.json"), about)
     return content.getvalue()
+
+
+def redescribed(kind: Format, content: bytes, about: str) -> bytes:
+    """An ONNX or OpenVINO file's content with another description."""
+    if kind == "onnx":
+        import onnx
+
+        return described(onnx.load_from_string(content), about)
+    fresh = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(fresh, "w") as archive:
+        for name in old.namelist():
+            archive.writestr(_dated(name), about if name == f"{KEY}.json" else old.read(name))
+    return fresh.getvalue()
 
 
 def to_torch(module: nn.Module, inputs: dict[str, Tensor]) -> ExportedProgram:

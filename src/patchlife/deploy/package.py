@@ -19,7 +19,7 @@ from .sharing import WEIGHTS
 
 __all__ = ["Package", "graph_name", "package_json"]
 
-_OWN = ("budget", "config", "start", "survivors", "flops", "int8_from")
+_OWN = ("budget", "config", "start", "survivors", "flops", "int8_from", "parity")
 """What differs from graph to graph."""
 
 
@@ -31,7 +31,7 @@ class Package:
         threads: CPU threads of each engine; as many as torch uses if not given.
 
     Attributes:
-        abouts: by budget, largest first.
+        abouts: by budget, largest first. kind: onnx or openvino.
         sha256: of all that is in it.
 
     Raises:
@@ -47,7 +47,10 @@ class Package:
             abouts = [About.from_json(json.dumps({**common, **graph}), self.folder) for graph in graphs]
             self._graphs = {about.budget: files[graph_name(about)] for about in abouts}
             self._weights = files[WEIGHTS]
-        except (KeyError, ValueError) as error:
+            (self.kind,) = {about.kind for about in abouts}
+            if self.kind not in ("onnx", "openvino"):  # a .pt2 could run code
+                raise ValueError(f"a package holds onnx or openvino, got {self.kind}")
+        except (KeyError, ValueError, TypeError) as error:
             raise ExportError(f"{self.folder} is no whole package ({error}); copy or export it again") from None
         self.abouts = {about.budget: about for about in abouts}
         self.sha256 = sha256_of(self.folder / SUMS)

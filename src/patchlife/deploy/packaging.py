@@ -18,7 +18,7 @@ from ..life import SlimModel
 from .about import About, Format
 from .describe import describe
 from .exportable import exportable
-from .exporting import Int8, built, check_request, checked, proved
+from .exporting import Int8, built, check_request, checked, proved, with_parity
 from .package import graph_name, package_json
 from .parity import Parity, sample_images
 from .sharing import WEIGHTS, WeightsFile, detached
@@ -105,7 +105,7 @@ def export_package(
             graph = fresh / graph_name(about)
             graph.write_bytes(detached(format, content, weights))
             parities.append(checked(graph.read_bytes(), module, about, images, weights.path))
-            abouts.append(about)
+            abouts.append(with_parity(about, parities[-1], generated))
         name, text = package_json(abouts)
         (fresh / name).write_text(text, "utf-8")
     return ExportedPackage(path, tuple(abouts), tuple(parities), generated)

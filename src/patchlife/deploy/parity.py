@@ -36,19 +36,22 @@ class Parity:
         agreement: fraction of the images whose likeliest class is the same.
         undecided: images left out, because the model's own answer on them turns on a rounding: two patches are
             equally important, or equally alike, to the sixth digit.
+        note: what was not compared; empty if nothing.
     """
 
     images: int
     difference: float
     agreement: float
     undecided: int = 0
+    note: str = ""
 
     def __str__(self) -> str:
         text = (
             f"{self.images} images, largest difference of a logit {self.difference:.1e}, "
             f"top-1 agreement {100 * self.agreement:.2f} %"
         )
-        return text + (f", {self.undecided} left out (a tie to the sixth digit)" if self.undecided else "")
+        text += f", {self.undecided} left out (a tie to the sixth digit)" if self.undecided else ""
+        return text + (f" ({self.note})" if self.note else "")
 
 
 def check_outputs(

@@ -101,8 +101,8 @@ class ReadyEngine(ReadyModel):
         return torch.device("cpu")
 
 
-def open_ready(config: ModelConfig) -> ReadyModel:
-    """An exported file or package, ready for photos.
+def open_ready(config: ModelConfig, trust: bool = False) -> ReadyModel:
+    """An exported file or package, ready for photos; ``trust`` opens a .pt2 file, too (see `open_engine`).
 
     Raises ConfigError for settings that were fixed when it was exported, and for a budget that is not in it.
     """
@@ -112,7 +112,7 @@ def open_ready(config: ModelConfig) -> ReadyModel:
     said += [f"--{name}" for name in config.life if name != "budget"]
     if said:
         raise ConfigError(f"{path} is an exported model: {', '.join(said)} was settled by patchlife export; drop it")
-    engine, open_at, digest = _at_budget(path, config.life.get("budget"))
+    engine, open_at, digest = _at_budget(path, config.life.get("budget"), trust)
     about = engine.about
     labels = about.read_labels()
     if config.labels:
@@ -148,15 +148,15 @@ def with_engine(ready: ReadyModel, engine: str, device: Device) -> ReadyModel:
     return ReadyEngine(ready.name, cast(SlimModel, runs), ready.preprocess, ready.labels)
 
 
-def _at_budget(path: Path, budget: float | None) -> tuple[Engine, Callable[[LifeConfig], Engine], str]:
+def _at_budget(path: Path, budget: float | None, trust: bool) -> tuple[Engine, Callable[[LifeConfig], Engine], str]:
     """(the engine of a file, or of a package's graph of ``budget``; what opens the others; checksum of all of it)."""
     if path.is_dir():
         package = Package(path)
         return package.engine(budget), lambda settings: package.engine(settings.budget), package.sha256
-    engine = open_engine(path, budget=budget)
+    engine = open_engine(path, budget=budget, trust=trust)
     own = LifeConfig.from_dict(engine.about.config)
 
     def open_at(settings: LifeConfig) -> Engine:
-        return engine if settings == own else open_engine(path, budget=settings.budget)
+        return engine if settings == own else open_engine(path, budget=settings.budget, trust=trust)
 
     return engine, open_at, sha256_of(path)

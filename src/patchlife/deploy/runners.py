@@ -60,10 +60,13 @@ class OpenVinoRunner(Runner):
     """OpenVINO on the CPU, in float32: left alone it computes in bfloat16 where the processor can.
 
     Where a file's weights are int8 and its activations are not, it rounds them as it runs: a scale for 64 channels of
-    a token, so that neither a large token nor a large channel costs the others their steps.
+    a token, so that neither a large token nor a large channel costs the others their steps. Only processors with VNNI
+    do so; ``group`` 0, instead of those 64 channels, computes as the others do.
     """
 
-    def __init__(self, content: bytes, threads: int | None = None, weights: Path | None = None) -> None:
+    def __init__(
+        self, content: bytes, threads: int | None = None, weights: Path | None = None, group: int = _GROUP
+    ) -> None:
         ov = need("openvino", "running an OpenVINO file")
         core = ov.Core()
         if weights:
@@ -75,7 +78,7 @@ class OpenVinoRunner(Runner):
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
             "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
         }
         self.request = core.compile_model(model, "CPU", settings).create_infer_request()

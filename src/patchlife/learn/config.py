@@ -124,6 +124,8 @@ class EvalConfig:
         every: Take every so-manieth photo only.
         engine: What runs the model; eager if not given. onnx and openvino export it at each budget on the first run
             and keep the files in a cache folder. An exported package brings its own; its budget 1 is then dense.
+        trust: Open a .pt2 file (export --format torch). Opening one can run any code, so do it only if you trust where
+            it came from.
         out: File for the results (JSON); a plot is drawn beside it where matplotlib is installed.
         run: Where photos are run, and how many at a time.
     """
@@ -134,6 +136,7 @@ class EvalConfig:
     modes: tuple[str, ...] = field(default=("fixed",), metadata={"metavar": "MODE"})
     every: int = 1
     engine: EngineName | None = None
+    trust: bool = False
     out: Path | None = None
     run: RunConfig = field(default_factory=RunConfig)
 
