@@ -98,7 +98,7 @@ def test_a_package_that_is_not_needed_is_not_asked_for(patchlife, model, photos,
         ["info", *model],
         ["eval", *model, numbered(tmp_path), "--budgets", 1.0, "--device", "cpu"],
         ["export", *model, "--format", "torch", "--out", tmp_path / "m.pt2"],
-        ["predict", tmp_path / "m.pt2", *photos],
+        ["predict", tmp_path / "m.pt2", *photos, "--trust"],
     ):
         said = patchlife(*line)
         assert said.code == 0, said.err

@@ -57,7 +57,7 @@ def test_every_verb_takes_a_grey_model(patchlife, grey, tmp_path):
         ["eval", *grey, photos, "--budgets", "1.0,0.6", "--device", "cpu", *args],
         ["bench", *grey, *bench, *args],
         ["export", *grey, "--format", "torch", "--photos", photos, "--out", tmp_path / "m.pt2", *args],
-        ["predict", tmp_path / "m.pt2", photos],
+        ["predict", tmp_path / "m.pt2", photos, "--trust"],
         [*fit, *args],
         ["predict", out, photos],
         ["bench", out, *bench],

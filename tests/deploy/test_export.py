@@ -126,7 +126,7 @@ def test_requests_that_no_engine_takes(tmp_path, options, message):
 
 @pytest.mark.parametrize(
     ("missing", "format", "extra"),
-    [("onnxscript", "onnx", "onnx"), ("onnxruntime", "onnx", "onnx"), ("openvino", "openvino", "openvino")],
+    [("onnxscript", "onnx", "onnx"), ("onnxruntime", "onnx", "onnx"), ("openvino", "openvino", "onnx,openvino")],
 )
 def test_a_missing_extra_names_its_install_line(tmp_path, monkeypatch, missing, format, extra):
     monkeypatch.setitem(__import__("sys").modules, missing, None)
