@@ -140,7 +140,9 @@ class SlimModel(nn.Module):
         return self
 
     def save(self, folder: str | Path) -> Path:
-        """Write the life adapter: head, settings and calibration, not the backbone. See `adapter.py`."""
+        """Write the life adapter: scorer, settings, calibration, and what was trained of the backbone since it was
+        wrapped. See `adapter.py`.
+        """
         from .adapter import save
 
         return save(self, folder)
