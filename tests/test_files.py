@@ -239,6 +239,17 @@ def test_a_living_writers_folder_is_not_swept(tmp_path, way):
     assert held(tmp_path / "step-2") == "new"
 
 
+def test_without_locks_only_old_leftovers_are_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_acquired", lambda *given: False)
+    new, old = (tmp_path / f".step-{n}.{str(n) * 32}" for n in (1, 2))
+    for entry in (new, old):
+        entry.mkdir()
+    os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
+    put(tmp_path / "step-3", "new")
+    sweep(tmp_path, "step-")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([new.name, "step-3"])
+
+
 def test_only_leftovers_of_that_name_are_swept(tmp_path):
     ours, others = f".a.{'1' * 32}", [f".b.{'1' * 32}", ".a", ".a.txt", "a", f"a.{'1' * 32}"]
     for name in (ours, *others):

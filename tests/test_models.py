@@ -75,7 +75,9 @@ def test_a_name_nobody_knows():
 
 @pytest.mark.parametrize("name", ["test_convnext", "resnet18"])
 def test_a_model_whose_patches_cannot_be_dropped(name):
-    with pytest.raises(UnsupportedModelError, match=r"expected a Vision Transformer of timm, got timm\.models\..*Supported: ViT"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"expected a Vision Transformer of timm, got timm\.models\..*Supported: ViT"
+    ):
         open_model(ModelConfig(name), random_weights=True)
 
 

@@ -44,6 +44,7 @@ PACKAGE = "package.json"
 _OLD = ".old"
 _LEFT = re.compile(r"\.(.+)\.[0-9a-f]{32}(?:\.old)?")  # how `_beside` calls folders
 _TRIES = 100
+_STALE = 24 * 3600.0  # seconds after which no writer is still at it
 _PATIENCE = 10.0  # seconds to wait for a `sweep`, which takes less
 
 
@@ -111,8 +112,8 @@ def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def sweep(folder: str | os.PathLike[str], name: str = "") -> None:
     """Remove what killed writers left in ``folder`` of paths whose names begin with ``name``.
 
-    Nothing is removed while any `replace_folder` is at work in ``folder``. A path that is missing because its writer
-    was killed between two steps comes back first (see `recover`).
+    Nothing is removed while any `replace_folder` is at work in ``folder``; where the disk knows no locks, only what is
+    a day old. A path that is missing because its writer was killed between two steps comes back first (see `recover`).
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -121,11 +122,18 @@ def sweep(folder: str | os.PathLike[str], name: str = "") -> None:
     if not any(entry.is_dir() for entry in left):
         return
     with _lock(folder, exclusive=True) as alone:
-        for entry in left if alone else ():
+        for entry in [entry for entry in left if alone or _is_stale(entry)]:
             path = entry.with_name(entry.name.removesuffix(_OLD)[1:-33])
             recover(path)
             if entry.is_dir() and (path.exists() or not entry.name.endswith(_OLD)):
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_stale(entry: Path) -> bool:
+    try:
+        return time.time() - entry.stat().st_mtime > _STALE
+    except OSError:  # its writer is done
+        return False
 
 
 def recover(path: str | os.PathLike[str]) -> None:

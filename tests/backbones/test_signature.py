@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -279,6 +280,13 @@ def test_what_changed_is_told_to_the_bit() -> None:
     vit = fresh("vit")
     vit.reset_classifier(0)
     assert changed(before, signature(adapt(vit))) == ["head.weight", "head.bias"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_says_the_same() -> None:
+    for cast in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        vit = fresh("vit").to(cast)
+        assert signature(adapt(vit)) == signature(adapt(copy.deepcopy(vit).cuda()))
 
 
 def test_it_takes_no_time() -> None:

@@ -43,6 +43,31 @@ def test_fit_then_eval(patchlife, model, tmp_path: Path) -> None:
     assert out.with_suffix(".png").stat().st_size > 5000
 
 
+def test_another_fit_into_the_same_folder_is_refused(patchlife, model, tmp_path: Path) -> None:
+    data, adapter = labelled(tmp_path / "photos"), tmp_path / "adapter"
+    command = ["fit", *model, data, "--out", adapter, *QUICK]
+    assert patchlife(*command).code == 0
+    before = (adapter / "adapter.safetensors").read_bytes()
+    assert patchlife(*command).code == 0  # the same is done at once
+    said = patchlife(*command, "--learning-rate", "0.1")
+    assert said.code == 2
+    assert "regression learning_rate was 0.002, now 0.1. They were not used; to go on with that run" in said.err
+    assert (adapter / "adapter.safetensors").read_bytes() == before
+    assert patchlife(*command, "--learning-rate", "0.1", "--restart").code == 0
+    assert (adapter / "adapter.safetensors").read_bytes() != before
+    assert patchlife(*command, "--learning-rate", "0.1").code == 0
+
+
+def test_fit_keeps_schedule_and_mode(patchlife, model, tmp_path: Path) -> None:
+    data, adapter = labelled(tmp_path / "photos"), tmp_path / "adapter"
+    quick = [word for word in QUICK if word not in ("--budget", 0.8)]
+    asked = ["--survivors", "100,100,100,60,30,30", "--start", 3, "--mode", "adaptive"]
+    said = patchlife("fit", *model, data, "--out", adapter, *quick, *asked, "--watch", data)
+    assert said.code == 0, said.err
+    config = json.loads((adapter / "adapter.json").read_text())["config"]
+    assert (config["survivors"], config["mode"]) == ([100, 100, 100, 60, 30, 30], "adaptive")
+
+
 def test_settings_that_cannot_work_are_refused_before_any_model_is_built(patchlife, model, tmp_path: Path) -> None:
     said = patchlife("fit", *model, tmp_path, "--finetune-epochs", -1)
     assert (said.code, "finetune_epochs must be at least 0, got -1" in said.err) == (2, True)

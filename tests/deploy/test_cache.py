@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import patchlife
 from patchlife.deploy import cache
 from patchlife.deploy.cache import cache_folder, cached_engine
+from patchlife.deploy.describe import describe
 from patchlife.deploy.engines import sum_file
 from patchlife.errors import ExportError
 from patchlife.images import Preprocess
@@ -86,6 +88,19 @@ def test_a_full_disk_is_not_hidden(exports, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         cached_engine(deploying.small(), "onnx", *ABOUT)
     assert not list(cache_folder().iterdir())
+
+
+@pytest.mark.parametrize("card", [None, {}, "none at all"])
+def test_a_model_that_was_built_from_its_class(exports, card):
+    model = deploying.small()
+    model.backbone.vit = copy.deepcopy(model.backbone.vit)
+    model.backbone.vit.pretrained_cfg = card
+    if card == "none at all":
+        del model.backbone.vit.pretrained_cfg
+    about = describe(model, "onnx")
+    assert (about.model, about.labels) == ("VisionTransformer", ())
+    cached_engine(model, "onnx")
+    assert len(exports) == 1
 
 
 class Backwards(patchlife.LifeHead):

@@ -332,6 +332,14 @@ def test_checkpoints_of_an_older_format_are_refused(earlier: tuple[Path, list[Ph
 # ---- what a fit hands on
 
 
+def test_a_backbone_without_timms_card(tmp_path: Path) -> None:
+    photos, vit = some_photos(tmp_path / "photos"), fresh("vit")
+    del vit.pretrained_cfg
+    fitted = run(tmp_path / "out", photos, BOTH, patchlife.wrap(vit, small_model().config))
+    images = torch.randn(2, 3, 48, 48)
+    assert torch.equal(patchlife.load(tmp_path / "out", vit)(images), fitted(images))
+
+
 def test_a_folder_of_something_else_is_refused_before_anything_is_learned(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")

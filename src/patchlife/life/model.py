@@ -361,7 +361,10 @@ class SlimModel(Surroundings):
     # ---- saving
 
     def save(self, folder: str | Path) -> Path:
-        """Write the life adapter: scorer, settings and calibration, not the backbone. See `adapter.py`."""
+        """Write the life adapter: scorer, settings, thresholds, and what was trained of the backbone since it was wrapped.
+
+        The backbone itself is not in it. See `adapter.py`.
+        """
         from .adapter import save
 
         return save(self, folder)
