@@ -361,7 +361,7 @@ class SlimModel(Surroundings):
     # ---- saving
 
     def save(self, folder: str | Path) -> Path:
-        """Write the life adapter: scorer, settings, thresholds, and what was trained of the backbone since it was wrapped.
+        """Write the life adapter: scorer, settings, thresholds, and what was trained of the backbone since wrapping.
 
         The backbone itself is not in it. See `adapter.py`.
         """
