@@ -130,7 +130,15 @@ def sizes_of(name: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("asked", ["nothing", "the file's", "another", "the model's own"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "nothing",
+        "another",
+        pytest.param("the file's", marks=pytest.mark.slow),
+        pytest.param("the model's own", marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_of_another_size(name: str, asked: str, tmp_path: Path) -> None:
     own = timm.get_pretrained_cfg(name).input_size[1]
     made_for, other = sizes_of(name)

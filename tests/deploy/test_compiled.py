@@ -24,6 +24,7 @@ def forget_graphs() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_each_budget_and_batch_size_compiles_once() -> None:
     """10 graphs: more than torch keeps for one function, and none is compiled, or traced, twice."""
     model, counter = deploying.small(), CompileCounter()

@@ -57,6 +57,7 @@ def test_engines_take_fixed_mode_only(desk, capsys):
     assert "--engine onnx runs fixed mode only, got adaptive" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_package_brings_its_dense_model(desk, tmp_path, capsys):
     package = tmp_path / "package"
     words = [photos_and_weights.NAME, "--checkpoint", str(desk / "vit.safetensors")]
@@ -75,6 +76,7 @@ def test_a_package_brings_its_dense_model(desk, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_of_one_budget_has_no_dense_model(desk, tmp_path, capsys):
     file = tmp_path / "vit.pt2"
     words = [photos_and_weights.NAME, "--checkpoint", str(desk / "vit.safetensors"), "--budget", "0.7"]

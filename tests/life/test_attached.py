@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, FEW, fresh, photos
+from families import FEW, fresh, photos
 from reference import assert_close, masked
 from slimmed import far_apart, slim
 from torch import Tensor, nn
@@ -330,7 +330,7 @@ def test_a_torchvision_model_is_named() -> None:
         wrap(vit)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FEW)
 def test_any_model_wraps_without_its_weights(name: str) -> None:
     """Costs are settled on shapes alone."""
     expected = flops(slim(name))

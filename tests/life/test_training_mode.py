@@ -206,15 +206,27 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-def _two_workers(rank: int, port: int, budget: float, learned: bool, out: str) -> None:
+CASES = [(0.7, False), (0.7, True), (1.0, True)]  # (budget, with a scorer that learns)
+
+
+def _two_workers(rank: int, port: int, out: str) -> None:
+    """In each of two processes: how far a distributed model ends from one that saw all images itself."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
     vit = liven(
         timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=4, num_heads=3, num_classes=5)
-    )
+    ).train()
     images = torch.randn(4, 3, 32, 32)
-    model = wrap(vit.train(), LifeConfig(budget=budget, start=1), LifeRegressor(48, 1) if learned else None)
+    apart = {case: _replicated(vit, images, rank, *case) for case in CASES}
+    apart |= {f"sharded {learned}": _sharded(vit, images, learned) for learned in (False, True)}
+    if rank == 0:
+        torch.save(apart, out)
+    dist.destroy_process_group()
+
+
+def _replicated(vit: nn.Module, images: Tensor, rank: int, budget: float, learned: bool) -> float:
+    model = wrap(copy.deepcopy(vit), LifeConfig(budget=budget, start=1), LifeRegressor(48, 1) if learned else None)
     alone = copy.deepcopy(model)
     both = DistributedDataParallel(model)
     for module, batches in ((both, [images[rank::2]]), (alone, [images[0::2], images[1::2]])):
@@ -223,50 +235,31 @@ def _two_workers(rank: int, port: int, budget: float, learned: bool, out: str) -
             optimizer.zero_grad()
             sum(module(batch).square().mean() / len(batches) for batch in batches).backward()
             optimizer.step()
-    apart = max(
-        float((a - b).detach().abs().max()) for a, b in zip(model.parameters(), alone.parameters(), strict=True)
-    )
-    if rank == 0:
-        torch.save(apart, out)
-    dist.destroy_process_group()
+    pairs = zip(model.parameters(), alone.parameters(), strict=True)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-@pytest.mark.parametrize(("budget", "learned"), [(0.7, False), (0.7, True), (1.0, True)])
-def test_two_processes_learn_as_one(budget: float, learned: bool, tmp_path: Any) -> None:
-    """DistributedDataParallel waits for a gradient of every weight, also of a scorer that decided nothing."""
-    out = tmp_path / "apart.pt"
-    mp.spawn(_two_workers, (_free_port(), budget, learned, str(out)), 2)
-    assert torch.load(out) < 1e-5
-
-
-def _two_shards(rank: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _sharded(vit: nn.Module, images: Tensor, learned: bool) -> float:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (2,))
-    torch.manual_seed(0)
-    vit = liven(
-        timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=4, num_heads=3, num_classes=5)
-    )
-    images, apart = torch.randn(4, 3, 32, 32), []
-    for scorer in (None, LifeRegressor(48, 1)):
-        model = wrap(copy.deepcopy(vit).train(), LifeConfig(budget=0.7, start=1), scorer)
-        expected = copy.deepcopy(model)(images).detach()
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        logits = model(images)
-        logits.square().sum().backward()
-        apart.append(float((logits.detach() - expected).abs().max()))
-        assert all(p.grad is not None for n, p in model.named_parameters() if n != "scorer.importance.bias")
-    if rank == 0:
-        torch.save(max(apart), out)
-    dist.destroy_process_group()
+    model = wrap(copy.deepcopy(vit), LifeConfig(budget=0.7, start=1), LifeRegressor(48, 1) if learned else None)
+    expected = copy.deepcopy(model)(images).detach()
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    logits = model(images)
+    logits.square().sum().backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if n != "scorer.importance.bias")
+    return float((logits.detach() - expected).abs().max())
 
 
-def test_sharded_blocks(tmp_path: Any) -> None:
+def test_two_processes_learn_as_one(tmp_path: Any) -> None:
+    """DistributedDataParallel waits for a gradient of every weight, also of a scorer that decided nothing; FSDP shards
+    the weights that the scorer looks at."""
     out = tmp_path / "apart.pt"
-    mp.spawn(_two_shards, (_free_port(), str(out)), 2)
-    assert torch.load(out) < 1e-5
+    mp.spawn(_two_workers, (_free_port(), str(out)), 2)
+    apart = torch.load(out)
+    assert len(apart) == 5
+    assert max(apart.values()) < 1e-5, apart
