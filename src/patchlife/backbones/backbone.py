@@ -84,6 +84,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.vit: Any = vit  # its private names are this folder's business, and only this folder's
         self.training = vit.training  # of this wrapper only: the model's own flag stays as it is
+        self._skeleton: tuple[tuple, Backbone] | None = None
 
     @property
     def depth(self) -> int:
@@ -260,7 +261,10 @@ class Backbone(nn.Module):
 
     def skeleton(self) -> Backbone:
         """The same parts without weights, on the meta device: to count with, for nothing attached is called."""
-        return Backbone(skeleton(self.vit))
+        key = (*self.settings, id(self.vit.head))
+        if self._skeleton is None or self._skeleton[0] != key:
+            self._skeleton = (key, Backbone(skeleton(self.vit, alike=self.vit.blocks)))
+        return self._skeleton[1]
 
     def outer_flops(self, image_size: tuple[int, int] | None = None) -> tuple[int, int]:
         """FLOPs per image of (embedding, norm + pooling + classifier)."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -23,14 +23,20 @@ _HOOK_DICTS = tuple(name for name in vars(nn.Module()) if "hooks" in name)
 _ON_THE_OBJECT = ("forward", "_old_forward", "_hf_hook", "_compiled_call_impl")  # what patches a module's call
 
 
-def skeleton(module: M) -> M:
+def skeleton(module: M, alike: Iterable[nn.Module] = ()) -> M:
     """A copy of ``module`` on the meta device, in eval mode, without hooks, patched calls and other attachments.
 
     Linear layers of any kind (quantised, pruned, parametrised, with LoRA) become plain float32 ones of their size, so
-    that a schedule does not depend on what is attached.
+    that a schedule does not depend on what is attached. Of modules inside that are ``alike`` by their description one
+    copy serves all: a Vision Transformer's blocks, say.
     """
+    twins: dict[str, nn.Module] = {}
     memo: dict[int, Any] = {}
-    for part in module.modules():
+    for part in alike:
+        description = repr(part)
+        twins[description] = twins.get(description) or skeleton(part)
+        memo[id(part)] = twins[description]
+    for part in _modules(module, memo):
         memo |= {id(vars(part)[name]): OrderedDict() for name in _HOOK_DICTS if name in vars(part)}
         memo |= {id(vars(part)[name]): None for name in _ON_THE_OBJECT if name in vars(part)}
         tensors = [*part._parameters.values(), *part._buffers.values(), *vars(part).values()]
@@ -44,6 +50,14 @@ def skeleton(module: M) -> M:
             if child is not None:
                 part._modules[name] = original(child)
     return twin.eval()
+
+
+def _modules(module: nn.Module, without: Mapping[int, Any]) -> Iterator[nn.Module]:
+    """Modules inside ``module``, but for some and those inside them."""
+    if id(module) not in without:
+        yield module
+        for child in module.children():
+            yield from _modules(child, without)
 
 
 @torch.no_grad()
