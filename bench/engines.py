@@ -4,6 +4,8 @@
         --out results/engines_cpu.json                                   # about 15 minutes on 2 cores, idle
     python bench/engines.py --model vit_tiny_patch16_224 --batches 1 --rounds 5   # a first look
 
+The file says whether the processor adds int8 products in 32 bits (VNNI) or in 16, which is slower.
+
 Speeds are measured with random weights, contestants taking turns in one run. Accuracy is measured where a ViT-Tiny
 checkpoint and labelled photos (a folder for each class) are given.
 """
@@ -32,7 +34,7 @@ from patchlife.deploy.describe import describe
 from patchlife.deploy.exportable import exportable
 from patchlife.deploy.exporting import AGREEMENT, built
 from patchlife.deploy.parity import sample_images
-from patchlife.deploy.runners import open_runner
+from patchlife.deploy.runners import OnnxRunner, open_runner
 from patchlife.files import write_atomic
 from patchlife.images import list_photos
 from patchlife.measure.memory import peak_bytes
@@ -116,6 +118,21 @@ def memory(name: str, budget: float, batch: int = 64) -> dict[str, float]:
         return {"fixed": fixed, "adaptive": peak_bytes(lambda: model(images))}
 
 
+def bits_of_sums() -> int:
+    """In how many bits this processor adds the products of two neighbouring inputs: 32, or 16 without VNNI."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    arrays = {"w": np.full((2, 1), 127, np.int8), "one": np.float32(1), "scale": np.ones(1, np.float32)}
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()]
+    node = helper.make_node("MatMulIntegerToFloat", ["x", *arrays], ["y"], domain="com.microsoft")
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 2])
+    graph = helper.make_graph([node], "g", [x], [helper.make_empty_tensor_value_info("y")], constants)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    found = OnnxRunner(model.SerializeToString()).run(np.full((1, 2), 255, np.uint8))[0]
+    return 32 if found.item() == 2 * 255 * 127 else 16
+
+
 def verdicts(timings: list[Timing], rows: list[dict], peaks: dict[str, float]) -> list[dict]:
     """Each target of the issue and what was measured; null where it takes a GPU."""
     found = []
@@ -176,7 +193,13 @@ def main() -> None:
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(told).items()}
     versions = {name: describe_version(name) for name in ("onnxruntime", "onnx", "onnxscript", "openvino", "nncf")}
     result = {
-        "conditions": {**conditions("cpu"), **versions, "patchlife": __version__, "settings": settings},
+        "conditions": {
+            **conditions("cpu"),
+            "bits_of_int8_sums": bits_of_sums(),
+            **versions,
+            "patchlife": __version__,
+            "settings": settings,
+        },
         "targets": verdicts(timings, rows, peaks),
         "accuracy": rows,
         "peak_bytes": peaks,
