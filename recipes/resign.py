@@ -1,6 +1,8 @@
-"""Bring an adapter of format 1 to format 2: nothing is learned anew, the backbone is described by all of its weights.
+"""Describe an adapter's backbone anew, as this version of patchlife does: nothing is learned, no weight changes.
 
 python recipes/resign.py ADAPTER BACKBONE      BACKBONE: the safetensors file that it was fitted on, or demo
+
+For adapters of format 1, and for those whose backbone is described in other words since. The weights must be the same.
 """
 
 from __future__ import annotations
@@ -16,25 +18,33 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from patchlife.backbones import Origin, adapt, build, signature
+from patchlife.backbones.identity import differences
 from patchlife.config import LifeConfig
 from patchlife.errors import AdapterError
 from patchlife.files import check_sums, sha256_of
 from patchlife.life import AttentionRule, Calibration, SlimModel
+from patchlife.life.adapter import FORMAT
 from patchlife.life.change import Change, merged
 from patchlife.life.regressor import LifeRegressor
 from patchlife.models import demo_backbone
+
+SCORERS = {scorer.kind: scorer for scorer in (AttentionRule, LifeRegressor)}
 
 
 def main(folder: str, backbone: str) -> None:
     files = check_sums(folder, AdapterError)
     about, tensors = json.loads(files["adapter.json"].read_text()), load_file(files["adapter.safetensors"])
-    if about["format"] != 1:
-        raise SystemExit(f"{folder} is in format {about['format']}, expected 1; it was left as it is")
+    if about["format"] > FORMAT:
+        raise SystemExit(f"{folder} is in format {about['format']}, expected {FORMAT} at most; it was left as it is")
     vit = demo_backbone() if backbone == "demo" else _built(about, Path(backbone))
-    _check_projections(about, vit)
-    model = _restored(about, tensors, vit)
-    model.save(folder)
-    print(f"{folder}: format 2, for {about['backbone']['name']}")
+    if about["format"] == 1:
+        _check_projections(about, vit)
+    else:
+        found = signature(adapt(vit))
+        if told := differences(found | {"weights": about["backbone"]["weights"]}, found):
+            raise SystemExit(f"the adapter was made for other weights: {told[0]}")
+    _restored(about, tensors, vit).save(folder)
+    print(f"{folder}: format {FORMAT}, for {about['backbone']['name']}")
 
 
 def _built(about: dict[str, Any], file: Path) -> nn.Module:
@@ -57,17 +67,18 @@ def _check_projections(about: dict[str, Any], vit: nn.Module) -> None:
 
 
 def _restored(about: dict[str, Any], tensors: dict[str, Tensor], vit: nn.Module) -> SlimModel:
-    """The model as format 1 held it."""
-    head, calibration, change = (
+    """The model as the adapter holds it."""
+    scorer_at = "head" if about["format"] == 1 else "scorer"
+    weights, calibration, change = (
         {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        for prefix in ("head.", "calibration.", "change.")
+        for prefix in (f"{scorer_at}.", "calibration.", "change.")
     )
-    scorer = {kind.kind: kind for kind in (AttentionRule, LifeRegressor)}[about["head"]["kind"]](
-        **about["head"]["settings"]
-    )
-    scorer.load_state_dict(head)
-    model = SlimModel(adapt(merged(vit, change) if change else vit), LifeConfig.from_dict(about["config"]), scorer)
-    model.change = Change(change, signature(adapt(vit))) if change else None
+    scorer = SCORERS[about[scorer_at]["kind"]](**about[scorer_at]["settings"])
+    scorer.load_state_dict(weights)
+    parts = Change(change, signature(adapt(vit)), about.get("classes")) if change else None
+    backbone = adapt(merged(vit, parts.tensors, parts.classes) if parts else vit)
+    model = SlimModel(backbone, LifeConfig.from_dict(about["config"]), scorer)
+    model.change = parts
     model.origin = Origin(**about["origin"]) if about["origin"] else None
     if calibration:
         model.use_calibration(Calibration(**calibration, images=about["calibration_images"]))
