@@ -82,7 +82,7 @@ def test_onnx_runtime_orders_the_same(tmp_path) -> None:
 
     choices = torch.tensor([0.0, -0.0, 1.0, NAN, INF, -INF])
     score = choices[torch.randint(6, (5, 36), generator=torch.Generator().manual_seed(0))]
-    program = torch.onnx.export(Order(), (score,), dynamo=True, verbose=False)
+    program = torch.onnx.export(Order().eval(), (score,), dynamo=True, verbose=False)
     program.save(tmp_path / "order.onnx")
     session = runtime.InferenceSession(str(tmp_path / "order.onnx"), providers=["CPUExecutionProvider"])
     ours = session.run(None, {session.get_inputs()[0].name: score.numpy()})[0]
