@@ -90,6 +90,7 @@ def test_it_is_said_before_anything_is_read_or_written(
     assert sorted(tmp_path.rglob("*")) == there
 
 
+@pytest.mark.slow
 def test_a_package_that_is_not_needed_is_not_asked_for(patchlife, model, photos, without, tmp_path):
     without(*EXTRAS)
     for line in (

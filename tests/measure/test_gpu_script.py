@@ -23,6 +23,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_the_rehearsal_is_exact_and_leaves_its_numbers(tmp_path: Path) -> None:
     done = run("--tiny", "--device", "cpu", "--batches", "1", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
