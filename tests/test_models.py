@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from small import CLASSES, NAME, checkpoint, weights
+from versions import needs_timm
 
 import patchlife
 import patchlife.models as models
@@ -114,6 +115,7 @@ def folder(tmp_path) -> Path:
 
 
 def test_a_folder_brings_its_weights_labels_and_looks(folder, tmp_path):
+    needs_timm("1.0.31", "safetensors in a local folder")
     ready = open_model(ModelConfig(f"local-dir:{folder}", life={"budget": 0.5}))
     assert ready.name == NAME
     assert ready.labels.names == ("ant", "bee", "cow")
@@ -128,6 +130,7 @@ def test_a_folder_brings_its_weights_labels_and_looks(folder, tmp_path):
 
 
 def test_a_folder_of_weights_that_do_not_fit(folder):
+    needs_timm("1.0.31", "safetensors in a local folder")
     save_file(weights(in_chans=1, depth=3, num_classes=3), folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"could not be had \(Error.* the folder must hold config.json and"):
         open_model(ModelConfig(f"local-dir:{folder}"))

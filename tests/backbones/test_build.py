@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from versions import needs_timm
 
 from patchlife.backbones import Origin, build, rebuild, source_of
 from patchlife.errors import CheckpointError, ConfigError, UnsupportedModelError
@@ -132,6 +133,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_as_timm_writes_it(folder, monkeypatch):
+    needs_timm("1.0.31", "safetensors in a local folder")
     place, trained = folder
     monkeypatch.chdir(place.parent)
     for name in (f"local-dir:{place}", "local-dir:local", "LOCAL-DIR:local"):
@@ -142,6 +144,7 @@ def test_a_folder_as_timm_writes_it(folder, monkeypatch):
 
 
 def test_a_folder_at_another_size_and_with_other_arguments(folder):
+    needs_timm("1.0.31", "safetensors in a local folder")
     place, trained = folder
     vit, origin = build(f"local-dir:{place}", image_size=128, model_args={"drop_path_rate": 0.1})
     trained.set_input_size(img_size=(128, 128))
@@ -151,6 +154,7 @@ def test_a_folder_at_another_size_and_with_other_arguments(folder):
 
 
 def test_a_random_classifier_is_refused(folder):
+    needs_timm("1.0.31", "safetensors in a local folder")
     with pytest.raises(ConfigError, match="num_classes=3 would put a random classifier on weights of 5 classes; leave"):
         build(f"local-dir:{folder[0]}", model_args={"num_classes": 3})
     assert build(f"local-dir:{folder[0]}", model_args={"num_classes": 0})[0].num_classes == 0

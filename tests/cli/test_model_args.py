@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from small import NAME, checkpoint, write_photos
+from versions import needs_timm
 
 from patchlife.images import read_photo
 
@@ -101,6 +102,7 @@ def test_images_that_are_not_square(patchlife, model, photos):
 
 
 def test_a_folder_as_timm_writes_it(patchlife, photos, tmp_path, monkeypatch):
+    needs_timm("1.0.31", "safetensors in a local folder")
     trained = timm.create_model(NAME, num_classes=3)
     about = {"label_names": ["ant", "bee", "cow"]}
     timm.models.save_for_hf(trained, tmp_path / "mine", about, safe_serialization=True)

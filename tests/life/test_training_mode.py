@@ -19,6 +19,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import NativeScaler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from versions import needs_timm
 
 from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.life.regressor import LifeRegressor
@@ -35,6 +36,8 @@ DROPPED = {  # every kind of dropout that timm knows
 def dropping(name: str, **rates: float) -> nn.Module:
     """A family's small model with dropouts, lively, in training mode."""
     family = FAMILIES[name]
+    if family.since:
+        needs_timm(*family.since)
     try:
         vit = family.make(family.entry, **family.arguments, **rates)
     except TypeError as error:  # a factory that does not pass all of them on
