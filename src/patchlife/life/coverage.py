@@ -32,8 +32,8 @@ def added_coverage(
     weight = importance[image, order].to(cosine.dtype)
     covered = running_max(cosine.clamp(min=0))  # [.., i, r]: rank i, by the best of ranks 0..r
     # what rank r adds, for each i, before the sum: a difference of sums near 1 would keep only rounding noise of it
-    added = torch.diff(covered, dim=2, prepend=torch.zeros_like(covered[..., :1]))
-    gain = (weight[:, None] @ added).squeeze(1)
+    later = weight[:, None] @ (covered[..., 1:] - covered[..., :-1])
+    gain = torch.cat((weight[:, None] @ covered[..., :1], later), dim=2).squeeze(1)
     rank = torch.arange(order.shape[1], device=order.device).expand_as(order)
     place = torch.zeros_like(order).scatter(1, order, rank)
     return gain.gather(1, place), Likeness(cosine, place)
