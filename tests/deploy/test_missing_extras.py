@@ -9,11 +9,17 @@ import deploying
 import pytest
 import small as photos_and_weights
 
-from patchlife import images, models
+from patchlife import images, inference, models
 from patchlife.cli import main
+from patchlife.commands import demo
+from patchlife.commands import export as export_verb
 from patchlife.deploy import export, export_package
 from patchlife.errors import MissingExtraError
+from patchlife.learn import cache
+from patchlife.measure import compare
 
+READERS = (images, inference, cache, compare, demo, export_verb)
+"""Where the name is known: a module that was imported while one of them is changed would keep the change."""
 EXTRAS = "onnx,openvino", "onnx", "openvino", "int8"
 """What install lines may name: exporting to OpenVINO takes ONNX's packages, too."""
 EXPORT = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
@@ -32,7 +38,8 @@ def desk(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATCHLIFE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(models, "open_model", too_late)
-    monkeypatch.setattr(images, "load_batches", too_late)
+    for place in READERS:
+        monkeypatch.setattr(place, "load_batches", too_late)
     return tmp_path
 
 
