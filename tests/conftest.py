@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings, strategies
 
 TESTS = Path(__file__).parent
 NO_GRADIENTS = tuple(TESTS / folder for folder in ("backbones", "deploy", "life", "measure/peers"))
@@ -31,8 +31,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 def pytest_collection_finish() -> None:
     """Modules and tests stay to the end: looking for garbage among them again and again was a seventh of the time."""
+    wake_hypothesis()
     gc.collect()
     gc.freeze()
+
+
+@settings(max_examples=1, database=None)
+@given(strategies.none())
+def wake_hypothesis(_: None) -> None:
+    """Its first run looks for holders of its random state, and frozen ones are not found (seen where CI is set)."""
 
 
 def pytest_sessionfinish() -> None:
