@@ -27,19 +27,19 @@ import timm
 import torch
 
 from patchlife import LifeConfig, SlimModel, __version__, wrap
-from patchlife.commands.export import prepared_photos
+from patchlife.cli.export import prepared_photos
 from patchlife.config import ModelConfig
-from patchlife.deploy import Engine
-from patchlife.deploy.describe import describe
-from patchlife.deploy.exportable import exportable
-from patchlife.deploy.exporting import AGREEMENT, built
-from patchlife.deploy.parity import sample_images
-from patchlife.deploy.runners import OnnxRunner, open_runner
-from patchlife.files import write_atomic
-from patchlife.images import list_photos
-from patchlife.measure.memory import peak_bytes
-from patchlife.measure.timing import Timing, alternate, conditions
-from patchlife.models import ReadyModel, open_model
+from patchlife.data import list_photos
+from patchlife.evaluation.memory import peak_bytes
+from patchlife.evaluation.timing import Timing, alternate, conditions
+from patchlife.export.describe import describe
+from patchlife.export.exporter import AGREEMENT, built
+from patchlife.export.parity import sample_images
+from patchlife.io.files import write_atomic
+from patchlife.runtime import Engine
+from patchlife.runtime.opening import ReadyModel, open_model
+from patchlife.runtime.sessions import OnnxRunner, open_runner
+from patchlife.runtime.tensor_module import exportable
 
 KINDS = ("onnx", "openvino")
 INT8 = ("int8-dynamic", "int8-static")

@@ -30,13 +30,13 @@ from reference import masked
 
 from patchlife import LifeConfig, __version__, flops, wrap
 from patchlife.backbones import adapt
-from patchlife.deploy import CompiledAdaptive, CompiledBudgets
-from patchlife.files import write_atomic
-from patchlife.measure.compare import race
-from patchlife.measure.memory import peak_bytes
-from patchlife.measure.peers import METHODS
-from patchlife.measure.result import About, Result
-from patchlife.measure.timing import alternate, conditions
+from patchlife.benchmarks.baselines import METHODS
+from patchlife.benchmarks.comparison import race
+from patchlife.benchmarks.result import About, Result
+from patchlife.evaluation.memory import peak_bytes
+from patchlife.evaluation.timing import alternate, conditions
+from patchlife.io.files import write_atomic
+from patchlife.runtime import CompiledAdaptive, CompiledBudgets
 
 MODELS = {
     "vit_tiny_patch16_224": {},
@@ -253,7 +253,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _report(about: dict[str, Any], results: dict[tuple[str, str], Result], out: Path) -> None:
-    from patchlife.measure.report import text_report
+    from patchlife.benchmarks.report import text_report
 
     for result in results.values():
         print("\n" + text_report(result))

@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from patchlife import LifeConfig, LifeHead, SlimModel, __version__, wrap
 from patchlife.backbones import Backbone, Embedded
-from patchlife.files import write_atomic
-from patchlife.life.fixed import reorder
-from patchlife.life.heads import AttentionRule, Opinion
-from patchlife.life.regressor import LifeRegressor
-from patchlife.measure.timing import Timing, alternate
+from patchlife.evaluation.timing import Timing, alternate
+from patchlife.io.files import write_atomic
+from patchlife.slimming.regressor import LifeRegressor
+from patchlife.slimming.run.fixed import reorder
+from patchlife.slimming.scorers import AttentionRule, Opinion
 
 TARGETS = {  # (what, over what, batch): at least
     ("slices", "limit", 16): 0.98,

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from patchlife import LifeConfig, __version__, wrap
-from patchlife.files import write_atomic
-from patchlife.learn.config import LearnConfig
-from patchlife.learn.fit import student_of
-from patchlife.learn.loop import Stage, Step
-from patchlife.learn.stages import Slimming
-from patchlife.learn.targets import teach
-from patchlife.life.regressor import LifeRegressor
-from patchlife.measure.timing import alternate
+from patchlife.config import LearnConfig
+from patchlife.evaluation.timing import alternate
+from patchlife.io.files import write_atomic
+from patchlife.slimming.regressor import LifeRegressor
+from patchlife.training.fit import student_of
+from patchlife.training.stage import Stage, Step
+from patchlife.training.stages import Slimming
+from patchlife.training.targets import teach
 
 BUDGETS = (1.0, 0.8, 0.6, 0.45, 0.35)
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import patchlife
-from patchlife.images import Preprocess, list_photos, load_batches
+from patchlife.data import Preprocess, list_photos, load_batches
 
 
 def main(folder: str, checkpoint: str | None = None) -> None:

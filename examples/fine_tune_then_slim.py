@@ -20,13 +20,13 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 import patchlife
-from patchlife.files import write_atomic
-from patchlife.images import Preprocess, list_photos, load_batches
-from patchlife.learn.cache import Photo
-from patchlife.learn.config import LearnConfig
-from patchlife.learn.fit import fit
-from patchlife.measure.accuracy import evaluate
-from patchlife.measure.timing import conditions
+from patchlife.config import LearnConfig
+from patchlife.data import Preprocess, list_photos, load_batches
+from patchlife.evaluation.accuracy import evaluate
+from patchlife.evaluation.timing import conditions
+from patchlife.io.files import write_atomic
+from patchlife.training.fit import fit
+from patchlife.training.target_cache import Photo
 
 BUDGETS = (1.0, 0.8, 0.61, 0.45)
 

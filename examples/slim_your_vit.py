@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import patchlife
-from patchlife.images import Preprocess, read_photo
+from patchlife.data import Preprocess, read_photo
 
 
 def main(photo_path: str, checkpoint: str | None = None) -> None:
@@ -28,8 +28,8 @@ def main(photo_path: str, checkpoint: str | None = None) -> None:
             logits = model.set_budget(budget)(images)
             print(f"budget {budget:.2f}: class {logits.argmax().item()}, patches in each block: {model.schedule()}")
 
-    patchlife.draw(photo, model.lives(images), preprocess=preprocess).save("lives.png")
-    model.save("my-adapter")
+    patchlife.save(patchlife.draw(photo, model.lives(images), preprocess=preprocess), "lives.png")
+    patchlife.save(model, "my-adapter")
     assert torch.equal(patchlife.load("my-adapter", vit).lives(images).life, model.lives(images).life)
     print("wrote lives.png and my-adapter/")
 

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 import patchlife
 from patchlife.backbones import Backbone
-from patchlife.life.heads import Opinion
+from patchlife.slimming.scorers import Opinion
 
 
 class CentreFirst(patchlife.LifeHead):
@@ -40,7 +40,7 @@ def main() -> None:
     vit = timm.create_model("vit_tiny_patch16_224").eval()
     model = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.5), scorer=CentreFirst(y=-0.5))
     with tempfile.TemporaryDirectory() as folder:
-        model.save(f"{folder}/adapter")
+        patchlife.save(model, f"{folder}/adapter")
         # an adapter names the kind of its scorer; the class comes from you, no file brings code
         again = patchlife.load(f"{folder}/adapter", vit, scorer=CentreFirst)
     images = torch.randn(1, 3, 224, 224)

@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import patchlife
 from patchlife.backbones import Origin, adapt, rebuild, signature
+from patchlife.backbones.weight_delta import Change, merged
 from patchlife.config import LifeConfig
 from patchlife.errors import AdapterError
-from patchlife.files import check_sums, sha256_of
-from patchlife.life import AttentionRule, Calibration, SlimModel
-from patchlife.life.change import Change, merged
-from patchlife.life.regressor import LifeRegressor
-from patchlife.models import demo_backbone
+from patchlife.io.files import check_sums, sha256_of
+from patchlife.runtime.opening import demo_backbone
+from patchlife.slimming import AttentionRule, Calibration, SlimModel
+from patchlife.slimming.regressor import LifeRegressor
 
 
 def main(folder: str, backbone: str) -> None:
@@ -33,7 +34,7 @@ def main(folder: str, backbone: str) -> None:
     vit = demo_backbone() if backbone == "demo" else _built(about, Path(backbone))
     _check_projections(about, vit)
     model = _restored(about, tensors, vit)
-    model.save(folder)
+    patchlife.save(model, folder)
     print(f"{folder}: format 2, for {about['backbone']['name']}")
 
 

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings, strategies
 
 TESTS = Path(__file__).parent
-NO_GRADIENTS = tuple(TESTS / folder for folder in ("backbones", "deploy", "life", "measure/peers"))
+NO_GRADIENTS = tuple(
+    TESTS / folder for folder in ("adapters", "backbones", "benchmarks/baselines", "export", "runtime", "slimming")
+)
 """Folders that never learn, or say where they do; elsewhere a test finds torch as a user finds it."""
 
 # A busy machine is slow, not wrong: `timeout` in pyproject.toml ends what hangs.

@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-from patchlife.deploy.cache import cache_folder
+from patchlife.export.cache import cache_folder
 
 
 def test_warnings_are_errors() -> None:

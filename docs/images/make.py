@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from patchlife.config import ModelConfig
-from patchlife.images import read_photo
-from patchlife.models import open_model
-from patchlife.show import draw, strip
+from patchlife.data import read_photo
+from patchlife.runtime.opening import open_model
+from patchlife.visual import draw, strip
 
 PHOTOS = ("kangaroo/image_0034.jpg", "dalmatian/image_0043.jpg")
 BUDGET, HEIGHT, GAP = 0.5, 200, 10

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 import patchlife
-from patchlife.files import write_atomic
-from patchlife.images import Preprocess, list_photos, load_batches, read_photo
-from patchlife.learn.cache import Photo
-from patchlife.learn.config import LearnConfig
-from patchlife.learn.fit import accelerator_for, fit
-from patchlife.measure.accuracy import evaluate
-from patchlife.measure.timing import conditions
-from patchlife.models import demo_backbone
+from patchlife.config import LearnConfig
+from patchlife.data import Preprocess, list_photos, load_batches, read_photo
+from patchlife.evaluation.accuracy import evaluate
+from patchlife.evaluation.timing import conditions
+from patchlife.io.files import write_atomic
+from patchlife.runtime.opening import demo_backbone
+from patchlife.training.fit import accelerator_for, fit
+from patchlife.training.target_cache import Photo
 
 BUDGETS = (0.8, 0.6, 0.45, 0.35)
 

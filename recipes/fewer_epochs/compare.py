@@ -25,20 +25,21 @@ from torch import Tensor
 
 import patchlife
 from patchlife.backbones import adapt, signature
-from patchlife.config import LifeConfig, ModelConfig
-from patchlife.files import write_atomic
-from patchlife.images import list_photos
-from patchlife.learn.cache import LessonCache, Photo, collect
-from patchlife.learn.config import LearnConfig
-from patchlife.learn.fit import accelerator_for, student_of
-from patchlife.learn.loop import Course, Stage, Step, train
-from patchlife.learn.stages import Regression, Slimming
-from patchlife.learn.targets import teach
-from patchlife.life import SlimModel
-from patchlife.life.regressor import LifeRegressor
-from patchlife.measure.peers import METHODS
-from patchlife.measure.timing import conditions
-from patchlife.models import ReadyModel, open_model
+from patchlife.benchmarks.baselines import METHODS
+from patchlife.config import LearnConfig, LifeConfig, ModelConfig
+from patchlife.data import list_photos
+from patchlife.evaluation.timing import conditions
+from patchlife.io.files import write_atomic
+from patchlife.runtime.opening import ReadyModel, open_model
+from patchlife.slimming import SlimModel
+from patchlife.slimming.regressor import LifeRegressor
+from patchlife.training.cached_evaluation import evaluate_cached
+from patchlife.training.fit import accelerator_for, student_of
+from patchlife.training.loop import train
+from patchlife.training.stage import Course, Stage, Step
+from patchlife.training.stages import Regression, Slimming
+from patchlife.training.target_cache import LessonCache, Photo, collect
+from patchlife.training.targets import teach
 
 BATCH, RATE = 50, 1e-4
 _LOWEST = LearnConfig().lowest_budget
@@ -177,28 +178,16 @@ def _rival(method: str, ready: ReadyModel, flops: float, steps: int) -> Built:
     return stage, stage.answer, peer.flops(images) / METHODS["dense"].build(backbone, 1.0, images).flops(images)
 
 
-@torch.no_grad()
 def _score(answer: Callable[[Tensor], Tensor], photos: LessonCache) -> dict[str, float]:
     """Top-1 in %, and KL from the dense model in nats."""
-    right, divergence = [], []
-    for begin in range(0, len(photos), 50):
-        rows = range(begin, min(begin + 50, len(photos)))
-        lesson = photos.lessons(rows)
-        logits = answer(lesson.tokens).log_softmax(dim=1)
-        right.append(logits.argmax(dim=1) == photos.labels(rows))
-        dense = lesson.logits.log_softmax(dim=1)
-        divergence.append((dense.exp() * (dense - logits)).sum(dim=1))
-    return {"top1": round(100 * _mean(right), 2), "kl": round(_mean(divergence), 4)}
+    score = evaluate_cached(answer, photos, torch.device("cpu"))
+    return {"top1": round(100 * score.top1, 2), "kl": round(score.kl, 4)}
 
 
 def _dense(photos: LessonCache) -> float:
     """Top-1 of the dense model, in %."""
     lesson, labels = photos.lessons(range(len(photos))), photos.labels(range(len(photos)))
     return round(100 * (lesson.logits.argmax(dim=1) == labels).double().mean().item(), 2)
-
-
-def _mean(parts: list[Tensor]) -> float:
-    return torch.cat(parts).double().mean().item()
 
 
 def _lessons(ready: ReadyModel, photos: list[Photo], folder: Path) -> LessonCache:

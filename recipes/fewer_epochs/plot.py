@@ -5,15 +5,14 @@ python recipes/fewer_epochs/plot.py RESULT.json PICTURE.png
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
+
+from patchlife.visual.plots import new_figure, rendered
 
 LOOK = {
     "ours": ("PatchLife, any budget", "#0a7d3c"),
@@ -26,8 +25,7 @@ LOOK = {
 def plot(result: dict[str, Any]) -> Image.Image:
     """A column for each set of photos; above against epochs, below against seconds."""
     sets = [name for name in result["curves"][0]["curve"][0] if name not in ("epoch", "seconds")]
-    figure = Figure(figsize=(10, 7), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 7)
     axes = figure.subplots(2, len(sets), squeeze=False)
     longest = max(curve["epochs"] for curve in result["curves"])
     for column, name in enumerate(sets):
@@ -53,9 +51,7 @@ def plot(result: dict[str, Any]) -> Image.Image:
     axes[0][0].legend(frameon=False)
     flops, size = result["curves"][0]["flops"], result["image_size"]
     figure.suptitle(f"ViT-Tiny, {size} px, {flops:.2f} of the dense FLOPs, {result['photos']} photos to learn from")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return Image.open(stream).convert("RGB")
+    return rendered(figure)
 
 
 if __name__ == "__main__":

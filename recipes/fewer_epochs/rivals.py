@@ -1,7 +1,8 @@
 """EViT and DynamicViT as stages of our own loop, by their papers' rules, from the tokens that enter block 3.
 
-What runs at inference is what `patchlife bench` measures (`patchlife.measure.peers`); here is what the papers do while
-they train. Both learn what our stage 2 learns (every weight from block 3 on) from the same loss; the rule is theirs.
+What runs at inference is what `patchlife bench` measures (`patchlife.benchmarks.baselines`); here is what the papers
+do while they train. Both learn what our stage 2 learns (every weight from block 3 on) from the same loss; the rule is
+theirs.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchlife.backbones import Backbone
-from patchlife.learn.loop import Stage, Step
-from patchlife.learn.losses import distillation_loss
-from patchlife.measure.peers.dynamicvit import DynamicViT, Predictor
-from patchlife.measure.peers.evit import EViT
+from patchlife.benchmarks.baselines.dynamicvit import DynamicViT, Predictor
+from patchlife.benchmarks.baselines.evit import EViT
+from patchlife.training.losses import distillation_loss
+from patchlife.training.stage import Stage, Step
 
 __all__ = ["DynamicViTStage", "EViTStage"]
 

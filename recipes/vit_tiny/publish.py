@@ -9,15 +9,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import patchlife
 from patchlife.config import ModelConfig
-from patchlife.models import open_model
+from patchlife.runtime.opening import open_model
 
 
 def main(fitted: str, checkpoint: str, published: str) -> None:
     model = open_model(ModelConfig(fitted, checkpoint=Path(checkpoint))).model
     assert model.origin is not None
     model.origin = replace(model.origin, checkpoint=None)
-    model.save(published)
+    patchlife.save(model, published)
 
 
 if __name__ == "__main__":

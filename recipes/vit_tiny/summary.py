@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from patchlife.files import write_atomic
+from patchlife.io.files import write_atomic
 
 MODELS = {"head": "head only", "adapter": "low-rank adapter", "full": "all weights from block 3 on"}
 SETS = ("in1k-samples", "in20-val")

@@ -8,33 +8,35 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
+    from .adapters import load as load
+    from .adapters import save as save
     from .config import LifeConfig as LifeConfig
     from .errors import PatchLifeError as PatchLifeError
-    from .life import Flops as Flops
-    from .life import LifeHead as LifeHead
-    from .life import Lives as Lives
-    from .life import Plan as Plan
-    from .life import SlimModel as SlimModel
-    from .life import flops as flops
-    from .life import wrap as wrap
-    from .life.adapter import load as load
-    from .show import draw as draw
-
-__version__ = "0.1.0"
+    from .slimming import Flops as Flops
+    from .slimming import LifeHead as LifeHead
+    from .slimming import Lives as Lives
+    from .slimming import Plan as Plan
+    from .slimming import SlimModel as SlimModel
+    from .slimming import flops as flops
+    from .slimming import wrap as wrap
+    from .visual import draw as draw
 
 _HOME = {
-    "Flops": "life",
+    "Flops": "slimming",
     "LifeConfig": "config",
-    "LifeHead": "life",
-    "Lives": "life",
+    "LifeHead": "slimming",
+    "Lives": "slimming",
     "PatchLifeError": "errors",
-    "Plan": "life",
-    "SlimModel": "life",
-    "draw": "show",
-    "flops": "life",
-    "load": "life.adapter",
-    "wrap": "life",
+    "Plan": "slimming",
+    "SlimModel": "slimming",
+    "draw": "visual",
+    "flops": "slimming",
+    "load": "adapters",
+    "save": "adapters",
+    "wrap": "slimming",
 }
 
 __all__ = [*_HOME, "__version__"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from typing import Any
 
 from .errors import MissingExtraError
 
-__all__ = ["installed", "require", "require_engine", "require_export"]
+__all__ = ["installed", "need", "require", "require_engine", "require_export"]
 
+_EXTRA = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "int8"}
 _WRITERS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 _RUNNERS = {"onnx": "onnxruntime", "openvino": "openvino"}
 
@@ -40,3 +43,14 @@ def require_engine(kind: str, what: str) -> None:
     """Raise MissingExtraError unless a file of this kind (onnx, openvino; others run in torch) can be run."""
     if kind in _RUNNERS:
         require(_RUNNERS[kind], kind, what)
+
+
+def need(module: str, what: str) -> Any:
+    """Import ``module``. Raises MissingExtraError with the install line when its package is not there."""
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:  # its own dependency: not ours to explain
+            raise
+        raise MissingExtraError(package, _EXTRA[package], what) from None

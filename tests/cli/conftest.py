@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from small import NAME, checkpoint, write_photos
 
-from patchlife.cli import main
+from patchlife.cli.main import main
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from small import write_photos
 from timm.models import VisionTransformer
 
-import patchlife.models as models
+import patchlife
+import patchlife.runtime.opening as models
 from patchlife import wrap
 from patchlife.config import ModelConfig
-from patchlife.life.heads import AttentionRule
-from patchlife.life.regressor import LifeRegressor
+from patchlife.slimming.regressor import LifeRegressor
+from patchlife.slimming.scorers import AttentionRule
 
 ARCHITECTURE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 6, "num_heads": 2, "num_classes": 2}
 
@@ -45,8 +46,9 @@ def stand_in(tmp_path, monkeypatch):
     }
     (folder / "model.json").write_text(json.dumps(about))
     monkeypatch.setattr(models, "demo_folder", lambda: folder)
-    wrap(models.demo_backbone(), scorer=LifeRegressor(ARCHITECTURE["embed_dim"], 1, width=8, kin_dim=4)).save(
-        folder / "adapter"
+    patchlife.save(
+        wrap(models.demo_backbone(), scorer=LifeRegressor(ARCHITECTURE["embed_dim"], 1, width=8, kin_dim=4)),
+        folder / "adapter",
     )
     return folder
 

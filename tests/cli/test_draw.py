@@ -35,7 +35,7 @@ def test_strips_and_sheets(patchlife, model, photos, tmp_path):
 
 
 def test_many_photos_go_on_several_sheets(tmp_path):
-    from patchlife.commands.draw import Sheets
+    from patchlife.cli.draw import Sheets
 
     sheets = Sheets(tmp_path, tiles=3)
     for index in range(7):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from small import write_photos
 
-from patchlife.cli import VERBS
+from patchlife.cli.main import VERBS
 from patchlife.errors import MissingExtraError
 
 EXTRAS = ("accelerate", "matplotlib", "tensorboard", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
@@ -124,9 +124,9 @@ def test_the_plot_of_eval_is_optional_and_missed_at_once(patchlife, model, witho
 def test_fit_in_python_asks_first_too(without, tmp_path):
     from patchlife import wrap
     from patchlife.backbones import build
-    from patchlife.images import Preprocess
+    from patchlife.data import Preprocess
 
-    fit = importlib.import_module("patchlife.learn.fit").fit
+    fit = importlib.import_module("patchlife.training.fit").fit
     model = wrap(build("test_vit")[0])
     without("matplotlib")
     with pytest.raises(MissingExtraError, match=r"the report of a fit needs matplotlib.* 'patchlife\[learn\]'"):

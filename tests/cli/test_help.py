@@ -11,8 +11,8 @@ from typing import get_type_hints
 import pytest
 
 from patchlife import LifeConfig, __version__
-from patchlife.arguments import attribute_docs
-from patchlife.cli import VERBS, main
+from patchlife.cli.arguments import attribute_docs
+from patchlife.cli.main import VERBS, main
 
 LIGHT = """
 import sys

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from small import NAME, checkpoint, write_photos
 from versions import needs_timm
 
-from patchlife.images import read_photo
+from patchlife.data import read_photo
 
 ARGS = ["global_pool=avg", "in_chans=1"]
 

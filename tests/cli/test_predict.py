@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from small import NAME, photo, write_photos
 
-import patchlife.inference as inference
-from patchlife.life import SlimModel
+import patchlife.runtime.inference as inference
+from patchlife.slimming import SlimModel
 
 
 def close(a: dict, b: dict) -> bool:
@@ -42,7 +42,7 @@ def test_budget_one_is_the_backbone(patchlife, model, photos, vit_file):
     import timm
     from safetensors.torch import load_file
 
-    from patchlife.images import Preprocess, read_photo
+    from patchlife.data import Preprocess, read_photo
 
     said = patchlife("predict", *model, *photos, "--budget", 1, "--top", 10)
     vit = timm.create_model(NAME, num_classes=10).eval()
@@ -178,7 +178,7 @@ def test_a_photo_that_breaks_the_model_breaks_it_alone(patchlife, model, photos,
             raise RuntimeError("no kernel for this\nand a long trace")
         return real(self, images)
 
-    from patchlife.models import ModelConfig, open_model
+    from patchlife.runtime.opening import ModelConfig, open_model
 
     ready = open_model(ModelConfig(NAME, checkpoint=model[2]))
     first = [float(ready.preprocess(Image.open(p))[0, 0, 0]) for p in photos]
@@ -204,7 +204,7 @@ def test_adaptive_mode_calibrates_first_so_batches_do_not_matter(budget, patchli
 
 
 def test_calibration_spreads_over_all_photos_and_skips_bad_ones(tmp_path, vit_file, monkeypatch):
-    from patchlife.models import ModelConfig, open_model
+    from patchlife.runtime.opening import ModelConfig, open_model
 
     paths = write_photos(tmp_path, 11)
     paths[4].write_bytes(b"")
@@ -268,7 +268,7 @@ def test_an_unreadable_folder(patchlife, model, photos, monkeypatch):
 
 
 def test_a_reader_that_goes_away_is_no_error(model, photos, monkeypatch, capfd):
-    from patchlife.cli import main
+    from patchlife.cli.main import main
 
     end, start = os.pipe()
     os.close(end)

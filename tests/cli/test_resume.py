@@ -9,13 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small import checkpoint, write_photos
 
-import patchlife.inference as inference
+import patchlife.runtime.inference as inference
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, vit_file):
     """A finished run on five photos, one of them bad: (command line, its file's content)."""
-    from patchlife.cli import main
+    from patchlife.cli.main import main
 
     folder = tmp_path_factory.mktemp("finished")
     photos = write_photos(folder / "photos", 5)

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from versions import needs_timm
 
-from patchlife.cli import main
+from patchlife.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

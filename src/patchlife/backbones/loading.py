@@ -17,9 +17,9 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..checks import plain
+from ..config.checks import plain
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError
-from ..files import sha256_of
+from ..io.files import sha256_of
 from .backbone import adapt
 from .checkpoint import load_weights, read_weights, without_prefix
 

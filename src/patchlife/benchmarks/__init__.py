@@ -1,0 +1,1 @@
+"""Comparison with other methods: baselines, side-by-side timing, schedule search, reports. The core never uses it."""

@@ -1,0 +1,36 @@
+"""The methods of the comparison, one file each, all on the same backbone: written from the papers, by composition."""
+
+from __future__ import annotations
+
+from .ats import ATS
+from .avit import AVIT
+from .base import Method, Peer
+from .class_attention import CLASS_ATTENTION
+from .dense import DENSE
+from .dynamicvit import DYNAMICVIT, trained_dynamicvit
+from .evit import EVIT
+from .no_decision_bound import LIMIT
+from .ours import OURS_ADAPTIVE, OURS_FIXED, OURS_SLICES, learned
+from .random import RANDOM
+from .tome import TOME
+
+__all__ = ["METHODS", "Method", "Peer", "learned", "trained_dynamicvit"]
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        DENSE,
+        LIMIT,
+        RANDOM,
+        CLASS_ATTENTION,
+        EVIT,
+        DYNAMICVIT,
+        TOME,
+        ATS,
+        AVIT,
+        OURS_FIXED,
+        OURS_SLICES,
+        OURS_ADAPTIVE,
+    )
+}
+"""By the names that the command line knows."""

@@ -1,0 +1,117 @@
+"""ATS: Fayyaz et al., Adaptive Token Sampling for Efficient Vision Transformers (ECCV 2022, arXiv 2111.15667).
+
+Inside each block from a quarter of the depth on, patches get a significance: the class token's attention to them
+times the norm of their value, per head, then summed. K evenly spaced points of its cumulative distribution name
+the patches that stay; a patch named twice stays once, so an image keeps K or fewer. Only the chosen ask as
+queries, but they ask all tokens that entered the block. Nothing is trained.
+
+Images keep different numbers, so a batch is padded to its largest and padding is masked, as the paper's own runs do.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...backbones import Backbone, sdpa
+from ...backbones.branches import attention_branch, check_halves, half_cost, mlp_branch
+from .base import Images, Method, Peer, check_class_token, check_no_rope, closest, dense_flops, take
+
+__all__ = ["ATS", "AdaptiveSampling", "sample", "significance"]
+
+
+def significance(
+    class_logits: Float[Tensor, "batch heads patches"], value: Float[Tensor, "batch patches heads dim"]
+) -> Float[Tensor, "batch patches"]:
+    """Attention times value norm, each head normalised to sum to one, heads summed."""
+    worth = class_logits.float().softmax(dim=-1) * value.float().norm(dim=-1).transpose(1, 2)
+    return (worth / worth.sum(dim=-1, keepdim=True)).sum(dim=1)
+
+
+def sample(
+    score: Float[Tensor, "batch patches"], samples: int
+) -> tuple[Int[Tensor, "batch kept"], Bool[Tensor, "batch kept"]]:
+    """(patches that stay, ascending; which entries are real), padded to the image that keeps most."""
+    cumulative = score.cumsum(dim=1)
+    points = (torch.arange(samples, device=score.device) + 0.5) / samples
+    named = torch.searchsorted(cumulative, points * cumulative[:, -1:]).clamp(max=score.shape[1] - 1)
+    new = torch.ones_like(named, dtype=torch.bool)
+    new[:, 1:] = named[:, 1:] != named[:, :-1]
+    counts = new.sum(dim=1)
+    most = int(counts.max())
+    place = torch.where(new, new.cumsum(dim=1) - 1, most)  # repeats go to a column that is cut off
+    kept = torch.zeros_like(named[:, :1]).repeat(1, most + 1).scatter(1, place, named)[:, :most]
+    return kept, torch.arange(most, device=score.device) < counts[:, None]
+
+
+class AdaptiveSampling(Peer):
+    """Samples ``samples`` times in every block from a quarter of the depth on."""
+
+    def __init__(self, backbone: Backbone, samples: int) -> None:
+        check_class_token(backbone, "ATS")
+        check_halves(backbone, "ATS", all_queries=False)
+        self.first = max(1, backbone.depth // 4)
+        super().__init__(backbone, f"K {samples} in every block from {self.first} on")
+        self.samples = samples
+
+    def forward(self, images: Images) -> Tensor:
+        """Logits."""
+        return self.run(images)[0]
+
+    def run(self, images: Images) -> tuple[Tensor, list[int]]:
+        """(logits, tokens per image, padding included, before block 0 and after each block)."""
+        bb = self.backbone
+        embedded = bb.embed(images)
+        check_no_rope(embedded.rope, "ATS")
+        x, real, widths = embedded.tokens, None, [embedded.tokens.shape[1]]
+        for index in range(bb.depth):
+            if index < self.first:
+                x = bb.block(index, x)
+            else:
+                x, real = self.sampling_block(index, x, real)
+            widths.append(x.shape[1])
+        return bb.classify(bb.norm(x)), widths
+
+    def sampling_block(self, index: int, x: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One block from which fewer tokens come out; ``real`` (batch, tokens) marks those that are no padding."""
+        bb = self.backbone
+        chosen: list[Tensor] = []
+        mask = None if real is None else real[:, None, None]
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            logits = torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k)
+            logits = logits if real is None else logits.masked_fill(~real[:, None], -torch.inf)
+            kept, valid = sample(significance(logits[..., bb.prefix :], v[:, bb.prefix :]), self.samples)
+            front = torch.arange(bb.prefix, device=q.device).expand(len(q), -1)
+            index = torch.cat((front, kept + bb.prefix), dim=1)
+            chosen.extend((index, F.pad(valid, (bb.prefix, 0), value=True)))
+            return sdpa(take(q.flatten(2), index).unflatten(2, q.shape[2:]), k, v, mask)
+
+        branch = attention_branch(bb, index, x, attend)
+        x = take(x, chosen[0]) + branch
+        return x + mlp_branch(bb, index, x), chosen[1]
+
+    def flops(self, images: Images) -> float:
+        """FLOPs per image when ``images`` are one batch: padding costs like everything else."""
+        with torch.no_grad():
+            widths = self.run(images)[1]
+        total = float(self.outer_flops(images))
+        for index, (n, after) in enumerate(itertools.pairwise(widths)):
+            cost = half_cost(self.backbone, index)
+            row = cost.pair // 2 * n if index >= self.first else 0
+            total += cost.project * n + row + cost.pair * n * after + (cost.out + cost.mlp) * after
+        return total
+
+
+def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+    rows, cols = backbone.grid_of(images)
+    wanted = target * dense_flops(backbone, images)
+    samples = closest(lambda k: AdaptiveSampling(backbone, k).flops(images), wanted, 1, 4 * rows * cols)
+    return AdaptiveSampling(backbone, samples)
+
+
+ATS = Method("ats", "ATS", "arXiv 2111.15667 (ECCV 2022)", "nothing to train", _build, shapes="dynamic")

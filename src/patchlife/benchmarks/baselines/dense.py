@@ -1,0 +1,35 @@
+"""The untouched backbone, run by timm's own code: fused attention, nothing of ours in the way."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...backbones import Backbone
+from ...config import LifeConfig
+from ...slimming import SlimModel
+from .base import Images, Method, Peer, dense_flops
+
+__all__ = ["DENSE"]
+
+
+class Dense(Peer):
+    """The model itself."""
+
+    def forward(self, images: Images) -> Tensor:
+        """Logits."""
+        return self.backbone.vit(images)
+
+    def exportable(self) -> SlimModel:
+        """The same graph, by way of a model that slims nothing."""
+        return SlimModel(self.backbone, LifeConfig(budget=1.0)).eval()
+
+    def flops(self, images: Images) -> float:
+        """FLOPs per image."""
+        return dense_flops(self.backbone, images)
+
+
+def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+    return Dense(backbone)
+
+
+DENSE = Method("dense", "dense", "timm", "as it came", _build, exports=True)

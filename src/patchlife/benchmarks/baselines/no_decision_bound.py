@@ -1,0 +1,56 @@
+"""The limit: our schedule's slices with nothing decided, nothing sorted. No method on this schedule is faster."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...backbones import Backbone
+from ...slimming.schedule import Cost, Schedule, resolve_drops, solve
+from .base import Images, Method, Peer
+
+__all__ = ["LIMIT", "Limit"]
+
+
+class Limit(Peer):
+    """The first n patches of the grid, whatever they show. Its accuracy means nothing."""
+
+    def __init__(self, backbone: Backbone, schedule: Schedule) -> None:
+        super().__init__(backbone, f"patches {schedule}")
+        self.schedule = schedule
+
+    def forward(self, images: Images) -> Tensor:
+        """Logits."""
+        bb = self.backbone
+        embedded = bb.embed(images)
+        x, rope, tails = embedded.tokens, embedded.rope, []
+        for index, n in enumerate(self.schedule.survivors):
+            if bb.prefix + n < x.shape[1]:
+                tails.append(x[:, bb.prefix + n :])
+                x = x[:, : bb.prefix + n].contiguous()
+                rope = None if rope is None else rope[..., :n, :]
+            x = bb.block(index, x, bb.rope_of(rope, index))
+        if not bb.reads_class:  # pooling wants the dropped patches too, in their last state
+            x = torch.cat((x, *reversed(tails)), dim=1)
+        return bb.classify(bb.norm(x))
+
+    def flops(self, images: Images) -> float:
+        """FLOPs per image."""
+        return _cost(self.backbone, images).total(self.schedule.survivors)
+
+
+def _cost(bb: Backbone, images: Images) -> Cost:
+    """What the parts cost, the decision nothing."""
+    rows, cols = bb.grid_of(images)
+    outer = sum(bb.outer_flops((images.shape[-2], images.shape[-1])))
+    return Cost(rows * cols, bb.prefix, outer, 0, tuple(bb.block_flops(i) for i in range(bb.depth)))
+
+
+def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+    start, drops = resolve_drops(backbone.depth, None, None)
+    return Limit(backbone, solve(_cost(backbone, images), target, start, drops))
+
+
+LIMIT = Method(
+    "limit", "limit (slices, nothing decided)", "control", "nothing to train", _build, trained=False, exports=True
+)

@@ -1,0 +1,56 @@
+"""Ours: one decision at the start block, a plan, then slices (fixed) or packed rows (adaptive)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...backbones import Backbone
+from ...config import LifeConfig, Mode
+from ...slimming import SlimModel
+from .base import Images, Method, Peer
+from .slim_model import Slimmed
+
+__all__ = ["OURS_ADAPTIVE", "OURS_FIXED", "OURS_SLICES", "learned"]
+
+_RULE = "training-free rule (coverage of class attention); nothing trained"
+
+
+def _fixed(backbone: Backbone, target: float, images: Images) -> Peer:
+    return Slimmed(SlimModel(backbone, LifeConfig(budget=target)).eval())
+
+
+def _slices(backbone: Backbone, target: float, images: Images) -> Peer:
+    return Slimmed(SlimModel(backbone, LifeConfig(budget=target, heirs=False)).eval())
+
+
+def _adaptive(backbone: Backbone, target: float, images: Images) -> Peer:
+    model = SlimModel(backbone, LifeConfig(budget=target, mode="adaptive")).eval()
+    return Slimmed(model.calibrate([images]))
+
+
+OURS_FIXED = Method("ours-fixed", "ours, fixed", "this project", _RULE, _fixed, exports=True, ours=True)
+OURS_SLICES = Method("ours-slices", "ours, fixed, no heirs", "this project", _RULE, _slices, exports=True, ours=True)
+OURS_ADAPTIVE = Method("ours-adaptive", "ours, adaptive", "this project", _RULE, _adaptive, shapes="dynamic", ours=True)
+
+
+def learned(adapter: Path, mode: Mode) -> Method:
+    """Ours with what a life adapter learned: its head, and its change to the backbone if it has one."""
+
+    def build(backbone: Backbone, target: float, images: Images) -> Peer:
+        from ...adapters.adapter import load
+
+        model = load(adapter, backbone.vit).eval().set_budget(target)
+        if mode == "adaptive" and model.calibration is None:
+            model.calibrate([images])
+        return Slimmed(model.set_mode(mode))
+
+    return Method(
+        f"ours-learned-{mode}",
+        f"ours, learned, {mode}",
+        f"this project, adapter {adapter.name}",
+        "its head, and its change to the backbone if it has one; see the adapter's recipe",
+        build,
+        shapes="static" if mode == "fixed" else "dynamic",
+        exports=mode == "fixed",
+        ours=True,
+    )

@@ -1,0 +1,41 @@
+"""Methods that decide once and drop: they run in the library's own machine, with another judge."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...backbones import Backbone
+from ...config import LifeConfig
+from ...slimming import LifeHead, SlimModel
+from .base import Images, Peer
+
+__all__ = ["Slimmed", "decided_once"]
+
+
+class Slimmed(Peer):
+    """A `SlimModel` as a peer."""
+
+    def __init__(self, model: SlimModel) -> None:
+        super().__init__(model.backbone, f"patches {model.schedule()}")
+        self.model = model
+
+    def forward(self, images: Images) -> Tensor:
+        """Logits."""
+        return self.model(images)
+
+    def exportable(self) -> SlimModel:
+        """The model inside."""
+        return self.model
+
+    def flops(self, images: Images) -> float:
+        """FLOPs per image; in adaptive mode the mean over ``images``."""
+        size = (images.shape[-2], images.shape[-1])
+        if self.model.config.mode == "fixed":
+            return self.model.cost(size).total(self.model.schedule(size).survivors)
+        spent = self.model.flops_of(self.model.lives(images), size)
+        return sum(spent) / len(spent)
+
+
+def decided_once(backbone: Backbone, target: float, head: LifeHead) -> Peer:
+    """Pure slices in the order that ``head`` says, on the default schedule: no heirs, nothing of our own rule."""
+    return Slimmed(SlimModel(backbone, LifeConfig(budget=target, heirs=False), head).eval())

@@ -1,0 +1,130 @@
+"""ToMe: Bolya et al., Token Merging: Your ViT but Faster (ICLR 2023, arXiv 2210.09461).
+
+In every block, between attention and MLP, patches are split in turn into two sets; each patch of the first is
+linked to the patch of the second whose key (mean over the heads) is most like its own, and the r closest pairs
+are merged into their size-weighted mean. Attention adds the log of each key's size to its logits, so that a
+merged token counts as often as what it stands for. Nothing is trained.
+
+Prefix tokens stay out of the split, so they are never merged. One r for all blocks moves the FLOPs in steps of
+some 3 %; to meet a target, the first blocks merge one pair more.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...backbones import Backbone, sdpa
+from ...backbones.branches import attention_branch, check_halves, half_cost, mlp_branch
+from .base import Images, Method, Peer, check_class_token, check_no_rope, closest, dense_flops, take
+
+__all__ = ["TOME", "ToMe", "match", "merge"]
+
+
+def match(
+    key: Float[Tensor, "batch patches dim"], r: int
+) -> tuple[Int[Tensor, "batch unmerged"], Int[Tensor, "batch r"], Int[Tensor, "batch r"]]:
+    """Who merges: places in the first set that stay, those that go, and the place in the second set they go to.
+
+    The first set is patches 0, 2, 4 and so on, the second 1, 3, 5 and so on.
+    """
+    unit = F.normalize(key, dim=-1)
+    similarity, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=2)
+    closest_first = similarity.argsort(dim=1, descending=True)
+    goes = closest_first[:, :r]
+    stays = closest_first[:, r:].sort(dim=1).values
+    return stays, goes, partner.gather(1, goes)
+
+
+def merge(
+    patches: Float[Tensor, "batch patches dim"], size: Float[Tensor, "batch patches"], key: Tensor, r: int
+) -> tuple[Float[Tensor, "batch fewer dim"], Float[Tensor, "batch fewer"]]:
+    """The r most alike pairs become their size-weighted means; sizes add up."""
+    stays, goes, into = match(key, r)
+    weight = size[..., None]
+    # mass and size side by side: one gather and one scatter serve both
+    both = torch.cat((patches * weight, weight), dim=2)
+    first, second = both[:, ::2], both[:, 1::2]
+    second = second.scatter_add(1, into[..., None].expand(-1, -1, both.shape[2]), take(first, goes))
+    both = torch.cat((take(first, stays), second), dim=1)
+    size = both[..., -1]
+    return both[..., :-1] / size[..., None], size
+
+
+class ToMe(Peer):
+    """Merges ``pairs[l]`` pairs in block l, or as many as there are."""
+
+    def __init__(self, backbone: Backbone, pairs: tuple[int, ...]) -> None:
+        check_class_token(backbone, "ToMe")
+        check_halves(backbone, "ToMe")
+        more = sum(r > min(pairs) for r in pairs)
+        super().__init__(backbone, f"r {min(pairs)}" + (f", {max(pairs)} in the first {more} blocks" if more else ""))
+        self.pairs = pairs
+
+    def forward(self, images: Images) -> Tensor:
+        """Logits."""
+        bb = self.backbone
+        return bb.classify(bb.norm(self.tokens(images)[0]))
+
+    def tokens(self, images: Images) -> tuple[Tensor, Float[Tensor, "batch patches"]]:
+        """(tokens after the last block, how many patches each one stands for)."""
+        bb = self.backbone
+        embedded = bb.embed(images)
+        check_no_rope(embedded.rope, "ToMe")
+        x = embedded.tokens
+        size = x.new_ones(len(x), x.shape[1] - bb.prefix)
+        for index in range(bb.depth):
+            x, size = self.block(index, x, size)
+        return x, size
+
+    def block(self, index: int, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """One block with merging in its middle."""
+        bb, keys = self.backbone, []
+        merged = any(self.pairs[:index])
+        bias = F.pad(size.log(), (bb.prefix, 0))[:, None, None] if merged else None
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys.append(k)
+            return sdpa(q, k, v, bias)
+
+        x = x + attention_branch(bb, index, x, attend)
+        r = min(self.pairs[index], size.shape[1] // 2)
+        if r:
+            patches, size = merge(x[:, bb.prefix :], size, keys[0][:, bb.prefix :].mean(dim=2), r)
+            x = torch.cat((x[:, : bb.prefix], patches), dim=1)
+        return x + mlp_branch(bb, index, x), size
+
+    def flops(self, images: Images) -> float:
+        """FLOPs per image."""
+        bb = self.backbone
+        rows, cols = bb.grid_of(images)
+        n, total = rows * cols, float(self.outer_flops(images))
+        for index in range(bb.depth):
+            cost, tokens = half_cost(bb, index), bb.prefix + n
+            total += (cost.project + cost.out) * tokens + cost.pair * tokens**2
+            r = min(self.pairs[index], n // 2)
+            if r:
+                total += 2 * cost.head_dim * (n - n // 2) * (n // 2)  # all similarities
+                n -= r
+            total += cost.mlp * (bb.prefix + n)
+        return total
+
+
+def _pairs(more: int, depth: int) -> tuple[int, ...]:
+    """``more`` pairs spread over all blocks, the remainder in the first ones."""
+    return tuple(more // depth + (block < more % depth) for block in range(depth))
+
+
+def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+    wanted, depth = target * dense_flops(backbone, images), backbone.depth
+    rows, cols = backbone.grid_of(images)
+
+    def cost(saved: int) -> float:  # grows with the knob, as `closest` wants it
+        return ToMe(backbone, _pairs(-saved, depth)).flops(images)
+
+    return ToMe(backbone, _pairs(-closest(cost, wanted, -depth * (rows * cols // 2), 0), depth))
+
+
+TOME = Method("tome", "ToMe", "arXiv 2210.09461 (ICLR 2023)", "nothing to train", _build)

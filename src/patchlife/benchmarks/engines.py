@@ -1,0 +1,75 @@
+"""Ways to run a model on one batch over and over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..slimming import SlimModel
+
+__all__ = ["EXPORTED", "engine_version", "prepared"]
+
+EXPORTED = ("onnx", "openvino")
+"""Engines that run a graph exported to them, in float32 on the CPU."""
+
+
+def engine_version(engine: str) -> dict[str, str]:
+    """The engine's package and version, for the conditions of a number; empty where torch itself runs."""
+    package = {"onnx": "onnxruntime", "openvino": "openvino"}.get(engine)
+    return {package: version(package)} if package else {}
+
+
+def prepared(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object]:
+    """A function that runs ``model`` on ``images``.
+
+    ``engine`` is eager, compile, graph (compiled, then a CUDA graph), eager-graph, onnx or openvino. The last two
+    export on the first run and keep the file (see `deploy.cache`): a `SlimModel` is compared with its export.
+    """
+    if engine in EXPORTED:
+        return _exported(model, engine, images)
+    if engine == "eager":
+        return lambda: model(images)
+    if engine == "eager-graph":
+        return _graphed(model, images)
+    compiled = torch.compile(model, dynamic=False)
+    if engine == "graph":
+        return _graphed(compiled, images)
+    return lambda: compiled(images)
+
+
+@torch.inference_mode(False)  # what is exported must be plain tensors
+@torch.no_grad()
+def _exported(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object]:
+    from ..export.cache import cached_engine, cached_runner
+    from ..runtime.metadata import Format
+
+    kind, array = cast(Format, engine), images.clone().numpy()
+    if isinstance(model, SlimModel):
+        runs = cached_engine(model, kind, lives=False)
+        return lambda: runs(array)
+    runner = cached_runner(model, kind, torch.from_numpy(array))
+    return lambda: runner.run(array)
+
+
+@torch.inference_mode()
+def _graphed(model: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
+    """Record the model's kernels once, replay them at a single launch."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            model(images)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = model(images)
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay

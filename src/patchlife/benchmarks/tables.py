@@ -1,0 +1,211 @@
+"""Results as rows of text, and what they say in words: the same for terminal, HTML and docs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..evaluation.timing import NOISY
+from .result import Accuracy, Result, Speed
+
+__all__ = [
+    "Table",
+    "accuracy_of",
+    "advice_lines",
+    "affordable_table",
+    "findings",
+    "is_rival",
+    "main_table",
+    "speed_table",
+    "target_rows",
+    "title_of",
+]
+
+Table = tuple[list[str], list[list[str]]]
+"""Column names, and as many cells a row."""
+
+CONTROLS = ("dense", "dense-eager", "limit", "random")
+"""Not methods anybody would use to slim: what the others are compared with."""
+
+
+def title_of(result: Result, method: str) -> str:
+    """What a method is called in tables."""
+    if method == "dense-eager":
+        return "dense, eager in torch"
+    return result.methods[method].title if method in result.methods else method
+
+
+def is_ours(result: Result, method: str) -> bool:
+    """Whether it is this project's."""
+    return method in result.methods and result.methods[method].ours
+
+
+def is_rival(result: Result, method: str) -> bool:
+    """Whether it is somebody else's method, no control."""
+    return method not in CONTROLS and not is_ours(result, method)
+
+
+def accuracy_of(result: Result, method: str, target: float) -> Accuracy | None:
+    """A method's row at a target; the dense model has one for all."""
+    for row in result.accuracy:
+        if row.method == method and (row.target == target or method == "dense"):
+            return row
+    return None
+
+
+def main_table(result: Result, target: float) -> Table:
+    """Accuracy and speed of all methods at one target: a row a method, a column a batch size."""
+    columns = ["method", "FLOPs"]
+    columns += ["top-1 %", "as dense %"] if result.accuracy else []
+    columns += [f"images/s, batch {b}" for b in result.batches]
+    names = [row.method for row in result.speed if row.target == target]
+    names += [row.method for row in result.accuracy if row.target == target or row.method == "dense"]
+    rows = []
+    for name in dict.fromkeys(names):
+        timed = {row.batch: row for row in result.speed if row.method == name and row.target == target}
+        judged = accuracy_of(result, name, target)
+        cells = [title_of(result, name), _fraction([*timed.values(), judged])]
+        if result.accuracy:
+            cells += _accuracy_cells(judged)
+        rows.append([*cells, *(_throughput_cell(timed.get(b)) for b in result.batches)])
+    return columns, rows
+
+
+def speed_table(result: Result, batch: int, target: float) -> Table:
+    """Everything about speed at one batch size and target."""
+    columns = ["method", "setting", "FLOPs", "engine", "ms a batch (p10 to p90)", "images/s", "vs dense (p10 to p90)"]
+    columns += ["activations, MB"]
+    rows = []
+    for row in result.at(batch, target):
+        if row.seconds is None or row.ratio is None:
+            rows.append([title_of(result, row.method), row.left_out, *[""] * 6])
+            continue
+        s, r = row.seconds, row.ratio
+        time = f"{1000 * s.median:.1f} ({1000 * s.p10:.1f} to {1000 * s.p90:.1f})"
+        gain = f"{r.median:.2f}x ({r.p10:.2f}x to {r.p90:.2f}x)"
+        rows.append(
+            [
+                title_of(result, row.method),
+                row.knob,
+                f"{row.flops:.3f}",
+                row.engine,
+                "too noisy" if row.noisy else time,
+                "too noisy" if row.noisy else _number(row.images_per_second),
+                f"too noisy ({r.p10:.2f}x to {r.p90:.2f}x)" if row.noisy else gain,
+                "" if row.memory is None else f"{row.memory / 1e6:.1f}",
+            ]
+        )
+    return columns, rows
+
+
+def target_rows(result: Result) -> Table:
+    """The project's own targets: ours against the limit, the best rival and ToMe; saving that became time."""
+    columns = ["batch", "FLOPs", "ours fixed / limit", "ours slices / limit", "ours / best rival", "ours / ToMe"]
+    columns += ["saving that became time"]
+    rows = []
+    for batch in result.batches:
+        for target in result.targets:
+            by = {row.method: row for row in result.at(batch, target) if row.images_per_second}
+            ours = _fastest(by.values(), lambda name: is_ours(result, name))
+            rival = _fastest(by.values(), lambda name: is_rival(result, name))
+            if ours is None:
+                continue
+            saved = (1 - 1 / _gain(ours)) / (1 - (ours.flops or 0))
+            cells = [str(batch), f"{target:g}"]
+            cells += [_over(by.get("ours-fixed"), by.get("limit")), _over(by.get("ours-slices"), by.get("limit"))]
+            cells += [_over(ours, rival), _over(ours, by.get("tome"))]
+            rows.append([*cells, f"{100 * saved:.0f} %"])
+    return columns, rows
+
+
+def advice_lines(result: Result) -> list[str]:
+    """Which schedule to take at each batch size: at a FLOPs target, and within a loss of top-1."""
+    said = [f"batch {e['batch']}, {e['target']:g} of the FLOPs: {e['verdict']}." for e in result.advice]
+    return said + [
+        f"batch {e['batch']}, at most {e['max_drop']:g} points of top-1 lost: {e['verdict']}."
+        for e in result.affordable
+    ]
+
+
+def affordable_table(entry: dict[str, Any]) -> Table:
+    """The schedules that were considered at one batch size; those that are no faster than dense were not judged."""
+    columns = ["start", "drops", "FLOPs", "vs dense (p10 to p90)", "top-1 %", "points lost (95 % interval)", ""]
+    rows = []
+    for row in entry["candidates"]:
+        ratio, loss = row["ratio"], row["loss"]
+        cells = [str(row["start"]), ", ".join(map(str, row["drops"])), f"{row['flops']:.3f}"]
+        cells.append(f"{ratio['median']:.2f}x ({ratio['p10']:.2f}x to {ratio['p90']:.2f}x)")
+        if loss is None:
+            rows.append([*cells, "", "", "too noisy" if ratio["p90"] > NOISY * ratio["p10"] else "not faster"])
+            continue
+        low, high = loss["interval"]
+        cells += [f"{loss['top1']:.1f}", f"{loss['drop']:.2f} ({low:.2f} to {high:.2f})"]
+        rows.append([*cells, "chosen" if row == entry["chosen"] else ""])
+    return columns, rows
+
+
+def findings(result: Result) -> list[str]:
+    """One sentence for each race and each accuracy comparison in which something of ours is not the best."""
+    said = []
+    for batch in result.batches:
+        for target in result.targets:
+            rows = [r for r in result.at(batch, target) if r.ratio and not r.noisy]
+            named = [(r.method, _gain(r)) for r in rows if r.method not in CONTROLS]
+            where = f"Speed, batch {batch}, {target:g} of the FLOPs"
+            said += _not_best(result, where, named, lambda v: f"{v:.2f}x dense")
+            unsure = [title_of(result, r.method) for r in result.at(batch, target) if r.noisy]
+            said += [f"{where}: too noisy to say for {', '.join(unsure)}."] if unsure else []
+    for target in result.targets:
+        judged = [(r.method, r.top1) for r in result.accuracy if r.target == target and r.method not in CONTROLS]
+        scores = [(name, top1) for name, top1 in judged if top1 is not None]
+        said += _not_best(result, f"Top-1, {target:g} of the FLOPs", scores, lambda v: f"{v:.1f} %")
+    return said
+
+
+def _not_best(result: Result, where: str, scores: list[tuple[str, float]], show: Callable[[float], str]) -> list[str]:
+    """A sentence that names all of ours that somebody else's method beats; none if nothing does."""
+    theirs = [(name, value) for name, value in scores if is_rival(result, name)]
+    if not theirs:
+        return []
+    leader, lead = max(theirs, key=lambda pair: pair[1])
+    behind = [(name, value) for name, value in scores if is_ours(result, name) and value < lead]
+    if not behind:
+        return []
+    ours = ", ".join(f"{title_of(result, name)} ({show(value)})" for name, value in behind)
+    about = result.methods.get(leader)
+    untrained = "" if about is None or about.trained else ", untrained: its answers mean nothing"
+    return [f"{where}: {title_of(result, leader)} ({show(lead)}{untrained}) is ahead of {ours}."]
+
+
+def _fastest(rows: Iterable[Speed], wanted: Callable[[str], bool]) -> Speed | None:
+    return max((r for r in rows if wanted(r.method)), key=_gain, default=None)
+
+
+def _gain(row: Speed) -> float:
+    return row.ratio.median if row.ratio else 0.0
+
+
+def _over(ours: Speed | None, other: Speed | None) -> str:
+    """Ratio of throughputs, from the ratios to dense that were taken pair by pair."""
+    return f"{_gain(ours) / _gain(other):.2f}" if ours and other else ""
+
+
+def _fraction(rows: list[Speed | Accuracy | None]) -> str:
+    spent = [row.flops for row in rows if row is not None and row.flops is not None]
+    return f"{spent[-1]:.3f}" if spent else ""
+
+
+def _accuracy_cells(row: Accuracy | None) -> list[str]:
+    if row is None or row.top1 is None:
+        return ["", ""]
+    return [f"{row.top1:.1f}", f"{100 * row.agreeing / row.photos:.1f}"]
+
+
+def _throughput_cell(row: Speed | None) -> str:
+    if row is None or row.ratio is None:
+        return ""
+    return "too noisy" if row.noisy else f"{_number(row.images_per_second)} ({row.ratio.median:.2f}x)"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}" if value < 100 else f"{value:.0f}"

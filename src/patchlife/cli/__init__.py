@@ -1,0 +1,1 @@
+"""The command line: option parsing, and one file for each verb."""

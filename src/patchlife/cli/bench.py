@@ -1,0 +1,280 @@
+"""``patchlife bench``: this and other methods side by side on this machine, or a report from earlier results."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import BenchConfig, ModelConfig
+from ..errors import ConfigError
+from ..extras import require, require_export
+from ..io.files import is_exported
+from ..version import __version__
+from .common import classes_of, find_photos, progress, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..benchmarks.baselines import Method
+    from ..benchmarks.result import Result
+    from ..runtime.opening import ReadyModel
+    from ..slimming import SlimModel
+
+__all__ = ["run"]
+
+_PHOTOS = 32  # in a batch, when schedules are judged
+
+
+def run(config: BenchConfig) -> int:
+    """Measure and report, or only report; returns the exit code."""
+    require("matplotlib", "bench", "patchlife bench")  # before an hour of measuring, not after
+    if config.engine in ("onnx", "openvino") and not config.report:
+        require_export(config.engine, what=f"--engine {config.engine}")
+    from ..benchmarks.report import text_report, write_report
+    from ..benchmarks.result import Result
+
+    config.out.mkdir(parents=True, exist_ok=True)
+    if config.report:
+        results = {path.stem: Result.load(path) for path in config.report}
+        page = write_report(results, config.out / "report")
+    else:
+        path = _fresh(config)
+        results = {path.stem: measure(config, path)}
+        page = write_report(results, path.with_suffix(""))
+        say(f"numbers: {path}")
+    for result in results.values():
+        print(text_report(result))
+    print(f"open {page.absolute()}")
+    return 0
+
+
+def measure(config: BenchConfig, path: Path) -> Result:
+    """Everything that was asked for. The file is written after each step, so an interrupted run leaves what it has."""
+    from ..benchmarks.comparison import race
+    from ..benchmarks.result import About, Result
+    from ..benchmarks.schedule_search import advise
+
+    ready, adapter = _open(config)
+    methods = _methods(config, adapter)
+    photos, truth = _photos(config, ready)
+    about = {m.name: About(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
+    result = Result(ready.name, _weights(config, ready), _conditions(config, ready, photos), about)
+    backbone = ready.model.backbone
+    slimmed = _own(ready, adapter)
+    for batch in config.batch_sizes if config.speed else ():
+        images = _images(config, ready, photos, batch)
+        for target in config.flops:
+            say(f"timing {len(methods)} methods, batch {batch}, {target:g} of the dense FLOPs")
+            with _fresh_compiler():
+                result.speed += race(backbone, methods, images, target, config.engine, config.rounds, config.patience)
+            result.save(path)
+        if config.advice:
+            say(f"timing blocks at batch {batch}, for advice")
+            few = 3 if photos else 1
+            for target in config.flops:
+                with _fresh_compiler():
+                    result.advice.append(advise(slimmed, images, target, config.engine, few))
+    if photos and config.advice:
+        _afford(result, config, ready, slimmed, photos, truth)
+    if photos:
+        _judge(result, config, ready, methods, photos, truth)
+    result.complete = True
+    result.save(path)
+    return result
+
+
+def _afford(
+    result: Result,
+    config: BenchConfig,
+    ready: ReadyModel,
+    slimmed: SlimModel,
+    photos: Sequence[Path],
+    truth: Sequence[int],
+) -> None:
+    """The fastest schedule at each batch size whose top-1 is still good enough."""
+    import torch
+
+    from ..benchmarks.accuracy_limit import affordable, losses
+    from ..data import load_batches
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        say(f"judging the schedules that pay on {len(photos)} photos, for advice")
+        steps = -(-len(photos) // _PHOTOS)
+        for loaded in progress(load_batches(photos, ready.preprocess, _PHOTOS), steps, None, unit="batch"):
+            if loaded.indices:
+                yield loaded.images, torch.tensor([truth[i] for i in loaded.indices])
+
+    lost = losses(slimmed, result.advice, ready.model.backbone.vit, batches())
+    result.affordable = affordable(result.advice, lost, config.max_drop)
+
+
+def _judge(
+    result: Result,
+    config: BenchConfig,
+    ready: ReadyModel,
+    methods: Sequence[Method],
+    photos: Sequence[Path],
+    truth: Sequence[int],
+) -> None:
+    from tqdm import tqdm
+
+    from ..benchmarks.comparison import judge
+
+    say(f"judging on {len(photos)} photos")
+    result.accuracy, unread = judge(
+        ready.model.backbone,
+        methods,
+        config.flops,
+        photos,
+        truth,
+        ready.preprocess,
+        watch=lambda batches, total: iter(tqdm(batches, total=total, unit="batch", disable=not sys.stderr.isatty())),
+    )
+    result.data = {"folder": str(config.data), "photos": len(photos), "unreadable": unread}
+
+
+# ---- what to measure
+
+
+def _open(config: BenchConfig) -> tuple[ReadyModel, Path | None]:
+    """The model with an untouched backbone in the wanted precision, and the adapter if MODEL is one."""
+    import torch
+
+    from ..backbones import Origin, source_of
+    from ..benchmarks.engines import EXPORTED
+    from ..runtime.opening import DEMO, open_model
+
+    model, checkpoint, adapter = config.model, config.checkpoint, None
+    args, size = config.model_args, config.image_size
+    if is_exported(model):
+        raise ConfigError(
+            f"{model} is an exported model, and bench builds its methods on a backbone; give the MODEL that it was "
+            "made from, with --engine onnx or openvino"
+        )
+    if Path(model).is_dir():
+        from ..adapters.adapter import read_adapter
+
+        adapter = Path(model)
+        about, _ = read_adapter(adapter)
+        if not about["origin"]:
+            raise ConfigError(f"{adapter} does not say where its backbone came from; bench cannot build it again")
+        origin = Origin(**about["origin"])
+        model = origin.model
+        checkpoint = checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
+        args, size = {**origin.options, **args}, size or origin.image_size
+        config = replace(config, pretrained=config.pretrained or (origin.pretrained and not checkpoint))
+    weighty = config.pretrained or checkpoint or model == DEMO or source_of(model)
+    if config.data and not weighty:
+        raise ConfigError(
+            "accuracy of random weights means nothing: give --checkpoint FILE or --pretrained with --data"
+        )
+    settings = ModelConfig(
+        model, checkpoint, config.pretrained, args, config.labels, config.class_order, image_size=size
+    )
+    device = "cpu" if config.engine in EXPORTED else config.device
+    ready = open_model(settings, device, random_weights=True)
+    ready.model.backbone.vit.to(getattr(torch, config.dtype))
+    return ready, adapter
+
+
+def _own(ready: ReadyModel, adapter: Path | None) -> SlimModel:
+    """What advice is about: the backbone with the head, the schedule and the change that the adapter brings, if any."""
+    if adapter is None:
+        return ready.model
+    from ..adapters.adapter import load
+
+    return load(adapter, ready.model.backbone.vit).eval()
+
+
+def _methods(config: BenchConfig, adapter: Path | None) -> list[Method]:
+    from ..benchmarks.baselines import METHODS, learned, trained_dynamicvit
+
+    known = dict(METHODS)
+    if config.predictors:
+        known["dynamicvit"] = trained_dynamicvit(config.predictors)
+    if adapter:
+        known |= {m.name: m for m in (learned(adapter, "fixed"), learned(adapter, "adaptive"))}
+    unknown = [name for name in config.methods or () if name not in known]
+    if unknown:
+        raise ConfigError(f"no method is called {', '.join(unknown)}; there are {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(["dense", *(config.methods or known)])]
+
+
+def _photos(config: BenchConfig, ready: ReadyModel) -> tuple[list[Path], list[int]]:
+    """Photos and their classes; none without --data."""
+    if config.data is None:
+        return [], []
+    photos = find_photos(config.data)
+    return photos, classes_of(ready.labels, photos, config.class_order)
+
+
+def _images(config: BenchConfig, ready: ReadyModel, photos: Sequence[Path], batch: int) -> Tensor:
+    """A batch to time on: photos where there are some, noise otherwise."""
+    import torch
+
+    from ..data import evenly_spaced, load_batches
+
+    if photos:
+        images = next(load_batches(evenly_spaced(photos, batch), ready.preprocess, batch)).images
+        images = images.repeat(-(-batch // max(1, len(images))), 1, 1, 1)[:batch]
+    else:
+        size = (batch, ready.model.backbone.channels, *ready.model.backbone.image_size)
+        images = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    return images.to(ready.device, getattr(torch, config.dtype))
+
+
+@contextmanager
+def _fresh_compiler() -> Iterator[None]:
+    """What was compiled for one batch size and fraction is of no use for the next, but would fill torch's limit."""
+    yield
+    import torch
+
+    torch.compiler.reset()
+
+
+# ---- what to remember about it
+
+
+def _weights(config: BenchConfig, ready: ReadyModel) -> str:
+    from ..backbones import source_of
+    from ..runtime.opening import DEMO
+
+    origin = ready.model.origin
+    if ready.name == DEMO:
+        return "the package's own"
+    if origin and origin.checkpoint:
+        return f"{Path(origin.checkpoint).name}, sha256 {(origin.sha256 or '')[:16]}"
+    if origin and source_of(origin.model):
+        return origin.model
+    return "timm's own" if origin and origin.pretrained else "random"
+
+
+def _conditions(config: BenchConfig, ready: ReadyModel, photos: Sequence[Path]) -> dict[str, Any]:
+    from ..benchmarks.engines import engine_version
+    from ..evaluation.timing import conditions
+
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "patchlife": __version__,
+        "command": " ".join(["patchlife", *sys.argv[1:]]),
+        **conditions(ready.device),
+        "engine": config.engine,
+        **engine_version(config.engine),
+        "dtype": config.dtype,
+        "image_size": list(ready.model.backbone.image_size),
+        "images": "photos" if photos else "noise",
+        "rounds": config.rounds,
+        "patience_seconds": config.patience,
+    }
+
+
+def _fresh(config: BenchConfig) -> Path:
+    """A file name that no earlier run has."""
+    name = Path(config.model).name
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    return config.out / f"bench-{name}-{config.engine}-{stamp}.json"

@@ -1,0 +1,183 @@
+"""``patchlife eval``: accuracy at several budgets, photo by photo against the dense model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import EvalConfig
+from ..errors import ConfigError, ImageError, MissingExtraError
+from ..extras import installed
+from ..io.files import is_exported, write_atomic
+from .common import calibrate_if_needed, check_engine, classes_of, find_photos, open_classifier, progress, say
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..evaluation.accuracy import Score
+    from ..runtime.opening import ReadyModel
+
+__all__ = ["run", "text_table"]
+
+
+def run(config: EvalConfig) -> int:
+    """Measure, print a table, write JSON and a plot; returns the exit code."""
+    check_engine(config.model.model, config.engine, config.trust)
+    plots = installed("matplotlib")
+    if config.out and not plots:
+        say(f"no plot will be drawn: {MissingExtraError('matplotlib', 'learn', 'the trade-off plot')}")
+    listed = find_photos(config.data)
+    photos = listed[:: config.every]
+    from ..evaluation.accuracy import evaluate
+
+    judged = _package(config, photos) if is_exported(config.model.model) else _model(config, photos)
+    ready = judged.ready
+    classes = classes_of(ready.labels, listed, config.model.class_order)[:: config.every]
+    failures: list[str] = []
+    batches = _batches(ready, photos, classes, config, failures)
+    scores = evaluate(ready.model, judged.dense, batches, config.settings, judged.device)
+    print(text_table(scores, len(photos) - len(failures)))
+    if failures:
+        say(f"{len(failures)} photos failed (the first: {failures[0]})")
+    if config.out:
+        _write(config.out, _result(config, judged, scores, len(photos), failures), scores, plots)
+    return 1 if failures else 0
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What is measured, the dense model that it is compared with, where that wants its images, and who runs it."""
+
+    ready: ReadyModel
+    dense: Callable[[torch.Tensor], torch.Tensor]
+    device: torch.device
+    engine: str
+
+
+def _model(config: EvalConfig, photos: Sequence[Path]) -> _Judged:
+    """The model in the engine that was asked for, and its untouched backbone in torch."""
+    from ..backbones.weight_delta import undone
+
+    ready = open_classifier(config.model, config.run)
+    model, device = ready.model, ready.device
+    if "adaptive" in config.modes:
+        model.set_mode("adaptive")
+        calibrate_if_needed(ready, photos, config.run)
+    dense = undone(model.backbone.vit, model.change.tensors) if model.change else model.backbone.vit
+    if config.engine in (None, "eager"):
+        return _Judged(ready, dense, device, "eager")
+    from ..export.on_the_fly import with_engine
+
+    model.set_budget(config.budgets[0])  # others are made when they are needed: this one at once
+    ready = with_engine(ready, config.engine, config.run.device)
+    _warm(ready, config, len(photos))
+    return _Judged(ready, dense, device, config.engine)
+
+
+def _package(config: EvalConfig, photos: Sequence[Path]) -> _Judged:
+    """An exported package, with its graph of budget 1 as the dense model."""
+    import torch
+
+    from ..runtime import open_engine
+    from ..runtime.exported import open_ready
+
+    package = config.model.model
+    if "adaptive" in config.modes:
+        raise ConfigError(f"{package} is an exported model, which runs fixed mode only, got adaptive")
+    try:
+        dense = open_engine(package, budget=1.0, trust=config.trust)
+    except ConfigError as error:
+        raise ConfigError(
+            f"eval compares with the dense model, which {package} does not hold ({error}); patchlife predict "
+            "--labelled needs none"
+        ) from None
+    ready = open_ready(replace(config.model, life={**config.model.life, "budget": 1.0}), config.trust)
+    _warm(ready, config, len(photos))
+    return _Judged(ready, lambda images: torch.from_numpy(dense(images.numpy()).logits), ready.device, dense.about.kind)
+
+
+def _warm(ready: ReadyModel, config: EvalConfig, photos: int) -> None:
+    """Export or compile at every budget now: it fails before photos are read, and is no part of a speed."""
+    import torch
+
+    batch = min(config.run.batch_size, photos)
+    for size in sorted({batch, photos % batch or batch}):  # the last batch may be smaller, and compiles anew
+        blank = torch.zeros(size, ready.preprocess.channels, *ready.preprocess.size)
+        for budget in config.budgets:
+            ready.model.set_budget(budget).predict(blank)
+
+
+def text_table(scores: Sequence[Score], photos: int) -> str:
+    """The scores for people."""
+    head = (
+        f"{'mode':9}{'budget':>7}{'FLOPs':>7}{'top-1':>7}{'top-5':>7}{'drop (95 % interval)':>26}{'agree':>7}{'KL':>7}"
+    )
+    lines = [head]
+    for s in scores:
+        low, high = (100 * bound for bound in s.drop_interval)
+        drop = f"{100 * s.drop:.2f} ({low:.2f} to {high:.2f})"
+        lines.append(
+            f"{s.mode:9}{s.budget:7.2f}{s.fraction:7.3f}{100 * s.top1:7.2f}{100 * s.top5:7.2f}{drop:>26}"
+            f"{100 * s.agreement:7.1f}{s.divergence:7.3f}"
+        )
+    lines.append(f"{photos} photos; top-1, top-5, drop and agreement in %; FLOPs as a fraction of dense; KL in nats")
+    return "\n".join(lines)
+
+
+def _batches(
+    ready: ReadyModel, photos: Sequence[Path], classes: Sequence[int], config: EvalConfig, failures: list[str]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Images and their classes; photos that cannot be read are added to ``failures``."""
+    import torch
+
+    from ..data import load_batches
+
+    batch_size, workers = config.run.batch_size, config.run.workers
+    batches = load_batches(photos, ready.preprocess, batch_size, workers)
+    for batch in progress(batches, -(-len(photos) // batch_size), config.run.progress, unit="batch"):
+        failures += [str(error) for _, error in batch.failures]
+        if batch.indices:
+            yield batch.images, torch.tensor([classes[index] for index in batch.indices])
+    if len(failures) == len(photos):
+        raise ImageError(f"not one of {len(photos)} photos could be read; the first: {failures[0]}")
+
+
+def _result(
+    config: EvalConfig, judged: _Judged, scores: Sequence[Score], photos: int, failures: list[str]
+) -> dict[str, Any]:
+    from ..benchmarks.engines import engine_version
+    from ..evaluation.timing import conditions
+    from ..version import __version__
+
+    return {
+        "patchlife": __version__,
+        "model": judged.ready.name,
+        "adapter": config.model.model if Path(config.model.model).is_dir() else None,
+        "engine": judged.engine,
+        "data": str(config.data),
+        "class_order": config.model.class_order,
+        "photos": photos - len(failures),
+        "failures": failures,
+        "scores": [score.to_dict() for score in scores],
+        "conditions": conditions(judged.device) | engine_version(judged.engine) | {"batch_size": config.run.batch_size},
+    }
+
+
+def _write(out: Path, result: dict[str, Any], scores: Sequence[Score], plot: bool) -> None:
+    write_atomic(out, json.dumps(result, indent=2) + "\n")
+    if not plot:
+        say(f"wrote {out}")
+        return
+    from ..visual.plots import Point, plot_tradeoff
+
+    curves: dict[str, list[Point]] = {}
+    for score in scores:
+        reach = 50 * (score.drop_interval[1] - score.drop_interval[0])
+        curves.setdefault(score.mode, []).append(Point(score.fraction, 100 * score.top1, reach))
+    dense_top1 = 100 * (scores[0].top1 + scores[0].drop)
+    picture = plot_tradeoff(curves, dense_top1, f"{result['model']} on {result['photos']} photos")
+    picture.save(out.with_suffix(".png"))
+    say(f"wrote {out} and {out.with_suffix('.png').name}")

@@ -1,0 +1,137 @@
+"""``patchlife info``: what a model is made of, what it costs, what slimming saves."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..config import InfoConfig
+
+if TYPE_CHECKING:
+    from ..runtime.opening import ReadyModel
+
+__all__ = ["describe", "run"]
+
+
+def run(config: InfoConfig) -> int:
+    """Print what there is to say; returns the exit code."""
+    from ..runtime.opening import open_model
+
+    about = describe(open_model(config.model, random_weights=True))
+    print(json.dumps(about, indent=2) if config.json else _text(about))
+    return 0
+
+
+def describe(ready: ReadyModel) -> dict[str, Any]:
+    """Facts about a slimmed model, as plain values. FLOPs are per image; two make one multiply-add."""
+    from ..slimming import flops
+
+    model, backbone = ready.model, ready.model.backbone
+    cost, schedule = flops(model), model.schedule()
+    decision = cost.slimmed - cost.outer - sum(cost.slimmed_blocks)  # the head, and heirs where there are
+    return {
+        "model": ready.name,
+        "family": backbone.family,
+        "weights": _weights(ready),
+        "parameters": sum(p.numel() for p in backbone.parameters()),
+        "classes": len(ready.labels.names),
+        "image_size": list(backbone.image_size),
+        "patch_size": list(backbone.patch_size),
+        "grid": list(backbone.grid),
+        "patches": schedule.survivors[0],
+        "prefix_tokens": backbone.prefix,
+        "depth": backbone.depth,
+        "settings": model.config.to_dict(),
+        "head": model.scorer.kind,
+        "start": schedule.start,
+        "drops": list(schedule.drops),
+        "survivors": list(schedule.survivors),
+        "calibration_images": model.calibration.images if model.calibration else 0,
+        "flops": {
+            "dense": cost.dense,
+            "slimmed": cost.slimmed,
+            "fraction_of_dense": round(cost.budget, 4),
+            "decision": decision,
+            "decision_fraction_of_dense": round(decision / cost.dense, 5),
+            "outside_blocks": cost.outer,
+            "dense_blocks": list(cost.dense_blocks),
+            "slimmed_blocks": list(cost.slimmed_blocks),
+        },
+        "limits": _limits(ready),
+    }
+
+
+def _weights(ready: ReadyModel) -> str:
+    from ..backbones import source_of
+
+    origin = ready.model.origin
+    if origin is None:
+        return "embedded in patchlife"
+    if origin.checkpoint or not origin.pretrained:
+        return origin.checkpoint or "random (fine for this, not for photos)"
+    return origin.model if source_of(origin.model) else "timm's"
+
+
+def _limits(ready: ReadyModel) -> list[str]:
+    """What this model does not do, and why."""
+    model, limits = ready.model, []
+    if not ready.labels.names:
+        limits.append("no classifier, so predict and draw have nothing to say about a photo")
+    if not model.backbone.vit.dynamic_img_size:
+        rows, cols = model.backbone.image_size
+        limits.append(f"photos are brought to {rows} x {cols} pixels; --image-size builds it for others")
+    if model.config.mode == "adaptive" and model.calibration is None:
+        limits.append(
+            "adaptive mode is not calibrated, so FLOPs are those of the fixed schedule; predict and draw calibrate "
+            "it on the photos they are given"
+        )
+    return limits
+
+
+def _text(about: dict[str, Any]) -> str:
+    """The same for people."""
+    cost, (rows, cols) = about["flops"], about["grid"]
+    facts = [
+        ("model", f"{about['model']}: {about['family']}"),
+        ("weights", f"{about['weights']}, {about['parameters'] / 1e6:.1f} M parameters"),
+        ("patches", f"{about['patches']} ({rows} x {cols}) of {_by(about['patch_size'])} pixels"),
+        ("image size", f"{_by(about['image_size'])} pixels, {about['classes']} classes"),
+        ("slimmed by", ", ".join(_settings(about))),
+        ("patches die", f"before blocks {_listed(about['drops'])}" if about["drops"] else "never"),
+        ("FLOPs", f"{_giga(cost['slimmed'])} of {_giga(cost['dense'])}, {cost['fraction_of_dense']:.3f} of the dense"),
+        ("decision", f"{_giga(cost['decision'])}, {cost['decision_fraction_of_dense']:.4f} of the dense"),
+    ]
+    width = max(len(name) for name, _ in facts)
+    lines = [f"{name:<{width}}  {text}" for name, text in facts]
+    return "\n".join([*lines, "", *_table(about), *(f"\nlimit: {limit}" for limit in about["limits"])])
+
+
+def _table(about: dict[str, Any]) -> list[str]:
+    """One line a block."""
+    cost, total = about["flops"], about["patches"]
+    lines = ["block  patches  dense GFLOPs  slimmed GFLOPs"]
+    blocks = zip(about["survivors"], cost["dense_blocks"], cost["slimmed_blocks"], strict=True)
+    for index, (n, dense, slimmed) in enumerate(blocks):
+        bar = "#" * max(1, round(20 * n / total))
+        lines.append(f"{index:>5}  {n:>7}  {dense / 1e9:>12.4f}  {slimmed / 1e9:>14.4f}  {bar}")
+    lines.append(f"other  {'':>7}  {cost['outside_blocks'] / 1e9:>12.4f}  {cost['outside_blocks'] / 1e9:>14.4f}")
+    return lines
+
+
+def _settings(about: dict[str, Any]) -> list[str]:
+    settings, images = about["settings"], about["calibration_images"]
+    words = [about["head"], f"budget {settings['budget']:g}", f"{settings['mode']} mode"]
+    words += ["heirs" if settings["heirs"] else "no heirs"]
+    return [*words, f"calibrated on {images} images" if images else "not calibrated"]
+
+
+def _giga(flops: float) -> str:
+    return f"{flops / 1e9:.3f} GFLOPs"
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _by(size: list[int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,27 @@
+"""From a path to a tensor: find photos, read them safely, preprocess them; names of classes."""
+
+from .listing import PHOTO_SUFFIXES, Labelled, by_suffix, list_labelled, list_photos
+from .loading import Batch, load_batches
+from .preprocess import Preprocess
+from .reading import MAX_BYTES, MAX_PIXELS, AnyPhoto, Sample, as_rgb, read_photo
+from .sampling import evenly_spaced
+from .sources import list_samples
+
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "PHOTO_SUFFIXES",
+    "AnyPhoto",
+    "Batch",
+    "Labelled",
+    "Preprocess",
+    "Sample",
+    "as_rgb",
+    "by_suffix",
+    "evenly_spaced",
+    "list_labelled",
+    "list_photos",
+    "list_samples",
+    "load_batches",
+    "read_photo",
+]

@@ -1,0 +1,147 @@
+"""Attention over a packed row: every image's tokens among themselves, whatever their number.
+
+Three ways to the same result. On a CPU a loop over the images is fastest (measured). On a GPU the kernel for rows of
+unequal length takes all images at once, in half precision; where it does not run, images of nearly equal length are
+padded to one length and run together. Neither GPU way has been run on a GPU by this project: their arithmetic is
+tested on the CPU.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ...backbones import Attend, sdpa
+
+__all__ = ["Kernel", "packed_attention", "varlen_attention", "varlen_kernel"]
+
+Kernel = Callable[..., Any]
+
+Bias = Float[Tensor, "packed"] | None
+
+_ROUND = 32  # tokens: images whose counts round up alike run together
+_CHANNELS = 8  # head dimensions come in eights
+
+
+def packed_attention(offsets: tuple[int, ...], bias: Bias, like: Tensor) -> Attend:
+    """How the images between ``offsets`` attend, each to itself.
+
+    Args:
+        offsets: where each image begins in the packed row, and the end.
+        bias: added to the logits of each key; None for nothing.
+        like: a tensor of the device and dtype that attention will see.
+    """
+    if len(offsets) == 1:  # an empty batch
+        return _nobody
+    if not like.is_cuda:
+        return partial(_one_by_one, offsets, bias)
+    kernel = varlen_kernel(like)
+    if kernel is not None:
+        begins = torch.tensor(offsets, dtype=torch.int32, device=like.device)
+        return partial(varlen_attention, kernel, begins, _longest(offsets), bias)
+    return partial(_in_groups, _groups(offsets, like.device), bias)
+
+
+def _nobody(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return v
+
+
+def _one_by_one(offsets: tuple[int, ...], bias: Bias, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    pieces = [slice(a, b) for a, b in pairwise(offsets)]
+    return torch.cat(
+        [
+            sdpa(q[None, p], k[None, p], v[None, p], None if bias is None else bias[None, None, None, p])[0]
+            for p in pieces
+        ]
+    )
+
+
+# ---- one kernel for rows of unequal length
+
+
+def varlen_kernel(like: Tensor) -> Kernel | None:
+    """torch's kernel, where this torch has it and this GPU and dtype can run it."""
+    if like.dtype not in (torch.float16, torch.bfloat16) or torch.cuda.get_device_capability(like.device)[0] < 8:
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # before torch 2.10
+        return None
+    return as_called(varlen_attn)
+
+
+def as_called(kernel: Kernel) -> Kernel:
+    """``kernel`` for a caller who names a scale and num_splits; torch 2.10's knew neither, later ones one or both.
+
+    Where it knows no num_splits, an image's last digits may depend on its batch mates.
+    """
+    known = inspect.signature(kernel).parameters
+    if {"scale", "num_splits"} <= set(known):
+        return kernel
+
+    def call(q: Tensor, *others: Any, scale: float, num_splits: int) -> Tensor:
+        options = {name: value for name, value in (("scale", scale), ("num_splits", num_splits)) if name in known}
+        if "scale" not in known:  # then it divides by the root of the width that it sees
+            q = q * (scale * q.shape[-1] ** 0.5)
+        return kernel(q, *others, **options)
+
+    return call
+
+
+def varlen_attention(
+    kernel: Kernel, offsets: Tensor, longest: int, bias: Bias, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """The kernel takes no bias, so the bias comes as channels: queries hold 1 there, keys the bias.
+
+    It is split into three numbers of half precision, whose sum keeps it as exact as float32 logits need.
+    """
+    width, scale = q.shape[-1], q.shape[-1] ** -0.5
+    if bias is not None:
+        q, k, v = (F.pad(t, (0, _CHANNELS)) for t in (q, k, v))
+        q[..., width : width + 3] = 1
+        left = bias.float() / scale
+        for channel in range(width, width + 3):
+            part = left.to(k.dtype)
+            k[..., channel] = part[:, None]
+            left = left - part.float()
+    out = kernel(q, k, v, offsets, offsets, longest, longest, scale=scale, num_splits=1)
+    return out[..., :width]
+
+
+def _longest(offsets: tuple[int, ...]) -> int:
+    return max(b - a for a, b in pairwise(offsets))
+
+
+# ---- images of nearly equal length together
+
+
+def _groups(offsets: tuple[int, ...], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """(places in the packed row (images, length), which of them are real), for each group."""
+    by_length: dict[int, list[tuple[int, int]]] = {}
+    for a, b in pairwise(offsets):
+        by_length.setdefault(-(-(b - a) // _ROUND), []).append((a, b))
+    groups = []
+    for members in by_length.values():
+        length = max(b - a for a, b in members)
+        within = torch.arange(length)
+        first, end = (torch.tensor(ends)[:, None] for ends in zip(*members, strict=True))
+        place = first + within
+        groups.append((torch.minimum(place, end - 1).to(device), (place < end).to(device)))
+    return groups
+
+
+def _in_groups(groups: list[tuple[Tensor, Tensor]], bias: Bias, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = torch.empty_like(q)
+    for place, real in groups:
+        mask = torch.zeros(place.shape, dtype=q.dtype, device=q.device) if bias is None else bias[place].to(q.dtype)
+        mask = mask.masked_fill(~real, -torch.inf)[:, None, None, :]
+        out[place[real]] = sdpa(q[place], k[place], v[place], mask)[real]
+    return out

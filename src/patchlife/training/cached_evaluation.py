@@ -1,0 +1,53 @@
+"""Evaluation on cached targets: it costs the slimmed blocks only, because the tokens at the start block are cached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..evaluation.agreement import kl_divergence, same_class
+from .target_cache import LessonCache
+
+__all__ = ["CachedScore", "evaluate_cached"]
+
+_BATCH = 50
+
+
+class CachedScore(NamedTuple):
+    """Means over the photos of a cache.
+
+    Attributes:
+        top1: fraction whose label is the likeliest class. dense_top1: the same of the dense model.
+        agreement: fraction with the dense model's own class. kl: divergence from the dense model, in nats.
+    """
+
+    top1: float
+    agreement: float
+    kl: float
+    dense_top1: float
+
+
+@torch.no_grad()
+def evaluate_cached(
+    logits_of: Callable[[Float[Tensor, "batch tokens dim"]], Float[Tensor, "batch classes"]],
+    cache: LessonCache,
+    device: torch.device,
+) -> CachedScore:
+    """Score ``logits_of``, from tokens that enter the start block (on ``device``), on all photos of ``cache``."""
+    sums = torch.zeros(4, dtype=torch.double)
+    for begin in range(0, len(cache), _BATCH):
+        rows = range(begin, min(begin + _BATCH, len(cache)))
+        lesson, labels = cache.lessons(rows), cache.labels(rows)
+        logits = logits_of(lesson.tokens.to(device)).float().cpu()
+        counts = (
+            logits.argmax(dim=1) == labels,
+            same_class(lesson.logits, logits),
+            kl_divergence(lesson.logits, logits),
+            lesson.logits.argmax(dim=1) == labels,
+        )
+        sums += torch.stack([count.double().sum() for count in counts])
+    return CachedScore(*(sums / max(1, len(cache))).tolist())

@@ -1,0 +1,46 @@
+"""What stage 2 changes of a backbone: small, exact when merged, and never in place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import built, fresh, photos
+
+from patchlife.backbones.weight_delta import add_low_rank, change_of, merged
+from patchlife.errors import AdapterError
+
+
+def test_low_rank_begins_as_no_change() -> None:
+    vit = fresh("vit")
+    add_low_rank(vit.blocks[2:], rank=2)
+    torch.testing.assert_close(vit(photos("vit")), built("vit")(photos("vit")))
+    assert all(not name.endswith(".delta") for name in change_of(vit, built("vit")))
+
+
+def test_a_merged_change_computes_the_same() -> None:
+    vit = fresh("vit")
+    add_low_rank(vit.blocks[2:], rank=2)
+    for name, parameter in vit.named_parameters():
+        if name.endswith(".up") or name == "norm.bias":
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    change = change_of(vit, built("vit"))
+    assert {name for name in change if name.endswith(".delta")} == {"norm.bias.delta"}
+    assert all(value.dtype == torch.float16 for value in change.values())
+    before = {name: value.clone() for name, value in built("vit").state_dict().items()}
+    result = merged(built("vit"), change)
+    torch.testing.assert_close(result(photos("vit")), vit(photos("vit")), atol=2e-3, rtol=2e-3)
+    assert dict(result.named_parameters()).keys() == dict(built("vit").named_parameters()).keys()
+    assert all(torch.equal(before[name], value) for name, value in built("vit").state_dict().items())
+
+
+def test_a_whole_change_is_a_delta() -> None:
+    vit = fresh("vit")
+    vit.blocks[3].mlp.fc1.weight.add_(0.01)
+    change = change_of(vit, built("vit"))
+    assert list(change) == ["blocks.3.mlp.fc1.weight.delta"]
+    torch.testing.assert_close(merged(built("vit"), change)(photos("vit")), vit(photos("vit")), atol=1e-3, rtol=1e-3)
+
+
+def test_a_change_of_another_model_is_refused() -> None:
+    with pytest.raises(AdapterError, match=r"blocks\.99\.x"):
+        merged(built("vit"), {"blocks.99.x.delta": torch.zeros(1)})

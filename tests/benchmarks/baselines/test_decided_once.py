@@ -1,0 +1,43 @@
+"""Random, class attention and the limit: the schedule is ours, only the order of patches differs."""
+
+from __future__ import annotations
+
+import torch
+from plain_blocks import attention_maps, backbone, images
+
+from patchlife.benchmarks.baselines import METHODS
+from patchlife.benchmarks.baselines.class_attention import ClassAttention
+from patchlife.slimming.scorers import AttentionRule
+
+
+def test_class_attention_is_the_mean_row_of_the_attention_matrix() -> None:
+    bb = backbone()
+    tokens = bb.embed(images()).tokens
+    expected = attention_maps(bb.vit, 1, tokens)[0][:, :, 0, 1:].mean(dim=1)
+    assert torch.allclose(ClassAttention()(tokens, None, bb, 1).score, expected, atol=1e-6)
+
+
+def test_random_is_one_draw_for_all_images() -> None:
+    model = METHODS["random"].build(backbone(), 0.65, images()).model
+    life = model.lives(images()).life
+    assert (life == life[:1]).all()
+    assert not torch.equal(life[0], life[0].sort(descending=True).values)
+
+
+def test_limit_runs_the_first_patches_of_the_grid() -> None:
+    """Patches that the limit never looks at after the drop change nothing from there on."""
+    bb = backbone()
+    limit = METHODS["limit"].build(bb, 0.65, images())
+    counts = limit.schedule.survivors
+    x = bb.embed(images()).tokens
+    for index, n in enumerate(counts):
+        x = bb.vit.blocks[index](x[:, : 1 + n])
+    assert torch.allclose(limit(images()), bb.vit.forward_head(bb.vit.norm(x)), atol=1e-6)
+
+
+def test_ours_is_the_library_with_its_own_rule() -> None:
+    model = METHODS["ours-fixed"].build(backbone(), 0.65, images()).model
+    assert isinstance(model.scorer, AttentionRule)
+    assert model.config.heirs
+    assert not METHODS["ours-slices"].build(backbone(), 0.65, images()).model.config.heirs
+    assert METHODS["ours-adaptive"].build(backbone(), 0.65, images()).model.config.mode == "adaptive"

@@ -1,0 +1,27 @@
+"""The comparison with torch.compile: static methods compile, the others run eagerly and say so."""
+
+from __future__ import annotations
+
+import pytest
+from families import built, photos
+
+from patchlife.backbones import adapt
+from patchlife.benchmarks.baselines import METHODS
+from patchlife.benchmarks.comparison import race
+
+
+@pytest.mark.slow
+def test_a_compiled_race_shows_dense_both_ways() -> None:
+    some = [METHODS[name] for name in ("limit", "tome", "evit", "ours-fixed", "ats")]
+    rows = {row.method: row for row in race(adapt(built("vit")), some, photos("vit", 2), 0.65, "compile", rounds=5)}
+    assert {name: row.engine for name, row in rows.items()} == {
+        "dense": "compile",
+        "dense-eager": "eager",
+        "limit": "compile",
+        "tome": "compile",
+        "evit": "compile",
+        "ours-fixed": "compile",
+        "ats": "eager",
+    }
+    assert not [row.left_out for row in rows.values() if row.left_out]
+    assert all(row.seconds for row in rows.values())

@@ -1,0 +1,68 @@
+"""``bench/gpu.sh`` runs from end to end, as a rehearsal on the CPU. On a GPU it has to be run by hand."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from patchlife.benchmarks.result import Result
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(ROOT / "bench" / "gpu.sh"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.slow
+def test_the_rehearsal_is_exact_and_leaves_its_numbers(tmp_path: Path) -> None:
+    done = run("--tiny", "--device", "cpu", "--batches", "1", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    checks = json.loads((tmp_path / "checks.json").read_text())
+    assert all(check["ok"] for check in checks["exactness"])
+    assert {"fixed, heirs", "adaptive, heirs"} <= {c["what"].partition(", ")[2] for c in checks["exactness"]}
+    assert set(checks["ceilings"]) == {"copy_gb_per_s", "bf16_matmul_tflops"}
+    assert checks["left_out"] == []
+    result = Result.load(tmp_path / "bench-test_vit-eager.json")
+    assert result.complete
+    assert {"dense", "limit", "tome", "ours-fixed", "ours-adaptive"} <= {row.method for row in result.speed}
+    assert not any(row.left_out for row in result.speed)
+    assert result.conditions["dtype"] == "bfloat16"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module, its slow checks left out."""
+    for folder in ("bench", "tests/life"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+    module = importlib.import_module("gpu")
+    monkeypatch.setattr(module, "exactness", lambda *_: [])
+    monkeypatch.setattr(module, "ceilings", lambda *_: {})
+    return module
+
+
+def test_what_time_does_not_allow_is_named(tmp_path: Path, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--tiny", "--device", "cpu", "--minutes", "-1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
+    assert gpu.main() == 0
+    left_out = json.loads((tmp_path / "checks.json").read_text())["left_out"]
+    assert [text.partition(":")[0] for text in left_out] == ["test_vit, eager, batch 1", "test_vit, eager, batch 2"]
+
+
+def test_jobs_cover_what_was_asked_the_most_telling_first(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    jobs = list(gpu.plan(gpu._arguments()))
+    assert len(jobs) == len(set(jobs)) == 5 * 3 * 4
+    assert jobs[0].engine == "eager"
+    first_compiled = next(job for job in jobs if job.engine == "compile")
+    assert (first_compiled.model, first_compiled.batch) == ("deit_small_patch16_224", 32)
+    assert all("ours-fixed" in job.methods and "limit" in job.methods for job in jobs)

@@ -1,0 +1,55 @@
+"""Tables and sentences are what the rows say, the unflattering ones first of all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from test_result import a_result
+
+from patchlife.benchmarks.tables import findings, main_table, speed_table, target_rows
+from patchlife.evaluation.timing import Spread
+
+
+def test_everything_of_ours_that_is_not_best_is_named() -> None:
+    assert findings(a_result()) == [
+        "Speed, batch 1, 0.6 of the FLOPs: EViT (1.40x dense) is ahead of ours, fixed (1.38x dense).",
+        "Top-1, 0.6 of the FLOPs: ToMe (77.0 %) is ahead of ours, fixed (76.0 %).",
+    ]
+
+
+def test_controls_are_no_rivals() -> None:
+    """The limit is faster than ours by construction; that is what it is there for."""
+    assert "limit" not in " ".join(findings(a_result()))
+
+
+def test_noise_is_said_instead_of_a_number() -> None:
+    result = a_result()
+    wild = Spread(1.5, 1.0, 2.0)
+    result.speed = [replace(r, ratio=wild) if r.method == "evit" else r for r in result.speed]
+    assert any("too noisy to say for EViT" in text for text in findings(result))
+    _, rows = speed_table(result, 1, 0.6)
+    assert any(row[0] == "EViT" and "too noisy" in row[4] for row in rows)
+    assert "1.50x" not in str(main_table(result, 0.6)[1][2])
+
+
+def test_one_table_has_accuracy_and_time() -> None:
+    columns, rows = main_table(a_result(), 0.6)
+    assert columns == ["method", "FLOPs", "top-1 %", "as dense %", "images/s, batch 1", "images/s, batch 16"]
+    table = {row[0]: row[1:] for row in rows}
+    assert table["dense"] == ["1.000", "80.0", "100.0", "10.0 (1.00x)", "10.0 (1.00x)"]
+    assert table["ours, fixed"] == ["0.600", "76.0", "90.0", "13.8 (1.38x)", "16.0 (1.60x)"]
+    assert table["EViT"][1:3] == ["", ""]
+
+
+def test_a_method_left_out_says_why() -> None:
+    result = a_result()
+    row = replace(result.speed[2], seconds=None, ratio=None, left_out="it cannot")
+    result.speed[2] = row
+    assert speed_table(result, 1, 0.6)[1][2][:2] == ["EViT", "it cannot"]
+
+
+def test_target_figures() -> None:
+    _, rows = target_rows(a_result())
+    assert rows[1] == ["16", "0.6", "0.97", "", "1.07", "1.14", f"{100 * (1 - 1 / 1.6) / 0.4:.0f} %"]
+    assert float(rows[0][4]) == pytest.approx(1.38 / 1.4, abs=0.01)

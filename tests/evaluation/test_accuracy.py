@@ -1,0 +1,68 @@
+"""Scores against the dense model, photo by photo."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from families import built, photos
+
+from patchlife import LifeConfig, wrap
+from patchlife.errors import ConfigError
+from patchlife.evaluation.accuracy import evaluate, paired_interval
+
+LABELS = torch.tensor([0, 1, 2, 3, 4, 5])
+
+
+def test_budget_one_is_the_dense_model_itself() -> None:
+    images, vit = photos("vit", 6), built("vit")
+    with torch.no_grad():
+        labels = vit(images).argmax(dim=1)
+    labels[:2] = (labels[:2] + 1) % 10  # four of six are right
+    model = wrap(vit, LifeConfig(budget=0.7, start=2))
+    whole, part = evaluate(
+        model, vit, [(images[:4], labels[:4]), (images[4:], labels[4:])], [(1.0, "fixed"), (0.65, "fixed")]
+    )
+    assert whole.top1 == pytest.approx(4 / 6)
+    assert (whole.drop, whole.drop_interval, whole.agreement) == (0, (0, 0), 1)
+    assert whole.fraction == 1
+    assert abs(whole.divergence) < 1e-5 < part.divergence
+    assert 0.6 < part.fraction <= 0.65
+    assert part.top1 <= part.top5
+    assert (model.config.budget, model.config.mode) == (0.7, "fixed")
+
+
+def test_adaptive_rows_state_what_was_spent() -> None:
+    images, vit = photos("vit", 6), built("vit")
+    model = wrap(vit, LifeConfig(start=2)).calibrate([photos("vit", 8, seed=1)])
+    (score,) = evaluate(model, vit, [(images, LABELS)], [(0.7, "adaptive")])
+    spent = model.set_mode("adaptive").set_budget(0.7).flops_of(model.lives(images))
+    assert score.flops == pytest.approx(sum(spent) / 6)
+
+
+def test_the_model_stays_as_it_is() -> None:
+    images, vit = photos("vit", 6), built("vit")
+    config = LifeConfig(survivors=(36, 36, 30, 20, 9), start=2)
+    model = wrap(vit, config).calibrate([photos("vit", 8, seed=1)])
+    evaluate(model, vit, [(images, LABELS)], [(0.8, "fixed"), (0.7, "adaptive")])
+    assert model.config is config
+    assert model.schedule().survivors == config.survivors
+
+    def broken(_: torch.Tensor) -> torch.Tensor:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        evaluate(model, broken, [(images, LABELS)], [(0.8, "fixed")])
+    with pytest.raises(ConfigError):
+        evaluate(model, vit, [(images, LABELS)], [(0.8, "fixed"), (0.001, "fixed")])
+    assert model.config is config
+
+
+def test_the_interval_is_of_paired_differences() -> None:
+    before, after = torch.tensor([1, 1, 1, 0, 1, 0, 1, 1]).bool(), torch.tensor([1, 0, 1, 0, 1, 1, 0, 1]).bool()
+    low, high = paired_interval(before, after)
+    assert (low + high) / 2 == pytest.approx(1 / 8)
+    spread = torch.tensor([0, 1, 0, 0, 0, -1, 1, 0]).double().std().item()
+    assert (high - low) / 2 == pytest.approx(1.96 * spread / math.sqrt(8))
+    assert paired_interval(before, before) == (0, 0)

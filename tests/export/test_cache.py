@@ -1,0 +1,162 @@
+"""Exports kept by content: found again, made anew when damaged, and safe when two processes make the same one."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+import exported_models
+import pytest
+import torch
+
+import patchlife
+from patchlife.data import Preprocess
+from patchlife.data.labels import numbered_labels
+from patchlife.errors import ExportError
+from patchlife.export import cache
+from patchlife.export.cache import cache_folder, cached_engine
+from patchlife.runtime.describe import describe
+from patchlife.runtime.engine import sum_file
+
+ABOUT = (numbered_labels(7), Preprocess(size=(48, 48)))
+
+
+@pytest.fixture
+def exports(onnx_file, tmp_path, monkeypatch):
+    """How often something was exported; the export itself copies a file that was made earlier."""
+    monkeypatch.setenv("PATCHLIFE_CACHE", str(tmp_path / "cache"))
+    calls = []
+
+    def copy(model, out, *args, **kwargs):
+        calls.append(out)
+        shutil.copy(onnx_file.exported.path, out)
+        shutil.copy(sum_file(onnx_file.exported.path), sum_file(Path(out)))
+
+    monkeypatch.setattr(cache, "export", copy)
+    return calls
+
+
+def test_a_second_run_finds_it(exports):
+    model = exported_models.small()
+    first = cached_engine(model, "onnx", *ABOUT)
+    second = cached_engine(exported_models.small(), "onnx", *ABOUT)
+    assert len(exports) == 1
+    images = exported_models.images(2).numpy()
+    assert (first(images).logits == second(images).logits).all()
+    assert len(list(cache_folder().iterdir())) == 1, "nothing temporary is left"
+
+
+def test_whatever_changes_the_answer_changes_the_name(exports):
+    model = exported_models.small()
+    cached_engine(model, "onnx", *ABOUT)
+    cached_engine(exported_models.small(budget=0.6), "onnx", *ABOUT)
+    with torch.no_grad():
+        model.backbone.vit.head.bias[0] += 1
+    cached_engine(model, "onnx", *ABOUT)
+    assert len(exports) == 3
+
+
+def test_a_damaged_one_is_made_anew(exports):
+    cached_engine(exported_models.small(), "onnx", *ABOUT)
+    (kept,) = cache_folder().glob("*/onnx")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    cached_engine(exported_models.small(), "onnx", *ABOUT)
+    assert len(exports) == 2
+
+
+def test_two_processes_at_once(exports, monkeypatch):
+    slow = cache.export
+
+    def meanwhile(model, out, *args, **kwargs):
+        monkeypatch.setattr(cache, "export", slow)
+        cached_engine(model, "onnx", *ABOUT)  # the other process starts later and is done first
+        slow(model, out, *args, **kwargs)
+
+    monkeypatch.setattr(cache, "export", meanwhile)
+    engine = cached_engine(exported_models.small(), "onnx", *ABOUT)
+    assert engine(exported_models.images(1).numpy()).logits.shape == (1, 7)
+    assert len(exports) == 2
+    assert len(list(cache_folder().iterdir())) == 1
+
+
+def test_a_full_disk_is_not_hidden(exports, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "export", full)
+    with pytest.raises(OSError, match="No space left"):
+        cached_engine(exported_models.small(), "onnx", *ABOUT)
+    assert not list(cache_folder().iterdir())
+
+
+@pytest.mark.parametrize("card", [None, {}, "none at all"])
+def test_a_model_that_was_built_from_its_class(exports, card):
+    model = exported_models.small()
+    model.backbone.vit = copy.deepcopy(model.backbone.vit)
+    model.backbone.vit.pretrained_cfg = card
+    if card == "none at all":
+        del model.backbone.vit.pretrained_cfg
+    about = describe(model, "onnx")
+    assert (about.model, about.labels) == ("VisionTransformer", ())
+    cached_engine(model, "onnx")
+    assert len(exports) == 1
+
+
+class Backwards(patchlife.LifeHead):
+    """The rule, the other way round; no weights, as the rule itself."""
+
+    kind = "backwards"
+
+    def __init__(self, power: float = 1.0) -> None:
+        super().__init__()
+        self.power, self.rule = power, patchlife.slimming.AttentionRule()
+
+    def settings(self) -> dict[str, float]:
+        return {"power": self.power}
+
+    def forward(self, *given):
+        opinion = self.rule(*given)
+        return opinion._replace(score=-(opinion.score**self.power))
+
+
+def test_a_scorer_without_weights_changes_the_name(exports):
+    vit = exported_models.small().backbone.vit
+    for scorer in (None, Backwards(), Backwards(2.0), Backwards(), Backwards(2.0)):
+        model = patchlife.wrap(vit, exported_models.small().config, scorer=scorer).eval()
+        cached_engine(model, "onnx", *ABOUT)
+    assert len(exports) == 3
+
+
+def test_what_another_process_made_anew_is_not_removed(exports, monkeypatch):
+    """Two processes find the same damaged entry; one of them is done before the other begins."""
+    cached_engine(exported_models.small(), "onnx", *ABOUT)
+    (kept,) = cache_folder().glob("*/onnx")
+    kept.write_bytes(b"damaged")
+    real = cache.open_engine
+
+    def other_process(path):
+        try:
+            return real(path)
+        except ExportError:
+            monkeypatch.setattr(cache, "open_engine", real)
+            cached_engine(exported_models.small(), "onnx", *ABOUT)  # just now: the entry is whole again
+            raise
+
+    monkeypatch.setattr(cache, "open_engine", other_process)
+    assert cached_engine(exported_models.small(), "onnx", *ABOUT)(exported_models.images(1).numpy()).logits.shape == (
+        1,
+        7,
+    )
+    assert len(exports) == 2, "what the other process made is taken"
+
+
+def test_what_a_killed_process_left_is_removed(exports):
+    cached_engine(exported_models.small(), "onnx", *ABOUT)
+    (entry,) = cache_folder().iterdir()
+    left = entry.with_name(f".{entry.name}.{'0' * 32}")
+    left.mkdir()
+    (left / "onnx").write_bytes(b"half of it")
+    (entry / "onnx").write_bytes(b"damaged")
+    cached_engine(exported_models.small(), "onnx", *ABOUT)
+    assert list(cache_folder().iterdir()) == [entry]

@@ -1,0 +1,314 @@
+"""Exported files answer as the model does, say what they are, and are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+
+import exported_models
+import numpy as np
+import pytest
+import torch
+
+import patchlife
+from patchlife.errors import ConfigError, ExportError, MissingExtraError
+from patchlife.export import Parity, export, exporter
+from patchlife.export.parity import check_decision, check_outputs, sample_images
+from patchlife.io.files import sha256_of
+from patchlife.runtime import eager_engine, open_engine
+from patchlife.runtime.engine import sum_file
+from patchlife.runtime.metadata import FORMAT
+from patchlife.runtime.sessions import ModuleRunner
+from patchlife.runtime.tensor_module import Decision, Exportable, exportable
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 17])
+def test_a_file_answers_as_the_model(shipped, batch):
+    images = exported_models.images(batch, seed=batch)
+    logits, lives = shipped.model.predict(images)
+    output = shipped.engine(images.numpy())
+    np.testing.assert_allclose(output.logits, logits.numpy(), atol=1e-4)
+    np.testing.assert_array_equal(output.life, lives.life.numpy())
+    told = shipped.engine.predict(images)[1]
+    assert torch.equal(told.survivors, lives.survivors)
+    assert told.grid == lives.grid == (6, 6)
+    assert lives.life.unique().numel() > 1
+
+
+def test_parity_was_measured(shipped):
+    parity = shipped.exported.parity
+    assert parity.difference <= 1e-4
+    assert parity.agreement == 1
+    assert parity.images >= 9
+    assert not shipped.exported.generated
+    assert "images" in str(parity)
+
+
+def test_a_file_says_what_it_is(shipped):
+    about, model = shipped.engine.about, shipped.model
+    assert about == shipped.exported.about
+    assert about.image_size == (48, 48)
+    assert about.survivors == model.schedule().survivors
+    assert about.start == 1
+    assert about.budget == 0.7
+    assert about.flops / about.dense_flops <= 0.7
+    assert about.patchlife == patchlife.__version__
+    assert about.read_preprocess().size == (48, 48)
+    assert about.versions["torch"] == torch.__version__
+    assert about.outputs == ("logits", "life")
+    assert about.integers == ""
+
+
+def test_a_file_says_how_close_it_came(shipped):
+    parity, said = shipped.exported.parity, shipped.engine.about.parity
+    assert said.pop("generated") is False
+    assert Parity(**said) == parity
+
+
+def test_nothing_of_the_machine_that_made_it_is_inside(onnx_file, openvino_file, torch_file):
+    for shipped in (onnx_file, openvino_file, torch_file):
+        content = shipped.exported.path.read_bytes()
+        assert b"site-packages" not in content
+        assert str(exporter.__file__).encode() not in content
+
+
+def test_the_model_is_left_as_it_was(onnx_file):
+    assert next(onnx_file.model.parameters()).requires_grad
+    assert onnx_file.model.config == exported_models.small().config
+
+
+def test_the_sum_lies_beside_it(shipped):
+    path = shipped.exported.path
+    assert sum_file(path).read_text() == f"{sha256_of(path)}  {path.name}\n"
+
+
+def test_openvino_keeps_the_order_of_ties(openvino_file):
+    with zipfile.ZipFile(openvino_file.exported.path) as archive:
+        xml = archive.read("model.xml").decode()
+    assert 'stable="true"' in xml
+    assert 'stable="false"' not in xml
+
+
+def test_budget_one_and_no_lives(tmp_path):
+    model = exported_models.small(budget=1.0)
+    exported = export(model, tmp_path / "dense.pt2", "torch", lives=False)
+    assert exported.generated
+    engine = open_engine(exported.path, trust=True)
+    output = engine(exported_models.images(3).numpy())
+    np.testing.assert_allclose(output.logits, model.backbone.vit(exported_models.images(3)).numpy(), atol=1e-5)
+    assert output.life is None
+    with pytest.raises(ExportError, match="exported without lives"):
+        engine.predict(exported_models.images(2))
+
+
+# ---- what cannot be exported
+
+
+def test_adaptive_mode_is_refused(tmp_path):
+    model = exported_models.small().calibrate([exported_models.images(8)]).set_mode("adaptive")
+    with pytest.raises(ConfigError, match="needs fixed mode, got adaptive"):
+        export(model, tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "tflite"}, "format must be one of onnx, openvino, torch, got 'tflite'"),
+        ({"format": "torch", "int8": "static"}, "torch files come with int8 off, got 'static'"),
+        ({"format": "onnx", "int8": "static"}, "calibrated on photos, got none"),
+    ],
+)
+def test_requests_that_no_engine_takes(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        export(exported_models.small(), tmp_path / "a", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("missing", "format", "extra"),
+    [("onnxscript", "onnx", "onnx"), ("onnxruntime", "onnx", "onnx"), ("openvino", "openvino", "onnx,openvino")],
+)
+def test_a_missing_extra_names_its_install_line(tmp_path, monkeypatch, missing, format, extra):
+    monkeypatch.setitem(__import__("sys").modules, missing, None)
+    with pytest.raises(MissingExtraError, match=rf"{missing}, .*pip install 'patchlife\[{extra}\]'"):
+        export(exported_models.small(), tmp_path / "a", format)
+
+
+# ---- parity refuses
+
+
+class Wrong(torch.nn.Module):
+    """An engine that gets one thing wrong."""
+
+    def __init__(self, module, spoil):
+        super().__init__()
+        self.module, self.spoil = module, spoil
+
+    def forward(self, images):
+        logits, life = self.module(images)
+        return self.spoil(logits.clone(), life.clone())
+
+
+def _shift_logit(logits, life):
+    logits[-1, 3] += 0.01
+    return logits, life
+
+
+def _swap_lives(logits, life):
+    life[0, 0] = 3 - life[0, 0]
+    return logits, life
+
+
+def _let_nan_pass(logits, life):
+    return logits.nan_to_num(), life
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_shift_logit, r"decides alike but its logits differ: image 0 of a batch of 1, logit 3 is"),
+        (_swap_lives, r"first differs at block \d of 3: image 0 of a batch of 1, patch 0 lives"),
+        (_let_nan_pass, "lets an image of NaN pass"),
+    ],
+)
+def test_a_graph_that_answers_otherwise_leaves_no_file(tmp_path, monkeypatch, spoil, message):
+    model = exported_models.small()
+    wrong = ModuleRunner(Wrong(exportable(model), spoil))
+    monkeypatch.setattr(exporter, "built", lambda *_: b"")
+    monkeypatch.setattr(exporter, "open_runner", lambda *_: wrong)
+    with pytest.raises(ExportError, match=message):
+        export(model, tmp_path / "a.pt2", "torch")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_breaks_ties_otherwise_is_caught(monkeypatch):
+    model = exported_models.small()
+
+    class Backwards(Decision):
+        def forward(self, opinion):
+            flipped = super().forward(opinion.flip(1))
+            return flipped[0].flip(1), opinion.shape[1] - 1 - flipped[1], flipped[2]
+
+    runner = ModuleRunner(Backwards(model.schedule(), (6, 6)))
+    with pytest.raises(ExportError, match="decides otherwise where scores are tied"):
+        check_decision(runner, model.schedule(), (6, 6))
+
+
+class NearlyTied(Exportable):
+    """A model whose logits and lives turn on the sign of a number that is all but zero."""
+
+    def forward(self, images):
+        logits, life = super().forward(images)
+        turn = (images.mean(dim=(1, 2, 3)) > 0).float()[:, None]
+        return logits + turn, life
+
+
+def test_answers_that_hang_on_a_rounding_are_left_out():
+    plain = exportable(exported_models.small())
+    module = NearlyTied(plain.model, lives=True)
+    images = exported_models.images(20) + 0.5
+    images[7] -= images[7].mean()
+    runner = ModuleRunner(Wrong(plain, lambda logits, life: (logits + 1, life)))  # takes each for above zero
+    images[7] -= 1e-7
+    parity = check_outputs(runner, module, images, 1e-4)
+    assert parity.undecided >= 1
+    assert parity.images >= 20
+
+
+# ---- files that cannot be opened
+
+
+@pytest.fixture
+def copied(shipped, tmp_path):
+    """A private copy of an exported file and its sum."""
+    path = tmp_path / shipped.exported.path.name
+    for original in (shipped.exported.path, sum_file(shipped.exported.path)):
+        shutil.copy(original, tmp_path)
+    return path
+
+
+def test_a_flipped_bit_is_noticed(copied):
+    content = bytearray(copied.read_bytes())
+    content[len(content) // 2] ^= 1
+    copied.write_bytes(content)
+    with pytest.raises(ExportError, match="is damaged: its sha256 is not the one in"):
+        open_engine(copied)
+
+
+def test_a_file_without_its_sum(copied):
+    sum_file(copied).unlink()
+    with pytest.raises(ExportError, match=r"has no .*\.sha256 beside it"):
+        open_engine(copied)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(ExportError, match="no exported model at"):
+        open_engine(tmp_path / "none.onnx")
+
+
+def test_a_file_of_something_else(tmp_path):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"not a model")
+    sum_file(path).write_text(f"{sha256_of(path)}  a.onnx\n")
+    with pytest.raises(ExportError, match="cannot be read by its engine"):
+        open_engine(path)
+
+
+def test_a_file_of_a_newer_version(openvino_file, tmp_path):
+    path = tmp_path / "newer"
+    with zipfile.ZipFile(openvino_file.exported.path) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "patchlife.json":
+                content = json.dumps(json.loads(content) | {"format": FORMAT + 1, "patchlife": "9.0"})
+            new.writestr(name, content)
+    sum_file(path).write_text(f"{sha256_of(path)}  newer\n")
+    with pytest.raises(ExportError, match=r"patchlife 9\.0 in format 2; .*pip install -U patchlife"):
+        open_engine(path)
+
+
+def test_a_model_that_patchlife_did_not_export(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    path = tmp_path / "plain.onnx"
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "plain", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    sum_file(path).write_text(f"{sha256_of(path)}  plain.onnx\n")
+    with pytest.raises(ExportError, match="was not exported by patchlife"):
+        open_engine(path)
+
+
+# ---- using them wrongly
+
+
+def test_a_photo_of_another_size(shipped):
+    with pytest.raises(ConfigError, match=r"takes batches of images \(3, 48, 48\).*got shape \(1, 3, 32, 32\)"):
+        shipped.engine(np.zeros((1, 3, 32, 32), np.float32))
+    with pytest.raises(ConfigError, match="must be float32"):
+        shipped.engine(np.zeros((1, 3, 48, 48)))
+
+
+def test_another_budget_than_the_file_has(onnx_file):
+    with pytest.raises(ConfigError, match=r"holds one budget, 0\.7, got 0\.5"):
+        open_engine(onnx_file.exported.path, budget=0.5)
+
+
+# ---- the rest
+
+
+def test_the_model_itself_behind_the_same_interface():
+    model = exported_models.small()
+    engine = eager_engine(model)
+    logits, lives = engine.predict(exported_models.images(4))
+    assert torch.equal(logits, model(exported_models.images(4)))
+    assert torch.equal(lives.life, model.lives(exported_models.images(4)).life)
+
+
+def test_generated_images_differ_and_are_normalised():
+    images = sample_images(4, 3, (32, 48))
+    assert images.shape == (4, 3, 32, 48)
+    assert abs(float(images.std()) - 1) < 0.01
+    assert (images[0] - images[1]).abs().max() > 0.5

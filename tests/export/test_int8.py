@@ -1,0 +1,248 @@
+"""int8: blocks are rounded, the life head is not, and a file that answers otherwise too often is refused."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import replace
+
+import exported_models
+import families
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import patchlife
+from patchlife.errors import ExportError, MissingExtraError
+from patchlife.export import exporter, graph
+from patchlife.export.exporter import built, export, exported_graph
+from patchlife.export.parity import check_int8, sample_images
+from patchlife.export.per_token_int8 import SHIFT, by_rows, rounded_weight
+from patchlife.runtime.describe import describe
+from patchlife.runtime.engine import Engine
+from patchlife.runtime.sessions import ModuleRunner, OnnxRunner, open_runner
+from patchlife.runtime.tensor_module import exportable
+
+
+def _content(kind: str, precision: str) -> tuple[bytes, Engine]:
+    model = exported_models.small()
+    about = describe(model, kind, precision=precision)
+    content = built(exportable(model), about, exported_models.images(8, seed=1))
+    return content, Engine(open_runner(kind, content), about)
+
+
+def _close(engine: Engine) -> None:
+    """Near the model on most patches and logits; random weights round badly, so no more than that."""
+    images = exported_models.images(16)
+    logits, lives = exported_models.small().predict(images)
+    output = engine(images.numpy())
+    assert np.corrcoef(output.logits.flatten(), logits.numpy().flatten())[0, 1] > 0.95
+    assert (output.life == lives.life.numpy()).mean() > 0.85
+
+
+def test_dynamic_rounds_the_blocks_and_leaves_the_decision():
+    import onnx
+
+    content, engine = _content("onnx", "int8-dynamic")
+    nodes = onnx.load_from_string(content).graph.node
+    rounded = [n.name for n in nodes if n.op_type == "MatMulIntegerToFloat"]
+    assert len(rounded) == 12, "4 linears in each of 3 blocks"
+    heads = [n for n in nodes if n.op_type == "TopK"]
+    assert heads
+    assert engine.runner.description
+    _close(engine)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_late_int8_leaves_the_first_blocks(block):
+    import onnx
+
+    model = exported_models.small(start=2, drops=(2,), budget=0.85)
+    about = replace(describe(model, "onnx", precision="int8-dynamic"), int8_from=block)
+    content = built(exportable(model), about, exported_models.images(8, seed=1))
+    names = [n.op_type for n in onnx.load_from_string(content).graph.node]
+    assert names.count("MatMulIntegerToFloat") == 4 * (3 - block), "4 linears in each block left"
+    decided_first = names.index("TopK") < names.index("MatMulIntegerToFloat")
+    assert decided_first == (block == model.start)
+    if decided_first:
+        engine, images = Engine(open_runner("onnx", content), about), exported_models.images(16)
+        assert (engine(images.numpy()).life == model.predict(images)[1].life.numpy()).all()
+
+
+@pytest.mark.parametrize("name", ["wide", "eva02"])
+def test_every_linear_layer_after_the_first_blocks_is_rounded(name):
+    """The attention rule's, too: the exporter turns a large weight only where nobody else reads it."""
+    import onnx
+
+    wide = {**exported_models.SMALL, "embed_dim": 96, "num_heads": 3}
+    vit = timm.create_model("vit_tiny_patch16_224", **wide) if name == "wide" else families.built(name)
+    model = patchlife.wrap(families.liven(vit).eval(), patchlife.LifeConfig(budget=0.85, start=2, drops=(2,)))
+    images = sample_images(2, 3, model.backbone.image_size)
+    about = describe(model, "onnx", precision="int8-dynamic")
+    module = exportable(model)
+    graph = exported_graph(module, about)
+    for block in range(model.start + 1):
+        content = built(module, replace(about, int8_from=block), images, graph)
+        rounded = [n for n in onnx.load_from_string(content).graph.node if n.op_type == "MatMulIntegerToFloat"]
+        left = [m for b in model.backbone.vit.blocks[block:] for m in b.modules() if isinstance(m, torch.nn.Linear)]
+        assert len(rounded) == len(left)
+
+
+def test_an_image_does_not_depend_on_its_batch_mates():
+    _, engine = _content("onnx", "int8-dynamic")
+    images = exported_models.images(6)
+    images[1] *= 100
+    images[2] = torch.nan
+    together = engine(images.numpy()).logits
+    for i in (0, 1, 3, 4, 5):
+        np.testing.assert_allclose(engine(images[i : i + 1].numpy()).logits[0], together[i], rtol=1e-3, atol=1e-4)
+    assert not np.isfinite(together[2]).all()
+
+
+def _linear(weight: np.ndarray, bias: np.ndarray, gelu: bool):
+    """A linear layer as torch's exporter writes one, after a GELU or not."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("Gelu", ["images"], ["x"], name="gelu")] if gelu else []
+    nodes.append(helper.make_node("MatMul", ["x" if gelu else "images", "w"], ["y"], name="product"))
+    nodes.append(helper.make_node("Add", ["y", "b"], ["z"], name="linear"))
+    shapes = [["batch", "rows", len(weight)], ["batch", "rows", weight.shape[1]]]
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in zip(("images", "z"), shapes, strict=True)
+    ]
+    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
+    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), gelu=st.booleans(), spread=st.floats(0, 4), rows=st.integers(1, 5))
+def test_each_row_is_rounded_by_its_own_scale(seed, gelu, spread, rows):
+    """However large other rows are: half a step for each factor, at most."""
+    draw = np.random.default_rng(seed)
+    weight, bias = (draw.standard_normal(shape).astype(np.float32) for shape in ((6, 4), (4,)))
+    images = (draw.standard_normal((2, rows, 6)) * 10 ** draw.uniform(-spread, spread, (2, rows, 1))).astype(np.float32)
+    model = _linear(weight, bias, gelu)
+    exact = OnnxRunner(model.SerializeToString()).run(images)[0]
+    found = OnnxRunner(by_rows(model, []).SerializeToString()).run(images)[0]
+    x = torch.nn.functional.gelu(torch.from_numpy(images)).numpy() if gelu else images
+    step = (x + SHIFT).max(-1, keepdims=True) / 255 if gelu else np.abs(x).max(-1, keepdims=True) / 127
+    columns = rounded_weight(weight)[1]
+    bound = 0.5 * step * (np.abs(weight).sum(0) + 3 * columns) + 0.5 * np.abs(x).sum(-1, keepdims=True) * columns
+    assert (np.abs(found - exact) <= 1.01 * bound + 1e-4 * (1 + np.abs(exact))).all()
+
+
+def test_what_integers_hold_is_exact():
+    """Small whole numbers, with the largest of each row and pair of weights 127, are not rounded; rows of zeros are."""
+    weight = np.array([[100, -3], [27, 124], [0, 64]], np.float32)
+    images = np.array([[[127, 2, -1], [0, 0, 0], [-4, 127, 9]]], np.float32)
+    model = _linear(weight, np.ones(2, np.float32), False)
+    found = OnnxRunner(by_rows(model, []).SerializeToString()).run(images)[0]
+    np.testing.assert_allclose(found, images @ weight + 1, rtol=1e-6)
+    assert by_rows(model, ["product"]).graph.node == model.graph.node
+
+
+@pytest.mark.slow
+def test_static_for_onnx():
+    import onnx
+
+    content, engine = _content("onnx", "int8-static")
+    assert sum(n.op_type == "QuantizeLinear" for n in onnx.load_from_string(content).graph.node) >= 10
+    _close(engine)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_static_for_openvino():
+    pytest.importorskip("nncf")
+    content, engine = _content("openvino", "int8-static")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert b"FakeQuantize" in archive.read("model.xml")
+    _close(engine)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_dynamic_for_openvino():
+    pytest.importorskip("nncf")
+    content, engine = _content("openvino", "int8-dynamic")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert b'element_type="i8"' in archive.read("model.xml")
+    _close(engine)
+
+
+def test_the_head_is_named_by_its_scope():
+    """What int8 must leave alone, on a graph as torch's exporter writes one."""
+    from onnx import TensorProto, helper
+
+    def node(name, scopes, *inputs):
+        made = helper.make_node("MatMul", inputs, [f"{name}_out"], name=name)
+        made.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=str(scopes))
+        return made
+
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [1], [0.0])
+    nodes = [
+        node("head", ["", "model.scorer", "model.scorer.patch", "linear"], "x", "w"),
+        node("inherit", ["", "matmul_3"], "x", "y"),
+        node("qk", ["", "scaled_dot_product_attention_1"], "x", "y"),
+        node("qkv", ["", "linear_4"], "x", "w"),
+        node("classifier", ["", "model.backbone.vit.head", "linear"], "x", "w"),
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], [], [weight]))
+    assert graph.decision_nodes(model) == ["head", "head_out", "inherit", "inherit_out"]
+
+
+class Other(torch.nn.Module):
+    """Names another class for every fourth image."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, images):
+        logits, life = self.module(images)
+        logits[::4] = -logits[::4]
+        return logits, life
+
+
+def test_too_little_agreement_is_refused(tmp_path, monkeypatch):
+    module = exportable(exported_models.small())
+    runner = ModuleRunner(Other(module))
+    with pytest.raises(ExportError, match=r"same class as float32 for 15 of 20 images \(75\.0 %\), at least 98 %"):
+        check_int8(runner, module, exported_models.images(20), 0.98)
+    assert check_int8(runner, module, exported_models.images(20), 0.7).agreement == 0.75
+    monkeypatch.setattr(exporter, "built", lambda *_: b"")
+    monkeypatch.setattr(exporter, "exported_graph", lambda *_: None)
+    monkeypatch.setattr(exporter, "open_runner", lambda *_: runner)
+    with pytest.raises(ExportError, match="at least 98 %"):
+        export(exported_models.small(), tmp_path / "a.onnx", images=exported_models.images(20), int8="dynamic")
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_agreement_is_tried_again_a_block_later(monkeypatch):
+    asked = []
+    monkeypatch.setattr(exporter, "built", lambda module, about, *_: asked.append(about.int8_from) or b"")
+    monkeypatch.setattr(exporter, "exported_graph", lambda *_: None)
+    model = exported_models.small(start=2, drops=(2,), budget=0.85)
+    module, images = exportable(model), exported_models.images(20)
+    about = describe(module.model, "onnx", precision="int8-dynamic")
+    monkeypatch.setattr(exporter, "open_runner", lambda *_: ModuleRunner(module))
+    _, form, parity = exporter.proved(module, about, images, images)
+    assert (asked, form.int8_from, parity.agreement) == ([0], 0, 1)
+    monkeypatch.setattr(exporter, "open_runner", lambda *_: ModuleRunner(Other(module) if len(asked) < 3 else module))
+    _, form, _ = exporter.proved(module, about, images, images)
+    assert (asked, form.int8_from) == ([0, 0, 1], 1)
+    monkeypatch.setattr(exporter, "open_runner", lambda *_: ModuleRunner(Other(module)))
+    with pytest.raises(ExportError, match="at least 98 %"):
+        exporter.proved(module, about, images, images)
+    assert asked[3:] == [0, 1, 2], "no further than the decision"
+
+
+@pytest.mark.parametrize("int8", ["dynamic", "static"])
+def test_nncf_is_asked_for_by_its_extra(tmp_path, monkeypatch, int8):
+    monkeypatch.setitem(__import__("sys").modules, "nncf", None)
+    with pytest.raises(MissingExtraError, match=r"nncf, .*pip install 'patchlife\[int8\]'"):
+        export(exported_models.small(), tmp_path / "a", "openvino", images=exported_models.images(2), int8=int8)

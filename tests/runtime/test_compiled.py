@@ -1,0 +1,77 @@
+"""Budgets change back and forth without compiling again, however many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import exported_models
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
+
+from patchlife.errors import ConfigError
+from patchlife.runtime.compiled import CompiledBudgets
+
+BUDGETS = tuple(round(1 - 0.05 * i, 2) for i in range(5))
+
+
+@pytest.fixture(autouse=True)
+def forget_graphs() -> Iterator[None]:
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_each_budget_and_batch_size_compiles_once() -> None:
+    """10 graphs: more than torch keeps for one function, and none is compiled, or traced, twice."""
+    model, counter = exported_models.small(), CompileCounter()
+    fast = CompiledBudgets(model, backend=counter)
+    for _ in range(3):
+        for budget in BUDGETS:
+            for batch in (1, 3):
+                images = exported_models.images(batch)
+                torch.testing.assert_close(fast(images, budget), model.set_budget(budget)(images))
+    assert counter.frame_count == len(fast.seconds) == 2 * len(BUDGETS)
+    assert counters["stats"]["unique_graphs"] == 2 * len(BUDGETS)
+    assert not counters["graph_break"]
+    assert all(taken > 0 for taken in fast.seconds.values())
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = exported_models.small()
+    before = model.config
+    fast = CompiledBudgets(model, backend="eager")
+    fast.prepare((1.0, 0.6), exported_models.images(2))
+    assert set(fast.seconds) == {(1.0, 2), (0.6, 2)}
+    assert model.config is before
+    assert next(fast.model.parameters()) is next(model.parameters())
+
+
+def test_weights_may_still_change() -> None:
+    model, images, counter = exported_models.small(), exported_models.images(2), CompileCounter()
+    fast = CompiledBudgets(model, backend=counter)
+    first = fast(images, 0.7)
+    model.backbone.vit.head.bias[0] += 1
+    assert torch.allclose(fast(images, 0.7)[:, 0], first[:, 0] + 1)
+    assert counter.frame_count == 1
+
+
+def test_adaptive_mode_is_refused() -> None:
+    model = exported_models.small().calibrate([exported_models.images(8)]).set_mode("adaptive")
+    with pytest.raises(ConfigError, match="need fixed mode, got adaptive"):
+        CompiledBudgets(model)
+
+
+@pytest.mark.slow
+def test_generated_code() -> None:
+    model = exported_models.small()
+    fast = CompiledBudgets(model)
+    fast.prepare((0.7, 1.0), exported_models.images(2))
+    graphs = counters["stats"]["unique_graphs"]
+    for budget in (0.7, 1.0, 0.7):
+        images = exported_models.images(2, seed=3)
+        torch.testing.assert_close(fast(images, budget), model.set_budget(budget)(images))
+    assert counters["stats"]["unique_graphs"] == graphs == 2

@@ -1,0 +1,26 @@
+"""What full-size models cost, by arithmetic alone: no model is built."""
+
+from __future__ import annotations
+
+from patchlife.slimming import Cost
+
+
+def vit_cost(dim: int, depth: int, grid: int, patch: int, classes: int, mode: str = "fixed") -> Cost:
+    """A plain ViT with one class token under the training-free rule, with heirs; dims in tokens and pixels."""
+    patches, tokens = grid**2, grid**2 + 1
+    embedding = 2 * 3 * patch**2 * dim * patches
+    block = (2 * 12 * dim**2, 4 * dim)  # qkv, projection and MLP: 12 dim^2 weights; two attention products
+    row = 2 * dim * dim + 2 * dim * dim + 2 * dim * tokens * (dim // 64)  # the class query, folded, and its row
+    coverage = 2 * dim * patches**2 + 2 * patches**2  # all cosines, and the sum of what is covered
+    heir = 2 * dim if mode == "fixed" else 0  # merging; whom to merge with is known from the cosines
+    outer = embedding + 2 * dim * classes
+    return Cost(patches, 1, outer, row + coverage, (block,) * depth, heir)
+
+
+SIZES = {
+    "vit_tiny_patch16_224": {"dim": 192, "depth": 12, "grid": 14, "patch": 16, "classes": 1000},
+    "deit_small_patch16_224": {"dim": 384, "depth": 12, "grid": 14, "patch": 16, "classes": 1000},
+    "vit_small_patch14_dinov2": {"dim": 384, "depth": 12, "grid": 37, "patch": 14, "classes": 0},
+    "vit_large_patch16_384": {"dim": 1024, "depth": 24, "grid": 24, "patch": 16, "classes": 1000},
+}
+"""What `vit_cost` needs to know of some of timm's models."""

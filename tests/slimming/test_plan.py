@@ -1,0 +1,169 @@
+"""A plan is one consistent decision: order, lives, survivors, heirs and packed layout never disagree."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from families import FEW, photos
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slimmed import WAYS, slim
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from patchlife import Lives, Plan
+from patchlife.slimming import Schedule
+from patchlife.slimming.plan import adaptive_plan, fixed_plan
+from patchlife.slimming.run.adaptive import stages
+from patchlife.slimming.similarity import Likeness
+
+
+class Case(NamedTuple):
+    """Any scores and any schedule, and the plan that follows."""
+
+    score: Tensor
+    schedule: Schedule
+    plan: Plan
+    thresholds: Tensor | None
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Any depth, grid, batch and schedule; scores with ties and gaps; either mode, with and without heirs."""
+    depth, rows, cols = draw(st.integers(2, 13)), draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    batch, patches = draw(st.integers(1, 4)), rows * cols
+    start = draw(st.integers(1, depth - 1))
+    falling = sorted(draw(st.lists(st.integers(1, patches), min_size=depth - start, max_size=depth - start)))
+    schedule = Schedule((patches,) * start + tuple(reversed(falling)), start)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    score = torch.randn(batch, patches, generator=generator)
+    if draw(st.booleans()):
+        score = score.round()  # ties
+    if draw(st.booleans()):
+        score[torch.rand(score.shape, generator=generator) < 0.2] = draw(
+            st.sampled_from([torch.nan, -torch.inf, torch.inf])
+        )
+    kin = normalize(torch.randn(batch, patches, 4, generator=generator), dim=-1)
+    likeness = Likeness.of(kin) if draw(st.booleans()) else None
+    if draw(st.booleans()):
+        return Case(score, schedule, fixed_plan(score, likeness, schedule, (rows, cols)), None)
+    levels = torch.randn(depth - start, generator=generator).sort().values
+    thresholds = torch.cat((torch.full((start,), -torch.inf), levels))
+    plan = adaptive_plan(score, likeness, schedule, (rows, cols), thresholds)
+    return Case(score, schedule, plan, thresholds)
+
+
+@given(cases())
+def test_order_lives_and_survivors_agree(case: Case) -> None:
+    plan, lives = case.plan, case.plan.lives()
+    patches, depth = case.score.shape[1], len(case.schedule.survivors)
+    everyone = torch.arange(patches).expand_as(plan.order)
+    assert torch.equal(plan.order.sort(dim=1).values, everyone)
+    assert torch.equal(plan.order.gather(1, plan.rank()), everyone)
+    assert lives.survivors.shape == (len(case.score), depth)
+    assert (lives.survivors.diff(dim=1) <= 0).all()
+    assert (lives.survivors[:, : case.schedule.start] == patches).all()
+    assert ((lives.life >= case.schedule.start) & (lives.life <= depth)).all()
+    for block in range(depth):
+        alive = lives.alive(block)
+        assert torch.equal(alive, lives.life > block)
+        assert torch.equal(alive.sum(dim=1), lives.survivors[:, block])
+        assert torch.equal(alive, plan.rank() < lives.survivors[:, block, None])
+    ordered = lives.life.gather(1, plan.order)
+    assert (ordered.diff(dim=1) <= 0).all(), "the order is longest life first"
+
+
+@given(cases())
+def test_a_higher_score_never_dies_earlier(case: Case) -> None:
+    life, score = case.plan.lives().life, case.plan.score
+    higher = score[:, :, None] > score[:, None, :]
+    shorter = life[:, :, None] < life[:, None, :]
+    assert not (higher & shorter).any()
+    assert torch.isfinite(score).all()
+
+
+@given(cases())
+def test_who_enters_a_block(case: Case) -> None:
+    counts = case.plan.lives().survivors
+    if case.thresholds is None:
+        assert (counts == torch.tensor(case.schedule.survivors)).all()
+        assert case.plan.counts is None
+    else:
+        above = (case.plan.score[:, :, None] > case.thresholds).sum(dim=1).clamp(min=1)
+        assert torch.equal(counts, above)
+
+
+@given(cases())
+def test_heirs_live_on_when_they_inherit(case: Case) -> None:
+    plan = case.plan
+    if plan.heirs is None:
+        return
+    life = plan.lives().life.gather(1, plan.order)  # by rank
+    heirs_life = life.gather(1, plan.heirs.rank)
+    forever = life == len(case.schedule.survivors)
+    own = torch.arange(plan.order.shape[1]).expand_as(plan.order)
+    assert torch.equal(plan.heirs.rank[forever], own[forever]), "who never dies keeps what it has"
+    assert (heirs_life > life)[~forever].all()
+
+
+@given(cases(), st.integers(0, 6))
+def test_packed_stages(case: Case, prefix: int) -> None:
+    plan, counts = case.plan, case.plan.lives().survivors
+    batch, patches = case.score.shape
+    layout = torch.arange(batch * (prefix + patches)).reshape(batch, prefix + patches)
+    packed = stages(plan, prefix)
+    blocks = [block for stage in packed for block in stage.blocks]
+    assert blocks == list(range(case.schedule.start, len(case.schedule.survivors)))
+    before = torch.full((batch,), patches)
+    for stage in packed:
+        after = counts[:, stage.blocks[0]]
+        assert all(torch.equal(counts[:, block], after) for block in stage.blocks)
+        pieces = [layout[image, : prefix + n] for image, n in enumerate(after.tolist())]
+        assert torch.equal(stage.tokens, torch.cat(pieces))
+        assert stage.offsets == (0, *torch.tensor([len(piece) for piece in pieces]).cumsum(0).tolist())
+        gone = [layout[image, prefix + n : prefix + m] for image, (n, m) in enumerate(zip(after, before, strict=True))]
+        assert torch.equal(stage.dying, torch.cat(gone))
+        if plan.heirs is not None:
+            assert torch.isin(stage.heirs, stage.tokens).all()
+            assert torch.equal(stage.heirs // (prefix + patches), stage.dying // (prefix + patches))
+        before = after
+
+
+@settings(max_examples=30)
+@given(cases())
+def test_an_image_of_lives(case: Case) -> None:
+    lives = case.plan.lives()
+    assert len(lives) == len(case.score)
+    assert lives.depth == len(case.schedule.survivors)
+    for image in (0, -1):
+        one = lives[image]
+        assert len(one) == 1
+        assert torch.equal(one.life[0], lives.life[image])
+        assert torch.equal(one.survivors[0], lives.survivors[image])
+        assert one.map().shape == lives.grid
+        assert torch.equal(one.map().flatten(), lives.life[image])
+
+
+def test_endless_lives() -> None:
+    lives = Lives.endless(2, (3, 4), 5)
+    assert (lives.life == 5).all()
+    assert (lives.survivors == 12).all()
+    assert lives.alive(4).all()
+    assert lives.survivors.shape == (2, 5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", FEW)
+def test_the_plan_of_a_model(name: str, way: str) -> None:
+    """`plan`, `lives` and `predict` tell of the same decision, in the range that the words promise."""
+    model, images = slim(name, way, drops=(2, 4)), photos(name)
+    plan, lives = model.plan(images), model.lives(images)
+    assert torch.equal(plan.lives().life, lives.life)
+    assert torch.equal(model.predict(images)[1].life, lives.life)
+    assert set(lives.life.unique().tolist()) <= {2.0, 4.0, 5.0}
+    assert plan.grid == lives.grid == (6, 6)
+    assert (plan.heirs is not None) == model.config.heirs
+    assert (plan.counts is not None) == (model.config.mode == "adaptive")
+    assert not lives.life.requires_grad
