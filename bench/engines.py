@@ -1,4 +1,4 @@
-"""What exporting is worth: slimmed against dense in the same engine, int8 on top, accuracy kept, adaptive's memory.
+"""What exporting is importance: slimmed against dense in the same engine, int8 on top, accuracy kept, adaptive's memory.
 
     python bench/engines.py --checkpoint vit_tiny.safetensors --data in20/val --adapter my-adapter \
         --out results/engines_cpu.json                                   # about 15 minutes on 2 cores, idle
@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import numpy as np
 import timm
 import torch
+from patchlife.export.describe import describe
 
 from patchlife import LifeConfig, SlimModel, __version__, wrap
 from patchlife.cli.export import prepared_photos
@@ -32,14 +33,13 @@ from patchlife.config import ModelConfig
 from patchlife.data import list_photos
 from patchlife.evaluation.memory import peak_bytes
 from patchlife.evaluation.timing import Timing, alternate, conditions
-from patchlife.export.describe import describe
 from patchlife.export.exporter import AGREEMENT, built
 from patchlife.export.parity import sample_images
 from patchlife.io.files import write_atomic
 from patchlife.runtime import Engine
-from patchlife.runtime.opening import ReadyModel, open_model
-from patchlife.runtime.sessions import OnnxRunner, open_runner
-from patchlife.runtime.tensor_module import exportable
+from patchlife.runtime.opening import Pipeline, open_pipeline
+from patchlife.runtime.sessions import OnnxSession, open_session
+from patchlife.runtime.tensor_module import tensor_module
 
 KINDS = ("onnx", "openvino")
 INT8 = ("int8-dynamic", "int8-static")
@@ -56,9 +56,9 @@ def engine_of(model: SlimModel, kind: Any, form: str, calibration: torch.Tensor,
     ``form`` is a precision, alone or with LATE and a block.
     """
     precision, _, block = form.partition(LATE)
-    about = replace(describe(model, kind, precision=precision), int8_from=int(block or 0))
-    content = built(exportable(model), about, calibration)
-    return Engine(open_runner(kind, content, threads), about)
+    metadata = replace(describe(model, kind, precision=precision), int8_from=int(block or 0))
+    content = built(tensor_module(model), metadata, calibration)
+    return Engine(open_session(kind, content, threads), metadata)
 
 
 def forms_of(model: SlimModel) -> list[str]:
@@ -72,7 +72,7 @@ def speeds(name: str, budget: float, batches: list[int], rounds: int, patience: 
     models = {
         "dense": wrap(vit, LifeConfig(budget=1.0)),
         "slimmed": wrap(vit, LifeConfig(budget=budget)),
-        "slimmed, no heirs": wrap(vit, LifeConfig(budget=budget, heirs=False)),
+        "slimmed, no heirs": wrap(vit, LifeConfig(budget=budget, merge=False)),
     }
     images, timings = sample_images(8, 3, models["dense"].backbone.image_size), []
     entries = [(what, "fp32") for what in models] + [("dense", "int8-dynamic")]
@@ -81,26 +81,26 @@ def speeds(name: str, budget: float, batches: list[int], rounds: int, patience: 
         runs = {f"{what}, {form}": engine_of(models[what], kind, form, images, threads) for what, form in entries}
         for batch in batches:
             draw = np.random.default_rng(0).standard_normal((batch, *images.shape[1:]), np.float32)
-            about = {"model": name, "engine": kind, "batch": batch, "budget": budget}
-            about["schedule"] = str(models["slimmed"].schedule())
+            metadata = {"model": name, "engine": kind, "batch": batch, "budget": budget}
+            metadata["schedule"] = str(models["slimmed"].schedule())
             contest = {label: partial(run, draw) for label, run in runs.items()}
-            timings.append(alternate(contest, rounds=rounds, patience=patience, about=about))
+            timings.append(alternate(contest, rounds=rounds, patience=patience, metadata=metadata))
     return timings
 
 
-def accuracy(ready: ReadyModel, data: Path, calibration: Path | None, limit: int, threads: int) -> list[dict]:
+def accuracy(pipeline: Pipeline, data: Path, calibration: Path | None, limit: int, threads: int) -> list[dict]:
     """Top-1 of the slimmed model in each engine and form, and how often int8 says what float32 says there.
 
     int8 is calibrated on other photos where given.
     """
-    photos, images = prepared_photos(ready, list_photos([str(data)]), limit)
-    truth = np.array(ready.labels.classes_of(photos))
-    quiet = images[::16] if calibration is None else prepared_photos(ready, list_photos([str(calibration)]), 128)[1]
+    photos, images = prepared_photos(pipeline, list_photos([str(data)]), limit)
+    truth = np.array(pipeline.labels.classes_of(photos))
+    quiet = images[::16] if calibration is None else prepared_photos(pipeline, list_photos([str(calibration)]), 128)[1]
     rows = []
     for kind in KINDS:
         said: dict[str, np.ndarray] = {}
-        for form in ("fp32", *forms_of(ready.model)):
-            engine = engine_of(ready.model, kind, form, quiet, threads)
+        for form in ("fp32", *forms_of(pipeline.model)):
+            engine = engine_of(pipeline.model, kind, form, quiet, threads)
             said[form] = np.concatenate([engine(batch.numpy()).logits.argmax(1) for batch in images.split(16)])
             right, alike = ((said[form] == other).mean() for other in (truth, said["fp32"]))
             rows.append({"engine": kind, "form": form, "photos": len(photos)})
@@ -129,7 +129,7 @@ def bits_of_sums() -> int:
     graph = helper.make_graph([node], "g", [x], [helper.make_empty_tensor_value_info("y")], constants)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    found = OnnxRunner(model.SerializeToString()).run(np.full((1, 2), 255, np.uint8))[0]
+    found = OnnxSession(model.SerializeToString()).run(np.full((1, 2), 255, np.uint8))[0]
     return 32 if found.item() == 2 * 255 * 127 else 16
 
 
@@ -187,7 +187,7 @@ def main() -> None:
     if told.checkpoint and told.data:
         life = {"budget": told.accuracy_budget}
         config = ModelConfig(told.adapter or "vit_tiny_patch16_224", told.checkpoint, life=life)
-        rows = accuracy(open_model(config), told.data, told.calibration, told.limit, told.threads)
+        rows = accuracy(open_pipeline(config), told.data, told.calibration, told.limit, told.threads)
     timings = speeds(told.model, told.budget, told.batches, told.rounds, told.patience, told.threads)
     peaks = memory(told.model, told.budget)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(told).items()}

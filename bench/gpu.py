@@ -31,8 +31,8 @@ from reference import masked
 from patchlife import LifeConfig, __version__, flops, wrap
 from patchlife.backbones import adapt
 from patchlife.benchmarks.baselines import METHODS
-from patchlife.benchmarks.comparison import race
-from patchlife.benchmarks.result import About, Result
+from patchlife.benchmarks.comparison import time_methods
+from patchlife.benchmarks.result import MethodInfo, Result
 from patchlife.evaluation.memory import peak_bytes
 from patchlife.evaluation.timing import alternate, conditions
 from patchlife.io.files import write_atomic
@@ -45,8 +45,14 @@ MODELS = {
     "vit_large_patch16_224": {},
     "vit_small_patch14_dinov2": {"img_size": 518},
 }
-STATIC = ("dense", "limit", "class-attention", "evit", "dynamicvit", "tome", "ours-fixed", "ours-slices")
-COMPILED = ("dense", "limit", "tome", "ours-fixed", "ours-slices")  # half a minute each: the ones that decide
+STATIC = ("dense", "no-decision-bound", "class-attention", "evit", "dynamicvit", "tome", "ours-fixed", "ours-slices")
+COMPILED = (
+    "dense",
+    "no-decision-bound",
+    "tome",
+    "ours-fixed",
+    "ours-slices",
+)  # half a minute each: the ones that decide
 DYNAMIC = ("ats", "a-vit", "ours-adaptive")
 ENGINES = ("eager", "eager-graph", "compile", "graph")
 TARGET = 0.6
@@ -85,7 +91,7 @@ def main() -> int:
     write_atomic(out / "checks.json", json.dumps(about, indent=1) + "\n")  # whatever comes, this much is there
     try:
         about["adaptive"] = adaptive_beside_fixed(device, args.tiny)
-    except Exception as error:  # the races are worth more than this
+    except Exception as error:  # the races are importance more than this
         about["left_out"].append(f"adaptive beside fixed: {type(error).__name__}: {error}")
     torch.compiler.reset()
     jobs = [j for j in plan(args) if j.engine == "eager" or device.type == "cuda" or j.engine == "compile"]
@@ -138,14 +144,14 @@ def run(job: Job, results: dict[tuple[str, str], Result], out: Path, device: tor
     images = torch.randn(job.batch, bb.channels, *bb.image_size, device=device, dtype=dtype)
     methods = [METHODS[name] for name in job.methods]
     if key not in results:
-        about = {m.name: About(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
+        about = {m.name: MethodInfo(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
         said = {"engine": job.engine, "dtype": "bfloat16", "images": "noise", "command": "bench/gpu.sh"}
         said |= {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "patchlife": __version__}
         said |= {"rounds": 30, "patience_seconds": 5, "image_size": list(bb.image_size)}
         results[key] = Result(job.model, "random", {**conditions(device), **said}, about)
     result = results[key]
     rounds, patience = (5, 1.0) if tiny else (30, 5.0)
-    result.speed += race(bb, methods, images, TARGET, job.engine, rounds, patience)
+    result.speed += time_methods(bb, methods, images, TARGET, job.engine, rounds, patience)
     result.complete = True
     result.save(out / f"bench-{job.model}-{job.engine}.json")
 
@@ -177,7 +183,7 @@ def exactness(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
 
 
 def _moved(lives: Any, device: torch.device) -> Any:
-    return type(lives)(lives.life.to(device), lives.survivors.to(device), lives.score.to(device), lives.grid)
+    return type(lives)(lives.life.to(device), lives.kept.to(device), lives.score.to(device), lives.grid)
 
 
 def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:

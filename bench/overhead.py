@@ -23,23 +23,23 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from patchlife import LifeConfig, LifeHead, SlimModel, __version__, wrap
+from patchlife import LifeConfig, Scorer, SlimModel, __version__, wrap
 from patchlife.backbones import Backbone, Embedded
 from patchlife.evaluation.timing import Timing, alternate
 from patchlife.io.files import write_atomic
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.slimming.run.fixed import reorder
-from patchlife.slimming.scorers import AttentionRule, Opinion
+from patchlife.slimming.scorers import AttentionScorer, Scores
 
 TARGETS = {  # (what, over what, batch): at least
-    ("slices", "limit", 16): 0.98,
-    ("slices", "limit", 1): 0.95,
+    ("slices", "no-decision-bound", 16): 0.98,
+    ("slices", "no-decision-bound", 1): 0.95,
     ("adaptive slices", "uneven slices", 16): 0.93,
 }
 DECISION_AT_MOST = 0.015  # of dense time, at batch 16
 
 
-class Uneven(LifeHead):
+class Uneven(Scorer):
     """Scores that make some images crowded and some easy; free of cost, so that only the running is timed."""
 
     kind = "uneven"
@@ -50,17 +50,17 @@ class Uneven(LifeHead):
         ease = torch.linspace(-1, 1, batch)[torch.randperm(batch, generator=draw), None]
         self.register_buffer("score", torch.randn(batch, patches, generator=draw) + ease)
 
-    def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Opinion:
+    def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Scores:
         """The same scores for every batch."""
         patches = tokens[:, backbone.prefix :]
-        return Opinion(self.score[: len(patches)], normalize(patches, dim=-1))
+        return Scores(self.score[: len(patches)], normalize(patches, dim=-1))
 
 
 def limit(model: SlimModel, images: Tensor) -> Tensor:
     """The model's schedule as bare slices: nothing is scored, sorted or gathered."""
-    bb, survivors = model.backbone, model.schedule().survivors
+    bb, kept = model.backbone, model.schedule().kept
     x = bb.embed(images).tokens
-    for index, n in enumerate(survivors):
+    for index, n in enumerate(kept):
         if bb.prefix + n < x.shape[1]:
             x = x[:, : bb.prefix + n].contiguous()
         x = bb.block(index, x)
@@ -70,7 +70,7 @@ def limit(model: SlimModel, images: Tensor) -> Tensor:
 def decision(model: SlimModel, tokens: Tensor, embedded: Embedded) -> Tensor:
     """Head, sort and gather alone, on tokens that are about to enter the start block."""
     plan = model.decide(tokens, embedded)
-    first = plan.schedule.survivors[model.start]
+    first = plan.schedule.kept[model.start]
     return reorder(tokens, None, plan.order[:, :first], model.backbone.prefix)[0]
 
 
@@ -78,17 +78,17 @@ def contest(name: str, batch: int, budget: float, rounds: int, patience: float) 
     """All of them on one backbone and one batch."""
     vit = timm.create_model(name).eval()
     images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    plain, merging = LifeConfig(budget=budget, heirs=False), LifeConfig(budget=budget)
+    plain, merging = LifeConfig(budget=budget, merge=False), LifeConfig(budget=budget)
     bb = wrap(vit).backbone
     uneven = Uneven(batch, bb.grid[0] * bb.grid[1])
     regressor = LifeRegressor(bb.dim, bb.prefix).eval()
-    slices = wrap(vit, plain, AttentionRule())
+    slices = wrap(vit, plain, AttentionScorer())
     runs = {
-        "limit": partial(limit, slices, images),
+        "no-decision-bound": partial(limit, slices, images),
         "dense": partial(vit, images),
         "slices": partial(slices, images),
         "slices, learned head": partial(wrap(vit, plain, regressor), images),
-        "heirs": partial(wrap(vit, merging), images),
+        "merge": partial(wrap(vit, merging), images),
         "heirs, learned head": partial(wrap(vit, merging, regressor), images),
         "uneven slices": partial(wrap(vit, plain, uneven), images),
         "adaptive slices": partial(adaptive(wrap(vit, plain, uneven), images), images),

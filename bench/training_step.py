@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from patchlife import LifeConfig, __version__, wrap
-from patchlife.config import LearnConfig
+from patchlife.config import TrainingConfig
 from patchlife.evaluation.timing import alternate
 from patchlife.io.files import write_atomic
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.training.fit import student_of
 from patchlife.training.stage import Stage, Step
 from patchlife.training.stages import Slimming
-from patchlife.training.targets import teach
+from patchlife.training.targets import compute_targets
 
 BUDGETS = (1.0, 0.8, 0.6, 0.45, 0.35)
 
@@ -63,25 +63,25 @@ def main() -> None:
     model = wrap(vit, LifeConfig(), LifeRegressor(base.backbone.dim, base.backbone.prefix))
     images = torch.randn(args.batch_size, 3, *model.backbone.image_size)
     labels = torch.zeros(args.batch_size, dtype=torch.long)
-    lesson = teach(model.backbone, images, model.start)
+    targets = compute_targets(model.backbone, images, model.start)
     runs: dict[str, Callable[[], None]] = {"dense": partial(dense_step, vit.requires_grad_(True), images, labels)}
     for how in ("adapter", "full"):
         for budget in BUDGETS:
-            runs[f"{how}, budget {budget:g}"] = partial(stage2_step, *_ours(model, how, lesson, labels, budget))
-    still, step = _ours(model, "full", lesson, labels, 0.6)
+            runs[f"{how}, budget {budget:g}"] = partial(stage2_step, *_ours(model, how, targets, labels, budget))
+    still, step = _ours(model, "full", targets, labels, 0.6)
     still.model.scorer.requires_grad_(False)
     runs["full, budget 0.6, head held still"] = partial(stage2_step, still, step)
-    timing = alternate(runs, args.rounds, warmup=1, about={"model": args.model, "batch": args.batch_size})
+    timing = alternate(runs, args.rounds, warmup=1, depends_on={"model": args.model, "batch": args.batch_size})
     write_atomic(args.out, json.dumps({"patchlife": __version__, **timing.to_dict()}, indent=1) + "\n")
     for name in runs:
         print(f"{name:36} {1000 * timing.seconds[name].median:7.0f} ms  {1 / timing.ratios[name].median:.2f} of dense")
 
 
-def _ours(model, how, lesson, labels, budget) -> tuple[Slimming, Step]:
+def _ours(model, how, targets, labels, budget) -> tuple[Slimming, Step]:
     """Stage 2 with every step at one budget."""
-    lowest = LearnConfig().lowest_budget
-    stage = Slimming(student_of(model, LearnConfig(finetune=how)), lowest, 0.0)
-    return stage, Step(lesson, labels, (budget - lowest) / (1 - lowest))
+    lowest = TrainingConfig().lowest_budget
+    stage = Slimming(student_of(model, TrainingConfig(finetune=how)), lowest, 0.0)
+    return stage, Step(targets, labels, (budget - lowest) / (1 - lowest))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 import patchlife
-from patchlife.config import LearnConfig
+from patchlife.config import TrainingConfig
 from patchlife.data import Preprocess, list_photos, load_batches
 from patchlife.evaluation.accuracy import evaluate
 from patchlife.evaluation.timing import conditions
@@ -54,7 +54,7 @@ def main() -> None:
     vit.eval()
 
     preprocess = Preprocess.from_timm_cfg(vit.pretrained_cfg)
-    learn = LearnConfig(finetune=args.finetune, finetune_epochs=args.slim_epochs)
+    learn = TrainingConfig(finetune=args.finetune, finetune_epochs=args.slim_epochs)
     fitted = fit(patchlife.wrap(vit), labelled(args.data / "train", classes), preprocess, args.out / "adapter", learn)
 
     test = labelled(args.data / "test", classes)

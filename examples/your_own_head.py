@@ -13,11 +13,11 @@ from torch.nn.functional import normalize
 
 import patchlife
 from patchlife.backbones import Backbone
-from patchlife.slimming.scorers import Opinion
+from patchlife.slimming.scorers import Scores
 
 
-class CentreFirst(patchlife.LifeHead):
-    """Scores patches by their distance to a point of a square grid; kin are the tokens themselves."""
+class CentreFirst(patchlife.Scorer):
+    """Scores patches by their distance to a point of a square grid; embedding are the tokens themselves."""
 
     kind = "centre-first"  # what adapters call it: no other class may have the same
 
@@ -28,12 +28,12 @@ class CentreFirst(patchlife.LifeHead):
     def settings(self) -> dict[str, Any]:
         return {"x": self.x, "y": self.y}  # arguments of __init__, as JSON values
 
-    def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Opinion:
+    def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Scores:
         patches = tokens[:, backbone.prefix :]  # (batch, patches, dim)
         side = int(patches.shape[1] ** 0.5)
         axis = torch.linspace(-1, 1, side)
         distance = ((axis[:, None] - self.y) ** 2 + (axis[None] - self.x) ** 2).flatten()
-        return Opinion(-distance.expand(len(patches), -1), normalize(patches, dim=-1))
+        return Scores(-distance.expand(len(patches), -1), normalize(patches, dim=-1))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@
 
 int main(int argc, char** argv) try {
   if (argc != 4) {
-    std::cerr << "usage: classify PACKAGE IMAGES SIDE\n";
+    std::cerr << "usage: classify BUNDLE IMAGES SIDE\n";
     return 2;
   }
   const int64_t side = std::atoll(argv[3]);

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import patchlife
-from patchlife.config import LearnConfig
+from patchlife.config import TrainingConfig
 from patchlife.data import Preprocess, list_photos, load_batches, read_photo
 from patchlife.evaluation.accuracy import evaluate
 from patchlife.evaluation.timing import conditions
@@ -41,7 +41,7 @@ def main() -> None:
     rule = patchlife.wrap(vit)
     train, test = ([args.data / part / name for name in names] for part in ("train", "test"))
     photos = [Photo(path) for path in list_photos(train)]
-    learn = LearnConfig(epochs=40, cache=args.out.with_name(args.out.name + ".cache"))
+    learn = TrainingConfig(epochs=40, cache=args.out.with_name(args.out.name + ".cache"))
     fitted = fit(rule, photos, preprocess, args.out, learn, accelerator_for("cpu"))
     shutil.copytree(args.out, args.assets / "adapter", dirs_exist_ok=True)
 

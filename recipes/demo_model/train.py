@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 CLASSES = (
     "Faces_easy", "Leopards", "Motorbikes", "airplanes", "bonsai",
-    "car_side", "chandelier", "grand_piano", "ketch", "watch",
+    "car_side", "chandelier", "grand_piano", "ketch", "validation",
 )  # fmt: skip
 ARCHITECTURE = {
     "img_size": 112, "patch_size": 8, "embed_dim": 112, "depth": 12, "num_heads": 4,
@@ -152,7 +152,7 @@ def build_cache(args: argparse.Namespace, folder: Path) -> None:
 
 
 def build_student() -> VisionTransformer:
-    """A plain timm ViT; Xavier weights and sine-cosine positions, since few photos must teach it both."""
+    """A plain timm ViT; Xavier weights and sine-cosine positions, since few photos must compute_targets it both."""
     student = VisionTransformer(**ARCHITECTURE, weight_init="jax", dynamic_img_size=True)
     positions = build_sincos2d_pos_embed([14, 14], dim=ARCHITECTURE["embed_dim"])  # (196, dim)
     with torch.no_grad():
@@ -260,7 +260,7 @@ def train(args: argparse.Namespace, batches: Batches, test: Labelled) -> VisionT
                 shown = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
                 print(f"{epoch}:{step} {shown} {time.perf_counter() - started:.0f} s", flush=True)
         save(checkpoint, {"epoch": epoch, **{name: part.state_dict() for name, part in saved.items()}})
-        # watched, never selected on: the last epoch is the one that is kept
+        # validated, never selected on: the last epoch is the one that is kept
         share = hits(student, shrink(test[0], grid), test[1]).double().mean()
         print(f"epoch {epoch}, grid {grid}: test accuracy {share:.4f}", flush=True)
     return student

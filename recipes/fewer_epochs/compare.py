@@ -1,5 +1,5 @@
 """Track 3: how many epochs a method needs. Ours, EViT and DynamicViT, in one loop, from the same weights, on the same
-photos and tokens, at the same FLOPs; accuracy after every epoch. Ours gets the shortest course only.
+photos and tokens, at the same FLOPs; accuracy after every epoch. Ours gets the shortest stage_config only.
 
     python recipes/fewer_epochs/compare.py DATA --checkpoint FILE --out FOLDER
 
@@ -26,25 +26,25 @@ from torch import Tensor
 import patchlife
 from patchlife.backbones import adapt, signature
 from patchlife.benchmarks.baselines import METHODS
-from patchlife.config import LearnConfig, LifeConfig, ModelConfig
+from patchlife.config import LifeConfig, ModelConfig, TrainingConfig
 from patchlife.data import list_photos
 from patchlife.evaluation.timing import conditions
 from patchlife.io.files import write_atomic
-from patchlife.runtime.opening import ReadyModel, open_model
+from patchlife.runtime.opening import Pipeline, open_pipeline
 from patchlife.slimming import SlimModel
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.training.cached_evaluation import evaluate_cached
 from patchlife.training.fit import accelerator_for, student_of
 from patchlife.training.loop import train
-from patchlife.training.stage import Course, Stage, Step
+from patchlife.training.stage import Stage, StageConfig, Step
 from patchlife.training.stages import Regression, Slimming
-from patchlife.training.target_cache import LessonCache, Photo, collect
-from patchlife.training.targets import teach
+from patchlife.training.target_cache import Photo, TargetCache, collect
+from patchlife.training.targets import compute_targets
 
 BATCH, RATE = 50, 1e-4
-_LOWEST = LearnConfig().lowest_budget
+_LOWEST = TrainingConfig().lowest_budget
 OURS = ("ours", "ours-one")
-RIVALS = ("evit", "dynamicvit")
+BASELINES = ("evit", "dynamicvit")
 
 
 class OneBudget(Slimming):
@@ -62,8 +62,8 @@ class Watched(Stage):
         self.stage, self.every, self.examine = stage, every, examine
         self.steps, self.began, self.curve = 0, time.monotonic(), []
 
-    def pace(self, name: str) -> float:
-        return self.stage.pace(name.removeprefix("stage."))
+    def lr_multiplier(self, name: str) -> float:
+        return self.stage.lr_multiplier(name.removeprefix("stage."))
 
     def look(self) -> None:
         """Note the accuracy at this moment."""
@@ -91,73 +91,75 @@ def main() -> None:
     args = parser.parse_args()
     (args.out / "work").mkdir(parents=True, exist_ok=True)
 
-    ready = open_model(ModelConfig("vit_tiny_patch16_224", checkpoint=args.checkpoint, image_size=args.image_size))
+    pipeline = open_pipeline(
+        ModelConfig("vit_tiny_patch16_224", checkpoint=args.checkpoint, image_size=args.image_size)
+    )
     photos = list_photos([args.data / "in20/train", args.data / "caltech101/train"])
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(0)).tolist()
-    lessons = _lessons(ready, [Photo(photos[i]) for i in order[: args.photos]], args.out / "cache")
+    targets = _targets(pipeline, [Photo(photos[i]) for i in order[: args.photos]], args.out / "cache")
     sets = {}
     for name in ("in20/val", "in1k-samples"):
         paths = list_photos([args.data / name])
-        labelled = [Photo(p, label) for p, label in zip(paths, ready.labels.classes_of(paths), strict=True)]
-        sets[name] = _lessons(ready, labelled, args.out / f"cache-{name.replace('/', '-')}")
+        labelled = [Photo(p, label) for p, label in zip(paths, pipeline.labels.classes_of(paths), strict=True)]
+        sets[name] = _targets(pipeline, labelled, args.out / f"cache-{name.replace('/', '-')}")
 
     curves = []
     for method, epochs in [
         *((ours, min(args.epochs)) for ours in OURS),
-        *((rival, n) for n in args.epochs for rival in RIVALS),
+        *((rival, n) for n in args.epochs for rival in BASELINES),
     ]:
         path = args.out / f"{method}-{args.flops:g}-{epochs}.json"
         if not path.is_file():
             print(f"{method}, {epochs} epochs", flush=True)
-            curve = learn(method, ready, lessons, sets, args.flops, epochs, args.out / "work")
+            curve = learn(method, pipeline, targets, sets, args.flops, epochs, args.out / "work")
             write_atomic(path, json.dumps(curve, indent=1) + "\n")
         curves.append(json.loads(path.read_text()))
-    about = {"patchlife": patchlife.__version__, "photos": len(lessons), "image_size": args.image_size}
-    about |= {"batch_size": BATCH, "learning_rate": RATE, "dense": {n: _dense(s) for n, s in sets.items()}}
-    result = about | {"conditions": conditions(torch.device("cpu")), "curves": curves}
+    depends_on = {"patchlife": patchlife.__version__, "photos": len(targets), "image_size": args.image_size}
+    depends_on |= {"batch_size": BATCH, "learning_rate": RATE, "dense": {n: _dense(s) for n, s in sets.items()}}
+    result = depends_on | {"conditions": conditions(torch.device("cpu")), "curves": curves}
     write_atomic(args.out / f"fewer_epochs-{args.flops:g}.json", json.dumps(result, indent=1) + "\n")
     plot(result).save(args.out / f"fewer_epochs-{args.flops:g}.png")
 
 
 def learn(
     method: str,
-    ready: ReadyModel,
-    lessons: LessonCache,
-    sets: dict[str, LessonCache],
+    pipeline: Pipeline,
+    targets: TargetCache,
+    sets: dict[str, TargetCache],
     flops: float,
     epochs: int,
     work: Path,
 ) -> dict[str, Any]:
     """One method's accuracy against epochs."""
-    course = Course(f"{method}-{flops:g}-{epochs}", epochs, BATCH, RATE, save_every=float("inf"), seed=1)
-    for unfinished in (course.name, f"{course.name}-head"):  # a checkpoint keeps neither seconds nor looks
+    stage_config = StageConfig(f"{method}-{flops:g}-{epochs}", epochs, BATCH, RATE, save_every=float("inf"), seed=1)
+    for unfinished in (stage_config.name, f"{stage_config.name}-head"):  # a checkpoint keeps neither seconds nor looks
         shutil.rmtree(work / unfinished, ignore_errors=True)
-    steps, began = course.steps(len(lessons)), time.monotonic()
+    steps, began = stage_config.steps(len(targets)), time.monotonic()
     if method in OURS:
-        stage, answer, cost = _ours(method, ready, lessons, flops, work, f"{course.name}-head")
+        stage, answer, cost = _ours(method, pipeline, targets, flops, work, f"{stage_config.name}-head")
     else:
-        stage, answer, cost = _rival(method, ready, flops, steps)
+        stage, answer, cost = _baseline(method, pipeline, flops, steps)
     before = time.monotonic() - began  # stage 1, which the others do not have
-    watched = Watched(stage, steps // epochs, lambda: {n: _score(answer, s) for n, s in sets.items()})
-    watched.began -= before
-    train(watched, lessons, course, work, accelerator_for("cpu"))
-    watched.look()
+    validated = Watched(stage, steps // epochs, lambda: {n: _score(answer, s) for n, s in sets.items()})
+    validated.began -= before
+    train(validated, targets, stage_config, work, accelerator_for("cpu"))
+    validated.look()
     ran = {"method": method, "epochs": epochs, "flops": cost, "before": round(before, 1)}
-    return ran | {"threads": torch.get_num_threads(), "curve": watched.curve}
+    return ran | {"threads": torch.get_num_threads(), "curve": validated.curve}
 
 
 Built = tuple[Stage, Callable[[Tensor], Tensor], float]
 
 
-def _ours(method: str, ready: ReadyModel, lessons: LessonCache, flops: float, work: Path, name: str) -> Built:
+def _ours(method: str, pipeline: Pipeline, targets: TargetCache, flops: float, work: Path, name: str) -> Built:
     """Stage 1 (eight cheap epochs on the cached tokens), then stage 2: every budget at once, or only this one."""
-    backbone = adapt(copy.deepcopy(ready.model.backbone.vit))
+    backbone = adapt(copy.deepcopy(pipeline.model.backbone.vit))
     torch.manual_seed(0)
     head = LifeRegressor(backbone.dim, backbone.prefix)
-    first = Course(name, 8, BATCH, LearnConfig().learning_rate, save_every=float("inf"))
-    train(Regression(head), lessons, first, work, accelerator_for("cpu"))
+    first = StageConfig(name, 8, BATCH, TrainingConfig().learning_rate, save_every=float("inf"))
+    train(Regression(head), targets, first, work, accelerator_for("cpu"))
     model = SlimModel(backbone, LifeConfig(budget=flops), head)
-    student = student_of(model, LearnConfig(finetune="full"))
+    student = student_of(model, TrainingConfig(finetune="full"))
     embedded = backbone.embed(torch.zeros(1, 3, *backbone.image_size))
 
     def answer(tokens: Tensor) -> Tensor:
@@ -167,34 +169,38 @@ def _ours(method: str, ready: ReadyModel, lessons: LessonCache, flops: float, wo
     return stage, answer, patchlife.flops(model).budget
 
 
-def _rival(method: str, ready: ReadyModel, flops: float, steps: int) -> Built:
-    backbone = adapt(copy.deepcopy(ready.model.backbone.vit))
+def _baseline(method: str, pipeline: Pipeline, flops: float, steps: int) -> Built:
+    backbone = adapt(copy.deepcopy(pipeline.model.backbone.vit))
     images = torch.zeros(1, 3, *backbone.image_size)
-    peer = METHODS[method].build(backbone, flops, images).requires_grad_(False)
-    stage = EViTStage(peer, steps) if method == "evit" else DynamicViTStage(peer)
-    free = [*backbone.vit.blocks[3:], backbone.vit.norm, *([peer.predictors] if method == "dynamicvit" else [])]
+    baseline = METHODS[method].build(backbone, flops, images).requires_grad_(False)
+    stage = EViTStage(baseline, steps) if method == "evit" else DynamicViTStage(baseline)
+    free = [*backbone.vit.blocks[3:], backbone.vit.norm, *([baseline.predictors] if method == "dynamicvit" else [])]
     for module in free:
         module.requires_grad_(True)
-    return stage, stage.answer, peer.flops(images) / METHODS["dense"].build(backbone, 1.0, images).flops(images)
+    return stage, stage.answer, baseline.flops(images) / METHODS["dense"].build(backbone, 1.0, images).flops(images)
 
 
-def _score(answer: Callable[[Tensor], Tensor], photos: LessonCache) -> dict[str, float]:
+def _score(answer: Callable[[Tensor], Tensor], photos: TargetCache) -> dict[str, float]:
     """Top-1 in %, and KL from the dense model in nats."""
     score = evaluate_cached(answer, photos, torch.device("cpu"))
     return {"top1": round(100 * score.top1, 2), "kl": round(score.kl, 4)}
 
 
-def _dense(photos: LessonCache) -> float:
+def _dense(photos: TargetCache) -> float:
     """Top-1 of the dense model, in %."""
-    lesson, labels = photos.lessons(range(len(photos))), photos.labels(range(len(photos)))
-    return round(100 * (lesson.logits.argmax(dim=1) == labels).double().mean().item(), 2)
+    targets, labels = photos.targets(range(len(photos))), photos.labels(range(len(photos)))
+    return round(100 * (targets.logits.argmax(dim=1) == labels).double().mean().item(), 2)
 
 
-def _lessons(ready: ReadyModel, photos: list[Photo], folder: Path) -> LessonCache:
-    backbone = ready.model.backbone
-    about = {"backbone": signature(backbone), "preprocess": ready.preprocess.to_dict()}
+def _targets(pipeline: Pipeline, photos: list[Photo], folder: Path) -> TargetCache:
+    backbone = pipeline.model.backbone
+    depends_on = {"backbone": signature(backbone), "preprocess": pipeline.preprocess.to_dict()}
     return collect(
-        photos, lambda images: teach(backbone, images, ready.model.start), ready.preprocess, folder, about=about
+        photos,
+        lambda images: compute_targets(backbone, images, pipeline.model.start),
+        pipeline.preprocess,
+        folder,
+        depends_on=depends_on,
     )
 
 

@@ -24,26 +24,26 @@ class EViTStage(Stage):
     """Drops and fuses while it learns, as it does later. The keep rate falls to its target over the first third of the
     steps, linearly (the paper: over the first epochs, along a cosine)."""
 
-    def __init__(self, peer: EViT, steps: int) -> None:
+    def __init__(self, baseline: EViT, steps: int) -> None:
         super().__init__()
-        self.peer, self.steps, self.done, self.target = peer, steps, 0, peer.rate
+        self.baseline, self.steps, self.done, self.target = baseline, steps, 0, baseline.rate
 
     def answer(self, tokens: Tensor) -> Tensor:
         """Logits from tokens that enter block 3."""
-        peer, bb, x = self.peer, self.peer.backbone, tokens
-        for index in range(min(peer.at), bb.depth):
+        baseline, bb, x = self.baseline, self.baseline.backbone, tokens
+        for index in range(min(baseline.at), bb.depth):
             patches = x.shape[1] - bb.prefix
-            reduces = index in peer.at and peer.keep(patches) < patches
-            x = peer.reducing_block(index, x) if reduces else bb.block(index, x)
+            reduces = index in baseline.at and baseline.keep(patches) < patches
+            x = baseline.reducing_block(index, x) if reduces else bb.block(index, x)
         return bb.classify(bb.norm(x))
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
         """Distillation at the keep rate of this step."""
         risen = min(1.0, (self.done + 1) / (self.steps / 3))
-        self.peer.rate = 1 - (1 - self.target) * risen
+        self.baseline.rate = 1 - (1 - self.target) * risen
         self.done += 1
-        loss, divergence = distillation_loss(self.answer(step.lesson.tokens), step.lesson.logits)
-        self.peer.rate = self.target
+        loss, divergence = distillation_loss(self.answer(step.targets.tokens), step.targets.logits)
+        self.baseline.rate = self.target
         return loss, {"divergence": divergence.item()}
 
 
@@ -54,19 +54,21 @@ class DynamicViTStage(Stage):
     distillation of single tokens is left out: no method here sees more of the teacher than logits.
     """
 
-    def __init__(self, peer: DynamicViT) -> None:
+    def __init__(self, baseline: DynamicViT) -> None:
         super().__init__()
-        self.peer = peer
+        self.baseline = baseline
 
-    def pace(self, name: str) -> float:
+    def lr_multiplier(self, name: str) -> float:
         """The predictors begin from nothing, so they learn faster than the backbone, as in the paper."""
         return 10.0 if "predictors" in name else 1.0
 
     def answer(self, tokens: Tensor) -> Tensor:
         """Logits from tokens that enter block 3; patches really go."""
-        peer, bb, x = self.peer, self.peer.backbone, tokens
-        stages = dict(zip(peer.at, zip(peer.predictors, peer.kept(x.shape[1] - bb.prefix), strict=True), strict=True))
-        for index in range(min(peer.at), bb.depth):
+        baseline, bb, x = self.baseline, self.baseline.backbone, tokens
+        stages = dict(
+            zip(baseline.at, zip(baseline.predictors, baseline.kept(x.shape[1] - bb.prefix), strict=True), strict=True)
+        )
+        for index in range(min(baseline.at), bb.depth):
             if index in stages:
                 predictor, keep = stages[index]
                 patches = x[:, bb.prefix :]
@@ -78,17 +80,17 @@ class DynamicViTStage(Stage):
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
         """Distillation on masked patches, and the ratio term."""
-        peer, bb, x = self.peer, self.peer.backbone, step.lesson.tokens
+        baseline, bb, x = self.baseline, self.baseline.backbone, step.targets.tokens
         dice = torch.Generator().manual_seed(int(step.chance * 2**40))
         alive = x.new_ones(x.shape[0], x.shape[1] - bb.prefix)
         ratio = x.new_zeros(())
-        for index in range(min(peer.at), bb.depth):
-            if index in peer.at:
-                stage = peer.at.index(index)
-                alive = alive * _drawn(_keep_logits(peer.predictors[stage], x[:, bb.prefix :], alive), dice)
-                ratio = ratio + (alive.mean(dim=1) - peer.rho ** (stage + 1)).square().mean() / len(peer.at)
+        for index in range(min(baseline.at), bb.depth):
+            if index in baseline.at:
+                stage = baseline.at.index(index)
+                alive = alive * _drawn(_keep_logits(baseline.predictors[stage], x[:, bb.prefix :], alive), dice)
+                ratio = ratio + (alive.mean(dim=1) - baseline.rho ** (stage + 1)).square().mean() / len(baseline.at)
             x = _masked_block(bb, index, x, alive)
-        loss, divergence = distillation_loss(bb.classify(bb.norm(x)), step.lesson.logits)
+        loss, divergence = distillation_loss(bb.classify(bb.norm(x)), step.targets.logits)
         return loss + 2 * ratio, {"divergence": divergence.item(), "ratio": ratio.item()}
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import patchlife
 from patchlife.config import ModelConfig
-from patchlife.runtime.opening import open_model
+from patchlife.runtime.opening import open_pipeline
 
 
 def main(fitted: str, checkpoint: str, published: str) -> None:
-    model = open_model(ModelConfig(fitted, checkpoint=Path(checkpoint))).model
+    model = open_pipeline(ModelConfig(fitted, checkpoint=Path(checkpoint))).model
     assert model.origin is not None
     model.origin = replace(model.origin, checkpoint=None)
     patchlife.save(model, published)

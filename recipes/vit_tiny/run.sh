@@ -8,7 +8,7 @@ set -euo pipefail
 shared=$1 out=$2
 weights=$shared/weights/vit_tiny_patch16_224.safetensors
 photos=("$shared/data/in20/train" "$shared/data/caltech101/train")
-learn=(--cache "$out/cache" --watch "$shared/data/in20/val,$shared/data/in1k-samples")
+learn=(--cache "$out/cache" --validation "$shared/data/in20/val,$shared/data/in1k-samples")
 export OMP_WAIT_POLICY=PASSIVE
 mkdir -p "$out"
 

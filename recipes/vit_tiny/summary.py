@@ -18,13 +18,13 @@ SETS = ("in1k-samples", "in20-val")
 def main(out: Path) -> None:
     """Write OUT/results.json and print the table for the README, of the models that were learned there."""
     models = {model: title for model, title in MODELS.items() if (out / model).is_dir()}
-    result: dict = {"fits": {}, "evals": {}, "watched": {}}
+    result: dict = {"fits": {}, "evals": {}, "validated": {}}
     for model in models:
         fit = json.loads((out / f"{model}.work" / "fit.json").read_text())
         fit["config"]["cache"] = None  # a path of the machine it ran on
         fit["skipped"] = len(fit["skipped"])  # likewise
         result["fits"][model] = fit
-        result["watched"][model] = _watched(out / f"{model}.work" / "metrics.jsonl")
+        result["validated"][model] = _validated(out / f"{model}.work" / "metrics.jsonl")
         for name in SETS:
             found = json.loads((out / f"{model}-{name}.json").read_text())
             kept = ("photos", "scores", "conditions")
@@ -43,8 +43,8 @@ def _cells(score: dict) -> str:
     return f" {100 * score['top1']:.1f} | {100 * score['drop']:.1f} ({100 * low:.1f} to {100 * high:.1f}) |"
 
 
-def _watched(metrics: Path) -> list[dict]:
-    """Accuracy while learning: the lines that `--watch` wrote."""
+def _validated(metrics: Path) -> list[dict]:
+    """Accuracy while learning: the lines that `--validation` wrote."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     return [line for line in lines if "top1" in line]
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .config import LifeConfig as LifeConfig
     from .errors import PatchLifeError as PatchLifeError
     from .slimming import Flops as Flops
-    from .slimming import LifeHead as LifeHead
     from .slimming import Lives as Lives
     from .slimming import Plan as Plan
+    from .slimming import Scorer as Scorer
     from .slimming import SlimModel as SlimModel
     from .slimming import flops as flops
     from .slimming import wrap as wrap
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Flops": "slimming",
     "LifeConfig": "config",
-    "LifeHead": "slimming",
+    "Scorer": "slimming",
     "Lives": "slimming",
     "PatchLifeError": "errors",
     "Plan": "slimming",

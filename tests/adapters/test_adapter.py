@@ -221,10 +221,10 @@ def test_a_model_that_was_built_from_its_class(tmp_path, card):
 
 
 def test_a_schedule_is_kept(tmp_path):
-    config = patchlife.LifeConfig(survivors=(36, 36, 30, 20, 5), start=2)
+    config = patchlife.LifeConfig(kept=(36, 36, 30, 20, 5), start=2)
     model = patchlife.wrap(families.built("vit"), config)
     with model.temporarily(budget=0.7, mode="adaptive"):
-        assert model.config.survivors is None
+        assert model.config.kept is None
     assert model.config is config
     with pytest.raises(KeyError), model.temporarily(budget=0.8):
         raise KeyError
@@ -234,4 +234,4 @@ def test_a_schedule_is_kept(tmp_path):
     assert model.config is config
     patchlife.save(model, tmp_path / "adapter")
     loaded = patchlife.load(tmp_path / "adapter", families.built("vit"))
-    assert loaded.schedule().survivors == (36, 36, 30, 20, 5)
+    assert loaded.schedule().kept == (36, 36, 30, 20, 5)

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import patchlife
-from patchlife import LifeConfig, LifeHead, SlimModel
+from patchlife import LifeConfig, Scorer, SlimModel
 from patchlife.errors import AdapterError
-from patchlife.slimming import AttentionRule
+from patchlife.slimming import AttentionScorer
 from patchlife.slimming.regressor import LifeRegressor
-from patchlife.slimming.scorers import Opinion
+from patchlife.slimming.scorers import Scores
 
 
-class Linear(LifeHead):
+class Linear(Scorer):
     """A learned scorer with a setting of every JSON kind."""
 
     kind = "linear"
@@ -34,12 +34,12 @@ class Linear(LifeHead):
     def settings(self) -> dict[str, Any]:
         return self.said
 
-    def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Any, start: int) -> Opinion:
+    def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Any, start: int) -> Scores:
         patches = tokens[:, backbone.prefix :]
-        return Opinion(self.said["scale"] * self.score(patches).squeeze(-1), normalize(patches, dim=-1))
+        return Scores(self.said["scale"] * self.score(patches).squeeze(-1), normalize(patches, dim=-1))
 
 
-def slimmed(scorer: LifeHead) -> SlimModel:
+def slimmed(scorer: Scorer) -> SlimModel:
     return patchlife.wrap(built("vit"), LifeConfig(budget=0.7, start=2), scorer=scorer)
 
 
@@ -94,14 +94,14 @@ class Wider(Linear):
         self.score = self.tied = nn.Linear(dim, 2)
 
 
-class Strict(LifeHead):
+class Strict(Scorer):
     kind = "linear"
 
     def __init__(self, width: int) -> None:
         super().__init__()
 
 
-class Broken(LifeHead):
+class Broken(Scorer):
     kind = "linear"
 
     def __init__(self, **settings: Any) -> None:
@@ -113,7 +113,7 @@ class Broken(LifeHead):
     [
         (Other, "kind 'linear', and Other is of kind 'other'; give the class that it was saved with"),
         (LifeRegressor, "kind 'linear', and LifeRegressor is of kind 'life-regressor'"),
-        (AttentionRule(), "kind 'linear', and AttentionRule is of kind"),
+        (AttentionScorer(), "kind 'linear', and AttentionScorer is of kind"),
         (nn.Linear(48, 1), "kind 'linear', and Linear is of kind None"),
         (Wider, r"the scorer in .*adapter does not fit Wider: .*score\.weight.*was the class changed since\?"),
         (Strict, r"Strict cannot be made with the settings in .*TypeError.*settings\(\) must give the arguments"),
@@ -144,8 +144,8 @@ class Subclassed(LifeRegressor):
     """Inherits its parent's kind."""
 
 
-class Nameless(LifeHead):
-    forward = AttentionRule.forward
+class Nameless(Scorer):
+    forward = AttentionScorer.forward
 
 
 class Stateful(Linear):
@@ -173,8 +173,8 @@ class Stateful(Linear):
         (Linear(48, sizes=Path("x")), r"got sizes=PosixPath"),
     ],
 )
-def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, scorer: LifeHead, message: str) -> None:
-    patchlife.save(slimmed(AttentionRule()), tmp_path / "kept")
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, scorer: Scorer, message: str) -> None:
+    patchlife.save(slimmed(AttentionScorer()), tmp_path / "kept")
     before = (tmp_path / "kept" / "adapter.json").read_bytes()
     for name in ("kept", "new"):
         with pytest.raises(AdapterError, match=message):

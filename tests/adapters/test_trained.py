@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize, prune
 
 import patchlife
 from patchlife import LifeConfig, SlimModel
-from patchlife.adapters.adapter import read_adapter
-from patchlife.backbones.weight_delta import Change, add_low_rank, change_of, merged
+from patchlife.adapters import read_adapter
+from patchlife.backbones.weight_delta import WeightDelta, add_low_rank, apply_delta, delta_between
 from patchlife.errors import AdapterError
 from patchlife.slimming.regressor import LifeRegressor
 
@@ -37,7 +37,7 @@ def learn(model: nn.Module, parameters: list[nn.Parameter], rate: float = 1e-3) 
 def whole(folder: Path) -> set[str]:
     """Names of the weights that an adapter holds whole."""
     tensors = read_adapter(folder)[1]
-    return {name[7:-6] for name in tensors if name.startswith("change.") and name.endswith(".whole")}
+    return {name[7:-6] for name in tensors if name.startswith("weight_delta.") and name.endswith(".whole")}
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def test_nothing_is_saved_of_what_was_not_trained(tmp_path: Path) -> None:
     for cast in (model, copy.deepcopy(model), model.double(), model.bfloat16()):
         patchlife.save(cast, tmp_path / "adapter")
         assert whole(tmp_path / "adapter") == set()
-        assert patchlife.load(tmp_path / "adapter", built("vit")).change is None
+        assert patchlife.load(tmp_path / "adapter", built("vit")).delta is None
 
 
 @torch.no_grad()
@@ -121,9 +121,9 @@ def low_rank() -> SlimModel:
     for name, parameter in student.named_parameters():
         if name.endswith(".up"):
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
-    change = change_of(student, built("vit"))
-    model = SlimModel(patchlife.backbones.adapt(merged(built("vit"), change)), CONFIG, LifeRegressor(48, 1)).eval()
-    model.change = Change(change, patchlife.wrap(built("vit")).base)
+    delta = delta_between(student, built("vit"))
+    model = SlimModel(patchlife.backbones.adapt(apply_delta(built("vit"), delta)), CONFIG, LifeRegressor(48, 1)).eval()
+    model.delta = WeightDelta(delta, patchlife.wrap(built("vit")).base)
     return model
 
 
@@ -140,8 +140,8 @@ def test_training_on_top_of_a_low_rank_change(tmp_path: Path) -> None:
     patchlife.save(loaded, tmp_path / "both")
     tensors = read_adapter(tmp_path / "both")[1]
     assert whole(tmp_path / "both") == {"blocks.3.attn.qkv.weight", "head.bias"}
-    assert "change.blocks.3.attn.qkv.weight.up" not in tensors
-    assert "change.blocks.4.attn.qkv.weight.up" in tensors
+    assert "weight_delta.blocks.3.attn.qkv.weight.up" not in tensors
+    assert "weight_delta.blocks.4.attn.qkv.weight.up" in tensors
     assert_alike(patchlife.load(tmp_path / "both", built("vit")), loaded)
     with pytest.raises(AdapterError, match="other weights"):
         patchlife.load(tmp_path / "both", loaded.backbone.vit)

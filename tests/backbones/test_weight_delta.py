@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import built, fresh, photos
 
-from patchlife.backbones.weight_delta import add_low_rank, change_of, merged
+from patchlife.backbones.weight_delta import add_low_rank, delta_between, merged
 from patchlife.errors import AdapterError
 
 
@@ -14,7 +14,7 @@ def test_low_rank_begins_as_no_change() -> None:
     vit = fresh("vit")
     add_low_rank(vit.blocks[2:], rank=2)
     torch.testing.assert_close(vit(photos("vit")), built("vit")(photos("vit")))
-    assert all(not name.endswith(".delta") for name in change_of(vit, built("vit")))
+    assert all(not name.endswith(".delta") for name in delta_between(vit, built("vit")))
 
 
 def test_a_merged_change_computes_the_same() -> None:
@@ -23,11 +23,11 @@ def test_a_merged_change_computes_the_same() -> None:
     for name, parameter in vit.named_parameters():
         if name.endswith(".up") or name == "norm.bias":
             parameter.add_(0.1 * torch.randn_like(parameter))
-    change = change_of(vit, built("vit"))
+    delta = delta_between(vit, built("vit"))
     assert {name for name in change if name.endswith(".delta")} == {"norm.bias.delta"}
-    assert all(value.dtype == torch.float16 for value in change.values())
+    assert all(value.dtype == torch.float16 for value in delta.values())
     before = {name: value.clone() for name, value in built("vit").state_dict().items()}
-    result = merged(built("vit"), change)
+    result = merged(built("vit"), delta)
     torch.testing.assert_close(result(photos("vit")), vit(photos("vit")), atol=2e-3, rtol=2e-3)
     assert dict(result.named_parameters()).keys() == dict(built("vit").named_parameters()).keys()
     assert all(torch.equal(before[name], value) for name, value in built("vit").state_dict().items())
@@ -36,9 +36,9 @@ def test_a_merged_change_computes_the_same() -> None:
 def test_a_whole_change_is_a_delta() -> None:
     vit = fresh("vit")
     vit.blocks[3].mlp.fc1.weight.add_(0.01)
-    change = change_of(vit, built("vit"))
-    assert list(change) == ["blocks.3.mlp.fc1.weight.delta"]
-    torch.testing.assert_close(merged(built("vit"), change)(photos("vit")), vit(photos("vit")), atol=1e-3, rtol=1e-3)
+    delta = delta_between(vit, built("vit"))
+    assert list(delta) == ["blocks.3.mlp.fc1.weight.delta"]
+    torch.testing.assert_close(merged(built("vit"), delta)(photos("vit")), vit(photos("vit")), atol=1e-3, rtol=1e-3)
 
 
 def test_a_change_of_another_model_is_refused() -> None:

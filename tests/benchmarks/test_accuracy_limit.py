@@ -58,7 +58,7 @@ def test_slimming_that_does_not_pay_is_refused_whatever_it_keeps() -> None:
     _, sixteen = affordable(ADVICE, LOST, 100)
     assert sixteen["chosen"] is None
     assert sixteen["verdict"].startswith("slimming does not pay here: at best 0.90x")
-    assert sixteen["candidates"][0]["loss"] == vars(LOST[0.8, DEFAULT]), "judged for another batch size"
+    assert sixteen["candidates"][0]["loss"] == vars(LOST[0.8, DEFAULT]), "evaluated for another batch size"
 
 
 def test_noise_gives_no_advice() -> None:
@@ -77,7 +77,7 @@ def test_losses_are_paired_with_the_untouched_model() -> None:
         labels = vit(images).argmax(dim=1)
     labels[0] = (labels[0] + 1) % 10
     found = losses(model, advice, vit, [(images[:4], labels[:4]), (images[4:], labels[4:])])
-    assert set(found) == {(1.0, (1, (1, 3))), (0.65, (1, (1, 3)))}, "what is no faster is not judged"
+    assert set(found) == {(1.0, (1, (1, 3))), (0.65, (1, (1, 3)))}, "what is no faster is not evaluated"
     assert found[1.0, (1, (1, 3))] == Loss(6, pytest.approx(100 * 5 / 6), 0, (0, 0))
     slimmed = found[0.65, (1, (1, 3))]
     assert slimmed.drop == pytest.approx(100 * 5 / 6 - slimmed.top1)

@@ -15,7 +15,7 @@ from patchlife.benchmarks.result import Result
 from patchlife.cli import main as cli
 from patchlife.config import BenchConfig, ModelConfig
 from patchlife.errors import ConfigError
-from patchlife.runtime.opening import open_model
+from patchlife.runtime.opening import open_pipeline
 from patchlife.slimming.regressor import LifeRegressor
 
 TINY = ["test_vit", "--batch-sizes", "1", "--flops", "0.7", "--rounds", "5", "--device", "cpu"]
@@ -27,7 +27,7 @@ def test_speed_of_a_timm_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     (path,) = tmp_path.glob("bench-test_vit-eager-*.json")
     result = Result.load(path)
-    assert [r.method for r in result.speed] == ["dense", "limit", "tome", "ours-fixed"]
+    assert [r.method for r in result.speed] == ["dense", "no-decision-bound", "tome", "ours-fixed"]
     assert result.complete
     assert result.weights == "random"
     assert result.conditions["threads"]
@@ -39,7 +39,7 @@ def test_speed_of_a_timm_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_advice_within_a_loss_of_top1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """However slow this machine is: every schedule is said to pay, so that all are judged."""
+    """However slow this machine is: every schedule is said to pay, so that all are evaluated."""
     monkeypatch.setattr(affordable, "pays", lambda ratio: True)
     weights = checkpoint(tmp_path / "vit.safetensors")
     write_photos(tmp_path / "photos" / "0", 3)
@@ -71,7 +71,7 @@ def test_advice_about_an_adapter_is_about_its_own_head(tmp_path: Path, monkeypat
     monkeypatch.setattr(affordable, "pays", lambda ratio: True)
     weights = checkpoint(tmp_path / "vit.safetensors")
     write_photos(tmp_path / "photos" / "0", 2)
-    plain = open_model(ModelConfig("test_vit", weights)).model
+    plain = open_pipeline(ModelConfig("test_vit", weights)).model
     head = LifeRegressor(plain.backbone.dim, plain.backbone.prefix, 8, 4)
     model = SlimModel(plain.backbone, LifeConfig(0.8, start=2, drops=(2, 4)), head)
     model.origin = plain.origin

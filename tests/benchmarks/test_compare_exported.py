@@ -10,10 +10,10 @@ from families import built, photos
 from patchlife.backbones import adapt
 from patchlife.benchmarks import comparison as compare
 from patchlife.benchmarks.baselines import METHODS
-from patchlife.benchmarks.comparison import race
+from patchlife.benchmarks.comparison import time_methods
 from patchlife.slimming import SlimModel
 
-NAMES = ("limit", "tome", "ours-fixed", "ours-adaptive")
+NAMES = ("no-decision-bound", "tome", "ours-fixed", "ours-adaptive")
 
 
 def test_who_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,17 +25,19 @@ def test_who_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(compare, "prepared", in_torch)
     some = [METHODS[name] for name in NAMES]
-    rows = {row.method: row for row in race(adapt(built("vit")), some, photos("vit", 2), 0.65, "onnx", rounds=5)}
+    rows = {
+        row.method: row for row in time_methods(adapt(built("vit")), some, photos("vit", 2), 0.65, "onnx", rounds=5)
+    }
     assert {name: row.engine for name, row in rows.items() if row.seconds} == {
         "dense": "onnx",
         "dense-eager": "eager",
-        "limit": "onnx",
+        "no-decision-bound": "onnx",
         "ours-fixed": "onnx",
     }
     assert asked.count((SlimModel, "onnx")) == 2, "dense and ours are exported with proof"
     for name in ("tome", "ours-adaptive"):
         assert rows[name].left_out.startswith("runs in torch only; onnx takes what exports with static shapes")
-    assert rows["limit"].memory is None, "what an engine takes is not seen from here"
+    assert rows["no-decision-bound"].memory is None, "what an engine takes is not seen from here"
     assert rows["dense-eager"].memory
 
 
@@ -45,6 +47,6 @@ def test_a_race_in_an_engine(engine: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATCHLIFE_CACHE", str(tmp_path))
     some = [METHODS[name] for name in NAMES]
     for batch in (1, 2):
-        rows = race(adapt(built("vit")), some, photos("vit", batch), 0.65, engine, rounds=5)
+        rows = time_methods(adapt(built("vit")), some, photos("vit", batch), 0.65, engine, rounds=5)
         assert [row.method for row in rows if row.left_out] == ["tome", "ours-adaptive"], rows
         assert len(list(tmp_path.iterdir())) == 3, "exported once for all batch sizes"

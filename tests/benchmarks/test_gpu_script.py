@@ -34,7 +34,7 @@ def test_the_rehearsal_is_exact_and_leaves_its_numbers(tmp_path: Path) -> None:
     assert checks["left_out"] == []
     result = Result.load(tmp_path / "bench-test_vit-eager.json")
     assert result.complete
-    assert {"dense", "limit", "tome", "ours-fixed", "ours-adaptive"} <= {row.method for row in result.speed}
+    assert {"dense", "no-decision-bound", "tome", "ours-fixed", "ours-adaptive"} <= {row.method for row in result.speed}
     assert not any(row.left_out for row in result.speed)
     assert result.conditions["dtype"] == "bfloat16"
 
@@ -65,4 +65,4 @@ def test_jobs_cover_what_was_asked_the_most_telling_first(gpu: ModuleType, monke
     assert jobs[0].engine == "eager"
     first_compiled = next(job for job in jobs if job.engine == "compile")
     assert (first_compiled.model, first_compiled.batch) == ("deit_small_patch16_224", 32)
-    assert all("ours-fixed" in job.methods and "limit" in job.methods for job in jobs)
+    assert all("ours-fixed" in job.methods and "no-decision-bound" in job.methods for job in jobs)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from patchlife.benchmarks.result import About, Accuracy, Result, Speed, load_all
+from patchlife.benchmarks.result import Accuracy, MethodInfo, Result, Speed, load_all
 from patchlife.errors import ConfigError
 from patchlife.evaluation.timing import Spread
 
@@ -18,19 +18,22 @@ def steady(value: float) -> Spread:
 
 def a_result(**changes) -> Result:
     """Two batches, one target: EViT is ahead of ours at batch 1, ours at batch 16; ToMe is best in accuracy."""
-    ours = About("ours, fixed", "here", "nothing", True, True)
-    methods = {"dense": About("dense", "timm", "as it came", True, False), "ours-fixed": ours}
-    methods |= {n: About(t, "arXiv", "nothing", True, False) for n, t in (("evit", "EViT"), ("tome", "ToMe"))}
-    methods["limit"] = About("limit", "control", "nothing", False, False)
-    gains = {1: {"dense": 1.0, "limit": 1.5, "evit": 1.4, "tome": 1.1, "ours-fixed": 1.38}}
-    gains[16] = {"dense": 1.0, "limit": 1.65, "evit": 1.5, "tome": 1.4, "ours-fixed": 1.6}
+    ours = MethodInfo("ours, fixed", "here", "nothing", True, True)
+    methods = {"dense": MethodInfo("dense", "timm", "as it came", True, False), "ours-fixed": ours}
+    methods |= {n: MethodInfo(t, "arXiv", "nothing", True, False) for n, t in (("evit", "EViT"), ("tome", "ToMe"))}
+    methods["no-decision-bound"] = MethodInfo("no-decision-bound", "control", "nothing", False, False)
+    gains = {1: {"dense": 1.0, "no-decision-bound": 1.5, "evit": 1.4, "tome": 1.1, "ours-fixed": 1.38}}
+    gains[16] = {"dense": 1.0, "no-decision-bound": 1.65, "evit": 1.5, "tome": 1.4, "ours-fixed": 1.6}
     speed = [
         Speed(n, b, 0.6, "knob", 1.0 if n == "dense" else 0.6, "eager", steady(b / 10 / g), steady(g), 10**6)
         for b, row in gains.items()
         for n, g in row.items()
     ]
     accuracy = [Accuracy("dense", 1.0, "", 1.0, 100, 80, 100), Accuracy("ours-fixed", 0.6, "k", 0.6, 100, 76, 90)]
-    accuracy += [Accuracy("tome", 0.6, "k", 0.6, 100, 77, 91), Accuracy("limit", 0.6, left_out="means nothing")]
+    accuracy += [
+        Accuracy("tome", 0.6, "k", 0.6, 100, 77, 91),
+        Accuracy("no-decision-bound", 0.6, left_out="means nothing"),
+    ]
     settings = {"device": "cpu", "cpu": "a chip", "threads": 2, "date": "today", "engine": "eager"}
     values = {"methods": methods, "speed": speed, "accuracy": accuracy, "complete": True}
     values["data"] = {"folder": "photos/val", "photos": 100, "unreadable": 1}

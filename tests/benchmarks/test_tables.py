@@ -20,7 +20,7 @@ def test_everything_of_ours_that_is_not_best_is_named() -> None:
 
 def test_controls_are_no_rivals() -> None:
     """The limit is faster than ours by construction; that is what it is there for."""
-    assert "limit" not in " ".join(findings(a_result()))
+    assert "no-decision-bound" not in " ".join(findings(a_result()))
 
 
 def test_noise_is_said_instead_of_a_number() -> None:

@@ -1,4 +1,4 @@
-"""``patchlife demo`` on a stand-in that is ready at once: what it writes and says."""
+"""``patchlife demo`` on a stand-in that is pipeline at once: what it writes and says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import patchlife.runtime.opening as models
 from patchlife import wrap
 from patchlife.config import ModelConfig
 from patchlife.slimming.regressor import LifeRegressor
-from patchlife.slimming.scorers import AttentionRule
+from patchlife.slimming.scorers import AttentionScorer
 
 ARCHITECTURE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 6, "num_heads": 2, "num_classes": 2}
 
@@ -47,13 +47,13 @@ def stand_in(tmp_path, monkeypatch):
     (folder / "model.json").write_text(json.dumps(about))
     monkeypatch.setattr(models, "demo_folder", lambda: folder)
     patchlife.save(
-        wrap(models.demo_backbone(), scorer=LifeRegressor(ARCHITECTURE["embed_dim"], 1, width=8, kin_dim=4)),
+        wrap(models.demo_backbone(), scorer=LifeRegressor(ARCHITECTURE["embed_dim"], 1, width=8, embedding_dim=4)),
         folder / "adapter",
     )
     return folder
 
 
-@pytest.mark.parametrize("settings", [[], ["--mode", "adaptive"], ["--survivors", "16,16,9,9,4,4"]])
+@pytest.mark.parametrize("settings", [[], ["--mode", "adaptive"], ["--kept", "16,16,9,9,4,4"]])
 def test_numbers_pictures_and_a_report(settings, stand_in, patchlife, tmp_path):
     out = tmp_path / "report"
     said = patchlife("demo", "--out", out, "--rounds", 5, "--batch-size", 4, *settings)
@@ -97,17 +97,17 @@ def test_the_embedded_photos_are_of_the_embedded_classes():
 
 def test_lives_are_learned_unless_they_end_elsewhere(stand_in):
     def opened(**life):
-        return models.open_model(ModelConfig("demo", life=life)).model
+        return models.open_pipeline(ModelConfig("demo", life=life)).model
 
     assert isinstance(opened().scorer, LifeRegressor)
     assert isinstance(opened(budget=0.45, mode="fixed").scorer, LifeRegressor)
     later = opened(start=3, budget=0.8)
-    assert isinstance(later.scorer, AttentionRule)
+    assert isinstance(later.scorer, AttentionScorer)
     assert later.start == 3
 
 
 def test_the_shipped_demo_has_learned_lives():
-    model = models.open_model(ModelConfig("demo")).model
+    model = models.open_pipeline(ModelConfig("demo")).model
     assert isinstance(model.scorer, LifeRegressor)
     assert model.calibration is not None
     images = torch.randn(2, 3, *model.backbone.image_size)

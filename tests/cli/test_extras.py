@@ -36,7 +36,7 @@ def exported(folder: Path, kind: str) -> Path:
     """What looks like an exported file or package from outside."""
     folder.mkdir(exist_ok=True)
     if kind.endswith("package"):
-        (folder / "package.json").write_text(json.dumps({"kind": kind.split()[0], "graphs": []}))
+        (folder / "bundle.json").write_text(json.dumps({"kind": kind.split()[0], "graphs": []}))
         return folder
     path = folder / "model"
     if kind == "onnx":

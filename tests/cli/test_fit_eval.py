@@ -61,11 +61,11 @@ def test_another_fit_into_the_same_folder_is_refused(patchlife, model, tmp_path:
 def test_fit_keeps_schedule_and_mode(patchlife, model, tmp_path: Path) -> None:
     data, adapter = labelled(tmp_path / "photos"), tmp_path / "adapter"
     quick = [word for word in QUICK if word not in ("--budget", 0.8)]
-    asked = ["--survivors", "100,100,100,60,30,30", "--start", 3, "--mode", "adaptive"]
-    said = patchlife("fit", *model, data, "--out", adapter, *quick, *asked, "--watch", data)
+    asked = ["--kept", "100,100,100,60,30,30", "--start", 3, "--mode", "adaptive"]
+    said = patchlife("fit", *model, data, "--out", adapter, *quick, *asked, "--validation", data)
     assert said.code == 0, said.err
     config = json.loads((adapter / "adapter.json").read_text())["config"]
-    assert (config["survivors"], config["mode"]) == ([100, 100, 100, 60, 30, 30], "adaptive")
+    assert (config["kept"], config["mode"]) == ([100, 100, 100, 60, 30, 30], "adaptive")
 
 
 def test_settings_that_cannot_work_are_refused_before_any_model_is_built(patchlife, model, tmp_path: Path) -> None:
@@ -114,10 +114,10 @@ def test_fit_reads_what_timm_opens(patchlife, model, tmp_path: Path) -> None:
 def test_fit_watches_labelled_folders(patchlife, model, tmp_path: Path) -> None:
     data, seen = labelled(tmp_path / "photos"), labelled(tmp_path / "seen")
     write_photos(tmp_path / "seen" / "zebra", 1)
-    said = patchlife("fit", *model, data, "--out", tmp_path / "a", *QUICK, "--watch", seen)
+    said = patchlife("fit", *model, data, "--out", tmp_path / "a", *QUICK, "--validation", seen)
     assert said.code == 2
     assert "folder zebra is not a class of this model" in said.err
-    said = patchlife("fit", *model, data, "--out", tmp_path / "a", *QUICK, "--watch", f"{data},{seen / '1'}")
+    said = patchlife("fit", *model, data, "--out", tmp_path / "a", *QUICK, "--validation", f"{data},{seen / '1'}")
     assert said.code == 0, said.err
     lines = [json.loads(line) for line in (tmp_path / "a.work" / "metrics.jsonl").read_text().splitlines()]
-    assert {line["watch"] for line in lines if "watch" in line} == {"photos", "1"}
+    assert {line["validation"] for line in lines if "validation" in line} == {"photos", "1"}

@@ -64,10 +64,10 @@ def test_the_help_says_every_option_with_its_default(verb, capsys):
         main([verb, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     docs = {name: doc for config in configs(VERBS[verb]) for name, doc in attribute_docs(config).items()}
-    for name in ("budget", "mode", "heirs"):
+    for name in ("budget", "mode", "merge"):
         assert docs[name] in text
     assert "(default: 0.6)" in text
-    assert "--no-heirs" in text
+    assert "--no-merge" in text
 
 
 def test_version(capsys):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 
-@pytest.mark.parametrize("settings", [["--budget", 0.5], ["--budget", 1], ["--no-heirs"], ["--mode", "adaptive"]])
+@pytest.mark.parametrize("settings", [["--budget", 0.5], ["--budget", 1], ["--no-merge"], ["--mode", "adaptive"]])
 def test_the_parts_make_the_whole(settings, patchlife, model):
     said = patchlife("info", *model, *settings, "--json")
     assert said.code == 0
@@ -17,7 +17,7 @@ def test_the_parts_make_the_whole(settings, patchlife, model):
     slimmed = sum(flops["slimmed_blocks"]) + flops["outside_blocks"] + flops["decision"]
     assert slimmed == pytest.approx(flops["slimmed"], abs=6)
     assert (about["model"], about["depth"], about["patches"], about["grid"]) == ("test_vit", 6, 100, [10, 10])
-    assert about["survivors"][0] == 100
+    assert about["kept"][0] == 100
     assert flops["fraction_of_dense"] == pytest.approx(flops["slimmed"] / flops["dense"], abs=1e-4)
 
 
@@ -27,8 +27,8 @@ def test_the_text_says_what_the_numbers_say(patchlife, model):
     assert "test_vit: VisionTransformer" in text
     assert f"{about['flops']['fraction_of_dense']:.3f} of the dense" in text
     assert "100 (10 x 10) of 16 x 16 pixels" in text
-    for index, survivors in enumerate(about["survivors"]):
-        assert f"\n{index:>5}  {survivors:>7}" in text
+    for index, kept in enumerate(about["kept"]):
+        assert f"\n{index:>5}  {kept:>7}" in text
 
 
 def test_random_weights_will_do(patchlife):
@@ -54,7 +54,7 @@ def test_why_a_model_is_not_supported(patchlife):
         (["--budget", 0.01], "budget 0.01 is out of reach"),
         (["--start", 9], "start must be a block from 1 to 5"),
         (["--drops", "4,2"], "drops must rise"),
-        (["--survivors", "100,50"], "survivors must be 6 numbers that begin with 100"),
+        (["--kept", "100,50"], "kept must be 6 numbers that begin with 100"),
         (["--device", "cpu"], "unrecognized arguments: --device cpu"),
     ],
 )

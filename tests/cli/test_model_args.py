@@ -98,7 +98,7 @@ def test_an_exported_model_takes_none(patchlife, model, photos, tmp_path):
 def test_images_that_are_not_square(patchlife, model, photos):
     said = patchlife("predict", *model, *photos, "--model-args", "img_size=96,128")
     assert said.code == 0
-    assert said.records[0]["survivors"][0] == 6 * 8
+    assert said.records[0]["kept"][0] == 6 * 8
 
 
 def test_a_folder_as_timm_writes_it(patchlife, photos, tmp_path, monkeypatch):

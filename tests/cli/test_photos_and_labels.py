@@ -108,7 +108,7 @@ def test_fit_reads_folders_alike(patchlife, tmp_path, model):
     for name in "jihgfedcba":
         write_photos(tmp_path / "data" / name, 1)
     fit = ["fit", *model, tmp_path / "data", "--epochs", 1, "--batch-size", 2, "--budget", 0.8, "--device", "cpu"]
-    fit += ["--out", tmp_path / "a", "--watch", tmp_path / "data"]
+    fit += ["--out", tmp_path / "a", "--validation", tmp_path / "data"]
     said = patchlife(*fit)
     assert said.code == 2
     assert "folder a is not a class of this model" in said.err

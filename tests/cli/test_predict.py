@@ -27,12 +27,12 @@ def test_a_line_for_each_photo_in_the_order_of_the_paths(patchlife, model, photo
     assert said.code == 0
     assert [r["path"] for r in said.records] == [str(photos[i]) for i in (4, 0, 1, 2, 3, 5, 6)]
     first = said.records[0]
-    assert list(first) == ["path", "top", "flops", "fraction_of_dense", "survivors", "run"]
+    assert list(first) == ["path", "top", "flops", "fraction_of_dense", "kept", "run"]
     assert [list(entry) for entry in first["top"]] == [["class", "label", "probability"]] * 3
     probabilities = [entry["probability"] for entry in first["top"]]
     assert probabilities == sorted(probabilities, reverse=True)
-    assert len(first["survivors"]) == 6
-    assert first["survivors"][0] == 100
+    assert len(first["kept"]) == 6
+    assert first["kept"][0] == 100
     assert 0.55 < first["fraction_of_dense"] <= 0.6
     assert f"7 photos, 0 failed, {first['fraction_of_dense']:.3f} of the dense FLOPs" in said.err
     assert "photos/s" in said.err
@@ -178,10 +178,10 @@ def test_a_photo_that_breaks_the_model_breaks_it_alone(patchlife, model, photos,
             raise RuntimeError("no kernel for this\nand a long trace")
         return real(self, images)
 
-    from patchlife.runtime.opening import ModelConfig, open_model
+    from patchlife.runtime.opening import ModelConfig, open_pipeline
 
-    ready = open_model(ModelConfig(NAME, checkpoint=model[2]))
-    first = [float(ready.preprocess(Image.open(p))[0, 0, 0]) for p in photos]
+    pipeline = open_pipeline(ModelConfig(NAME, checkpoint=model[2]))
+    first = [float(pipeline.preprocess(Image.open(p))[0, 0, 0]) for p in photos]
     marked = min(first)
     monkeypatch.setattr(SlimModel, "predict", fragile)
     said = patchlife("predict", *model, *photos)
@@ -204,11 +204,11 @@ def test_adaptive_mode_calibrates_first_so_batches_do_not_matter(budget, patchli
 
 
 def test_calibration_spreads_over_all_photos_and_skips_bad_ones(tmp_path, vit_file, monkeypatch):
-    from patchlife.runtime.opening import ModelConfig, open_model
+    from patchlife.runtime.opening import ModelConfig, open_pipeline
 
     paths = write_photos(tmp_path, 11)
     paths[4].write_bytes(b"")
-    ready = open_model(ModelConfig(NAME, checkpoint=vit_file, life={"mode": "adaptive"}))
+    pipeline = open_pipeline(ModelConfig(NAME, checkpoint=vit_file, life={"mode": "adaptive"}))
     monkeypatch.setattr(inference, "CALIBRATION_PHOTOS", 4)
     chosen = []
     monkeypatch.setattr(
@@ -216,9 +216,9 @@ def test_calibration_spreads_over_all_photos_and_skips_bad_ones(tmp_path, vit_fi
         "load_batches",
         lambda paths, *rest, real=inference.load_batches: real((chosen.append(p) or p for p in paths), *rest),
     )
-    assert inference.calibrate(ready, paths, workers=1) == 4
+    assert inference.calibrate(pipeline, paths, workers=1) == 4
     assert chosen[:4] == [paths[0], paths[2], paths[5], paths[8]]
-    assert ready.model.calibration.images == 4
+    assert pipeline.model.calibration.images == 4
 
 
 def test_labelled_folders_give_top_1(patchlife, model, photos, tmp_path):

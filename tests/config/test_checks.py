@@ -91,9 +91,9 @@ def test_a_speedup_of_numpy_is_the_plain_one() -> None:
 
 @pytest.mark.parametrize("many", [list, tuple, np.array, torch.tensor, lambda values: map(np.int64, values)])
 def test_blocks_and_counts_of_numpy_and_torch(many: Any) -> None:
-    config = LifeConfig(start=np.int64(2), drops=many([2, 4]), survivors=many([9, 9, 4, 4, 1]))
-    assert config == LifeConfig(start=2, drops=(2, 4), survivors=(9, 9, 4, 4, 1))
-    assert {type(n) for n in (config.start, *config.drops, *config.survivors)} == {int}
+    config = LifeConfig(start=np.int64(2), drops=many([2, 4]), kept=many([9, 9, 4, 4, 1]))
+    assert config == LifeConfig(start=2, drops=(2, 4), kept=(9, 9, 4, 4, 1))
+    assert {type(n) for n in (config.start, *config.drops, *config.kept)} == {int}
     assert LifeConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -109,9 +109,9 @@ def test_blocks_and_counts_of_numpy_and_torch(many: Any) -> None:
         ({"drops": np.int64(3)}, "drops must be several whole numbers, .* got 3"),
         ({"drops": np.array(3)}, "drops must be several whole numbers, .* got 3"),
         ({"drops": "36"}, "drops must be several whole numbers, .* got '36'"),
-        ({"survivors": np.ones((2, 2), int)}, "survivors must be several whole numbers"),
-        ({"heirs": "no"}, "heirs must be True or False, got 'no'"),
-        ({"heirs": 1}, "heirs must be True or False, got 1"),
+        ({"kept": np.ones((2, 2), int)}, "kept must be several whole numbers"),
+        ({"merge": "no"}, "heirs must be True or False, got 'no'"),
+        ({"merge": 1}, "heirs must be True or False, got 1"),
     ],
 )
 def test_blocks_counts_and_switches_that_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -120,7 +120,7 @@ def test_blocks_counts_and_switches_that_are_refused(settings: dict[str, Any], m
 
 
 def test_a_switch_of_numpy() -> None:
-    assert LifeConfig(heirs=np.bool_(False)) == LifeConfig(heirs=False)
+    assert LifeConfig(heirs=np.bool_(False)) == LifeConfig(merge=False)
 
 
 def test_lists_of_budgets_take_the_same(tmp_path) -> None:
@@ -141,8 +141,8 @@ def test_lists_of_budgets_take_the_same(tmp_path) -> None:
 
 
 def test_settings_of_a_model_hold_what_is_stored() -> None:
-    given = {"budget": 1.0000005, "drops": np.array([3, 6]), "heirs": np.bool_(False)}
-    assert ModelConfig("demo", life=given).life == {"budget": 1.0, "drops": (3, 6), "heirs": False}
+    given = {"budget": 1.0000005, "drops": np.array([3, 6]), "merge": np.bool_(False)}
+    assert ModelConfig("demo", life=given).life == {"budget": 1.0, "drops": (3, 6), "merge": False}
     assert ModelConfig("demo", life={"speedup": 2}).life == {"speedup": 2}
     assert ModelConfig("demo", image_size=np.int64(96)).image_size == 96
     with pytest.raises(ConfigError, match=r"image_size must be a whole number, got 9\.5"):

@@ -43,11 +43,11 @@ def test_adaptive_rows_state_what_was_spent() -> None:
 
 def test_the_model_stays_as_it_is() -> None:
     images, vit = photos("vit", 6), built("vit")
-    config = LifeConfig(survivors=(36, 36, 30, 20, 9), start=2)
+    config = LifeConfig(kept=(36, 36, 30, 20, 9), start=2)
     model = wrap(vit, config).calibrate([photos("vit", 8, seed=1)])
     evaluate(model, vit, [(images, LABELS)], [(0.8, "fixed"), (0.7, "adaptive")])
     assert model.config is config
-    assert model.schedule().survivors == config.survivors
+    assert model.schedule().kept == config.kept
 
     def broken(_: torch.Tensor) -> torch.Tensor:
         raise KeyError

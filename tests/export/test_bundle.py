@@ -13,10 +13,10 @@ import pytest
 
 from patchlife.errors import ConfigError, ExportError
 from patchlife.export import bundle as packaging
-from patchlife.export import export_package
+from patchlife.export import export_bundle
 from patchlife.io.files import check_sums, is_exported
-from patchlife.runtime import Package, open_engine
-from patchlife.runtime.bundle import package_json
+from patchlife.runtime import Bundle, open_engine
+from patchlife.runtime.bundle import bundle_json
 from patchlife.runtime.describe import describe
 
 BUDGETS = (0.6, 1.0)
@@ -24,7 +24,7 @@ BUDGETS = (0.6, 1.0)
 
 def _package(kind: str, tmp_path_factory) -> Path:
     model = exported_models.small()
-    made = export_package(
+    made = export_bundle(
         model, tmp_path_factory.mktemp(kind) / "package", BUDGETS, kind, images=exported_models.images(9)
     )
     assert model.config == exported_models.small().config, "the model is left as it was"
@@ -54,7 +54,7 @@ def copied(onnx_package, tmp_path) -> Path:
 
 def test_each_graph_answers_as_the_model(package):
     model, images = exported_models.small(), exported_models.images(4, seed=2)
-    whole = Package(package, threads=1)
+    whole = Bundle(package, threads=1)
     assert whole.budgets == [1.0, 0.6]
     for budget in whole.budgets:
         logits, lives = model.set_budget(budget).predict(images)
@@ -65,19 +65,19 @@ def test_each_graph_answers_as_the_model(package):
 
 
 def test_each_graph_says_where_int8_begins():
-    about = describe(exported_models.small(), "onnx", precision="int8-dynamic")
-    _, text = package_json([replace(about, budget=1.0, int8_from=0), replace(about, int8_from=1)])
+    metadata = describe(exported_models.small(), "onnx", precision="int8-dynamic")
+    _, text = bundle_json([replace(metadata, budget=1.0, int8_from=0), replace(metadata, int8_from=1)])
     assert [graph["int8_from"] for graph in json.loads(text)["graphs"]] == [0, 1]
 
 
 def test_each_graph_says_what_it_is(package):
-    whole = Package(package)
-    for budget, about in whole.abouts.items():
-        assert about.budget == about.config["budget"] == budget
-        assert about.budgets == (1.0, 0.6)
-        assert about.survivors == exported_models.small(budget=budget).schedule().survivors
-        assert about.image_size == (48, 48)
-        assert about.read_preprocess().size == (48, 48)
+    whole = Bundle(package)
+    for budget, metadata in whole.metadatas.items():
+        assert metadata.budget == metadata.config["budget"] == budget
+        assert metadata.budgets == (1.0, 0.6)
+        assert metadata.kept == exported_models.small(budget=budget).schedule().kept
+        assert metadata.image_size == (48, 48)
+        assert metadata.read_preprocess().size == (48, 48)
 
 
 def test_the_weights_are_there_once(package):
@@ -128,14 +128,14 @@ def test_a_budget_that_is_not_there_and_none_at_all(package):
 )
 def test_what_cannot_be_packed(tmp_path, budgets, format, message):
     with pytest.raises(ConfigError, match=message):
-        export_package(exported_models.small(), tmp_path / "package", budgets, format)
+        export_bundle(exported_models.small(), tmp_path / "package", budgets, format)
     assert not list(tmp_path.iterdir())
 
 
 # ---- whole or not there
 
 
-@pytest.mark.parametrize("name", ["budget-0.6.onnx", "weights.bin", "package.json"])
+@pytest.mark.parametrize("name", ["budget-0.6.onnx", "weights.bin", "bundle.json"])
 def test_a_flipped_bit_is_noticed(copied, name):
     content = bytearray((copied / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -161,11 +161,11 @@ def test_a_graph_that_no_sum_covers(copied):
 def test_a_package_of_a_newer_version(copied):
     import hashlib
 
-    body = json.loads((copied / "package.json").read_text()) | {"format": 99, "patchlife": "9.0"}
-    (copied / "package.json").write_text(json.dumps(body))
-    digest = hashlib.sha256((copied / "package.json").read_bytes()).hexdigest()
-    sums = [line for line in (copied / "SHA256SUMS").read_text().splitlines(True) if "package.json" not in line]
-    (copied / "SHA256SUMS").write_text("".join([*sums, f"{digest}  package.json\n"]))
+    body = json.loads((copied / "bundle.json").read_text()) | {"format": 99, "patchlife": "9.0"}
+    (copied / "bundle.json").write_text(json.dumps(body))
+    digest = hashlib.sha256((copied / "bundle.json").read_bytes()).hexdigest()
+    sums = [line for line in (copied / "SHA256SUMS").read_text().splitlines(True) if "bundle.json" not in line]
+    (copied / "SHA256SUMS").write_text("".join([*sums, f"{digest}  bundle.json\n"]))
     with pytest.raises(ExportError, match=r"patchlife 9\.0 in format 99"):
         open_engine(copied, budget=0.6)
 
@@ -178,7 +178,7 @@ def test_a_graph_that_answers_otherwise_leaves_the_old_package(copied, monkeypat
     monkeypatch.setattr(packaging, "detached", lambda kind, content, weights: content)
     monkeypatch.setattr(packaging, "checked", wrong)
     with pytest.raises(ExportError, match="decides otherwise"):
-        export_package(exported_models.small(), copied, (0.7,), "onnx")
+        export_bundle(exported_models.small(), copied, (0.7,), "onnx")
     assert {path.name for path in copied.parent.iterdir()} == {"package"}
     assert len(check_sums(copied, ExportError)) == 4
 
@@ -186,5 +186,5 @@ def test_a_graph_that_answers_otherwise_leaves_the_old_package(copied, monkeypat
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ExportError, match="is not a patchlife package; it was left alone"):
-        export_package(exported_models.small(), tmp_path, (0.7,), "onnx")
+        export_bundle(exported_models.small(), tmp_path, (0.7,), "onnx")
     assert (tmp_path / "thesis.txt").read_text() == "mine"

@@ -97,27 +97,27 @@ def test_a_model_that_was_built_from_its_class(exports, card):
     model.backbone.vit.pretrained_cfg = card
     if card == "none at all":
         del model.backbone.vit.pretrained_cfg
-    about = describe(model, "onnx")
-    assert (about.model, about.labels) == ("VisionTransformer", ())
+    metadata = describe(model, "onnx")
+    assert (metadata.model, metadata.labels) == ("VisionTransformer", ())
     cached_engine(model, "onnx")
     assert len(exports) == 1
 
 
-class Backwards(patchlife.LifeHead):
+class Backwards(patchlife.Scorer):
     """The rule, the other way round; no weights, as the rule itself."""
 
     kind = "backwards"
 
     def __init__(self, power: float = 1.0) -> None:
         super().__init__()
-        self.power, self.rule = power, patchlife.slimming.AttentionRule()
+        self.power, self.rule = power, patchlife.slimming.AttentionScorer()
 
     def settings(self) -> dict[str, float]:
         return {"power": self.power}
 
     def forward(self, *given):
-        opinion = self.rule(*given)
-        return opinion._replace(score=-(opinion.score**self.power))
+        scores = self.rule(*given)
+        return scores._replace(score=-(scores.score**self.power))
 
 
 def test_a_scorer_without_weights_changes_the_name(exports):

@@ -12,7 +12,7 @@ import torch
 from patchlife import LifeConfig
 from patchlife.cli.main import main
 from patchlife.runtime import eager_engine
-from patchlife.runtime import exported as ready
+from patchlife.runtime import exported as pipeline
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_scores_in_an_engine_are_the_models_own(desk, tmp_path, monkeypatch):
         made.append(model.config.budget)
         return eager_engine(model)
 
-    monkeypatch.setattr(ready, "cached_engine", in_torch)
+    monkeypatch.setattr(pipeline, "cached_engine", in_torch)
     eager = _eval(desk, tmp_path / "a.json", "--engine", "eager")
     onnx = _eval(desk, tmp_path / "b.json", "--engine", "onnx")
     _same(onnx, eager)
@@ -100,8 +100,8 @@ def test_real_engines(desk, tmp_path, monkeypatch, engine):
 
 
 def test_a_schedule_is_not_taken_for_a_budget_and_comes_back():
-    asked, config = [], LifeConfig(survivors=(36, 36, 20, 10, 5))
-    model = ready.EngineModel(lambda settings: asked.append(settings) or "engine", config, {})
+    asked, config = [], LifeConfig(kept=(36, 36, 20, 10, 5))
+    model = pipeline.EngineClassifier(lambda settings: asked.append(settings) or "engine", config, {})
     with model.temporarily():
         for budget in (0.6, 0.8, 0.6):  # 0.6 is the default beside which the schedule stands
             assert model.set_budget(budget).engine == "engine"

@@ -19,8 +19,8 @@ from patchlife.io.files import sha256_of
 from patchlife.runtime import eager_engine, open_engine
 from patchlife.runtime.engine import sum_file
 from patchlife.runtime.metadata import FORMAT
-from patchlife.runtime.sessions import ModuleRunner
-from patchlife.runtime.tensor_module import Decision, Exportable, exportable
+from patchlife.runtime.sessions import ModuleSession
+from patchlife.runtime.tensor_module import Decision, TensorModule, tensor_module
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 17])
@@ -31,7 +31,7 @@ def test_a_file_answers_as_the_model(shipped, batch):
     np.testing.assert_allclose(output.logits, logits.numpy(), atol=1e-4)
     np.testing.assert_array_equal(output.life, lives.life.numpy())
     told = shipped.engine.predict(images)[1]
-    assert torch.equal(told.survivors, lives.survivors)
+    assert torch.equal(told.kept, lives.kept)
     assert told.grid == lives.grid == (6, 6)
     assert lives.life.unique().numel() > 1
 
@@ -46,22 +46,22 @@ def test_parity_was_measured(shipped):
 
 
 def test_a_file_says_what_it_is(shipped):
-    about, model = shipped.engine.about, shipped.model
-    assert about == shipped.exported.about
-    assert about.image_size == (48, 48)
-    assert about.survivors == model.schedule().survivors
-    assert about.start == 1
-    assert about.budget == 0.7
-    assert about.flops / about.dense_flops <= 0.7
-    assert about.patchlife == patchlife.__version__
-    assert about.read_preprocess().size == (48, 48)
-    assert about.versions["torch"] == torch.__version__
-    assert about.outputs == ("logits", "life")
-    assert about.integers == ""
+    metadata, model = shipped.engine.metadata, shipped.model
+    assert metadata == shipped.exported.metadata
+    assert metadata.image_size == (48, 48)
+    assert metadata.kept == model.schedule().kept
+    assert metadata.start == 1
+    assert metadata.budget == 0.7
+    assert metadata.flops / metadata.dense_flops <= 0.7
+    assert metadata.patchlife == patchlife.__version__
+    assert metadata.read_preprocess().size == (48, 48)
+    assert metadata.versions["torch"] == torch.__version__
+    assert metadata.outputs == ("logits", "life")
+    assert metadata.integers == ""
 
 
 def test_a_file_says_how_close_it_came(shipped):
-    parity, said = shipped.exported.parity, shipped.engine.about.parity
+    parity, said = shipped.exported.parity, shipped.engine.metadata.parity
     assert said.pop("generated") is False
     assert Parity(**said) == parity
 
@@ -174,9 +174,9 @@ def _let_nan_pass(logits, life):
 )
 def test_a_graph_that_answers_otherwise_leaves_no_file(tmp_path, monkeypatch, spoil, message):
     model = exported_models.small()
-    wrong = ModuleRunner(Wrong(exportable(model), spoil))
+    wrong = ModuleSession(Wrong(tensor_module(model), spoil))
     monkeypatch.setattr(exporter, "built", lambda *_: b"")
-    monkeypatch.setattr(exporter, "open_runner", lambda *_: wrong)
+    monkeypatch.setattr(exporter, "open_session", lambda *_: wrong)
     with pytest.raises(ExportError, match=message):
         export(model, tmp_path / "a.pt2", "torch")
     assert not list(tmp_path.iterdir())
@@ -186,16 +186,16 @@ def test_an_engine_that_breaks_ties_otherwise_is_caught(monkeypatch):
     model = exported_models.small()
 
     class Backwards(Decision):
-        def forward(self, opinion):
-            flipped = super().forward(opinion.flip(1))
-            return flipped[0].flip(1), opinion.shape[1] - 1 - flipped[1], flipped[2]
+        def forward(self, scores):
+            flipped = super().forward(scores.flip(1))
+            return flipped[0].flip(1), scores.shape[1] - 1 - flipped[1], flipped[2]
 
-    runner = ModuleRunner(Backwards(model.schedule(), (6, 6)))
+    session = ModuleSession(Backwards(model.schedule(), (6, 6)))
     with pytest.raises(ExportError, match="decides otherwise where scores are tied"):
-        check_decision(runner, model.schedule(), (6, 6))
+        check_decision(session, model.schedule(), (6, 6))
 
 
-class NearlyTied(Exportable):
+class NearlyTied(TensorModule):
     """A model whose logits and lives turn on the sign of a number that is all but zero."""
 
     def forward(self, images):
@@ -205,13 +205,13 @@ class NearlyTied(Exportable):
 
 
 def test_answers_that_hang_on_a_rounding_are_left_out():
-    plain = exportable(exported_models.small())
+    plain = tensor_module(exported_models.small())
     module = NearlyTied(plain.model, lives=True)
     images = exported_models.images(20) + 0.5
     images[7] -= images[7].mean()
-    runner = ModuleRunner(Wrong(plain, lambda logits, life: (logits + 1, life)))  # takes each for above zero
+    session = ModuleSession(Wrong(plain, lambda logits, life: (logits + 1, life)))  # takes each for above zero
     images[7] -= 1e-7
-    parity = check_outputs(runner, module, images, 1e-4)
+    parity = check_outputs(session, module, images, 1e-4)
     assert parity.undecided >= 1
     assert parity.images >= 20
 

@@ -20,18 +20,18 @@ from patchlife.errors import ExportError, MissingExtraError
 from patchlife.export import exporter, graph
 from patchlife.export.exporter import built, export, exported_graph
 from patchlife.export.parity import check_int8, sample_images
-from patchlife.export.per_token_int8 import SHIFT, by_rows, rounded_weight
+from patchlife.export.per_token_int8 import SHIFT, quantised_per_token, rounded_weight
 from patchlife.runtime.describe import describe
 from patchlife.runtime.engine import Engine
-from patchlife.runtime.sessions import ModuleRunner, OnnxRunner, open_runner
-from patchlife.runtime.tensor_module import exportable
+from patchlife.runtime.sessions import ModuleSession, OnnxSession, open_session
+from patchlife.runtime.tensor_module import tensor_module
 
 
 def _content(kind: str, precision: str) -> tuple[bytes, Engine]:
     model = exported_models.small()
-    about = describe(model, kind, precision=precision)
-    content = built(exportable(model), about, exported_models.images(8, seed=1))
-    return content, Engine(open_runner(kind, content), about)
+    metadata = describe(model, kind, precision=precision)
+    content = built(tensor_module(model), metadata, exported_models.images(8, seed=1))
+    return content, Engine(open_session(kind, content), metadata)
 
 
 def _close(engine: Engine) -> None:
@@ -52,7 +52,7 @@ def test_dynamic_rounds_the_blocks_and_leaves_the_decision():
     assert len(rounded) == 12, "4 linears in each of 3 blocks"
     heads = [n for n in nodes if n.op_type == "TopK"]
     assert heads
-    assert engine.runner.description
+    assert engine.session.description
     _close(engine)
 
 
@@ -61,14 +61,14 @@ def test_late_int8_leaves_the_first_blocks(block):
     import onnx
 
     model = exported_models.small(start=2, drops=(2,), budget=0.85)
-    about = replace(describe(model, "onnx", precision="int8-dynamic"), int8_from=block)
-    content = built(exportable(model), about, exported_models.images(8, seed=1))
+    metadata = replace(describe(model, "onnx", precision="int8-dynamic"), int8_from=block)
+    content = built(tensor_module(model), metadata, exported_models.images(8, seed=1))
     names = [n.op_type for n in onnx.load_from_string(content).graph.node]
     assert names.count("MatMulIntegerToFloat") == 4 * (3 - block), "4 linears in each block left"
     decided_first = names.index("TopK") < names.index("MatMulIntegerToFloat")
     assert decided_first == (block == model.start)
     if decided_first:
-        engine, images = Engine(open_runner("onnx", content), about), exported_models.images(16)
+        engine, images = Engine(open_session("onnx", content), metadata), exported_models.images(16)
         assert (engine(images.numpy()).life == model.predict(images)[1].life.numpy()).all()
 
 
@@ -81,11 +81,11 @@ def test_every_linear_layer_after_the_first_blocks_is_rounded(name):
     vit = timm.create_model("vit_tiny_patch16_224", **wide) if name == "wide" else families.built(name)
     model = patchlife.wrap(families.liven(vit).eval(), patchlife.LifeConfig(budget=0.85, start=2, drops=(2,)))
     images = sample_images(2, 3, model.backbone.image_size)
-    about = describe(model, "onnx", precision="int8-dynamic")
-    module = exportable(model)
-    graph = exported_graph(module, about)
+    metadata = describe(model, "onnx", precision="int8-dynamic")
+    module = tensor_module(model)
+    graph = exported_graph(module, metadata)
     for block in range(model.start + 1):
-        content = built(module, replace(about, int8_from=block), images, graph)
+        content = built(module, replace(metadata, int8_from=block), images, graph)
         rounded = [n for n in onnx.load_from_string(content).graph.node if n.op_type == "MatMulIntegerToFloat"]
         left = [m for b in model.backbone.vit.blocks[block:] for m in b.modules() if isinstance(m, torch.nn.Linear)]
         assert len(rounded) == len(left)
@@ -126,8 +126,8 @@ def test_each_row_is_rounded_by_its_own_scale(seed, gelu, spread, rows):
     weight, bias = (draw.standard_normal(shape).astype(np.float32) for shape in ((6, 4), (4,)))
     images = (draw.standard_normal((2, rows, 6)) * 10 ** draw.uniform(-spread, spread, (2, rows, 1))).astype(np.float32)
     model = _linear(weight, bias, gelu)
-    exact = OnnxRunner(model.SerializeToString()).run(images)[0]
-    found = OnnxRunner(by_rows(model, []).SerializeToString()).run(images)[0]
+    exact = OnnxSession(model.SerializeToString()).run(images)[0]
+    found = OnnxSession(quantised_per_token(model, []).SerializeToString()).run(images)[0]
     x = torch.nn.functional.gelu(torch.from_numpy(images)).numpy() if gelu else images
     step = (x + SHIFT).max(-1, keepdims=True) / 255 if gelu else np.abs(x).max(-1, keepdims=True) / 127
     columns = rounded_weight(weight)[1]
@@ -140,9 +140,9 @@ def test_what_integers_hold_is_exact():
     weight = np.array([[100, -3], [27, 124], [0, 64]], np.float32)
     images = np.array([[[127, 2, -1], [0, 0, 0], [-4, 127, 9]]], np.float32)
     model = _linear(weight, np.ones(2, np.float32), False)
-    found = OnnxRunner(by_rows(model, []).SerializeToString()).run(images)[0]
+    found = OnnxSession(quantised_per_token(model, []).SerializeToString()).run(images)[0]
     np.testing.assert_allclose(found, images @ weight + 1, rtol=1e-6)
-    assert by_rows(model, ["product"]).graph.node == model.graph.node
+    assert quantised_per_token(model, ["product"]).graph.node == model.graph.node
 
 
 @pytest.mark.slow
@@ -209,14 +209,14 @@ class Other(torch.nn.Module):
 
 
 def test_too_little_agreement_is_refused(tmp_path, monkeypatch):
-    module = exportable(exported_models.small())
-    runner = ModuleRunner(Other(module))
+    module = tensor_module(exported_models.small())
+    session = ModuleSession(Other(module))
     with pytest.raises(ExportError, match=r"same class as float32 for 15 of 20 images \(75\.0 %\), at least 98 %"):
-        check_int8(runner, module, exported_models.images(20), 0.98)
-    assert check_int8(runner, module, exported_models.images(20), 0.7).agreement == 0.75
+        check_int8(session, module, exported_models.images(20), 0.98)
+    assert check_int8(session, module, exported_models.images(20), 0.7).agreement == 0.75
     monkeypatch.setattr(exporter, "built", lambda *_: b"")
     monkeypatch.setattr(exporter, "exported_graph", lambda *_: None)
-    monkeypatch.setattr(exporter, "open_runner", lambda *_: runner)
+    monkeypatch.setattr(exporter, "open_session", lambda *_: session)
     with pytest.raises(ExportError, match="at least 98 %"):
         export(exported_models.small(), tmp_path / "a.onnx", images=exported_models.images(20), int8="dynamic")
     assert not list(tmp_path.iterdir())
@@ -224,20 +224,20 @@ def test_too_little_agreement_is_refused(tmp_path, monkeypatch):
 
 def test_too_little_agreement_is_tried_again_a_block_later(monkeypatch):
     asked = []
-    monkeypatch.setattr(exporter, "built", lambda module, about, *_: asked.append(about.int8_from) or b"")
+    monkeypatch.setattr(exporter, "built", lambda module, metadata, *_: asked.append(metadata.int8_from) or b"")
     monkeypatch.setattr(exporter, "exported_graph", lambda *_: None)
     model = exported_models.small(start=2, drops=(2,), budget=0.85)
-    module, images = exportable(model), exported_models.images(20)
-    about = describe(module.model, "onnx", precision="int8-dynamic")
-    monkeypatch.setattr(exporter, "open_runner", lambda *_: ModuleRunner(module))
-    _, form, parity = exporter.proved(module, about, images, images)
+    module, images = tensor_module(model), exported_models.images(20)
+    metadata = describe(module.model, "onnx", precision="int8-dynamic")
+    monkeypatch.setattr(exporter, "open_session", lambda *_: ModuleSession(module))
+    _, form, parity = exporter.proved(module, metadata, images, images)
     assert (asked, form.int8_from, parity.agreement) == ([0], 0, 1)
-    monkeypatch.setattr(exporter, "open_runner", lambda *_: ModuleRunner(Other(module) if len(asked) < 3 else module))
-    _, form, _ = exporter.proved(module, about, images, images)
+    monkeypatch.setattr(exporter, "open_session", lambda *_: ModuleSession(Other(module) if len(asked) < 3 else module))
+    _, form, _ = exporter.proved(module, metadata, images, images)
     assert (asked, form.int8_from) == ([0, 0, 1], 1)
-    monkeypatch.setattr(exporter, "open_runner", lambda *_: ModuleRunner(Other(module)))
+    monkeypatch.setattr(exporter, "open_session", lambda *_: ModuleSession(Other(module)))
     with pytest.raises(ExportError, match="at least 98 %"):
-        exporter.proved(module, about, images, images)
+        exporter.proved(module, metadata, images, images)
     assert asked[3:] == [0, 1, 2], "no further than the decision"
 
 

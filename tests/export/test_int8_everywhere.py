@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 
 import patchlife
 from patchlife.errors import ExportError
-from patchlife.export import export_package, exporter, int8
+from patchlife.export import export_bundle, exporter, int8
 from patchlife.export.exporter import built, exported_graph
 from patchlife.export.parity import Parity, sample_images
 from patchlife.export.per_token_int8 import largest_pair, rounded_weight
-from patchlife.runtime import Package
+from patchlife.runtime import Bundle
 from patchlife.runtime.describe import describe
-from patchlife.runtime.sessions import OnnxRunner
-from patchlife.runtime.tensor_module import exportable
+from patchlife.runtime.sessions import OnnxSession
+from patchlife.runtime.tensor_module import tensor_module
 
 U8 = 255
 """The largest activation."""
@@ -116,10 +116,10 @@ def _model(name: str) -> patchlife.SlimModel:
 @pytest.mark.parametrize("name", ["wide", "eva02"])
 def test_no_sum_of_a_pair_leaves_16_bits(name):
     model = _model(name)
-    about, module = describe(model, "onnx", precision="int8-dynamic"), exportable(model)
-    graph, images = exported_graph(module, about), sample_images(2, 3, model.backbone.image_size)
+    metadata, module = describe(model, "onnx", precision="int8-dynamic"), tensor_module(model)
+    graph, images = exported_graph(module, metadata), sample_images(2, 3, model.backbone.image_size)
     for block in range(model.start + 1):
-        weights = _integer_weights(built(module, replace(about, int8_from=block), images, graph))
+        weights = _integer_weights(built(module, replace(metadata, int8_from=block), images, graph))
         assert len(weights) >= 4 * (model.backbone.depth - block)
         assert max(map(worst_pair, weights)) <= 2**15 - 1
 
@@ -127,20 +127,20 @@ def test_no_sum_of_a_pair_leaves_16_bits(name):
 def test_the_engine_gives_exact_integers():
     """On this processor; where it has no VNNI, this failed for weights of 8 bits each."""
     model = exported_models.small()
-    about = describe(model, "onnx", precision="int8-dynamic")
-    weights = _integer_weights(built(exportable(model), about, exported_models.images(2)))
+    metadata = describe(model, "onnx", precision="int8-dynamic")
+    weights = _integer_weights(built(tensor_module(model), metadata, exported_models.images(2)))
     plain = np.sign(np.random.default_rng(1).standard_normal((64, 48)))
     for weight in [*weights, rounded_weight(plain.astype(np.float32))[0]]:
         activations = extreme_activations(weight)
         for zero in (0, 128):
-            runner = OnnxRunner(_product_alone(weight, zero))
+            session = OnnxSession(_product_alone(weight, zero))
             exact = (activations.astype(int) - zero) @ weight.astype(int)
             for rows in (1, 3, len(activations)):
-                np.testing.assert_array_equal(runner.run(activations[:rows])[0], exact[:rows])
+                np.testing.assert_array_equal(session.run(activations[:rows])[0], exact[:rows])
 
 
 def _product_alone(weight: np.ndarray, zero: int) -> bytes:
-    """A graph of one product of u8 and s8, as `by_rows` writes it, with scales of 1."""
+    """A graph of one product of u8 and s8, as `quantised_per_token` writes it, with scales of 1."""
     from onnx import TensorProto, helper, numpy_helper
 
     arrays = {
@@ -158,15 +158,15 @@ def _product_alone(weight: np.ndarray, zero: int) -> bytes:
 
 
 def test_a_file_says_where_its_integers_are_the_same(tmp_path):
-    package = export_package(
+    package = export_bundle(
         exported_models.small(), tmp_path / "p", (0.7,), images=exported_models.images(4), int8="dynamic"
     )
-    (about,) = package.abouts
-    assert about == Package(package.path).abouts[0.7]
-    assert "two neighbours at most 128 together" in about.integers
-    assert about.integers.endswith("products are exact on every x86 and ARM processor")
-    assert about.parity["agreement"] >= exporter.AGREEMENT
-    assert about.parity["images"] == 4
+    (metadata,) = package.metadatas
+    assert metadata == Bundle(package.path).metadatas[0.7]
+    assert "two neighbours at most 128 together" in metadata.integers
+    assert metadata.integers.endswith("products are exact on every x86 and ARM processor")
+    assert metadata.parity["agreement"] >= exporter.AGREEMENT
+    assert metadata.parity["images"] == 4
     assert int8.integers_of("openvino", "int8-static").endswith("products are exact on every x86 processor")
     assert int8.integers_of("openvino", "int8-dynamic").endswith("so answers differ between the two")
 
@@ -176,7 +176,7 @@ def test_static_for_onnx_has_seven_bits():
     import onnx
 
     model = exported_models.small()
-    content = built(exportable(model), describe(model, "onnx", precision="int8-static"), exported_models.images(8))
+    content = built(tensor_module(model), describe(model, "onnx", precision="int8-static"), exported_models.images(8))
     tensors = onnx.load_from_string(content).graph.initializer
     arrays = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8]
     weights = [array for array in arrays if array.ndim == 2]
@@ -191,7 +191,9 @@ def test_static_for_openvino_has_seven_bits_and_attention_in_float():
     import openvino
 
     model = exported_models.small()
-    content = built(exportable(model), describe(model, "openvino", precision="int8-static"), exported_models.images(8))
+    content = built(
+        tensor_module(model), describe(model, "openvino", precision="int8-static"), exported_models.images(8)
+    )
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         read = openvino.Core().read_model(archive.read("model.xml"), archive.read("model.bin"))
     nodes = read.get_ordered_ops()

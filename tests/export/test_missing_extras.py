@@ -15,7 +15,7 @@ from patchlife.cli import demo
 from patchlife.cli import export as export_verb
 from patchlife.cli.main import main
 from patchlife.errors import MissingExtraError
-from patchlife.export import export, export_package
+from patchlife.export import export, export_bundle
 from patchlife.runtime import inference
 from patchlife.runtime import opening as models
 from patchlife.training import target_cache as cache
@@ -39,7 +39,7 @@ def desk(tmp_path, monkeypatch) -> Path:
     photos_and_weights.write_photos(tmp_path / "photos" / "3", 2)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATCHLIFE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "open_model", too_late)
+    monkeypatch.setattr(models, "open_pipeline", too_late)
     for place in READERS:
         monkeypatch.setattr(place, "load_batches", too_late)
     return tmp_path
@@ -101,7 +101,7 @@ def test_an_exported_file(desk, monkeypatch, capsys, kind, missing, request):
 
 def test_an_exported_package(desk, monkeypatch, capsys, tmp_path_factory):
     path = tmp_path_factory.mktemp("package") / "package"
-    export_package(exported_models.small(), path, (1.0,), images=exported_models.images(9))
+    export_bundle(exported_models.small(), path, (1.0,), images=exported_models.images(9))
     for verb, out in (("predict", "out.jsonl"), ("eval", "out.json")):
         _refused(capsys, monkeypatch, desk, "onnxruntime", verb, str(path), "photos", "--out", out)
 
@@ -109,7 +109,7 @@ def test_an_exported_package(desk, monkeypatch, capsys, tmp_path_factory):
 @pytest.mark.parametrize(("format", "missing"), CASES)
 def test_from_python(tmp_path, monkeypatch, format, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    for call in (lambda out: export(None, out, format), lambda out: export_package(None, out, (0.6,), format)):
+    for call in (lambda out: export(None, out, format), lambda out: export_bundle(None, out, (0.6,), format)):
         extra = "onnx,openvino" if format == "openvino" else "onnx"
         with pytest.raises(MissingExtraError, match=rf"{missing}, .*pip install 'patchlife\[{extra}\]'"):
             call(tmp_path / "folder" / "out")

@@ -16,7 +16,7 @@ import torch
 
 from patchlife.cli.main import main
 from patchlife.errors import ExportError
-from patchlife.export import export_package
+from patchlife.export import export_bundle
 from patchlife.io.files import sha256_of
 from patchlife.runtime import open_engine
 from patchlife.runtime.engine import sum_file
@@ -106,12 +106,12 @@ def test_the_sum_is_looked_at_first(trapped):
 
 def test_a_package_is_no_way_round(trapped, tmp_path):
     """A package's graph may be named as torch's, but is never opened as such."""
-    package = export_package(
+    package = export_bundle(
         exported_models.small(), tmp_path / "package", (0.7,), images=exported_models.images(9)
     ).path
-    about = json.loads((package / "package.json").read_text())
-    about["kind"] = "torch"
-    (package / "package.json").write_text(json.dumps(about))
+    metadata = json.loads((package / "bundle.json").read_text())
+    metadata["kind"] = "torch"
+    (package / "bundle.json").write_text(json.dumps(metadata))
     for name in ("budget-0.7.onnx", "budget-0.7.xml"):
         shutil.copy(trapped, package / name)
     files = [path for path in package.iterdir() if path.name != "SHA256SUMS"]
@@ -143,5 +143,6 @@ def test_trust_is_about_exported_files(tmp_path, capsys, verb):
 def test_other_formats_need_no_trust(onnx_file, openvino_file):
     for shipped in (onnx_file, openvino_file):
         assert (
-            open_engine(shipped.exported.path).about.kind == open_engine(shipped.exported.path, trust=True).about.kind
+            open_engine(shipped.exported.path).metadata.kind
+            == open_engine(shipped.exported.path, trust=True).metadata.kind
         )

@@ -49,7 +49,7 @@ def test_a_file_predicts_as_the_model(desk, file, capsys):
     for a, b in zip(from_file, from_model, strict=True):
         assert a["run"] != b["run"], "a file and a model may differ in the last digits"
         assert [t["label"] for t in a["top"]] == [t["label"] for t in b["top"]]
-        assert a["survivors"] == b["survivors"]
+        assert a["kept"] == b["kept"]
         assert a["flops"] == b["flops"]
         assert a["fraction_of_dense"] == b["fraction_of_dense"]
 
@@ -122,7 +122,7 @@ def test_a_package_predicts_at_the_budget_that_is_asked_for(desk, capsys):
         assert main(["predict", *_model(desk), *photos, "--budget", budget]) == 0
         for a, b in zip(from_package, _lines(capsys), strict=True):
             assert a["top"][0]["label"] == b["top"][0]["label"]
-            assert (a["survivors"], a["flops"]) == (b["survivors"], b["flops"])
+            assert (a["kept"], a["flops"]) == (b["kept"], b["flops"])
         runs.add(from_package[0]["run"])
     assert len(runs) == 2
     assert main(["predict", str(package), *photos, "--budget", "0.5"]) == 2
@@ -169,6 +169,6 @@ def test_predict_on_an_engine(desk, tmp_path, monkeypatch, capsys, engine):
     for _ in range(2):  # the second run finds the first one's file
         assert main(["predict", *_model(desk), str(desk / "photos"), "--budget", "0.7", "--engine", engine]) == 0
         for a, b in zip(_lines(capsys), eager, strict=True):
-            assert a["survivors"] == b["survivors"]
+            assert a["kept"] == b["kept"]
             assert a["top"][0]["label"] == b["top"][0]["label"]
             assert a["top"][0]["probability"] == pytest.approx(b["top"][0]["probability"], abs=1e-4)

@@ -73,7 +73,7 @@ def test_lengths_are_few_and_each_compiles_once() -> None:
     for seed in range(12):
         images = exported_models.images(5, seed=seed)
         fast(images, 0.6)
-        lengths.add(int(model.set_budget(0.6).lives(images).survivors[:, -1].sum()))
+        lengths.add(int(model.set_budget(0.6).lives(images).kept[:, -1].sum()))
     assert len(lengths) > 4, "the batches are meant to differ"
     assert counter.frame_count == len(fast.seconds) < len(lengths)
     assert not counters["graph_break"]

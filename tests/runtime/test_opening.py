@@ -1,4 +1,4 @@
-"""From what a user calls MODEL to a model that is ready: what is accepted, and what is refused and how."""
+"""From what a user calls MODEL to a model that is pipeline: what is accepted, and what is refused and how."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import patchlife.runtime.opening as models
 from patchlife.config import LifeConfig, ModelConfig
 from patchlife.data.labels import imagenet_labels
 from patchlife.errors import AdapterError, CheckpointError, ConfigError, PatchLifeError, UnsupportedModelError
-from patchlife.runtime.opening import open_model, pick_device
+from patchlife.runtime.opening import open_pipeline, pick_device
 
 
 @pytest.fixture(scope="module")
@@ -29,49 +29,49 @@ def vit_file(tmp_path_factory) -> Path:
 def adapter(vit_file, tmp_path) -> Path:
     """An adapter on a backbone file of its own, so that tests may move or damage it."""
     own = shutil.copy(vit_file, tmp_path / "backbone.safetensors")
-    ready = open_model(ModelConfig(NAME, checkpoint=own, life={"budget": 0.7, "drops": (2, 4)}))
+    pipeline = open_pipeline(ModelConfig(NAME, checkpoint=own, life={"budget": 0.7, "drops": (2, 4)}))
     generator = torch.Generator().manual_seed(0)
-    ready.model.calibrate([torch.randn(8, 3, 160, 160, generator=generator)])
-    return patchlife.save(ready.model, tmp_path / "adapter")
+    pipeline.model.calibrate([torch.randn(8, 3, 160, 160, generator=generator)])
+    return patchlife.save(pipeline.model, tmp_path / "adapter")
 
 
 # ---- timm names
 
 
 def test_a_timm_name_and_a_file(vit_file):
-    ready = open_model(ModelConfig(NAME, checkpoint=vit_file, life={"budget": 0.5}))
-    assert ready.name == NAME
-    assert ready.model.config == LifeConfig(budget=0.5)
-    assert not ready.model.training
-    assert ready.preprocess.size == (160, 160)
-    assert ready.preprocess.mean == (0.5, 0.5, 0.5)
-    assert ready.labels.names == tuple("0123456789")
-    assert ready.model.origin.checkpoint == str(vit_file)
+    pipeline = open_pipeline(ModelConfig(NAME, checkpoint=vit_file, life={"budget": 0.5}))
+    assert pipeline.name == NAME
+    assert pipeline.model.config == LifeConfig(budget=0.5)
+    assert not pipeline.model.training
+    assert pipeline.preprocess.size == (160, 160)
+    assert pipeline.preprocess.mean == (0.5, 0.5, 0.5)
+    assert pipeline.labels.names == tuple("0123456789")
+    assert pipeline.model.origin.checkpoint == str(vit_file)
     for name, tensor in load_file(vit_file).items():
-        assert torch.equal(ready.model.backbone.vit.state_dict()[name], tensor)
+        assert torch.equal(pipeline.model.backbone.vit.state_dict()[name], tensor)
 
 
 def test_random_weights_only_to_look_at():
     with pytest.raises(ConfigError, match=f"{NAME} would have random weights; give some with --checkpoint FILE"):
-        open_model(ModelConfig(NAME))
-    ready = open_model(ModelConfig(NAME), random_weights=True)
-    assert len(ready.labels.names) == 1000
+        open_pipeline(ModelConfig(NAME))
+    pipeline = open_pipeline(ModelConfig(NAME), random_weights=True)
+    assert len(pipeline.labels.names) == 1000
 
 
 def test_weights_from_two_places(vit_file):
     with pytest.raises(ConfigError, match="from --checkpoint or from --pretrained, not from both"):
-        open_model(ModelConfig(NAME, checkpoint=vit_file, pretrained=True))
+        open_pipeline(ModelConfig(NAME, checkpoint=vit_file, pretrained=True))
 
 
 def test_a_tag_nobody_knows(vit_file):
     for config in (ModelConfig(f"{NAME}.x"), ModelConfig(f"{NAME}.x", checkpoint=vit_file)):
         with pytest.raises(UnsupportedModelError, match=f"no weights tagged 'x' for {NAME}; it knows {NAME}.r160_in1k"):
-            open_model(config)
+            open_pipeline(config)
 
 
 def test_a_name_nobody_knows():
     with pytest.raises(UnsupportedModelError, match="timm has no model named 'vit_tiny_patch15'"):
-        open_model(ModelConfig("vit_tiny_patch15"), random_weights=True)
+        open_pipeline(ModelConfig("vit_tiny_patch15"), random_weights=True)
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "resnet18"])
@@ -79,7 +79,7 @@ def test_a_model_whose_patches_cannot_be_dropped(name):
     with pytest.raises(
         UnsupportedModelError, match=r"expected a Vision Transformer of timm, got timm\.models\..*Supported: ViT"
     ):
-        open_model(ModelConfig(name), random_weights=True)
+        open_pipeline(ModelConfig(name), random_weights=True)
 
 
 def test_pretrained_weights_that_cannot_be_had(monkeypatch):
@@ -88,7 +88,7 @@ def test_pretrained_weights_that_cannot_be_had(monkeypatch):
 
     monkeypatch.setattr(models, "build", unreachable)
     with pytest.raises(CheckpointError, match=r"could not be had \(no route to the hub\); is the network up"):
-        open_model(ModelConfig(NAME, pretrained=True))
+        open_pipeline(ModelConfig(NAME, pretrained=True))
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch):
@@ -102,38 +102,38 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
     )
     for config in (ModelConfig("hf-hub:me/mine"), ModelConfig("hf_hub:me/mine", model_args={"drop_rate": 0.1})):
         with pytest.raises(CheckpointError, match=expected):
-            open_model(config)
+            open_pipeline(config)
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A model as timm writes it for the hub."""
     trained = timm.create_model(NAME, num_classes=3, in_chans=1)
-    about = {"label_names": ["ant", "bee", "cow"], "pretrained_cfg": {"crop_pct": 0.8}}
-    timm.models.save_for_hf(trained, tmp_path / "local", about, {"in_chans": 1}, safe_serialization=True)
+    metadata = {"label_names": ["ant", "bee", "cow"], "pretrained_cfg": {"crop_pct": 0.8}}
+    timm.models.save_for_hf(trained, tmp_path / "local", metadata, {"in_chans": 1}, safe_serialization=True)
     return tmp_path / "local"
 
 
 def test_a_folder_brings_its_weights_labels_and_looks(folder, tmp_path):
     needs_timm("1.0.31", "safetensors in a local folder")
-    ready = open_model(ModelConfig(f"local-dir:{folder}", life={"budget": 0.5}))
-    assert ready.name == NAME
-    assert ready.labels.names == ("ant", "bee", "cow")
-    assert (ready.preprocess.crop_fraction, ready.preprocess.channels) == (0.8, 1)
+    pipeline = open_pipeline(ModelConfig(f"local-dir:{folder}", life={"budget": 0.5}))
+    assert pipeline.name == NAME
+    assert pipeline.labels.names == ("ant", "bee", "cow")
+    assert (pipeline.preprocess.crop_fraction, pipeline.preprocess.channels) == (0.8, 1)
     saved = load_file(folder / "model.safetensors")
-    assert torch.equal(ready.model.backbone.vit.head.weight, saved["head.weight"])
-    adapter = patchlife.save(ready.model, tmp_path / "adapter")
-    again = open_model(ModelConfig(str(adapter)))
+    assert torch.equal(pipeline.model.backbone.vit.head.weight, saved["head.weight"])
+    adapter = patchlife.save(pipeline.model, tmp_path / "adapter")
+    again = open_pipeline(ModelConfig(str(adapter)))
     assert torch.equal(again.model.backbone.vit.head.weight, saved["head.weight"])
-    assert again.labels == ready.labels
-    assert patchlife.load(adapter).origin == again.model.origin == ready.model.origin
+    assert again.labels == pipeline.labels
+    assert patchlife.load(adapter).origin == again.model.origin == pipeline.model.origin
 
 
 def test_a_folder_of_weights_that_do_not_fit(folder):
     needs_timm("1.0.31", "safetensors in a local folder")
     save_file(weights(in_chans=1, depth=3, num_classes=3), folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"could not be had \(Error.* the folder must hold config.json and"):
-        open_model(ModelConfig(f"local-dir:{folder}"))
+        open_pipeline(ModelConfig(f"local-dir:{folder}"))
 
 
 # ---- arguments of the model
@@ -142,29 +142,32 @@ def test_a_folder_of_weights_that_do_not_fit(folder):
 def test_arguments_reach_the_model_the_photos_and_the_adapter(tmp_path):
     args = {"global_pool": "avg", "in_chans": 1, "img_size": (96, 128)}
     file = checkpoint(tmp_path / "w.safetensors", **args)
-    ready = open_model(ModelConfig(NAME, checkpoint=file, model_args=args))
-    assert (ready.preprocess.size, ready.preprocess.channels) == ((96, 128), 1)
-    assert ready.preprocess.mean == (0.5,)
-    logits = ready.model(torch.ones(1, 1, 96, 128))
-    adapter = patchlife.save(ready.model, tmp_path / "adapter")
-    for again in (open_model(ModelConfig(str(adapter))).model, patchlife.load(adapter)):
+    pipeline = open_pipeline(ModelConfig(NAME, checkpoint=file, model_args=args))
+    assert (pipeline.preprocess.size, pipeline.preprocess.channels) == ((96, 128), 1)
+    assert pipeline.preprocess.mean == (0.5,)
+    logits = pipeline.model(torch.ones(1, 1, 96, 128))
+    adapter = patchlife.save(pipeline.model, tmp_path / "adapter")
+    for again in (open_pipeline(ModelConfig(str(adapter))).model, patchlife.load(adapter)):
         assert torch.equal(again(torch.ones(1, 1, 96, 128)), logits)
         assert again.origin.options == {**args, "num_classes": CLASSES}
-    larger = open_model(ModelConfig(str(adapter), image_size=160))
+    larger = open_pipeline(ModelConfig(str(adapter), image_size=160))
     assert larger.preprocess.size == (160, 160)
-    assert open_model(ModelConfig(str(patchlife.save(larger.model, tmp_path / "larger")))).preprocess.size == (160, 160)
+    assert open_pipeline(ModelConfig(str(patchlife.save(larger.model, tmp_path / "larger")))).preprocess.size == (
+        160,
+        160,
+    )
 
 
 def test_a_model_of_channels_that_photos_do_not_have():
     with pytest.raises(
         ConfigError, match=r"photos have 3 channels, or 1 if made grey, so in_chans must be 3 or 1, got 4"
     ):
-        open_model(ModelConfig(NAME, model_args={"in_chans": 4}), random_weights=True)
+        open_pipeline(ModelConfig(NAME, model_args={"in_chans": 4}), random_weights=True)
 
 
 def test_an_argument_that_the_model_does_not_take(vit_file):
     with pytest.raises(ConfigError, match=f"{NAME} takes no model argument 'globalpool'; did you mean global_pool"):
-        open_model(ModelConfig(NAME, checkpoint=vit_file, model_args={"globalpool": "avg"}))
+        open_pipeline(ModelConfig(NAME, checkpoint=vit_file, model_args={"globalpool": "avg"}))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +184,7 @@ def test_a_checkpoint_that_does_not_fit(change, message, tmp_path):
     change(tensors)
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match=message):
-        open_model(ModelConfig(NAME, checkpoint=tmp_path / "w.safetensors"))
+        open_pipeline(ModelConfig(NAME, checkpoint=tmp_path / "w.safetensors"))
 
 
 def test_files_that_are_no_checkpoint(tmp_path, vit_file):
@@ -193,24 +196,24 @@ def test_files_that_are_no_checkpoint(tmp_path, vit_file):
         ("none.safetensors", "no checkpoint at"),
     ]:
         with pytest.raises(CheckpointError, match=message):
-            open_model(ModelConfig(NAME, checkpoint=tmp_path / file))
+            open_pipeline(ModelConfig(NAME, checkpoint=tmp_path / file))
 
 
 def test_another_image_size(vit_file):
-    ready = open_model(ModelConfig(NAME, checkpoint=vit_file, image_size=192))
-    assert ready.preprocess.size == (192, 192)
-    assert ready.model.schedule().survivors[0] == 144
+    pipeline = open_pipeline(ModelConfig(NAME, checkpoint=vit_file, image_size=192))
+    assert pipeline.preprocess.size == (192, 192)
+    assert pipeline.model.schedule().kept[0] == 144
     with torch.no_grad():
-        assert ready.model(torch.zeros(1, 3, 192, 192)).shape == (1, CLASSES)
+        assert pipeline.model(torch.zeros(1, 3, 192, 192)).shape == (1, CLASSES)
     with pytest.raises(ConfigError, match="image_size must be a multiple of the patches' 16 x 16 pixels, got 170"):
-        open_model(ModelConfig(NAME, checkpoint=vit_file, image_size=170))
+        open_pipeline(ModelConfig(NAME, checkpoint=vit_file, image_size=170))
 
 
 def test_settings_are_checked_before_any_model_is_built():
     for life, message in [
         ({"budget": 60}, "did you mean 0.6"),
         ({"pace": 1}, "unknown settings"),
-        ({"budget": 0.5, "survivors": (1, 1)}, "give one of them"),
+        ({"budget": 0.5, "kept": (1, 1)}, "give one of them"),
     ]:
         with pytest.raises(ConfigError, match=message):
             ModelConfig("no such model", life=life)
@@ -220,18 +223,18 @@ def test_settings_are_checked_before_any_model_is_built():
 
 
 def test_an_adapter_knows_its_backbone(adapter):
-    ready = open_model(ModelConfig(str(adapter)))
-    assert ready.name == NAME
-    assert (ready.model.config.budget, ready.model.drops) == (0.7, (2, 4))
-    assert ready.model.calibration.images == 8
+    pipeline = open_pipeline(ModelConfig(str(adapter)))
+    assert pipeline.name == NAME
+    assert (pipeline.model.config.budget, pipeline.model.drops) == (0.7, (2, 4))
+    assert pipeline.model.calibration.images == 8
 
 
 def test_an_adapter_gives_way_where_something_is_asked_for(adapter):
-    ready = open_model(ModelConfig(str(adapter), life={"budget": 0.6, "mode": "adaptive"}))
-    assert (ready.model.config.budget, ready.model.config.mode) == (0.6, "adaptive")
-    assert ready.model.drops == (2, 4)
-    assert ready.model.calibration.images == 8
-    moved = open_model(ModelConfig(str(adapter), life={"start": 1, "drops": (1,)}))
+    pipeline = open_pipeline(ModelConfig(str(adapter), life={"budget": 0.6, "mode": "adaptive"}))
+    assert (pipeline.model.config.budget, pipeline.model.config.mode) == (0.6, "adaptive")
+    assert pipeline.model.drops == (2, 4)
+    assert pipeline.model.calibration.images == 8
+    moved = open_pipeline(ModelConfig(str(adapter), life={"start": 1, "drops": (1,)}))
     assert moved.model.calibration is None  # scores of another block
 
 
@@ -239,27 +242,27 @@ def test_an_adapters_backbone_has_moved(adapter, tmp_path):
     there = tmp_path / "elsewhere.safetensors"
     (tmp_path / "backbone.safetensors").rename(there)
     with pytest.raises(PatchLifeError, match=r"needs the backbone test_vit.*say where it is now: --checkpoint FILE"):
-        open_model(ModelConfig(str(adapter)))
-    assert open_model(ModelConfig(str(adapter), checkpoint=there)).name == NAME
+        open_pipeline(ModelConfig(str(adapter)))
+    assert open_pipeline(ModelConfig(str(adapter), checkpoint=there)).name == NAME
 
 
 def test_an_adapters_backbone_is_another_file(adapter, tmp_path):
     other = checkpoint(tmp_path / "other.safetensors", seed=1)
     with pytest.raises(CheckpointError, match=r"other.safetensors \(sha256 \w+\.\.\.\) is not the backbone that"):
-        open_model(ModelConfig(str(adapter), checkpoint=other))
+        open_pipeline(ModelConfig(str(adapter), checkpoint=other))
     shutil.copy(other, tmp_path / "backbone.safetensors")
     with pytest.raises(CheckpointError, match=r"backbone.safetensors \(sha256 \w+\.\.\.\) is not the backbone that"):
-        open_model(ModelConfig(str(adapter)))
+        open_pipeline(ModelConfig(str(adapter)))
 
 
 def test_an_adapter_that_does_not_know_its_file_still_knows_its_weights(vit_file, tmp_path):
     folder = patchlife.save(
         models.wrap(models.build(NAME, vit_file)[0]), tmp_path / "adapter"
     )  # no origin: wrapped in Python
-    assert open_model(ModelConfig(str(folder), checkpoint=vit_file)).name == NAME
+    assert open_pipeline(ModelConfig(str(folder), checkpoint=vit_file)).name == NAME
     other = checkpoint(tmp_path / "other.safetensors", seed=1)
     with pytest.raises(AdapterError, match=f"adapter was made for other weights of {NAME}"):
-        open_model(ModelConfig(str(folder), checkpoint=other))
+        open_pipeline(ModelConfig(str(folder), checkpoint=other))
 
 
 @pytest.mark.parametrize("file", ["adapter.json", "adapter.safetensors", "SHA256SUMS"])
@@ -268,41 +271,41 @@ def test_an_adapter_with_a_flipped_byte(file, adapter):
     content[len(content) // 2] ^= 1
     (adapter / file).write_bytes(content)
     with pytest.raises(AdapterError, match=r"is damaged|lacks|cover"):
-        open_model(ModelConfig(str(adapter)))
+        open_pipeline(ModelConfig(str(adapter)))
 
 
 def test_a_folder_that_is_no_adapter(tmp_path):
     for folder in (tmp_path, f"{tmp_path}/none", "./none"):
         with pytest.raises(AdapterError, match=r"is not a patchlife adapter: it has no adapter\.json"):
-            open_model(ModelConfig(str(folder)))
+            open_pipeline(ModelConfig(str(folder)))
 
 
 def test_what_a_name_that_is_no_adapter_may_mean(tmp_path):
     with pytest.raises(
         AdapterError, match=r"it has no adapter\.json; for a model of the hub give hf-hub:timm/vit_x\.y"
     ):
-        open_model(ModelConfig("timm/vit_x.y"))
+        open_pipeline(ModelConfig("timm/vit_x.y"))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(AdapterError, match=f"for a model that timm wrote to this folder give local-dir:{tmp_path}"):
-        open_model(ModelConfig(str(tmp_path)))
+        open_pipeline(ModelConfig(str(tmp_path)))
 
 
 def test_a_folder_beside_a_timm_name_does_not_hide_it(adapter, vit_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).mkdir()
-    assert open_model(ModelConfig(NAME, checkpoint=vit_file)).model.config.budget == 0.6
-    assert open_model(ModelConfig("adapter")).model.config.budget == 0.7
+    assert open_pipeline(ModelConfig(NAME, checkpoint=vit_file)).model.config.budget == 0.6
+    assert open_pipeline(ModelConfig("adapter")).model.config.budget == 0.7
 
 
 # ---- demo
 
 
 def test_the_embedded_model():
-    ready = open_model(ModelConfig("demo"))
-    assert ready.name == "demo"
-    assert ready.preprocess.size == (112, 112)
-    assert len(ready.labels.names) == 10
-    assert ready.model.schedule().survivors[0] == 196
+    pipeline = open_pipeline(ModelConfig("demo"))
+    assert pipeline.name == "demo"
+    assert pipeline.preprocess.size == (112, 112)
+    assert len(pipeline.labels.names) == 10
+    assert pipeline.model.schedule().kept[0] == 196
 
 
 def test_the_embedded_model_is_checked(tmp_path, monkeypatch):
@@ -313,17 +316,17 @@ def test_the_embedded_model_is_checked(tmp_path, monkeypatch):
     content[-100] ^= 4
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"is damaged: its sha256 is not the one in model\.json; reinstall"):
-        open_model(ModelConfig("demo"))
+        open_pipeline(ModelConfig("demo"))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="is incomplete"):
-        open_model(ModelConfig("demo"))
+        open_pipeline(ModelConfig("demo"))
 
 
 def test_the_embedded_model_takes_no_other_weights(vit_file):
     with pytest.raises(ConfigError, match="demo brings its own weights"):
-        open_model(ModelConfig("demo", checkpoint=vit_file))
+        open_pipeline(ModelConfig("demo", checkpoint=vit_file))
     with pytest.raises(ConfigError, match=r"drop .* --model-args"):
-        open_model(ModelConfig("demo", model_args={"in_chans": 1}))
+        open_pipeline(ModelConfig("demo", model_args={"in_chans": 1}))
 
 
 # ---- devices and labels
@@ -350,10 +353,10 @@ def test_imagenet_names():
 def test_own_names(tmp_path, vit_file):
     file = tmp_path / "names.txt"
     file.write_text("\n".join("abcdefghij") + "\n\n")
-    assert open_model(ModelConfig(NAME, checkpoint=vit_file, labels=file)).labels.names == tuple("abcdefghij")
+    assert open_pipeline(ModelConfig(NAME, checkpoint=vit_file, labels=file)).labels.names == tuple("abcdefghij")
     file.write_text("a\nb\n")
     with pytest.raises(ConfigError, match="names 2 classes, the model has 10; give one name a line"):
-        open_model(ModelConfig(NAME, checkpoint=vit_file, labels=file))
+        open_pipeline(ModelConfig(NAME, checkpoint=vit_file, labels=file))
     file.write_bytes(b"\xff\xd8\xff")
     with pytest.raises(ConfigError, match="is no text file of class names"):
-        open_model(ModelConfig(NAME, checkpoint=vit_file, labels=file))
+        open_pipeline(ModelConfig(NAME, checkpoint=vit_file, labels=file))

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from patchlife import Lives, Plan, SlimModel
-from patchlife.slimming import LifeHead
-from patchlife.slimming.merging import BIAS, Heirs
-from patchlife.slimming.scorers import Opinion
+from patchlife.slimming import Scorer
+from patchlife.slimming.merging import BIAS, MergeTargets
+from patchlife.slimming.scorers import Scores
 
 
-class GivenScores(LifeHead):
+class GivenScores(Scorer):
     """A head that returns the scores it was given, whatever it sees."""
 
     kind = "given-scores"
@@ -31,10 +31,10 @@ class GivenScores(LifeHead):
         super().__init__()
         self.score = score
 
-    def forward(self, tokens: Tensor, *_: Any) -> Opinion:
+    def forward(self, tokens: Tensor, *_: Any) -> Scores:
         """The given scores of the first images."""
         score = self.score[: len(tokens)].to(tokens.device)
-        return Opinion(score, normalize(tokens[:, -score.shape[1] :], dim=-1))
+        return Scores(score, normalize(tokens[:, -score.shape[1] :], dim=-1))
 
 
 class Mortality:
@@ -43,17 +43,17 @@ class Mortality:
     ``life`` is (batch, patches) in blocks. Tokens that enter block ``start`` say who resembles whom.
     """
 
-    def __init__(self, life: Tensor, prefix: int, start: int, heirs: bool, named: Heirs | None) -> None:
-        self.life, self.prefix, self.start, self.heirs, self.named = life, prefix, start, heirs, named
+    def __init__(self, life: Tensor, prefix: int, start: int, heirs: bool, named: MergeTargets | None) -> None:
+        self.life, self.prefix, self.start, self.merge, self.named = life, prefix, start, heirs, named
         self.size = torch.ones_like(life, dtype=torch.float64)
 
     def before(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """(tokens, what attention adds to each key's logit) of block ``index``."""
         patches, alive = x[:, self.prefix :], self.life > index
-        if self.heirs and index == self.start:
-            kin = normalize(patches, dim=-1)
-            self.similarity = kin @ kin.transpose(1, 2)
-        if self.heirs and index >= self.start:
+        if self.merge and index == self.start:
+            embedding = normalize(patches, dim=-1)
+            self.similarity = embedding @ embedding.transpose(1, 2)
+        if self.merge and index >= self.start:
             patches = torch.stack([self.inherit(index, image, row) for image, row in enumerate(patches)])
         bias = torch.where(alive, BIAS * self.size.log(), -torch.inf).to(x.dtype)
         return torch.cat((x[:, : self.prefix], patches), dim=1), self.with_prefix(bias, 0)
@@ -91,7 +91,7 @@ class Mortality:
 
 @contextmanager
 def mortal(
-    vit: nn.Module, life: Tensor, start: int = 0, heirs: bool = False, named: Heirs | None = None
+    vit: nn.Module, life: Tensor, start: int = 0, heirs: bool = False, named: MergeTargets | None = None
 ) -> Iterator[None]:
     """Within it, a patch takes part in block ``l`` of ``vit`` only while ``l < life`` (batch, patches)."""
     deaths = Mortality(life, vit.num_prefix_tokens, start, heirs, named)
@@ -121,11 +121,11 @@ def masked(model: SlimModel, images: Tensor, lives: Lives, plan: Plan | None = N
     A ``plan`` names the heirs too, where similarities are so coarse that ties decide who inherits.
     """
     vit, named = model.backbone.vit, None
-    if plan is not None and plan.heirs is not None:
-        heir = torch.empty_like(plan.order).scatter(1, plan.order, plan.order.gather(1, plan.heirs.rank))
-        share = torch.empty_like(plan.heirs.share).scatter(1, plan.order, plan.heirs.share)
-        named = Heirs(heir, share)
-    with mortal(vit, lives.life, model.start, model.config.heirs, named):
+    if plan is not None and plan.merge_targets is not None:
+        heir = torch.empty_like(plan.order).scatter(1, plan.order, plan.order.gather(1, plan.merge_targets.rank))
+        share = torch.empty_like(plan.merge_targets.share).scatter(1, plan.order, plan.merge_targets.share)
+        named = MergeTargets(heir, share)
+    with mortal(vit, lives.life, model.start, model.config.merge, named):
         features = vit.forward_features(images)
     return vit.forward_head(features), features
 

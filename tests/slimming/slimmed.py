@@ -1,4 +1,4 @@
-"""Small slimmed models, ready to run, and the checks that keep a test from passing trivially."""
+"""Small slimmed models, pipeline to run, and the checks that keep a test from passing trivially."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from patchlife import LifeConfig, Lives, SlimModel, wrap
 
 WAYS = {
-    f"{mode}{', heirs' if heirs else ''}": {"mode": mode, "heirs": heirs}
+    f"{mode}{', heirs' if heirs else ''}": {"mode": mode, "merge": heirs}
     for mode in ("fixed", "adaptive")
     for heirs in (False, True)
 }
@@ -29,10 +29,10 @@ def slim(name: str, way: str = "fixed", vit: nn.Module | None = None, **settings
 
 def assert_some_die(lives: Lives, way: str) -> None:
     """Patches die, one always lives, and in adaptive mode images differ in how many they keep."""
-    assert (lives.survivors[:, -1] >= 1).all()
-    assert (lives.survivors[:, -1] < lives.survivors[:, 0]).any()
+    assert (lives.kept[:, -1] >= 1).all()
+    assert (lives.kept[:, -1] < lives.kept[:, 0]).any()
     if WAYS[way]["mode"] == "adaptive" and len(lives) > 1:
-        assert (lives.survivors != lives.survivors[:1]).any(), "nothing ragged was tested"
+        assert (lives.kept != lives.kept[:1]).any(), "nothing ragged was tested"
 
 
 def far_apart(a: Tensor, b: Tensor) -> bool:

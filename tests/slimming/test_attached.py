@@ -64,7 +64,7 @@ def test_hooks_inside_blocks_fire_in_adaptive_mode(name: str) -> None:
     calls.clear()
     model(images)
     layers = {n: c for n, c in dense.items() if not list(vit.get_submodule(n).children()) and ".attn_drop" not in n}
-    stages = len({tuple(c) for c in model.lives(images).survivors.T.tolist()}) - 1
+    stages = len({tuple(c) for c in model.lives(images).kept.T.tolist()}) - 1
     assert stages > 0
     calls.clear()
     model(images)
@@ -125,7 +125,7 @@ def test_a_patched_attention_is_called_or_refused() -> None:
     vit.blocks[4].attn.forward = lambda x, **more: (seen.append(x.shape[1]), theirs(x, **more))[1]
     model = slim("vit", "fixed, heirs", vit)
     assert_close(model(images), slim("vit", "fixed, heirs")(images))
-    assert seen == [1 + model.schedule().survivors[4]]
+    assert seen == [1 + model.schedule().kept[4]]
     with pytest.raises(UnsupportedModelError, match=r"a replaced forward on blocks\.4\.attn"):
         slim("vit", "adaptive", vit)
 
@@ -294,7 +294,7 @@ def test_a_counter_that_hangs_on_linear_layers_counts_every_block() -> None:
     dense, _ = sum(spent), spent.clear()
     model = slim("vit", "fixed", vit)
     model(images)
-    counts = model.schedule().survivors
+    counts = model.schedule().kept
     blocks = sum((1 + n) / 37 for n in counts) / 5
     head = 2 * vit.head.weight.numel()
     assert sum(spent) - head == pytest.approx(blocks * (dense - head), rel=1e-6)

@@ -14,7 +14,7 @@ from torch import Tensor
 from patchlife import SlimModel, load, wrap
 from patchlife.backbones import build
 from patchlife.data import Preprocess, read_photo
-from patchlife.slimming.coverage import added_coverage
+from patchlife.slimming.coverage import coverage_gain
 
 
 @pytest.mark.parametrize("way", ["fixed", "adaptive, heirs"])
@@ -28,7 +28,7 @@ def test_alone_or_in_company(name: str, way: str) -> None:
     for image in (0, 3):
         alone, own = model.predict(images[image : image + 1])
         assert torch.equal(own.life[0], lives.life[image])
-        assert torch.equal(own.survivors[0], lives.survivors[image])
+        assert torch.equal(own.kept[0], lives.kept[image])
         assert_close(alone[0], logits[image])
         assert_close(model.forward_features(images[image : image + 1])[0], features[image])
 
@@ -106,7 +106,7 @@ def test_scores_near_a_tie_are_told_apart_to_the_last_digits() -> None:
     """The gains of late patches are tiny beside the sum of all: they keep their own precision."""
     draw = torch.Generator().manual_seed(0)
     importance = torch.rand(1, 196, generator=draw).softmax(1)
-    kin = torch.nn.functional.normalize(torch.randn(1, 196, 24, generator=draw) + 2, dim=-1)
-    gain, _ = added_coverage(importance, kin)
-    exact, _ = added_coverage(importance.double(), kin.double())
+    embedding = torch.nn.functional.normalize(torch.randn(1, 196, 24, generator=draw) + 2, dim=-1)
+    gain, _ = coverage_gain(importance, embedding)
+    exact, _ = coverage_gain(importance.double(), embedding.double())
     assert ((gain - exact).abs() <= 3e-7 * exact.abs() + 1e-8).all()

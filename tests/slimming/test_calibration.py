@@ -55,8 +55,8 @@ SPREADS = {
 
 
 def spent(score: Tensor, calibration: Calibration, cost, schedule) -> tuple[float, Tensor]:
-    """(mean FLOPs over the images as a fraction of dense, survivors per image and block)."""
-    thresholds = calibration.thresholds(schedule.survivors, cost.patches)
+    """(mean FLOPs over the images as a fraction of dense, kept per image and block)."""
+    thresholds = calibration.thresholds(schedule.kept, cost.patches)
     counts = adaptive_plan(score, None, schedule, (1, cost.patches), thresholds).counts
     return sum(cost.total(image, decided=True) for image in counts.tolist()) / len(counts) / cost.dense, counts
 
@@ -72,7 +72,7 @@ def test_the_mean_budget_holds(size: str, spread: str) -> None:
             schedule = calibration.solve(cost, budget, 3, drops)
             mean, counts = spent(score, calibration, cost, schedule)
             assert mean == pytest.approx(budget, rel=0.02), (drops, budget)
-            assert mean == pytest.approx(calibration.mean_flops(cost, schedule.survivors) / cost.dense, rel=0.02)
+            assert mean == pytest.approx(calibration.mean_flops(cost, schedule.kept) / cost.dense, rel=0.02)
             assert (counts[:, :3] == cost.patches).all()
             assert (counts.diff(dim=1) <= 0).all()
             assert len(counts[:, -1].unique()) > 1
@@ -147,7 +147,7 @@ def roomy(mode: str, heirs: bool):
     return wrap(liven(vit).eval(), LifeConfig(mode=mode, heirs=heirs))
 
 
-@pytest.mark.parametrize("heirs", [False, True])
+@pytest.mark.parametrize("merge", [False, True])
 def test_a_model_keeps_its_budget_over_its_calibration_images(heirs: bool) -> None:
     images = torch.randn(24, 3, 112, 112) * torch.linspace(0.05, 2, 24)[:, None, None, None]
     model = roomy("adaptive", heirs).calibrate(images.split(8))
@@ -224,7 +224,7 @@ def test_batches_that_hold_no_images(batch: Any) -> None:
         slim("vit").calibrate([batch])
 
 
-@pytest.mark.parametrize("heirs", [False, True])
+@pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("name", ["vit", "siglip", "dinov3"])
 def test_gradients_flow_through_an_adaptive_run(name: str, heirs: bool) -> None:
     """For saliency and the like, in eval mode: those of the slow reference."""

@@ -42,7 +42,7 @@ def test_stated_dense_flops_are_executed(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [(name, way) for name in FAMILIES for way in WAYS if "heirs" in way or name in FEW],
+    [(name, way) for name in FAMILIES for way in WAYS if "merge" in way or name in FEW],
 )
 def test_stated_flops_are_executed(name: str, way: str) -> None:
     images = photos(name, 2)
@@ -112,5 +112,5 @@ def test_an_image_that_loses_nobody_has_paid_for_the_decision() -> None:
     model = SlimModel(adapt(built("vit")), LifeConfig(budget=0.7), GivenScores(score))
     model.use_calibration(Calibration.of(score)).set_mode("adaptive")
     lives = model.lives(images)
-    assert (lives.survivors[0] == 36).all(), "the first one is meant to keep all its patches"
+    assert (lives.kept[0] == 36).all(), "the first one is meant to keep all its patches"
     assert model.flops_of(lives)[0] == pytest.approx(measured(model, images[:1]), rel=0.005)

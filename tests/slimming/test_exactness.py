@@ -10,7 +10,7 @@ from slimmed import WAYS, assert_some_die, far_apart, slim
 from torch import Tensor
 
 from patchlife import SlimModel
-from patchlife.slimming.merging import Heirs, inherit
+from patchlife.slimming.merging import MergeTargets, inherit
 from patchlife.slimming.run.adaptive import Stage
 from patchlife.slimming.run.adaptive import _inherit as merge_rows
 
@@ -19,9 +19,9 @@ SHAPES = {
     "a drop later than start": {"start": 1, "drops": (3,), "budget": 0.8},
     "every block": {"start": 1, "drops": (1, 2, 3, 4), "budget": 0.7},
     "the last block only": {"start": 1, "drops": (4,), "budget": 0.9},
-    "a smooth schedule": {"survivors": (36, 36, 29, 21, 14)},
-    "down to one patch": {"survivors": (36, 36, 20, 20, 1)},
-    "a few patches less": {"survivors": (36, 36, 33, 33, 33)},
+    "a smooth schedule": {"kept": (36, 36, 29, 21, 14)},
+    "down to one patch": {"kept": (36, 36, 20, 20, 1)},
+    "a few patches less": {"kept": (36, 36, 33, 33, 33)},
 }
 
 
@@ -61,7 +61,7 @@ def test_predict_gives_logits_and_lives_of_one_run(name: str, way: str) -> None:
     logits, lives = model.predict(images)
     assert torch.equal(logits, model(images))
     assert torch.equal(lives.life, model.lives(images).life)
-    assert torch.equal(lives.survivors, model.lives(images).survivors)
+    assert torch.equal(lives.kept, model.lives(images).kept)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -78,8 +78,8 @@ def test_one_dynamic_model_takes_several_sizes(name: str, way: str) -> None:
 @pytest.mark.parametrize("name", FEW)
 def test_heirs_matter(name: str) -> None:
     """The same patches die with and without heirs, and the answers are not the same."""
-    plain, images = slim(name, survivors=(36, 36, 9, 9, 9)), photos(name)
-    heirs = slim(name, "fixed, heirs", survivors=(36, 36, 9, 9, 9))
+    plain, images = slim(name, kept=(36, 36, 9, 9, 9)), photos(name)
+    heirs = slim(name, "fixed, heirs", kept=(36, 36, 9, 9, 9))
     assert torch.equal(plain.lives(images).life, heirs.lives(images).life)
     assert far_apart(plain(images), heirs(images))
 
@@ -141,7 +141,7 @@ def test_half_precision_with_heirs(name: str, dtype: torch.dtype) -> None:
 def test_merging_many_patches_stays_in_range(dtype: torch.dtype) -> None:
     """250 patches of size 300: their sum leaves float16's range, their mean does not."""
     patches = torch.full((1, 251, 4), 300.0, dtype=dtype)
-    everybody = Heirs(torch.zeros(1, 250, dtype=torch.long), torch.ones(1, 250))
+    everybody = MergeTargets(torch.zeros(1, 250, dtype=torch.long), torch.ones(1, 250))
     mean, size = inherit(patches, torch.ones(1, 251), everybody)
     assert torch.equal(mean, patches[:, :1])
     assert size.tolist() == [[251.0]]
@@ -174,7 +174,7 @@ def test_autocast_decides_as_without(way: str) -> None:
     plain = model.decide(tokens, embedded)
     with torch.autocast("cpu", torch.bfloat16):
         cast = model.decide(tokens, embedded)
-        patches, heirs = torch.randn(1, 3, 8), Heirs(torch.tensor([[1]]), torch.tensor([[0.5]]))
+        patches, heirs = torch.randn(1, 3, 8), MergeTargets(torch.tensor([[1]]), torch.tensor([[0.5]]))
         after, _ = inherit(patches, torch.ones(1, 3), heirs)
     assert torch.equal(plain.score, cast.score)
     assert torch.equal(plain.order, cast.order)

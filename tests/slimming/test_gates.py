@@ -12,11 +12,11 @@ from patchlife.slimming.plan import fixed_plan
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.slimming.run.fixed import run_fixed
 from patchlife.slimming.run.gated import run_gated
-from patchlife.slimming.scorers import Opinion
+from patchlife.slimming.scorers import Scores
 
 
-def judged(name: str, heirs: bool, budget: float = 0.6) -> tuple[SlimModel, torch.Tensor, Embedded, Opinion]:
-    """(model with a fresh head, tokens at its start block, embedding, the head's opinion with its gradient)."""
+def judged(name: str, heirs: bool, budget: float = 0.6) -> tuple[SlimModel, torch.Tensor, Embedded, Scores]:
+    """(model with a fresh head, tokens at its start block, embedding, the head's scores with its gradient)."""
     backbone = built(name)
     model = wrap(backbone, LifeConfig(budget=budget, start=2, drops=(2, 3), heirs=heirs))
     torch.manual_seed(0)
@@ -25,48 +25,48 @@ def judged(name: str, heirs: bool, budget: float = 0.6) -> tuple[SlimModel, torc
     with torch.no_grad():
         tokens = model.before_start(embedded)
     with torch.enable_grad():
-        opinion = model.scorer(tokens, embedded.rope, model.backbone, model.start)
-    return model, tokens, embedded, opinion
+        scores = model.scorer(tokens, embedded.rope, model.backbone, model.start)
+    return model, tokens, embedded, scores
 
 
 @pytest.mark.parametrize(
     "name", ["vit", "gap-registers", "siglip", "eva02", "rope-mixed", "dinov3-average", "unpooled"]
 )
-@pytest.mark.parametrize("heirs", [True, False])
+@pytest.mark.parametrize("merge", [True, False])
 def test_values_are_those_of_the_fast_run(name: str, heirs: bool) -> None:
-    model, tokens, embedded, opinion = judged(name, heirs)
-    keep_dead = not model.backbone.reads_class
+    model, tokens, embedded, scores = judged(name, heirs)
+    keep_dropped = not model.backbone.reads_class
     plan = fixed_plan(
-        opinion.score, opinion.alike() if heirs else None, model.schedule(embedded.image_size), embedded.grid
+        scores.score, scores.similarities() if heirs else None, model.schedule(embedded.image_size), embedded.grid
     )
-    fast = run_fixed(model.backbone, tokens, embedded.rope, plan, keep_dead)
-    gated = run_gated(model.backbone, tokens, embedded.rope, plan, opinion.kin, keep_dead)
+    fast = run_fixed(model.backbone, tokens, embedded.rope, plan, keep_dropped)
+    gated = run_gated(model.backbone, tokens, embedded.rope, plan, scores.embedding, keep_dropped)
     torch.testing.assert_close(gated, fast, atol=1e-5, rtol=1e-5)
 
 
 def test_every_parameter_of_the_head_hears_of_the_answer() -> None:
     with torch.enable_grad():
-        model, tokens, embedded, opinion = judged("vit", heirs=True)
-        plan = fixed_plan(opinion.score, opinion.alike(), model.schedule(embedded.image_size), embedded.grid)
-        out = run_gated(model.backbone, tokens, embedded.rope, plan, opinion.kin, keep_dead=False)
+        model, tokens, embedded, scores = judged("vit", merge=True)
+        plan = fixed_plan(scores.score, scores.similarities(), model.schedule(embedded.image_size), embedded.grid)
+        out = run_gated(model.backbone, tokens, embedded.rope, plan, scores.embedding, keep_dropped=False)
         model.classify(out, plan).square().sum().backward()
     silent = [name for name, p in model.scorer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent in ([], ["importance.bias"])  # one number for all patches changes nobody's place
 
 
-@pytest.mark.parametrize("heirs", [True, False])
+@pytest.mark.parametrize("merge", [True, False])
 def test_a_survivor_that_is_missed_is_told_to_live_longer(heirs: bool) -> None:
     """The gradient of a gate is the change that fading this survivor makes, to first order."""
     with torch.enable_grad():
-        model, tokens, embedded, opinion = judged("vit", heirs)
-        score = opinion.score.detach().requires_grad_()
+        model, tokens, embedded, scores = judged("vit", heirs)
+        score = scores.score.detach().requires_grad_()
         schedule = model.schedule(embedded.image_size)
-        plan = fixed_plan(score, opinion.alike() if heirs else None, schedule, embedded.grid)
-        out = run_gated(model.backbone, tokens, embedded.rope, plan, opinion.kin, keep_dead=False)
+        plan = fixed_plan(score, scores.similarities() if heirs else None, schedule, embedded.grid)
+        out = run_gated(model.backbone, tokens, embedded.rope, plan, scores.embedding, keep_dropped=False)
         model.classify(out, plan).square().sum().backward()
     assert score.grad is not None
     slopes = score.grad.gather(1, plan.order)
-    last = schedule.survivors[-1]
+    last = schedule.kept[-1]
     assert slopes[:, :last].abs().max() > 0
     if heirs:
         assert slopes[:, last:].abs().max() > 0  # the dying are asked too: what they bequeath may do harm

@@ -12,7 +12,7 @@ from slimmed import far_apart, slim
 from torch import Tensor, nn
 
 from patchlife import LifeConfig, wrap
-from patchlife.slimming.run.adaptive import run_ragged
+from patchlife.slimming.run.adaptive import run_adaptive
 from patchlife.slimming.run.fixed import run_fixed
 
 
@@ -47,11 +47,11 @@ def test_a_plan_that_drops_nothing_is_the_backbone(name: str, way: str) -> None:
         tokens = backbone.block(index, tokens, backbone.rope_of(embedded.rope, index))
     plan = model.decide(tokens, embedded)
     assert not torch.equal(plan.order[0], torch.arange(plan.order.shape[1])), "nothing was reordered"
-    assert (plan.heirs is not None) == model.config.heirs
+    assert (plan.merge_targets is not None) == model.config.merge
     if model.config.mode == "fixed":
-        out = run_fixed(backbone, tokens, embedded.rope, plan, keep_dead=True)
+        out = run_fixed(backbone, tokens, embedded.rope, plan, keep_dropped=True)
     else:
-        out = run_ragged(backbone, tokens, embedded.rope, plan)
+        out = run_adaptive(backbone, tokens, embedded.rope, plan)
     place = torch.cat((torch.arange(backbone.prefix).expand(len(out), -1), plan.rank() + backbone.prefix), 1)
     restored = out.gather(1, place[..., None].expand_as(out))
     assert_close(backbone.norm(restored), vit.forward_features(images))
@@ -62,12 +62,12 @@ def test_predict_at_budget_one_lets_everything_live(name: str) -> None:
     logits, lives = slim(name, budget=1.0).predict(photos(name))
     assert_close(logits, built(name)(photos(name)))
     assert (lives.life == lives.depth).all()
-    assert (lives.survivors == lives.life.shape[1]).all()
+    assert (lives.kept == lives.life.shape[1]).all()
     assert lives.grid[0] * lives.grid[1] == lives.life.shape[1]
 
 
 def test_an_explicit_schedule_of_all_patches_is_the_backbone() -> None:
-    model = slim("vit", survivors=(36,) * 5)
+    model = slim("vit", kept=(36,) * 5)
     assert torch.equal(model(photos("vit")), built("vit")(photos("vit")))
 
 

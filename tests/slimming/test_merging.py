@@ -1,4 +1,4 @@
-"""Heirs: a slow walk over patches, one at a time, is the reference for fixed and adaptive runs."""
+"""MergeTargets: a slow walk over patches, one at a time, is the reference for fixed and adaptive runs."""
 
 import families
 import pytest
@@ -7,9 +7,9 @@ from torch import nn
 
 import patchlife
 from patchlife.flop_counter import counted
-from patchlife.slimming.merging import Heirs, adaptive_heirs, fixed_heirs, inherit
+from patchlife.slimming.merging import MergeTargets, adaptive_merge_targets, fixed_merge_targets, inherit
 from patchlife.slimming.schedule import Schedule
-from patchlife.slimming.similarity import Likeness
+from patchlife.slimming.similarity import Similarity
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
@@ -24,8 +24,8 @@ def slow_run(model: patchlife.SlimModel, images: torch.Tensor) -> torch.Tensor:
         embedded = model.backbone.embed(images[b : b + 1])
         x, rope = embedded.tokens, embedded.rope
         order = plan.order[b].tolist()
-        heir = {order[r]: order[plan.heirs.rank[b, r]] for r in range(len(order))}
-        share = {order[r]: plan.heirs.share[b, r] for r in range(len(order))}
+        heir = {order[r]: order[plan.merge_targets.rank[b, r]] for r in range(len(order))}
+        share = {order[r]: plan.merge_targets.share[b, r] for r in range(len(order))}
         size = torch.ones(len(order))
         for index in range(model.backbone.depth):
             for patch in order:
@@ -72,7 +72,7 @@ def test_heirs_change_the_answer_and_can_be_left_out():
     vit, images = families.built("vit"), families.photos("vit", 2)
     with torch.no_grad():
         on = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.6))(images)
-        off = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.6, heirs=False))(images)
+        off = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.6, merge=False))(images)
     assert (on - off).abs().max() > 1e-3
 
 
@@ -87,17 +87,17 @@ def test_flops_of_heirs_are_counted(mode):
 
 
 def test_heirs_survive_the_drop_and_are_the_most_similar():
-    kin = nn.functional.normalize(torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(3)), dim=-1)
-    survivors = (12, 12, 7, 7, 3)
-    likeness, order = Likeness.of(kin), torch.arange(12).expand(2, -1)
-    heirs = fixed_heirs(likeness, order, Schedule(survivors, 2))
-    counts = torch.tensor(survivors).expand(2, -1)
-    for fixed, adaptive in zip(heirs, adaptive_heirs(likeness, order, counts), strict=True):
+    embedding = nn.functional.normalize(torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(3)), dim=-1)
+    kept = (12, 12, 7, 7, 3)
+    similarity, order = Similarity.of(embedding), torch.arange(12).expand(2, -1)
+    heirs = fixed_merge_targets(similarity, order, Schedule(kept, 2))
+    counts = torch.tensor(kept).expand(2, -1)
+    for fixed, adaptive in zip(heirs, adaptive_merge_targets(similarity, order, counts), strict=True):
         torch.testing.assert_close(fixed, adaptive)
     for b in range(2):
         for rank in range(12):
             left = 7 if rank >= 7 else 3
-            cosines = kin[b, :left] @ kin[b, rank]
+            cosines = embedding[b, :left] @ embedding[b, rank]
             expected = (rank, 1.0) if rank < 3 else (int(cosines.argmax()), float(cosines.max().clamp(0)))
             assert heirs.rank[b, rank] == expected[0]
             assert heirs.share[b, rank] == pytest.approx(expected[1], abs=1e-6)
@@ -106,7 +106,7 @@ def test_heirs_survive_the_drop_and_are_the_most_similar():
 def test_inheriting_keeps_the_weighted_sum_and_the_shares_of_patches():
     draw = torch.Generator().manual_seed(0)
     patches, size = torch.randn(2, 9, 4, generator=draw), torch.randint(1, 4, (2, 9), generator=draw).float()
-    heirs = Heirs(torch.randint(0, 5, (2, 4), generator=draw), torch.rand(2, 4, generator=draw))
+    heirs = MergeTargets(torch.randint(0, 5, (2, 4), generator=draw), torch.rand(2, 4, generator=draw))
     after, grown = inherit(patches, size, heirs)
     left = torch.cat((size[:, :5], size[:, 5:] * heirs.share), dim=1)
     torch.testing.assert_close((after * grown[..., None]).sum(1), (patches * left[..., None]).sum(1))

@@ -100,37 +100,37 @@ def model_with(score: torch.Tensor, way: str, calibration: torch.Tensor | None =
     return model
 
 
-@pytest.mark.parametrize("heirs", ["", ", heirs"])
+@pytest.mark.parametrize("merge", ["", ", heirs"])
 def test_equal_scores_keep_the_first_patches(heirs: str) -> None:
     model = model_with(torch.zeros(3, 36), "fixed" + heirs)
     lives = model.lives(photos("vit"))
-    kept = int(lives.survivors[0, -1])
+    kept = int(lives.kept[0, -1])
     assert 1 <= kept < 36
-    assert lives.alive(4).tolist() == [[True] * kept + [False] * (36 - kept)] * 3
+    assert lives.present(4).tolist() == [[True] * kept + [False] * (36 - kept)] * 3
     assert_close(model(photos("vit")), masked(model, photos("vit"), lives)[0])
 
 
-@pytest.mark.parametrize("heirs", ["", ", heirs"])
+@pytest.mark.parametrize("merge", ["", ", heirs"])
 def test_patches_without_a_score_die_first(heirs: str) -> None:
     score = torch.rand(3, 36, generator=torch.Generator().manual_seed(0))
     score[:, 10:20] = NAN
     model = model_with(score, "fixed" + heirs)
     lives = model.lives(photos("vit"))
-    assert lives.survivors[0, -1] <= 26
-    assert not lives.alive(4)[:, 10:20].any()
+    assert lives.kept[0, -1] <= 26
+    assert not lives.present(4)[:, 10:20].any()
     assert_close(model(photos("vit")), masked(model, photos("vit"), lives)[0])
 
 
-@pytest.mark.parametrize("heirs", ["", ", heirs"])
+@pytest.mark.parametrize("merge", ["", ", heirs"])
 def test_adaptive_mode_with_ties_and_odd_scores(heirs: str) -> None:
     """Images of only NaN, only -inf, only +inf and equal scores: one patch, one patch, all, and all or one."""
     score = torch.rand(5, 36, generator=torch.Generator().manual_seed(0))
     score[0], score[1], score[2], score[3] = NAN, -INF, INF, 0.5
     model = model_with(score, "adaptive" + heirs, torch.rand(64, 36))
     lives = model.lives(photos("vit", 5))
-    last = lives.survivors[:, -1].tolist()
+    last = lives.kept[:, -1].tolist()
     assert last[:3] == [1, 1, 36]
     assert last[3] in (1, 36)
     assert 1 < last[4] < 36
-    assert lives.alive(4)[0].nonzero().flatten().tolist() == [0]
+    assert lives.present(4)[0].nonzero().flatten().tolist() == [0]
     assert_close(model(photos("vit", 5)), masked(model, photos("vit", 5), lives)[0])

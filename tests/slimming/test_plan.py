@@ -1,4 +1,4 @@
-"""A plan is one consistent decision: order, lives, survivors, heirs and packed layout never disagree."""
+"""A plan is one consistent decision: order, lives, kept, heirs and packed layout never disagree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from patchlife import Lives, Plan
 from patchlife.slimming import Schedule
 from patchlife.slimming.plan import adaptive_plan, fixed_plan
 from patchlife.slimming.run.adaptive import stages
-from patchlife.slimming.similarity import Likeness
+from patchlife.slimming.similarity import Similarity
 
 
 class Case(NamedTuple):
@@ -45,32 +45,32 @@ def cases(draw: st.DrawFn) -> Case:
         score[torch.rand(score.shape, generator=generator) < 0.2] = draw(
             st.sampled_from([torch.nan, -torch.inf, torch.inf])
         )
-    kin = normalize(torch.randn(batch, patches, 4, generator=generator), dim=-1)
-    likeness = Likeness.of(kin) if draw(st.booleans()) else None
+    embedding = normalize(torch.randn(batch, patches, 4, generator=generator), dim=-1)
+    similarity = Similarity.of(embedding) if draw(st.booleans()) else None
     if draw(st.booleans()):
-        return Case(score, schedule, fixed_plan(score, likeness, schedule, (rows, cols)), None)
+        return Case(score, schedule, fixed_plan(score, similarity, schedule, (rows, cols)), None)
     levels = torch.randn(depth - start, generator=generator).sort().values
     thresholds = torch.cat((torch.full((start,), -torch.inf), levels))
-    plan = adaptive_plan(score, likeness, schedule, (rows, cols), thresholds)
+    plan = adaptive_plan(score, similarity, schedule, (rows, cols), thresholds)
     return Case(score, schedule, plan, thresholds)
 
 
 @given(cases())
 def test_order_lives_and_survivors_agree(case: Case) -> None:
     plan, lives = case.plan, case.plan.lives()
-    patches, depth = case.score.shape[1], len(case.schedule.survivors)
+    patches, depth = case.score.shape[1], len(case.schedule.kept)
     everyone = torch.arange(patches).expand_as(plan.order)
     assert torch.equal(plan.order.sort(dim=1).values, everyone)
     assert torch.equal(plan.order.gather(1, plan.rank()), everyone)
-    assert lives.survivors.shape == (len(case.score), depth)
-    assert (lives.survivors.diff(dim=1) <= 0).all()
-    assert (lives.survivors[:, : case.schedule.start] == patches).all()
+    assert lives.kept.shape == (len(case.score), depth)
+    assert (lives.kept.diff(dim=1) <= 0).all()
+    assert (lives.kept[:, : case.schedule.start] == patches).all()
     assert ((lives.life >= case.schedule.start) & (lives.life <= depth)).all()
     for block in range(depth):
-        alive = lives.alive(block)
+        alive = lives.present(block)
         assert torch.equal(alive, lives.life > block)
-        assert torch.equal(alive.sum(dim=1), lives.survivors[:, block])
-        assert torch.equal(alive, plan.rank() < lives.survivors[:, block, None])
+        assert torch.equal(alive.sum(dim=1), lives.kept[:, block])
+        assert torch.equal(alive, plan.rank() < lives.kept[:, block, None])
     ordered = lives.life.gather(1, plan.order)
     assert (ordered.diff(dim=1) <= 0).all(), "the order is longest life first"
 
@@ -86,9 +86,9 @@ def test_a_higher_score_never_dies_earlier(case: Case) -> None:
 
 @given(cases())
 def test_who_enters_a_block(case: Case) -> None:
-    counts = case.plan.lives().survivors
+    counts = case.plan.lives().kept
     if case.thresholds is None:
-        assert (counts == torch.tensor(case.schedule.survivors)).all()
+        assert (counts == torch.tensor(case.schedule.kept)).all()
         assert case.plan.counts is None
     else:
         above = (case.plan.score[:, :, None] > case.thresholds).sum(dim=1).clamp(min=1)
@@ -98,24 +98,24 @@ def test_who_enters_a_block(case: Case) -> None:
 @given(cases())
 def test_heirs_live_on_when_they_inherit(case: Case) -> None:
     plan = case.plan
-    if plan.heirs is None:
+    if plan.merge_targets is None:
         return
     life = plan.lives().life.gather(1, plan.order)  # by rank
-    heirs_life = life.gather(1, plan.heirs.rank)
-    forever = life == len(case.schedule.survivors)
+    heirs_life = life.gather(1, plan.merge_targets.rank)
+    forever = life == len(case.schedule.kept)
     own = torch.arange(plan.order.shape[1]).expand_as(plan.order)
-    assert torch.equal(plan.heirs.rank[forever], own[forever]), "who never dies keeps what it has"
+    assert torch.equal(plan.merge_targets.rank[forever], own[forever]), "who never dies keeps what it has"
     assert (heirs_life > life)[~forever].all()
 
 
 @given(cases(), st.integers(0, 6))
 def test_packed_stages(case: Case, prefix: int) -> None:
-    plan, counts = case.plan, case.plan.lives().survivors
+    plan, counts = case.plan, case.plan.lives().kept
     batch, patches = case.score.shape
     layout = torch.arange(batch * (prefix + patches)).reshape(batch, prefix + patches)
     packed = stages(plan, prefix)
     blocks = [block for stage in packed for block in stage.blocks]
-    assert blocks == list(range(case.schedule.start, len(case.schedule.survivors)))
+    assert blocks == list(range(case.schedule.start, len(case.schedule.kept)))
     before = torch.full((batch,), patches)
     for stage in packed:
         after = counts[:, stage.blocks[0]]
@@ -125,7 +125,7 @@ def test_packed_stages(case: Case, prefix: int) -> None:
         assert stage.offsets == (0, *torch.tensor([len(piece) for piece in pieces]).cumsum(0).tolist())
         gone = [layout[image, prefix + n : prefix + m] for image, (n, m) in enumerate(zip(after, before, strict=True))]
         assert torch.equal(stage.dying, torch.cat(gone))
-        if plan.heirs is not None:
+        if plan.merge_targets is not None:
             assert torch.isin(stage.heirs, stage.tokens).all()
             assert torch.equal(stage.heirs // (prefix + patches), stage.dying // (prefix + patches))
         before = after
@@ -136,22 +136,22 @@ def test_packed_stages(case: Case, prefix: int) -> None:
 def test_an_image_of_lives(case: Case) -> None:
     lives = case.plan.lives()
     assert len(lives) == len(case.score)
-    assert lives.depth == len(case.schedule.survivors)
+    assert lives.depth == len(case.schedule.kept)
     for image in (0, -1):
         one = lives[image]
         assert len(one) == 1
         assert torch.equal(one.life[0], lives.life[image])
-        assert torch.equal(one.survivors[0], lives.survivors[image])
+        assert torch.equal(one.kept[0], lives.kept[image])
         assert one.map().shape == lives.grid
         assert torch.equal(one.map().flatten(), lives.life[image])
 
 
 def test_endless_lives() -> None:
-    lives = Lives.endless(2, (3, 4), 5)
+    lives = Lives.full(2, (3, 4), 5)
     assert (lives.life == 5).all()
-    assert (lives.survivors == 12).all()
-    assert lives.alive(4).all()
-    assert lives.survivors.shape == (2, 5)
+    assert (lives.kept == 12).all()
+    assert lives.present(4).all()
+    assert lives.kept.shape == (2, 5)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -164,6 +164,6 @@ def test_the_plan_of_a_model(name: str, way: str) -> None:
     assert torch.equal(model.predict(images)[1].life, lives.life)
     assert set(lives.life.unique().tolist()) <= {2.0, 4.0, 5.0}
     assert plan.grid == lives.grid == (6, 6)
-    assert (plan.heirs is not None) == model.config.heirs
+    assert (plan.merge_targets is not None) == model.config.merge
     assert (plan.counts is not None) == (model.config.mode == "adaptive")
     assert not lives.life.requires_grad

@@ -42,11 +42,11 @@ def test_the_budget_is_spent_and_not_overspent(size: str, drops: int) -> None:
     assert reached, "no budget was within reach, so nothing was tested"
     for budget in reached:
         schedule = solve(cost, budget, at[0], at)
-        spent = cost.total(schedule.survivors) / cost.dense
+        spent = cost.total(schedule.kept) / cost.dense
         assert 0.97 * budget <= spent <= budget, (budget, str(schedule))
         assert set(schedule.drops) <= set(at)
         assert schedule.drops, "a budget below 1 costs patches"
-        assert schedule.survivors[-1] >= 1
+        assert schedule.kept[-1] >= 1
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -57,12 +57,12 @@ def test_a_budget_out_of_reach_is_refused_and_the_floor_is_named(size: str) -> N
     assert floor > 0.5
     with pytest.raises(ConfigError, match=rf"budget 0\.4 is out of reach: .* block {half} .* costs {floor:.3f} of"):
         solve(cost, 0.4, half, (half,))
-    assert solve(cost, floor + 1e-6, half, (half,)).survivors[-1] == 1
+    assert solve(cost, floor + 1e-6, half, (half,)).kept[-1] == 1
 
 
 def test_more_budget_never_buys_fewer_patches() -> None:
     cost = vit_cost(**SIZES["deit_small_patch16_224"])
-    last = [solve(cost, b, 3, (3, 6)).survivors for b in BUDGETS[8:]]
+    last = [solve(cost, b, 3, (3, 6)).kept for b in BUDGETS[8:]]
     assert all(x[6] <= y[6] and x[3] <= y[3] + 1 for x, y in pairwise(last))
 
 
@@ -97,7 +97,7 @@ def test_any_schedule_that_is_found_holds(cost: Cost, budget: float, data: st.Da
     except ConfigError:
         assert cost.total([cost.patches] * drops[0] + [1] * (cost.depth - drops[0])) > budget * cost.dense
         return
-    counts = schedule.survivors
+    counts = schedule.kept
     assert len(counts) == cost.depth
     assert counts[: drops[0]] == (cost.patches,) * drops[0]
     assert all(1 <= b <= a for a, b in pairwise(counts))
@@ -149,7 +149,7 @@ def test_bad_blocks(start: int | None, drops: tuple[int, ...] | None, message: s
 @pytest.mark.parametrize(
     ("counts", "start", "message"),
     [
-        ((9, 9, 4, 5), 2, r"survivors must never grow from block to block, got \(9, 9, 4, 5\)"),
+        ((9, 9, 4, 5), 2, r"kept must never grow from block to block, got \(9, 9, 4, 5\)"),
         ((9, 9, 4, 0), 2, r"at least one patch must survive to the last block, got \(9, 9, 4, 0\)"),
         ((9, 4, 4, 4), 2, r"no patch may be missing before start \(block 2\), got \(9, 4, 4, 4\)"),
         ((9, 9, 4, 4), 4, "start must be a block from 0 to 3, got 4"),

@@ -45,11 +45,11 @@ def test_a_config_that_cannot_work(settings: dict[str, Any], message: str) -> No
         ({"start": 5}, r"start must be a block from 1 to 4 \(the model has 5 blocks\), got 5"),
         ({"start": 3, "drops": (2,)}, r"drops must rise and lie in blocks 3 \(start\) to 4, got \(2,\)"),
         ({"drops": (2, 2)}, "drops must rise"),
-        ({"survivors": (36, 36, 9)}, r"survivors must be 5 numbers that begin with 36, got 3: \(36, 36, 9\)"),
-        ({"survivors": (30, 30, 9, 9, 9)}, "survivors must be 5 numbers that begin with 36"),
-        ({"start": 2, "survivors": (36, 36, 9, 10, 9)}, "survivors must never grow"),
-        ({"start": 2, "survivors": (36, 36, 9, 9, 0)}, "at least one patch must survive"),
-        ({"start": 3, "survivors": (36, 36, 9, 9, 9)}, r"no patch may be missing before start \(block 3\)"),
+        ({"kept": (36, 36, 9)}, r"kept must be 5 numbers that begin with 36, got 3: \(36, 36, 9\)"),
+        ({"kept": (30, 30, 9, 9, 9)}, "kept must be 5 numbers that begin with 36"),
+        ({"start": 2, "kept": (36, 36, 9, 10, 9)}, "kept must never grow"),
+        ({"start": 2, "kept": (36, 36, 9, 9, 0)}, "at least one patch must survive"),
+        ({"start": 3, "kept": (36, 36, 9, 9, 9)}, r"no patch may be missing before start \(block 3\)"),
         ({"budget": 0.1}, r"budget 0\.1 is out of reach: .* choose a larger budget or an earlier start"),
         ({"budget": 0.5, "start": 4}, "out of reach: with all patches but one dropped at block 4"),
     ],
@@ -67,13 +67,13 @@ def test_speedup_is_one_over_the_budget() -> None:
 
 
 def test_a_new_budget_ends_an_explicit_schedule() -> None:
-    model = slim("vit", survivors=(36, 36, 9, 9, 9))
-    assert model.schedule().survivors == (36, 36, 9, 9, 9)
+    model = slim("vit", kept=(36, 36, 9, 9, 9))
+    assert model.schedule().kept == (36, 36, 9, 9, 9)
     assert model.set_budget(0.65).schedule() == slim("vit", budget=0.65).schedule()
 
 
 def test_a_config_outlives_json() -> None:
-    config = LifeConfig(budget=0.7, mode="adaptive", drops=(2, 4), survivors=(36, 36, 9, 9, 9), heirs=False)
+    config = LifeConfig(budget=0.7, mode="adaptive", drops=(2, 4), kept=(36, 36, 9, 9, 9), merge=False)
     assert LifeConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ConfigError, match=r"unknown settings \['until'\]"):
         LifeConfig.from_dict({"until": 3})
@@ -126,7 +126,7 @@ def test_a_refused_change_changes_nothing(way: str) -> None:
     refuse(model, "calibrate", [photos("vit")[:, :1]], ConfigError, "3 channel")
 
 
-@pytest.mark.parametrize("heirs", [False, True])
+@pytest.mark.parametrize("merge", [False, True])
 def test_a_calibration_that_puts_the_budget_out_of_reach_is_refused_whole(heirs: bool) -> None:
     """One image keeps everything and the others one patch each: dearer on average than an even share."""
     model = wrap(built("vit"), LifeConfig(mode="adaptive", budget=0.999, start=START, heirs=heirs))
@@ -151,16 +151,16 @@ def test_an_uncalibrated_model_says_what_to_call() -> None:
 
 
 def test_settings_for_a_while() -> None:
-    model = slim("vit", survivors=(36, 36, 20, 20, 12))
+    model = slim("vit", kept=(36, 36, 20, 20, 12))
     before = model.config
     with model.temporarily(budget=0.8) as same:
         assert same is model
-        assert model.schedule().survivors != before.survivors
+        assert model.schedule().kept != before.kept
     assert model.config is before
     with pytest.raises(ConfigError), model.temporarily(budget=0.01):
         pass
     assert model.config is before
-    assert model.schedule().survivors == before.survivors
+    assert model.schedule().kept == before.kept
 
 
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])

@@ -29,10 +29,10 @@ def test_gradients_are_the_references(name: str, way: str) -> None:
     model = slim(name, way, vit)
     assert model.training
     lives = model.lives(images)
-    assert (lives.survivors[:, -1] < lives.survivors[:, 0]).all()
+    assert (lives.kept[:, -1] < lives.kept[:, 0]).all()
     with torch.enable_grad():
         ours = gradients(vit, model(images))
-        with mortal(vit, lives.life, model.start, model.config.heirs):
+        with mortal(vit, lives.life, model.start, model.config.merge):
             theirs = gradients(vit, vit(images))
         dense = gradients(vit, vit(images))
     assert theirs.keys() == ours.keys()

@@ -97,7 +97,7 @@ def test_patch_dropout_below_one_drops_of_what_is_left(name: str, way: str) -> N
     for block in vit.blocks:
         block.register_forward_pre_hook(lambda m, args: entering.append(args[0].shape[1] - vit.num_prefix_tokens))
     logits, _ = step(model, vit, images)
-    patches = model.schedule(tuple(images.shape[-2:])).survivors
+    patches = model.schedule(tuple(images.shape[-2:])).kept
     assert logits.isfinite().all()
     assert entering[0] < 0.6 * patches[0]
     assert entering == [max(1, n * entering[0] // patches[0]) for n in patches]
@@ -139,7 +139,7 @@ def test_checkpointing_frees_activations_below_one() -> None:
 
 
 @pytest.mark.parametrize("budget", [0.65, 1.0])
-@pytest.mark.parametrize("heirs", [True, False])
+@pytest.mark.parametrize("merge", [True, False])
 def test_a_scorer_that_may_learn_gets_gradients(budget: float, heirs: bool) -> None:
     torch.manual_seed(0)
     model = wrap(fresh("vit").train(), LifeConfig(budget=budget, start=2, heirs=heirs), LifeRegressor(48, 1))

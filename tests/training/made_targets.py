@@ -10,12 +10,12 @@ from families import built
 from PIL import Image
 
 from patchlife import LifeConfig, SlimModel, wrap
-from patchlife.config import LearnConfig
+from patchlife.config import TrainingConfig
 from patchlife.data import Preprocess, list_samples
 from patchlife.training.target_cache import Photo
 
 PREPROCESS = Preprocess(size=(48, 48), crop_fraction=1.0)
-QUICK = LearnConfig(epochs=2, batch_size=4, finetune_epochs=2, rank=2, save_every=0.0, lowest_budget=0.6)
+QUICK = TrainingConfig(epochs=2, batch_size=4, finetune_epochs=2, rank=2, save_every=0.0, lowest_budget=0.6)
 
 
 def small_model() -> SlimModel:

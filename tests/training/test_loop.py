@@ -13,15 +13,15 @@ from torch import Tensor
 
 import patchlife
 from patchlife import SlimModel
-from patchlife.config import LearnConfig
+from patchlife.config import TrainingConfig
 from patchlife.data import read_photo
 from patchlife.errors import CheckpointError, ConfigError, NumericalError
 from patchlife.training import loop
 from patchlife.training.checkpoint import check_settings, restore_latest, save_checkpoint
 from patchlife.training.fit import accelerator_for, fit, work_folder
 from patchlife.training.loop import train
-from patchlife.training.stage import Course, Stage, Step
-from patchlife.training.target_cache import LessonCache, Photo
+from patchlife.training.stage import Stage, StageConfig, Step
+from patchlife.training.target_cache import Photo, TargetCache
 
 
 class Line(Stage):
@@ -32,19 +32,19 @@ class Line(Stage):
         self.guess = torch.nn.Parameter(torch.zeros(3))
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
-        return (self.guess - step.lesson.logits).square().mean(), {"chance": step.chance}
+        return (self.guess - step.targets.logits).square().mean(), {"chance": step.chance}
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> LessonCache:
+def cache(tmp_path: Path) -> TargetCache:
     import numpy as np
 
     photos = some_photos(tmp_path / "photos")
     rows = np.arange(12, dtype=np.float16)[:, None].repeat(3, 1)
-    return LessonCache(photos, [], [rows] * 4)  # type: ignore[arg-type]
+    return TargetCache(photos, [], [rows] * 4)  # type: ignore[arg-type]
 
 
-COURSE = Course("line", epochs=3, batch_size=4, learning_rate=0.5, save_every=0.0)
+COURSE = StageConfig("line", epochs=3, batch_size=4, learning_rate=0.5, save_every=0.0)
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -70,7 +70,7 @@ def test_the_rate_rises_and_falls() -> None:
 
 @pytest.mark.parametrize("stops", [(1,), (4,), (2, 3, 8)])
 def test_an_interrupted_run_ends_as_a_whole_one(
-    cache: LessonCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
+    cache: TargetCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
 ) -> None:
     whole = Line()
     (tmp_path / "whole").mkdir()
@@ -97,12 +97,12 @@ def test_an_interrupted_run_ends_as_a_whole_one(
     assert metrics(folder) == metrics(tmp_path / "whole")
 
 
-def test_nan_stops_with_step_and_photos(cache: LessonCache, tmp_path: Path) -> None:
+def test_nan_stops_with_step_and_photos(cache: TargetCache, tmp_path: Path) -> None:
     class Poisoned(Line):
         def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
             loss, notes = super().forward(step)
             self.steps = getattr(self, "steps", 0) + 1
-            return loss * (torch.nan if self.steps > 3 and (step.lesson.logits == 5).any() else 1), notes
+            return loss * (torch.nan if self.steps > 3 and (step.targets.logits == 5).any() else 1), notes
 
     stage = Poisoned()
     with pytest.raises(NumericalError, match=r"line: .* step \d+; .*05\.png"):
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path, change: str
         restore_latest(tmp_path, other, optimizer)
 
 
-def test_a_course_of_other_settings_is_refused(cache: LessonCache, tmp_path: Path) -> None:
+def test_a_course_of_other_settings_is_refused(cache: TargetCache, tmp_path: Path) -> None:
     """What a stage follows from by itself, whoever calls it."""
     train(Line(), cache, COURSE, tmp_path, accelerator_for("cpu"))
     for changes, told in (
@@ -203,7 +203,7 @@ def test_a_course_of_other_settings_is_refused(cache: LessonCache, tmp_path: Pat
 
 
 def run(out: Path, photos: list, **changes) -> SlimModel:
-    config = LearnConfig(**{**QUICK.__dict__, **changes})
+    config = TrainingConfig(**{**QUICK.__dict__, **changes})
     return fit(small_model(), photos, PREPROCESS, out, config, accelerator_for("cpu")).model
 
 
@@ -219,7 +219,7 @@ def test_fit_saves_what_it_learned(tmp_path: Path, finetune: str) -> None:
         torch.testing.assert_close(loaded.set_mode(mode)(images), fitted.set_mode(mode)(images))
     after = small_model().backbone.vit.state_dict()  # the family's shared model: stage 2 changed a copy
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert (loaded.change is None) == (finetune == "none")
+    assert (loaded.delta is None) == (finetune == "none")
     report = (work_folder(tmp_path / "out") / "report.html").read_text()
     assert report.count("<figure>") == (3 if finetune == "none" else 4)
     stages = {line["stage"] for line in metrics(work_folder(tmp_path / "out"))}
@@ -247,7 +247,7 @@ def test_stage_two_goes_on_from_a_learned_head(tmp_path: Path) -> None:
         photos,
         PREPROCESS,
         tmp_path / "both",
-        LearnConfig(**{**QUICK.__dict__, "epochs": 0, "finetune": "adapter", "cache": tmp_path / "head.work/cache"}),
+        TrainingConfig(**{**QUICK.__dict__, "epochs": 0, "finetune": "adapter", "cache": tmp_path / "head.work/cache"}),
         accelerator_for("cpu"),
     ).model
     for a, b, c in zip(*(m.scorer.parameters() for m in (head, loaded, both)), strict=True):
@@ -270,23 +270,23 @@ def test_the_model_of_a_fit_can_be_fitted_again(tmp_path: Path) -> None:
 def test_a_learned_head_can_be_kept_as_it_is(tmp_path: Path) -> None:
     photos = some_photos(tmp_path / "photos")
     once = run(tmp_path / "once", photos)
-    config = LearnConfig(**{**QUICK.__dict__, "epochs": 0})
+    config = TrainingConfig(**{**QUICK.__dict__, "epochs": 0})
     kept = fit(once, photos, PREPROCESS, tmp_path / "kept", config, accelerator_for("cpu")).model
     assert torch.equal(once.scorer.patch.weight, kept.scorer.patch.weight)
     assert (work_folder(tmp_path / "kept") / "report.html").is_file()
 
 
-def test_a_stage_sets_the_pace_of_its_parameters(tmp_path: Path, cache: LessonCache) -> None:
+def test_a_stage_sets_the_pace_of_its_parameters(tmp_path: Path, cache: TargetCache) -> None:
     class Paced(Line):
         def __init__(self) -> None:
             super().__init__()
             self.slow = torch.nn.Parameter(torch.zeros(3))
 
         def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
-            loss = (self.guess - step.lesson.logits).square() + (self.slow - step.lesson.logits).square()
+            loss = (self.guess - step.targets.logits).square() + (self.slow - step.targets.logits).square()
             return loss.mean(), {}
 
-        def pace(self, name: str) -> float:
+        def lr_multiplier(self, name: str) -> float:
             return 0.1 if name == "slow" else 1.0
 
     stage = Paced()

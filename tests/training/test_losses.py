@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from patchlife.training.losses import distillation_loss, kinship_loss, worth_loss
+from patchlife.training.losses import distillation_loss, importance_loss, similarity_loss
 
 
 def test_nothing_wrong_is_nothing() -> None:
@@ -12,10 +12,10 @@ def test_nothing_wrong_is_nothing() -> None:
     loss, divergence = distillation_loss(teacher, teacher)
     assert divergence.item() < 1e-6
     assert loss.item() < 0.01  # the floor's power
-    worth = torch.rand(4, 9).softmax(dim=1)
-    assert worth_loss(worth.log(), worth).item() < 1e-6
-    kin = torch.nn.functional.normalize(torch.randn(4, 9, 5), dim=2)
-    assert kinship_loss(kin, kin).item() < 1e-6
+    importance = torch.rand(4, 9).softmax(dim=1)
+    assert importance_loss(importance.log(), importance).item() < 1e-6
+    embedding = torch.nn.functional.normalize(torch.randn(4, 9, 5), dim=2)
+    assert similarity_loss(embedding, embedding).item() < 1e-6
 
 
 def test_divergence_is_in_nats() -> None:

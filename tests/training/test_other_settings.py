@@ -17,7 +17,7 @@ from made_targets import PREPROCESS, QUICK, small_model, some_photos
 
 import patchlife
 from patchlife import LifeConfig, SlimModel
-from patchlife.config import LearnConfig
+from patchlife.config import TrainingConfig
 from patchlife.data import Preprocess
 from patchlife.errors import AdapterError, CheckpointError
 from patchlife.slimming.regressor import LifeRegressor
@@ -36,13 +36,13 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(
     out: Path,
     photos: Sequence[Photo],
-    config: LearnConfig = BOTH,
+    config: TrainingConfig = BOTH,
     model: SlimModel | None = None,
     preprocess: Preprocess = PREPROCESS,
-    watched: dict[str, Sequence[Photo]] | None = None,
+    validated: dict[str, Sequence[Photo]] | None = None,
 ) -> SlimModel:
     model = model or small_model()
-    return fit(model, photos, preprocess, out, config, accelerator_for("cpu"), watched).model
+    return fit(model, photos, preprocess, out, config, accelerator_for("cpu"), validated).model
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -104,7 +104,7 @@ DO_NOT: dict[str, Any] = {
 
 
 def test_every_setting_is_one_or_the_other() -> None:
-    assert {*MATTER, *DO_NOT, "finetune"} == set(LearnConfig.__dataclass_fields__)
+    assert {*MATTER, *DO_NOT, "finetune"} == set(TrainingConfig.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("name", MATTER)
@@ -150,7 +150,7 @@ def head(seed: int) -> LifeRegressor:
     return LifeRegressor(48, 1)
 
 
-MODELS: dict[str, tuple[Change, str]] = {
+MODELS: dict[str, tuple[WeightDelta, str]] = {
     "another backbone": (
         lambda model: patchlife.wrap(liven(fresh("vit"), seed=9), model.config),
         r"backbone was VisionTransformer, .* weights (\w+), now VisionTransformer, .* weights (?!\1)",
@@ -158,7 +158,7 @@ MODELS: dict[str, tuple[Change, str]] = {
     "nearly the same backbone": (backbone_moved(1e-4), r"backbone was .* weights (\w+), now .* weights (?!\1)"),
     "another start": (settled(start=1), "start was 2, now 1"),
     "other drops": (settled(drops=(2, 4)), r"drops was \[2, 3\], now \[2, 4\]"),
-    "no heirs": (settled(heirs=False), "merge was True, now False"),
+    "no heirs": (settled(merge=False), "merge was True, now False"),
     "a head to begin with": (
         lambda model: patchlife.wrap(model.backbone.vit, model.config, head(5)),
         r"scorer at the beginning was a new one, now life-regressor, weights \w+",
@@ -172,7 +172,7 @@ def test_another_model_is_refused(earlier: tuple[Path, list[Photo]], what: str) 
     refused(earlier, message, model=change(small_model()))
 
 
-@pytest.mark.parametrize("config", [{"budget": 0.8}, {"mode": "adaptive"}, {"survivors": (36, 36, 30, 20, 9)}])
+@pytest.mark.parametrize("config", [{"budget": 0.8}, {"mode": "adaptive"}, {"kept": (36, 36, 30, 20, 9)}])
 def test_settings_that_only_the_adapter_keeps(
     earlier: tuple[Path, list[Photo]], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +267,9 @@ def test_restart_is_a_fresh_fit_on_the_cached_features(
     assert [(line["stage"], line["step"], line["loss"]) for line in ours] == [
         (line["stage"], line["step"], line["loss"]) for line in theirs
     ]
-    monkeypatch.setattr("patchlife.training.fit.teach", lambda *given: pytest.fail("the dense model was asked again"))
+    monkeypatch.setattr(
+        "patchlife.training.fit.compute_targets", lambda *given: pytest.fail("the dense model was asked again")
+    )
     run(out, photos, replace(other, learning_rate=1e-3, restart=True))
     assert contents(work_folder(out) / "cache").keys() == cached.keys()
 
@@ -288,32 +290,32 @@ def test_stage_two_may_come_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert contents(tmp_path / "out") == contents(tmp_path / "full")
     monkeypatch.setattr(loop, "_share", lambda *given: pytest.fail("a step was taken"))
     run(tmp_path / "out", photos, QUICK)
-    assert not patchlife.load(tmp_path / "out", small_model().backbone.vit).change
+    assert not patchlife.load(tmp_path / "out", small_model().backbone.vit).delta
 
 
 def test_seconds_are_of_this_run(tmp_path: Path) -> None:
     photos = some_photos(tmp_path / "photos")
-    watched = {"seen": photos[:4]}
-    run(tmp_path / "out", photos, replace(BOTH, finetune="full"), watched=watched)
-    run(tmp_path / "out", photos, BOTH, watched=watched)
+    validated = {"seen": photos[:4]}
+    run(tmp_path / "out", photos, replace(BOTH, finetune="full"), validated=validated)
+    run(tmp_path / "out", photos, BOTH, validated=validated)
     for stage in ("slimming-full", "slimming-adapter"):
         own = [line for line in lines(tmp_path / "out") if line["stage"] in ("regression", stage)]
         spent = sum(4 / line["photos_per_s"] for line in own if "photos_per_s" in line)
-        assert [line for line in own if "watch" in line][-1]["seconds"] == pytest.approx(spent, rel=1e-3)
-    run(tmp_path / "out", photos, replace(BOTH, seed=3, restart=True), watched=watched)
-    first = next(line for line in lines(tmp_path / "out") if "watch" in line)
+        assert [line for line in own if "validation" in line][-1]["seconds"] == pytest.approx(spent, rel=1e-3)
+    run(tmp_path / "out", photos, replace(BOTH, seed=3, restart=True), validated=validated)
+    first = next(line for line in lines(tmp_path / "out") if "validation" in line)
     assert (first["step"], first["seconds"]) == (0, 0)
 
 
 def test_other_photos_by_a_watched_sets_name_are_measured(tmp_path: Path) -> None:
     photos = some_photos(tmp_path / "photos", 16)
     sets = [{"seen": photos[12:14]}, {"seen": photos[12:15]}, {"seen": [Photo(p.path, 0) for p in photos[12:15]]}]
-    for watched in sets:
-        run(tmp_path / "out", photos[:12], QUICK, watched=watched)  # type: ignore[arg-type]
-        found = [line for line in lines(tmp_path / "out") if "watch" in line]
+    for validated in sets:
+        run(tmp_path / "out", photos[:12], QUICK, validated=validated)  # type: ignore[arg-type]
+        found = [line for line in lines(tmp_path / "out") if "validation" in line]
         assert len({line["photos"] for line in found}) == 1
-        run(tmp_path / "alone", photos[:12], replace(QUICK, restart=True), watched=watched)  # type: ignore[arg-type]
-        last = [line for line in lines(tmp_path / "alone") if "watch" in line][-1]
+        run(tmp_path / "alone", photos[:12], replace(QUICK, restart=True), validated=validated)  # type: ignore[arg-type]
+        last = [line for line in lines(tmp_path / "alone") if "validation" in line][-1]
         assert {**found[-1], "seconds": 0} == {**last, "seconds": 0}
 
 
@@ -352,20 +354,20 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_learned(tmp_pa
 def test_a_schedule_and_a_mode_outlive_the_fit(tmp_path: Path, finetune: str) -> None:
     photos, vit = some_photos(tmp_path / "photos", 16), small_model().backbone.vit
     for config in (
-        LifeConfig(survivors=(36, 36, 30, 17, 9), start=2, drops=(2, 3)),
+        LifeConfig(kept=(36, 36, 30, 17, 9), start=2, drops=(2, 3)),
         LifeConfig(budget=0.7, mode="adaptive", start=2, drops=(2, 3)),
-        LifeConfig(survivors=(36, 36, 30, 17, 9), mode="adaptive", start=2, drops=(2, 3), heirs=False),
+        LifeConfig(kept=(36, 36, 30, 17, 9), mode="adaptive", start=2, drops=(2, 3), merge=False),
     ):
         given = patchlife.wrap(vit, config)
         settings = replace(QUICK, finetune=finetune, restart=True)
-        fitted = run(tmp_path / "out", photos[:12], settings, given, watched={"seen": photos[12:]})
+        fitted = run(tmp_path / "out", photos[:12], settings, given, validated={"seen": photos[12:]})
         assert given.config is config
         assert fitted.config == config
         loaded = patchlife.load(tmp_path / "out", vit)
         assert loaded.config == config
-        assert loaded.schedule().survivors == fitted.schedule().survivors
-        if config.survivors:
-            assert loaded.schedule().survivors == config.survivors
+        assert loaded.schedule().kept == fitted.schedule().kept
+        if config.kept:
+            assert loaded.schedule().kept == config.kept
 
 
 @pytest.mark.parametrize("finetune", ["none", "adapter", "full"])
@@ -383,8 +385,8 @@ def test_a_backbone_that_was_trained_after_it_was_wrapped(tmp_path: Path, finetu
     for mode in ("fixed", "adaptive"):
         a, b = (m.set_mode(mode).set_budget(0.7)(images) for m in (fitted, again))
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
-    assert (again.change is not None and again.change.learned) == (finetune != "none")
-    if finetune == "none":  # the dense model is there still, so that it can teach again
+    assert (again.delta is not None and again.delta.learned) == (finetune != "none")
+    if finetune == "none":  # the dense model is there still, so that it can compute_targets again
         more = run(tmp_path / "more", photos, replace(BOTH, epochs=0), again)
         loaded = patchlife.load(tmp_path / "more", original)
         torch.testing.assert_close(more(images), loaded(images), rtol=0, atol=1e-6)

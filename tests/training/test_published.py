@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import patchlife
-from patchlife.adapters.adapter import read_adapter
+from patchlife.adapters import read_adapter
 from patchlife.backbones import build
 from patchlife.errors import AdapterError
 from patchlife.io.files import sha256_of
@@ -23,11 +23,11 @@ ADAPTERS = ("head", "adapter")
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_it_is_whole_and_small(name: str) -> None:
-    about, tensors = read_adapter(HOME / name)
+    depends_on, tensors = read_adapter(HOME / name)
     assert about["scorer"]["kind"] == LifeRegressor.kind
     assert about["origin"]["checkpoint"] is None
     assert sum(file.stat().st_size for file in (HOME / name).iterdir()) <= 2_000_000
-    assert any(key.startswith("change.") for key in tensors) == (name != "head")
+    assert any(key.startswith("weight_delta.") for key in tensors) == (name != "head")
 
 
 def nearly(vit: nn.Module, part: float) -> nn.Module:

@@ -101,5 +101,5 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypa
 def assert_nearly_equal(one: Path, two: Path) -> None:
     for a, b in zip(metrics(one), metrics(two), strict=True):
         assert a["step"] == b["step"]
-        measure = "kl" if "watch" in a else "loss"
+        measure = "kl" if "validation" in a else "loss"
         assert b[measure] == pytest.approx(a[measure], rel=1e-3, abs=1e-5)

@@ -15,18 +15,18 @@ from torch import Tensor
 from patchlife.data import read_photo
 from patchlife.errors import ConfigError, ImageError, NumericalError
 from patchlife.training import target_cache as cache_module
-from patchlife.training.target_cache import LessonCache, Photo, collect, content_of
-from patchlife.training.targets import Lesson, teach
+from patchlife.training.target_cache import Photo, TargetCache, collect, content_of
+from patchlife.training.targets import Targets, compute_targets
 
 
-def ask(images: Tensor) -> Lesson:
+def ask(images: Tensor) -> Targets:
     model = small_model()
-    return teach(model.backbone, images, model.start)
+    return compute_targets(model.backbone, images, model.start)
 
 
-def gather(photos: list[Photo], folder: Path, **changes) -> LessonCache:
+def gather(photos: list[Photo], folder: Path, **changes) -> TargetCache:
     return collect(
-        photos, **{"ask": ask, "preprocess": PREPROCESS, "folder": folder, "about": {}, "batch_size": 5, **changes}
+        photos, **{"ask": ask, "preprocess": PREPROCESS, "folder": folder, "depends_on": {}, "batch_size": 5, **changes}
     )
 
 
@@ -36,7 +36,7 @@ def test_rows_hold_what_the_teacher_said(tmp_path: Path) -> None:
     assert len(cache) == len(photos)
     rows = [7, 0, 11]  # in any order
     images = torch.stack([PREPROCESS(read_photo(photos[row].path)) for row in rows])
-    for stored, said in zip(cache.lessons(rows), ask(images), strict=True):
+    for stored, said in zip(cache.targets(rows), ask(images), strict=True):
         torch.testing.assert_close(stored, said, atol=5e-3, rtol=5e-3)
     assert cache.labels(rows).tolist() == [1, 0, 2]
     assert cache.names([7]) == [str(photos[7].path)]
@@ -45,7 +45,7 @@ def test_rows_hold_what_the_teacher_said(tmp_path: Path) -> None:
 def test_an_interrupted_collection_goes_on(tmp_path: Path) -> None:
     photos, asked = some_photos(tmp_path / "photos"), []
 
-    def interrupted(images: Tensor) -> Lesson:
+    def interrupted(images: Tensor) -> Targets:
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(len(images))
@@ -56,7 +56,7 @@ def test_an_interrupted_collection_goes_on(tmp_path: Path) -> None:
     cache = gather(photos, tmp_path / "cache", ask=lambda images: asked.append(len(images)) or ask(images))
     assert asked == [1, 5, 5, 2]  # one image for the shapes
     whole = gather(photos, tmp_path / "whole")
-    for a, b in zip(cache.lessons(range(12)), whole.lessons(range(12)), strict=True):
+    for a, b in zip(cache.targets(range(12)), whole.targets(range(12)), strict=True):
         assert torch.equal(a, b)
 
 
@@ -64,12 +64,12 @@ def test_a_finished_collection_is_only_opened(tmp_path: Path) -> None:
     photos = some_photos(tmp_path / "photos")
     gather(photos, tmp_path / "cache")
 
-    def never(images: Tensor) -> Lesson:
+    def never(images: Tensor) -> Targets:
         raise AssertionError("asked again")
 
     assert len(gather(photos, tmp_path / "cache", ask=never)) == 12
-    with pytest.raises(AssertionError, match="asked again"):  # other weights, other lessons
-        gather(photos, tmp_path / "cache", ask=never, about={"backbone": "another"})
+    with pytest.raises(AssertionError, match="asked again"):  # other weights, other targets
+        gather(photos, tmp_path / "cache", ask=never, depends_on={"backbone": "another"})
 
 
 def test_disk_is_bounded(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_unreadable_photos_are_named_and_skipped_up_to_a_cap(tmp_path: Path) -> 
     assert [entry["path"] for entry in cache.skipped] == [str(photos[3].path)]
     assert [photo.path for photo in cache.photos] == [p.path for i, p in enumerate(photos) if i != 3]
     alone = gather([photos[4]], tmp_path / "alone")
-    assert torch.equal(cache.lessons([3]).tokens, alone.lessons([0]).tokens)
+    assert torch.equal(cache.targets([3]).tokens, alone.targets([0]).tokens)
     with pytest.raises(ImageError, match=r"1 of 12 photos cannot be read.*03\.png"):
         gather(photos, tmp_path / "strict", max_unreadable=0.05)
 
@@ -98,10 +98,10 @@ def test_unreadable_photos_are_named_and_skipped_up_to_a_cap(tmp_path: Path) -> 
 def test_a_teacher_that_says_nan_is_stopped(tmp_path: Path) -> None:
     photos = some_photos(tmp_path / "photos")
 
-    def broken(images: Tensor) -> Lesson:
-        lesson = ask(images)
-        lesson.logits[2:3] = torch.nan
-        return lesson
+    def broken(images: Tensor) -> Targets:
+        targets = ask(images)
+        targets.logits[2:3] = torch.nan
+        return targets
 
     with pytest.raises(NumericalError, match=r"02\.png"):
         gather(photos, tmp_path / "cache", ask=broken)
@@ -128,7 +128,7 @@ def test_shards_are_read_in_their_order_and_give_the_same_rows(tmp_path: Path, m
     for ours, theirs in zip(shards.split(2), files.split(2), strict=True):
         rows = list(range(len(theirs)))[::-1]
         assert ours.labels(rows).tolist() == theirs.labels(rows).tolist()
-        for a, b in zip(ours.lessons(rows), theirs.lessons(rows), strict=True):
+        for a, b in zip(ours.targets(rows), theirs.targets(rows), strict=True):
             torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3)
 
 
@@ -137,7 +137,7 @@ def test_a_corrupt_member_is_named_and_skipped_also_by_a_resumed_run(tmp_path: P
     photos[4].path.write_bytes(photos[4].path.read_bytes()[:60])
     samples, asked = in_shards(tmp_path, photos), []
 
-    def interrupted(images: Tensor) -> Lesson:
+    def interrupted(images: Tensor) -> Targets:
         asked.append(len(images))
         if len(asked) == 3:
             raise KeyboardInterrupt
@@ -151,7 +151,7 @@ def test_a_corrupt_member_is_named_and_skipped_also_by_a_resumed_run(tmp_path: P
     assert [entry["path"] for entry in cache.skipped] == [str(tmp_path / "1.tar/04.png")]
     assert [photo.path.name for photo in cache.photos] == [p.path.name for i, p in enumerate(photos) if i != 4]
     whole = gather([p for i, p in enumerate(photos) if i != 4], tmp_path / "whole")
-    for a, b in zip(cache.lessons(range(11)), whole.lessons(range(11)), strict=True):
+    for a, b in zip(cache.targets(range(11)), whole.targets(range(11)), strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3)
     assert cache.names([4]) == [str(tmp_path / "2.tar/05.png")]
 
@@ -184,7 +184,7 @@ def test_two_runs_that_share_a_folder_do_not_mix(tmp_path: Path) -> None:
     def second() -> None:
         results["second"] = gather(photos[:5], tmp_path / "cache")
 
-    def slow(images: Tensor) -> Lesson:
+    def slow(images: Tensor) -> Targets:
         if not threads:
             threads.append(threading.Thread(target=second))
             threads[0].start()
@@ -196,10 +196,10 @@ def test_two_runs_that_share_a_folder_do_not_mix(tmp_path: Path) -> None:
     for cache, count in ((first, 12), (results["second"], 5)):
         alone = gather(photos[:count], tmp_path / f"alone-{count}")
         assert len(cache) == count
-        for ours, theirs in zip(cache.lessons(range(count)), alone.lessons(range(count)), strict=True):
+        for ours, theirs in zip(cache.targets(range(count)), alone.targets(range(count)), strict=True):
             assert torch.equal(ours, theirs)
     again = gather(photos, tmp_path / "cache")
-    assert all(torch.equal(a, b) for a, b in zip(again.lessons(range(12)), first.lessons(range(12)), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(again.targets(range(12)), first.targets(range(12)), strict=True))
 
 
 def test_replaced_photos_are_asked_about_again_and_moved_ones_have_the_same_content(tmp_path: Path) -> None:
@@ -217,12 +217,12 @@ def test_replaced_photos_are_asked_about_again_and_moved_ones_have_the_same_cont
     photos[2].path.write_bytes(photos[3].path.read_bytes())
     after = gather(photos, tmp_path / "cache")
     assert after.content != before.content
-    assert torch.equal(after.lessons([2]).tokens, after.lessons([3]).tokens)
+    assert torch.equal(after.targets([2]).tokens, after.targets([3]).tokens)
 
 
 def test_arrays_that_are_gone_are_made_again(tmp_path: Path) -> None:
     photos = some_photos(tmp_path / "photos")
-    before = gather(photos, tmp_path / "cache").lessons(range(12))
-    (tmp_path / "cache" / "worth.npy").unlink()
-    again = gather(photos, tmp_path / "cache").lessons(range(12))
+    before = gather(photos, tmp_path / "cache").targets(range(12))
+    (tmp_path / "cache" / "importance.npy").unlink()
+    again = gather(photos, tmp_path / "cache").targets(range(12))
     assert all(torch.equal(a, b) for a, b in zip(before, again, strict=True))

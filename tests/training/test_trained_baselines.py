@@ -14,7 +14,7 @@ from patchlife.backbones import Backbone, adapt
 from patchlife.benchmarks.baselines.dynamicvit import DynamicViT
 from patchlife.benchmarks.baselines.evit import EViT
 from patchlife.training.stage import Step
-from patchlife.training.targets import Lesson
+from patchlife.training.targets import Targets
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes/fewer_epochs"))
 from rivals import DynamicViTStage, EViTStage, _masked_block
@@ -28,10 +28,10 @@ def entering(bb: Backbone, images: Tensor, block: int) -> Tensor:
     return x
 
 
-def lesson(bb: Backbone, images: Tensor, block: int) -> Step:
+def targets(bb: Backbone, images: Tensor, block: int) -> Step:
     tokens = entering(bb, images, block)
     nothing = torch.zeros(len(images))
-    return Step(Lesson(tokens, nothing, nothing, bb.vit(images)), nothing, 0.3)
+    return Step(Targets(tokens, nothing, nothing, bb.vit(images)), nothing, 0.3)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.8])
@@ -55,24 +55,24 @@ def test_masked_attention_is_attention_without_the_dropped() -> None:
 
 def test_predictors_hear_of_the_answer_and_learn_faster() -> None:
     bb, images = adapt(fresh("vit")), photos("vit", 4)
-    peer = DynamicViT(bb, 0.7)
-    stage = DynamicViTStage(peer)
+    baseline = DynamicViT(bb, 0.7)
+    stage = DynamicViTStage(baseline)
     with torch.enable_grad():
         stage.requires_grad_(True)
-        stage(lesson(bb, images, min(peer.at)))[0].backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in peer.predictors.parameters())
-    paces = {name: stage.pace(name) for name in stage.trained()}
-    assert {pace for name, pace in paces.items() if "predictors" in name} == {10.0}
-    assert {pace for name, pace in paces.items() if "predictors" not in name} == {1.0}
+        stage(targets(bb, images, min(baseline.at)))[0].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in baseline.predictors.parameters())
+    multipliers = {name: stage.lr_multiplier(name) for name in stage.trained()}
+    assert {multiplier for name, multiplier in multipliers.items() if "predictors" in name} == {10.0}
+    assert {multiplier for name, multiplier in multipliers.items() if "predictors" not in name} == {1.0}
 
 
 def test_the_keep_rate_falls_to_its_target() -> None:
     bb, images = adapt(fresh("vit")), photos("vit", 2)
-    peer = EViT(bb, 0.5)
-    stage, seen = EViTStage(peer, 9), []
-    keep = peer.keep
-    peer.keep = lambda patches: seen.append(peer.rate) or keep(patches)  # type: ignore[method-assign]
-    step = lesson(bb, images, min(peer.at))
+    baseline = EViT(bb, 0.5)
+    stage, seen = EViTStage(baseline, 9), []
+    keep = baseline.keep
+    baseline.keep = lambda patches: seen.append(baseline.rate) or keep(patches)  # type: ignore[method-assign]
+    step = targets(bb, images, min(baseline.at))
     rates = []
     for _ in range(9):
         seen.clear()
@@ -81,4 +81,4 @@ def test_the_keep_rate_falls_to_its_target() -> None:
     assert rates == sorted(rates, reverse=True)
     assert rates[0] > 0.8
     assert rates[3:] == [0.5] * 6
-    assert peer.rate == 0.5
+    assert baseline.rate == 0.5

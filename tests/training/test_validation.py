@@ -12,7 +12,7 @@ from made_targets import PREPROCESS, QUICK, small_model, some_photos
 
 import patchlife
 from patchlife import LifeConfig, SlimModel
-from patchlife.config import LearnConfig
+from patchlife.config import TrainingConfig
 from patchlife.data import read_photo
 from patchlife.errors import ConfigError, MissingExtraError
 from patchlife.slimming.regressor import LifeRegressor
@@ -20,16 +20,16 @@ from patchlife.training import loop
 from patchlife.training.fit import Fitted, accelerator_for, fit, work_folder
 from patchlife.training.log import Log
 from patchlife.training.report import agreements, write_report
-from patchlife.training.stage import Course
+from patchlife.training.stage import StageConfig
 from patchlife.training.stages import Regression
-from patchlife.training.validation import Watch, set_names
+from patchlife.training.validation import Validation, set_names
 
 BOTH = replace(QUICK, finetune="full")
 
 
-def run(folder: Path, out: str, config: LearnConfig = BOTH, watch: bool = True) -> Fitted:
+def run(folder: Path, out: str, config: TrainingConfig = BOTH, validation: bool = True) -> Fitted:
     photos = some_photos(folder / "photos", 16)
-    sets = {"some": photos[12:], "most": photos[2:]} if watch else None
+    sets = {"some": photos[12:], "most": photos[2:]} if validation else None
     return fit(small_model(), photos[:12], PREPROCESS, folder / out, config, accelerator_for("cpu"), sets)
 
 
@@ -38,13 +38,13 @@ def metrics(folder: Path, out: str) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in ("photos_per_s", "seconds")} for line in lines]
 
 
-def watched(folder: Path, out: str) -> list[dict]:
-    return [line for line in metrics(folder, out) if "watch" in line]
+def validated(folder: Path, out: str) -> list[dict]:
+    return [line for line in metrics(folder, out) if "validation" in line]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SlimModel]:
-    """The folder of a run that watched and was never interrupted, and its model."""
+    """The folder of a run that validated and was never interrupted, and its model."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, run(folder, "out").model
 
@@ -55,19 +55,19 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_adapter_is_the_same_to_the_bit(whole: tuple, tmp_path: Path, no_report: None) -> None:
-    run(tmp_path, "out", watch=False)
+    run(tmp_path, "out", validation=False)
     ours, theirs = whole[0] / "out", tmp_path / "out"
     names = sorted(path.name for path in ours.iterdir())
     assert names == sorted(path.name for path in theirs.iterdir())
     assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in names)
-    learned = [line for line in metrics(whole[0], "out") if "watch" not in line]
+    learned = [line for line in metrics(whole[0], "out") if "validation" not in line]
     assert learned == metrics(tmp_path, "out")
 
 
 def test_lines_tell_what_the_model_does(whole: tuple[Path, SlimModel]) -> None:
     tmp_path, model = whole
-    lines = watched(tmp_path, "out")
-    assert [(line["stage"], line["step"], line["epoch"]) for line in lines if line["watch"] == "some"] == [
+    lines = validated(tmp_path, "out")
+    assert [(line["stage"], line["step"], line["epoch"]) for line in lines if line["validation"] == "some"] == [
         (stage, 3 * epoch, epoch) for stage in ("regression", "slimming-full") for epoch in (0, 1, 2)
     ]
     assert {line["budget"] for line in lines} == {0.61}  # this model cannot save as much as 0.45 wants
@@ -76,15 +76,15 @@ def test_lines_tell_what_the_model_does(whole: tuple[Path, SlimModel]) -> None:
     labels = torch.tensor([photo.label for photo in photos])
     with torch.no_grad():
         answer, dense = model.set_mode("fixed").set_budget(0.61)(images), small_model().backbone.vit(images)
-    last = [line for line in lines if line["watch"] == "most"][-1]
+    last = [line for line in lines if line["validation"] == "most"][-1]
     assert last["top1"] == pytest.approx((answer.argmax(1) == labels).double().mean().item(), 1e-5)
     assert last["dense_top1"] == pytest.approx((dense.argmax(1) == labels).double().mean().item(), 1e-5)
     assert last["agreement"] == pytest.approx((answer.argmax(1) == dense.argmax(1)).double().mean().item(), 1e-5)
     kl = torch.nn.functional.kl_div(answer.log_softmax(1), dense.log_softmax(1), log_target=True, reduction="batchmean")
     assert last["kl"] == pytest.approx(kl.item(), rel=0.05, abs=1e-4)  # half precision is what is cached
     report = (work_folder(tmp_path / "out") / "report.html").read_text()
-    assert report.count("watched photos, over") == 2 * 2  # caption and alternative text of a figure for each stage
-    assert json.loads((work_folder(tmp_path / "out") / "fit.json").read_text())["watched"] == {"some": 4, "most": 14}
+    assert report.count("validated photos, over") == 2 * 2  # caption and alternative text of a figure for each stage
+    assert json.loads((work_folder(tmp_path / "out") / "fit.json").read_text())["validated"] == {"some": 4, "most": 14}
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
@@ -116,7 +116,7 @@ def test_a_few_photos_are_looked_at_twice_an_epoch_of_stage_two(tmp_path: Path, 
     photos, once = some_photos(tmp_path / "photos", 13), replace(BOTH, epochs=1, finetune_epochs=1)
     sets = {"one": photos[12:]}
     fit(small_model(), photos[:12], PREPROCESS, tmp_path / "out", once, accelerator_for("cpu"), sets)
-    assert [(line["stage"], line["step"]) for line in watched(tmp_path, "out")] == [
+    assert [(line["stage"], line["step"]) for line in validated(tmp_path, "out")] == [
         ("regression", 0),
         ("regression", 3),
         ("slimming-full", 0),
@@ -132,9 +132,9 @@ def test_seconds_go_on_over_runs_and_stages(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         line(stage="a", step=0, photos_per_s=2.0)
-        + line(stage="b", step=0, watch="w", budget=0.6)
+        + line(stage="b", step=0, validation="w", budget=0.6)
         + line(stage="b", step=0, photos_per_s=4.0)
-        + line(stage="b", step=1, watch="w", budget=0.6)
+        + line(stage="b", step=1, validation="w", budget=0.6)
         + line(stage="b", step=1, photos_per_s=4.0)
         + '{"stage": "b", "st'
     )
@@ -158,19 +158,27 @@ def test_seconds_go_on_over_runs_and_stages(tmp_path: Path) -> None:
 
 
 def test_a_look_leaves_the_model_as_it_is(whole: tuple[Path, SlimModel], tmp_path: Path) -> None:
-    config = LifeConfig(survivors=(36, 36, 30, 20, 9), start=2, drops=(2, 3))
+    config = LifeConfig(kept=(36, 36, 30, 20, 9), start=2, drops=(2, 3))
     model = patchlife.wrap(small_model().backbone.vit, config).eval()
     photos = some_photos(tmp_path / "photos")
-    watch = Watch.collected(model, {"some": photos[:4]}, PREPROCESS, tmp_path / "cache", QUICK)
-    course = Course("line", epochs=1, batch_size=4, learning_rate=0.5)
+    validation = Validation.collected(model, {"some": photos[:4]}, PREPROCESS, tmp_path / "cache", QUICK)
+    stage_config = StageConfig("line", epochs=1, batch_size=4, learning_rate=0.5)
     with Log(tmp_path / "metrics.jsonl", "line", 0, True) as log:
-        watch.look(Regression(LifeRegressor(48, 1)), course, 12, 0, log)
+        validation.look(Regression(LifeRegressor(48, 1)), stage_config, 12, 0, log)
     assert model.config is config
     model.calibrate([torch.randn(4, 3, 48, 48)])
-    assert [row[0] for row in agreements(model, watch.sets["some"])] == [1.0, 0.8, 0.6]
+    assert [row[0] for row in agreements(model, validation.sets["some"])] == [1.0, 0.8, 0.6]
     assert model.config is config
-    summary = {"photos": 4, "seconds": 1.0, "skipped": [], "config": {}, "conditions": {}, "stages": [], "watched": {}}
-    write_report(tmp_path / "report.html", model, watch.sets["some"], PREPROCESS, tmp_path / "none", summary)
+    summary = {
+        "photos": 4,
+        "seconds": 1.0,
+        "skipped": [],
+        "config": {},
+        "conditions": {},
+        "stages": [],
+        "validated": {},
+    }
+    write_report(tmp_path / "report.html", model, validation.sets["some"], PREPROCESS, tmp_path / "none", summary)
     assert model.config is config
 
 
@@ -202,7 +210,7 @@ def test_tensorboard_says_what_the_lines_say(tmp_path: Path, no_report: None) ->
         lines = [line for line in metrics(tmp_path, "out") if line["stage"] == stage]
         for tag, wanted in (
             ("loss", [(line["step"], line["loss"]) for line in lines if "loss" in line]),
-            ("some at 0.61/top1", [(line["step"], line["top1"]) for line in lines if line.get("watch") == "some"]),
+            ("some at 0.61/top1", [(line["step"], line["top1"]) for line in lines if line.get("validation") == "some"]),
         ):
             written = [(event.step, event.value) for event in events.Scalars(tag)]
             assert written == [(step, pytest.approx(value)) for step, value in wanted]

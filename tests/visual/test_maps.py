@@ -17,8 +17,8 @@ DEPTH = 12
 def lives_of(*life: np.ndarray) -> Lives:
     """Lives with these maps."""
     flat = torch.tensor(np.stack(life)).reshape(len(life), -1).float()
-    survivors = torch.stack([(flat > block).sum(dim=1) for block in range(DEPTH)], dim=1)
-    return Lives(flat, survivors, flat, life[0].shape)
+    kept = torch.stack([(flat > block).sum(dim=1) for block in range(DEPTH)], dim=1)
+    return Lives(flat, kept, flat, life[0].shape)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ _RELIED_ON = ("forward", "forward_features", "forward_head", "pool", "_pos_embed
 
 
 class Embedded(NamedTuple):
-    """Images as tokens, ready for block 0."""
+    """Images as tokens, pipeline for block 0."""
 
     tokens: Float[Tensor, "batch tokens dim"]
     rope: Float[Tensor, "depth_or_1 batch_or_1 heads_or_1 patches rope_dim"] | None

@@ -91,7 +91,7 @@ def check_openable(block: Any, index: int, opened: bool) -> None:
             found = "weight offloading"
         if found:
             where = f"blocks.{index}" + (f".{name}" if name else "")
-            way = "use fixed mode, which calls whole blocks" if opened else "choose merge targets off (heirs=False)"
+            way = "use fixed mode, which calls whole blocks" if opened else "choose merge targets off (merge=False)"
             raise UnsupportedModelError(
                 f"the modules inside {where} are called one by one, so {found} on {where} would have no effect; remove "
                 f"it, attach it to a module inside (qkv, proj, mlp, norm1, ...), or {way}"

@@ -1,4 +1,4 @@
-"""A timm block in two halves: attention, then MLP. Only peers need it, who remove tokens in between.
+"""A timm block in two halves: attention, then MLP. Only baselines need it, who remove tokens in between.
 
 `run_block` in `blocks.py` runs both; the method itself never comes in here.
 """
@@ -15,10 +15,10 @@ from ..errors import UnsupportedModelError
 from .backbone import Backbone
 from .blocks import Attend, _attention, block_flops, head_dim
 
-__all__ = ["HalfCost", "attention_branch", "check_halves", "half_cost", "mlp_branch"]
+__all__ = ["BranchCost", "attention_branch", "branch_cost", "check_branches", "mlp_branch"]
 
 
-class HalfCost(NamedTuple):
+class BranchCost(NamedTuple):
     """What a block's parts cost, in FLOPs (two a multiply-add).
 
     Attributes:
@@ -35,7 +35,7 @@ class HalfCost(NamedTuple):
     head_dim: int
 
 
-def check_halves(backbone: Backbone, who: str, all_queries: bool = True) -> None:
+def check_branches(backbone: Backbone, who: str, all_queries: bool = True) -> None:
     """Raise UnsupportedModelError unless attention and MLP of every block come one after the other.
 
     Where not ``all_queries`` get an answer, a gate on the attention's output would not know whose it is.
@@ -75,10 +75,10 @@ def mlp_branch(backbone: Backbone, index: int, x: Tensor) -> Tensor:
             return b.drop_path2(y if b.gamma_2 is None else b.gamma_2 * y)
 
 
-def half_cost(backbone: Backbone, index: int) -> HalfCost:
+def branch_cost(backbone: Backbone, index: int) -> BranchCost:
     """What the halves of block ``index`` cost."""
     block = backbone.vit.blocks[index]
     total, pair = block_flops(block)
     out = 2 * block.attn.proj.weight.numel()
     attention = sum(2 * m.weight.numel() for m in block.attn.modules() if isinstance(m, nn.Linear))
-    return HalfCost(attention - out, pair, out, total - attention, head_dim(block.attn))
+    return BranchCost(attention - out, pair, out, total - attention, head_dim(block.attn))

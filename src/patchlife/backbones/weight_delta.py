@@ -1,7 +1,7 @@
-"""What an adapter changes of a backbone: kept apart from it, and merged into a copy when it is loaded.
+"""Weight deltas: learned changes of a backbone's weights, saved in adapters and merged into a copy when loaded.
 
-What stage 2 of a fit learned is small: differences in half precision, as two thin matrices (``up @ down``) or one
-(``delta``). Weights that anybody else trained after the model was wrapped are kept as they are (``whole``).
+Stage 2 of a fit saves differences in half precision, of low rank (``up @ down``) or full (``delta``). Weights that
+other code trained after the model was wrapped are saved as they are (``whole``).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ..errors import AdapterError, shortened
 from . import Backbone, signature
 from .identity import CLASSIFIERS, changed, plain_name, weights_of
 
-__all__ = ["Change", "LowRank", "add_low_rank", "change_of", "change_since", "merged", "undone"]
+__all__ = ["LowRank", "WeightDelta", "add_low_rank", "apply_delta", "delta_between", "delta_since", "revert_delta"]
 
 
 @dataclass(frozen=True)
-class Change:
-    """What an adapter changes of its backbone.
+class WeightDelta:
+    """A change of a backbone's weights.
 
     Attributes:
         tensors: by weight and kind, such as ``norm.bias.delta`` (see above).
-        base: the signature of the backbone without the change (see `backbones/identity.py`).
-        classes: of the classifier, if it is a new one.
+        base: the signature of the backbone without the delta (see `identity.py`).
+        classes: number of classes of the classifier, if it was replaced.
     """
 
     tensors: dict[str, Tensor]
@@ -38,17 +38,17 @@ class Change:
 
     @property
     def learned(self) -> bool:
-        """Whether the backbone learned to run on fewer patches, so that it is no dense teacher any more."""
+        """Whether stage 2 of a fit changed the backbone; it is then no dense teacher any more."""
         return any(not key.endswith(".whole") for key in self.tensors)
 
     @property
     def replaced(self) -> set[str]:
-        """Names of the weights whose earlier values do not matter."""
+        """Names of the weights that are saved as they are, so that their old values do not matter."""
         return {_weight(key) for key in self.tensors if key.endswith(".whole")}
 
 
 class LowRank(nn.Module):
-    """A change of low rank on top of a weight matrix; starts as no change at all."""
+    """A parametrization of a weight matrix: the weight plus ``up @ down``, which starts at 0."""
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
@@ -57,41 +57,41 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(out, rank, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The changed weight."""
+        """The weight with the delta."""
         return weight + self.up @ self.down
 
 
 def add_low_rank(modules: Iterable[nn.Module], rank: int) -> None:
-    """Put a `LowRank` change on every linear layer inside ``modules``; their own weights stop learning."""
+    """Add a `LowRank` delta to every linear layer in ``modules``; the weights themselves are frozen."""
     for module in modules:
         for layer in [m for m in module.modules() if isinstance(m, nn.Linear)]:
             layer.weight.requires_grad_(False)
             parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
 
 
-def change_of(changed: nn.Module, original: nn.Module) -> dict[str, Tensor]:
-    """The difference between two models of one architecture, by parameter: thin factors where there are any."""
+def delta_between(trained: nn.Module, original: nn.Module) -> dict[str, Tensor]:
+    """The difference between two models of one architecture, by parameter; factors where there are `LowRank` ones."""
     before = dict(original.named_parameters())
-    change: dict[str, Tensor] = {}
-    for path, module in changed.named_modules():
+    delta: dict[str, Tensor] = {}
+    for path, module in trained.named_modules():
         for name in getattr(module, "parametrizations", {}):
             (low,) = module.parametrizations[name]
-            change |= {f"{path}.{name}.up": low.up, f"{path}.{name}.down": low.down}
-    for name, value in changed.named_parameters():
+            delta |= {f"{path}.{name}.up": low.up, f"{path}.{name}.down": low.down}
+    for name, value in trained.named_parameters():
         if name in before and not torch.equal(value, before[name]):
-            change[f"{name}.delta"] = value - before[name]
-    return {name: value.detach().half().cpu().contiguous() for name, value in change.items()}
+            delta[f"{name}.delta"] = value - before[name]
+    return {name: value.detach().half().cpu().contiguous() for name, value in delta.items()}
 
 
-def change_since(backbone: Backbone, base: dict[str, Any], earlier: Change | None = None) -> Change | None:
-    """All that tells ``backbone`` from the one that its adapter will be loaded onto; None for nothing.
+def delta_since(backbone: Backbone, base: dict[str, Any], earlier: WeightDelta | None = None) -> WeightDelta | None:
+    """What an adapter must save of ``backbone`` to restore it from the original one; None for nothing.
 
     Args:
         backbone: as it is now.
-        base: its signature when it was wrapped. What has been trained since is in the change as whole weights.
-        earlier: the change that was merged into it before it was wrapped.
+        base: its signature when it was wrapped. Weights trained since are saved whole.
+        earlier: the delta that was merged into it before it was wrapped.
 
-    Raises AdapterError when weights came or went, or the architecture changed, other than by another classifier.
+    Raises AdapterError when weights were added or removed, or the architecture changed, except for the classifier.
     """
     now = signature(backbone)
     names = changed(base, now)
@@ -100,8 +100,8 @@ def change_since(backbone: Backbone, base: dict[str, Any], earlier: Change | Non
     whole = {f"{name}.whole": weights[name].cpu().clone() for name in names if name in weights}
     if earlier is not None:
         kept = {key: value for key, value in earlier.tensors.items() if _weight(key) not in names}
-        return Change(kept | whole, earlier.base, _classes(backbone, names, earlier.classes))
-    return Change(whole, base, _classes(backbone, names)) if names else None
+        return WeightDelta(kept | whole, earlier.base, _classes(backbone, names, earlier.classes))
+    return WeightDelta(whole, base, _classes(backbone, names)) if names else None
 
 
 def _check_same_parts(base: dict[str, Any], now: dict[str, Any], names: list[str]) -> None:
@@ -124,22 +124,22 @@ def _check_same_parts(base: dict[str, Any], now: dict[str, Any], names: list[str
 
 
 def _classes(backbone: Backbone, names: list[str], earlier: int | None = None) -> int | None:
-    """How many classes the new classifier has, if it is a new one."""
+    """Number of classes of the classifier, if it was replaced."""
     return backbone.vit.num_classes if any(name.startswith(CLASSIFIERS) for name in names) else earlier
 
 
 def _weight(key: str) -> str:
-    """The name of the weight that a tensor of a change is about."""
+    """The name of the weight that a tensor of a delta belongs to."""
     return key.rpartition(".")[0]
 
 
 @torch.no_grad()
-def merged(vit: nn.Module, change: dict[str, Tensor], classes: int | None = None) -> nn.Module:
-    """A copy of ``vit`` with a change merged into its weights: nothing is left to compute at inference.
+def apply_delta(vit: nn.Module, delta: dict[str, Tensor], classes: int | None = None) -> nn.Module:
+    """A copy of ``vit`` with a delta merged into its weights; inference costs nothing more.
 
-    Whole weights are put in first, differences are added to that. ``classes``: of the classifier, if it is a new one.
+    Whole weights are set first, then differences are added. ``classes``: of the classifier, if it was replaced.
 
-    Raises AdapterError when the change is of another model.
+    Raises AdapterError when the delta is of another model.
     """
     result: Any = copy.deepcopy(vit)
     if classes is not None and result.num_classes != classes:
@@ -148,36 +148,36 @@ def merged(vit: nn.Module, change: dict[str, Tensor], classes: int | None = None
             if f"{name}." in CLASSIFIERS:
                 module.to(next(vit.parameters()))
     weights = {plain_name(name): tensor for name, tensor in result.state_dict(keep_vars=True).items()}
-    for name in sorted({_weight(key) for key in change}):
+    for name in sorted({_weight(key) for key in delta}):
         if name not in weights:
             raise AdapterError(f"the adapter changes {name}, which this backbone does not have")
         try:
-            _apply(weights[name], name, change)
+            _apply(weights[name], name, delta)
         except RuntimeError as error:
             raise AdapterError(
-                f"the adapter's change of {name} does not fit this backbone, where it is of shape "
+                f"the adapter's weight delta of {name} does not fit this backbone, where it is of shape "
                 f"{tuple(weights[name].shape)} ({error}); load it onto the backbone that it was saved from"
             ) from None
     return result
 
 
-def _apply(weight: Tensor, name: str, change: dict[str, Tensor]) -> None:
+def _apply(weight: Tensor, name: str, tensors: dict[str, Tensor]) -> None:
     """Change one weight in place."""
-    whole, delta, up = (change.get(f"{name}.{kind}") for kind in ("whole", "delta", "up"))
+    whole, delta, up = (tensors.get(f"{name}.{kind}") for kind in ("whole", "delta", "up"))
     if whole is not None:
         if whole.shape != weight.shape:
             raise RuntimeError(f"the saved one is of shape {tuple(whole.shape)}")
         weight.copy_(whole)
     if up is not None:
-        delta = up.float() @ change[f"{name}.down"].float()
+        delta = up.float() @ tensors[f"{name}.down"].float()
     if delta is not None:
         weight.add_(delta.to(weight))
 
 
-def undone(vit: nn.Module, change: dict[str, Tensor]) -> nn.Module:
-    """A copy of ``vit`` with merged differences taken out again, exact up to the rounding of one addition.
+def revert_delta(vit: nn.Module, delta: dict[str, Tensor]) -> nn.Module:
+    """A copy of ``vit`` with merged differences subtracted again, exact up to the rounding of one addition.
 
-    Whole weights stay: they are the dense model's own, trained by its owner.
+    Whole weights stay: they belong to the dense model.
     """
-    differences = {name: value for name, value in change.items() if not name.endswith(".whole")}
-    return merged(vit, {name: value if name.endswith(".down") else -value for name, value in differences.items()})
+    differences = {name: value for name, value in delta.items() if not name.endswith(".whole")}
+    return apply_delta(vit, {name: value if name.endswith(".down") else -value for name, value in differences.items()})

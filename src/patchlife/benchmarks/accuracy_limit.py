@@ -31,7 +31,7 @@ class Loss:
     """What a schedule does to top-1.
 
     Attributes:
-        photos: how many were judged. top1: per cent of them.
+        photos: how many were evaluated. top1: per cent of them.
         drop: points of top-1 below the dense model. interval: 95 %, from the photos' paired differences.
     """
 
@@ -65,7 +65,7 @@ def losses(
         for place, candidate in models.items():
             after[place].append(candidate(images).argmax(dim=1).cpu() == labels)
     if not before:
-        raise ImageError("not one of the labelled photos could be read, so no schedule can be judged; check --data")
+        raise ImageError("not one of the labelled photos could be read, so no schedule can be evaluated; check --data")
     return {place: _loss(torch.cat(before), torch.cat(right)) for place, right in after.items()}
 
 
@@ -76,33 +76,33 @@ def affordable(advice: Sequence[dict[str, Any]], lost: dict[Place, Loss], max_dr
 
 def _chosen(batch: int, advice: Sequence[dict[str, Any]], lost: dict[Place, Loss], max_drop: float) -> dict[str, Any]:
     rows = [row for entry in advice if entry["batch"] == batch for row in _rows(entry)]
-    judged = [(row, lost[_place(row)]) for row in rows if pays(row["ratio"])]
-    good = [(row, loss) for row, loss in judged if loss.drop <= max_drop]
+    evaluated = [(row, lost[_place(row)]) for row in rows if pays(row["ratio"])]
+    good = [(row, loss) for row, loss in evaluated if loss.drop <= max_drop]
     best = max(good, key=lambda pair: pair[0]["ratio"].median, default=None)
     return {
         "batch": batch,
         "max_drop": max_drop,
         "candidates": [_to_dict(row, lost.get(_place(row))) for row in rows],
         "chosen": _to_dict(*best) if best else None,
-        "verdict": _verdict(rows, judged, best, max_drop),
+        "verdict": _verdict(rows, evaluated, best, max_drop),
     }
 
 
 def _verdict(
     rows: list[dict[str, Any]],
-    judged: list[tuple[dict[str, Any], Loss]],
+    evaluated: list[tuple[dict[str, Any], Loss]],
     best: tuple[dict[str, Any], Loss] | None,
     max_drop: float,
 ) -> str:
-    if not judged and any(row["ratio"].noisy for row in rows):
+    if not evaluated and any(row["ratio"].noisy for row in rows):
         return "too noisy to advise anything; try again on a quiet machine"
-    if not judged:
+    if not evaluated:
         most = max((row["ratio"] for row in rows), key=lambda ratio: ratio.median)
         return f"slimming does not pay here: at best {_speed(most)}; stay with the dense model"
     if best is None:
-        row, loss = min(judged, key=lambda pair: pair[1].drop)
+        row, loss = min(evaluated, key=lambda pair: pair[1].drop)
         return (
-            f"none of the {len(judged)} schedules that are faster than dense qualifies; {_named(row)} comes closest, "
+            f"none of the {len(evaluated)} schedules that are faster than dense qualifies; {_named(row)} comes closest, "
             f"{_drop(loss)}: stay with the dense model, or allow more with --max-drop"
         )
     row, loss = best

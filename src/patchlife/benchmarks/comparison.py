@@ -15,12 +15,12 @@ from ..data import Preprocess, evenly_spaced, load_batches
 from ..errors import ConfigError, ExportError, UnsupportedModelError
 from ..evaluation.memory import peak_bytes
 from ..evaluation.timing import alternate
-from .baselines import METHODS, Method, Peer
+from .baselines import METHODS, Baseline, Method
 from .baselines.base import dense_flops
 from .engines import EXPORTED, prepared
 from .result import Accuracy, Speed
 
-__all__ = ["judge", "race"]
+__all__ = ["evaluate_methods", "time_methods"]
 
 SOLVE_ON = 16
 """Images that settle the knobs whose cost depends on what is seen."""
@@ -32,7 +32,7 @@ _TORCH_ONLY = "runs in torch only; {} takes what exports with static shapes: den
 # ---- speed
 
 
-def race(
+def time_methods(
     backbone: Backbone,
     methods: Sequence[Method],
     images: Tensor,
@@ -56,13 +56,13 @@ def race(
             with torch.inference_mode():
                 if way in EXPORTED and not method.exports:
                     raise UnsupportedModelError(_TORCH_ONLY.format(way))
-                peer = method.build(backbone, target, images[:SOLVE_ON]).eval()
-                run = prepared(peer.exportable() if way in EXPORTED else peer, way, images)
+                baseline = method.build(backbone, target, images[:SOLVE_ON]).eval()
+                run = prepared(baseline.tensor_module() if way in EXPORTED else baseline, way, images)
                 run()  # compiles, where it compiles
-                seen = run if way == "compile" and device.type == "cuda" else partial(peer, images)
+                seen = run if way == "compile" and device.type == "cuda" else partial(baseline, images)
                 # a graph's was set aside when it was recorded; what an engine takes is not seen from here
                 memory = None if way in EXPORTED else peak_bytes(seen, device)
-                rows[name] = replace(row, knob=peer.knob, flops=peer.flops(images) / whole, memory=memory)
+                rows[name] = replace(row, knob=baseline.knob, flops=baseline.flops(images) / whole, memory=memory)
                 runs[name] = run
         except (UnsupportedModelError, ConfigError, ExportError, RuntimeError) as error:
             rows[name] = replace(row, left_out=_reason(error))
@@ -93,7 +93,7 @@ def _reason(error: Exception) -> str:
 # ---- accuracy
 
 
-def judge(
+def evaluate_methods(
     backbone: Backbone,
     methods: Sequence[Method],
     targets: Sequence[float],
@@ -122,18 +122,18 @@ def judge(
             continue
         labels += [truth[i] for i in loaded.indices]
         images = loaded.images.to(reference)
-        for key, peer in contestants.items():
+        for key, baseline in contestants.items():
             with torch.inference_mode():
-                said[key].append(peer(images).argmax(dim=-1).cpu())
-                spent[key] += peer.flops(images) * len(images)
+                said[key].append(baseline(images).argmax(dim=-1).cpu())
+                spent[key] += baseline.flops(images) * len(images)
     return [*_counted(contestants, said, spent, labels, dense_flops(backbone, sample)), *rows], unread
 
 
 def _contestants(
     backbone: Backbone, methods: Sequence[Method], targets: Sequence[float], sample: Tensor
-) -> tuple[dict[tuple[str, float], Peer], list[Accuracy]]:
-    """Everybody who can be judged, the dense model first; and rows for those who cannot."""
-    peers: dict[tuple[str, float], Peer] = {(_DENSE, 1.0): METHODS[_DENSE].build(backbone, 1.0, sample)}
+) -> tuple[dict[tuple[str, float], Baseline], list[Accuracy]]:
+    """Everybody who can be evaluated, the dense model first; and rows for those who cannot."""
+    baselines: dict[tuple[str, float], Baseline] = {(_DENSE, 1.0): METHODS[_DENSE].build(backbone, 1.0, sample)}
     left_out = []
     for method in methods:
         for target in targets if method.name != _DENSE else ():
@@ -143,14 +143,14 @@ def _contestants(
                 continue
             try:
                 with torch.inference_mode():
-                    peers[method.name, target] = method.build(backbone, target, sample).eval()
+                    baselines[method.name, target] = method.build(backbone, target, sample).eval()
             except (UnsupportedModelError, ConfigError) as error:
                 left_out.append(Accuracy(method.name, target, left_out=_reason(error)))
-    return peers, left_out
+    return baselines, left_out
 
 
 def _counted(
-    contestants: dict[tuple[str, float], Peer],
+    contestants: dict[tuple[str, float], Baseline],
     said: dict[tuple[str, float], list[Tensor]],
     spent: dict[tuple[str, float], float],
     labels: list[int],

@@ -44,15 +44,15 @@ def prepared(model: nn.Module, engine: str, images: Tensor) -> Callable[[], obje
 @torch.inference_mode(False)  # what is exported must be plain tensors
 @torch.no_grad()
 def _exported(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object]:
-    from ..export.cache import cached_engine, cached_runner
+    from ..export.cache import cached_engine, cached_session
     from ..runtime.metadata import Format
 
     kind, array = cast(Format, engine), images.clone().numpy()
     if isinstance(model, SlimModel):
         runs = cached_engine(model, kind, lives=False)
         return lambda: runs(array)
-    runner = cached_runner(model, kind, torch.from_numpy(array))
-    return lambda: runner.run(array)
+    session = cached_session(model, kind, torch.from_numpy(array))
+    return lambda: session.run(array)
 
 
 @torch.inference_mode()

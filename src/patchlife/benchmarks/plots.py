@@ -70,9 +70,9 @@ def _accuracy_panels(result: Result) -> list[dict[str, Any]]:
         timings = [row for row in result.speed if row.batch == batch and row.images_per_second]
         dense = [row.images_per_second or 0 for row in timings if row.method == "dense"]
         for timed in timings:
-            judged = accuracy_of(result, timed.method, timed.target)
-            if timed.ratio and judged and judged.top1 is not None:
-                lines[timed.method].append((statistics.median(dense) * timed.ratio.median, judged.top1))
+            evaluated = accuracy_of(result, timed.method, timed.target)
+            if timed.ratio and evaluated and evaluated.top1 is not None:
+                lines[timed.method].append((statistics.median(dense) * timed.ratio.median, evaluated.top1))
         title = f"batch {batch}"
         panels.append({"x": "images per second", "y": "top-1, %", "title": title, "lines": lines})
     flops = {"x": "fraction of the dense FLOPs", "y": "top-1, %", "title": "at equal FLOPs", "lines": against_flops}

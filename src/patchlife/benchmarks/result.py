@@ -15,15 +15,15 @@ from ..errors import ConfigError
 from ..evaluation.timing import Spread
 from ..io.files import write_atomic
 
-__all__ = ["About", "Accuracy", "Result", "Speed", "load_all"]
+__all__ = ["Accuracy", "MethodInfo", "Result", "Speed", "load_all"]
 
 KIND = "patchlife-bench"
 FORMAT = 1
 
 
 @dataclass(frozen=True)
-class About:
-    """A method, as a result file remembers it. See `peers.Method`."""
+class MethodInfo:
+    """A method, as a result file remembers it. See `baselines.Method`."""
 
     title: str
     source: str
@@ -72,7 +72,7 @@ class Accuracy:
     """One method at one FLOPs target on labelled photos.
 
     Attributes:
-        flops: fraction of the dense FLOPs, mean over the photos. photos: how many were judged.
+        flops: fraction of the dense FLOPs, mean over the photos. photos: how many were evaluated.
         right: how many of them were named as they are labelled. agreeing: as the dense model names them.
         left_out: why there are no numbers.
     """
@@ -107,7 +107,7 @@ class Result:
     model: str
     weights: str
     conditions: dict[str, Any]
-    methods: dict[str, About] = field(default_factory=dict)
+    methods: dict[str, MethodInfo] = field(default_factory=dict)
     speed: list[Speed] = field(default_factory=list)
     accuracy: list[Accuracy] = field(default_factory=list)
     advice: list[dict[str, Any]] = field(default_factory=list)
@@ -128,8 +128,8 @@ class Result:
     @property
     def targets(self) -> list[float]:
         """FLOPs fractions that were asked for, largest first."""
-        judged = {row.target for row in self.accuracy if row.method != "dense"}
-        return sorted({row.target for row in self.speed} | judged, reverse=True)
+        evaluated = {row.target for row in self.accuracy if row.method != "dense"}
+        return sorted({row.target for row in self.speed} | evaluated, reverse=True)
 
     def at(self, batch: int, target: float) -> list[Speed]:
         """What was timed together, the dense model first."""
@@ -152,7 +152,7 @@ class Result:
         if body.pop("format") > FORMAT:
             raise ConfigError(f"{path} was written by a newer patchlife; pip install -U patchlife")
         body.pop("kind")
-        body["methods"] = {name: About(**about) for name, about in body["methods"].items()}
+        body["methods"] = {name: MethodInfo(**about) for name, about in body["methods"].items()}
         body["speed"] = [Speed(**_spreads(row)) for row in body["speed"]]
         body["accuracy"] = [Accuracy(**row) for row in body["accuracy"]]
         return cls(**body)

@@ -59,7 +59,7 @@ class BlockTimes:
 
     def total(self, schedule: Schedule) -> float:
         """Seconds of all blocks."""
-        return sum(self.block(i, n) for i, n in enumerate(schedule.survivors))
+        return sum(self.block(i, n) for i, n in enumerate(schedule.kept))
 
 
 def measure_blocks(backbone: Backbone, images: Tensor, rounds: int = 12) -> BlockTimes:
@@ -107,7 +107,7 @@ def advise(model: SlimModel, images: Tensor, target: float, engine: str = "eager
     runs |= {name: prepared(candidate, engine, images) for name, candidate in models.items()}
     timing = alternate(runs, rounds=15, device=images.device, patience=60)
     schedules = {name: _described(candidate) for name, candidate in models.items()}
-    text, worth = verdict({name: timing.ratios[name] for name in models}, schedules)
+    text, importance = verdict({name: timing.ratios[name] for name in models}, schedules)
     return {
         "batch": len(images),
         "target": target,
@@ -115,7 +115,7 @@ def advise(model: SlimModel, images: Tensor, target: float, engine: str = "eager
         "block_ms": {n: round(1000 * s, 4) for n, s in zip(times.counts, times.seconds, strict=True)},
         "schedules": schedules,
         "ratios": {name: vars(timing.ratios[name]) for name in models},
-        "pays": worth,
+        "pays": importance,
         "verdict": text,
     }
 
@@ -146,7 +146,7 @@ def fastest(times: BlockTimes, model: SlimModel, target: float) -> list[Key]:
 
 
 def pays(ratio: Spread) -> bool:
-    """Whether so much over the dense speed is worth advising."""
+    """Whether so much over the dense speed is importance advising."""
     return not ratio.noisy and ratio.p10 >= 1 and ratio.median >= WORTH_IT
 
 
@@ -157,7 +157,7 @@ def settings_text(schedule: Mapping[str, Any]) -> str:
 
 def _described(model: SlimModel) -> dict[str, Any]:
     cost, schedule = model.cost(), model.schedule()
-    flops = round(cost.total(schedule.survivors) / cost.dense, 4)
+    flops = round(cost.total(schedule.kept) / cost.dense, 4)
     return {"start": model.start, "drops": list(model.drops), "patches": str(schedule), "flops": flops}
 
 

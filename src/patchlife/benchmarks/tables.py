@@ -14,7 +14,7 @@ __all__ = [
     "advice_lines",
     "affordable_table",
     "findings",
-    "is_rival",
+    "is_baseline",
     "main_table",
     "speed_table",
     "target_rows",
@@ -24,7 +24,7 @@ __all__ = [
 Table = tuple[list[str], list[list[str]]]
 """Column names, and as many cells a row."""
 
-CONTROLS = ("dense", "dense-eager", "limit", "random")
+CONTROLS = ("dense", "dense-eager", "no-decision-bound", "random")
 """Not methods anybody would use to slim: what the others are compared with."""
 
 
@@ -40,7 +40,7 @@ def is_ours(result: Result, method: str) -> bool:
     return method in result.methods and result.methods[method].ours
 
 
-def is_rival(result: Result, method: str) -> bool:
+def is_baseline(result: Result, method: str) -> bool:
     """Whether it is somebody else's method, no control."""
     return method not in CONTROLS and not is_ours(result, method)
 
@@ -63,10 +63,10 @@ def main_table(result: Result, target: float) -> Table:
     rows = []
     for name in dict.fromkeys(names):
         timed = {row.batch: row for row in result.speed if row.method == name and row.target == target}
-        judged = accuracy_of(result, name, target)
-        cells = [title_of(result, name), _fraction([*timed.values(), judged])]
+        evaluated = accuracy_of(result, name, target)
+        cells = [title_of(result, name), _fraction([*timed.values(), evaluated])]
         if result.accuracy:
-            cells += _accuracy_cells(judged)
+            cells += _accuracy_cells(evaluated)
         rows.append([*cells, *(_throughput_cell(timed.get(b)) for b in result.batches)])
     return columns, rows
 
@@ -107,12 +107,15 @@ def target_rows(result: Result) -> Table:
         for target in result.targets:
             by = {row.method: row for row in result.at(batch, target) if row.images_per_second}
             ours = _fastest(by.values(), lambda name: is_ours(result, name))
-            rival = _fastest(by.values(), lambda name: is_rival(result, name))
+            rival = _fastest(by.values(), lambda name: is_baseline(result, name))
             if ours is None:
                 continue
             saved = (1 - 1 / _gain(ours)) / (1 - (ours.flops or 0))
             cells = [str(batch), f"{target:g}"]
-            cells += [_over(by.get("ours-fixed"), by.get("limit")), _over(by.get("ours-slices"), by.get("limit"))]
+            cells += [
+                _over(by.get("ours-fixed"), by.get("no-decision-bound")),
+                _over(by.get("ours-slices"), by.get("no-decision-bound")),
+            ]
             cells += [_over(ours, rival), _over(ours, by.get("tome"))]
             rows.append([*cells, f"{100 * saved:.0f} %"])
     return columns, rows
@@ -128,7 +131,7 @@ def advice_lines(result: Result) -> list[str]:
 
 
 def affordable_table(entry: dict[str, Any]) -> Table:
-    """The schedules that were considered at one batch size; those that are no faster than dense were not judged."""
+    """The schedules that were considered at one batch size; those that are no faster than dense were not evaluated."""
     columns = ["start", "drops", "FLOPs", "vs dense (p10 to p90)", "top-1 %", "points lost (95 % interval)", ""]
     rows = []
     for row in entry["candidates"]:
@@ -156,15 +159,15 @@ def findings(result: Result) -> list[str]:
             unsure = [title_of(result, r.method) for r in result.at(batch, target) if r.noisy]
             said += [f"{where}: too noisy to say for {', '.join(unsure)}."] if unsure else []
     for target in result.targets:
-        judged = [(r.method, r.top1) for r in result.accuracy if r.target == target and r.method not in CONTROLS]
-        scores = [(name, top1) for name, top1 in judged if top1 is not None]
+        evaluated = [(r.method, r.top1) for r in result.accuracy if r.target == target and r.method not in CONTROLS]
+        scores = [(name, top1) for name, top1 in evaluated if top1 is not None]
         said += _not_best(result, f"Top-1, {target:g} of the FLOPs", scores, lambda v: f"{v:.1f} %")
     return said
 
 
 def _not_best(result: Result, where: str, scores: list[tuple[str, float]], show: Callable[[float], str]) -> list[str]:
     """A sentence that names all of ours that somebody else's method beats; none if nothing does."""
-    theirs = [(name, value) for name, value in scores if is_rival(result, name)]
+    theirs = [(name, value) for name, value in scores if is_baseline(result, name)]
     if not theirs:
         return []
     leader, lead = max(theirs, key=lambda pair: pair[1])

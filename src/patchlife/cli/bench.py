@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from ..benchmarks.baselines import Method
     from ..benchmarks.result import Result
-    from ..runtime.opening import ReadyModel
+    from ..runtime.opening import Pipeline
     from ..slimming import SlimModel
 
 __all__ = ["run"]
 
-_PHOTOS = 32  # in a batch, when schedules are judged
+_PHOTOS = 32  # in a batch, when schedules are evaluated
 
 
 def run(config: BenchConfig) -> int:
@@ -55,23 +55,25 @@ def run(config: BenchConfig) -> int:
 
 def measure(config: BenchConfig, path: Path) -> Result:
     """Everything that was asked for. The file is written after each step, so an interrupted run leaves what it has."""
-    from ..benchmarks.comparison import race
-    from ..benchmarks.result import About, Result
+    from ..benchmarks.comparison import time_methods
+    from ..benchmarks.result import MethodInfo, Result
     from ..benchmarks.schedule_search import advise
 
-    ready, adapter = _open(config)
+    pipeline, adapter = _open(config)
     methods = _methods(config, adapter)
-    photos, truth = _photos(config, ready)
-    about = {m.name: About(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
-    result = Result(ready.name, _weights(config, ready), _conditions(config, ready, photos), about)
-    backbone = ready.model.backbone
-    slimmed = _own(ready, adapter)
+    photos, truth = _photos(config, pipeline)
+    about = {m.name: MethodInfo(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
+    result = Result(pipeline.name, _weights(config, pipeline), _conditions(config, pipeline, photos), about)
+    backbone = pipeline.model.backbone
+    slimmed = _own(pipeline, adapter)
     for batch in config.batch_sizes if config.speed else ():
-        images = _images(config, ready, photos, batch)
+        images = _images(config, pipeline, photos, batch)
         for target in config.flops:
             say(f"timing {len(methods)} methods, batch {batch}, {target:g} of the dense FLOPs")
             with _fresh_compiler():
-                result.speed += race(backbone, methods, images, target, config.engine, config.rounds, config.patience)
+                result.speed += time_methods(
+                    backbone, methods, images, target, config.engine, config.rounds, config.patience
+                )
             result.save(path)
         if config.advice:
             say(f"timing blocks at batch {batch}, for advice")
@@ -80,9 +82,9 @@ def measure(config: BenchConfig, path: Path) -> Result:
                 with _fresh_compiler():
                     result.advice.append(advise(slimmed, images, target, config.engine, few))
     if photos and config.advice:
-        _afford(result, config, ready, slimmed, photos, truth)
+        _afford(result, config, pipeline, slimmed, photos, truth)
     if photos:
-        _judge(result, config, ready, methods, photos, truth)
+        _evaluate(result, config, pipeline, methods, photos, truth)
     result.complete = True
     result.save(path)
     return result
@@ -91,7 +93,7 @@ def measure(config: BenchConfig, path: Path) -> Result:
 def _afford(
     result: Result,
     config: BenchConfig,
-    ready: ReadyModel,
+    pipeline: Pipeline,
     slimmed: SlimModel,
     photos: Sequence[Path],
     truth: Sequence[int],
@@ -105,34 +107,34 @@ def _afford(
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         say(f"judging the schedules that pay on {len(photos)} photos, for advice")
         steps = -(-len(photos) // _PHOTOS)
-        for loaded in progress(load_batches(photos, ready.preprocess, _PHOTOS), steps, None, unit="batch"):
+        for loaded in progress(load_batches(photos, pipeline.preprocess, _PHOTOS), steps, None, unit="batch"):
             if loaded.indices:
                 yield loaded.images, torch.tensor([truth[i] for i in loaded.indices])
 
-    lost = losses(slimmed, result.advice, ready.model.backbone.vit, batches())
+    lost = losses(slimmed, result.advice, pipeline.model.backbone.vit, batches())
     result.affordable = affordable(result.advice, lost, config.max_drop)
 
 
-def _judge(
+def _evaluate(
     result: Result,
     config: BenchConfig,
-    ready: ReadyModel,
+    pipeline: Pipeline,
     methods: Sequence[Method],
     photos: Sequence[Path],
     truth: Sequence[int],
 ) -> None:
     from tqdm import tqdm
 
-    from ..benchmarks.comparison import judge
+    from ..benchmarks.comparison import evaluate_methods
 
     say(f"judging on {len(photos)} photos")
-    result.accuracy, unread = judge(
-        ready.model.backbone,
+    result.accuracy, unread = evaluate_methods(
+        pipeline.model.backbone,
         methods,
         config.flops,
         photos,
         truth,
-        ready.preprocess,
+        pipeline.preprocess,
         watch=lambda batches, total: iter(tqdm(batches, total=total, unit="batch", disable=not sys.stderr.isatty())),
     )
     result.data = {"folder": str(config.data), "photos": len(photos), "unreadable": unread}
@@ -141,13 +143,13 @@ def _judge(
 # ---- what to measure
 
 
-def _open(config: BenchConfig) -> tuple[ReadyModel, Path | None]:
+def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
     """The model with an untouched backbone in the wanted precision, and the adapter if MODEL is one."""
     import torch
 
     from ..backbones import Origin, source_of
     from ..benchmarks.engines import EXPORTED
-    from ..runtime.opening import DEMO, open_model
+    from ..runtime.opening import DEMO, open_pipeline
 
     model, checkpoint, adapter = config.model, config.checkpoint, None
     args, size = config.model_args, config.image_size
@@ -157,7 +159,7 @@ def _open(config: BenchConfig) -> tuple[ReadyModel, Path | None]:
             "made from, with --engine onnx or openvino"
         )
     if Path(model).is_dir():
-        from ..adapters.adapter import read_adapter
+        from ..adapters import read_adapter
 
         adapter = Path(model)
         about, _ = read_adapter(adapter)
@@ -177,18 +179,18 @@ def _open(config: BenchConfig) -> tuple[ReadyModel, Path | None]:
         model, checkpoint, config.pretrained, args, config.labels, config.class_order, image_size=size
     )
     device = "cpu" if config.engine in EXPORTED else config.device
-    ready = open_model(settings, device, random_weights=True)
-    ready.model.backbone.vit.to(getattr(torch, config.dtype))
-    return ready, adapter
+    pipeline = open_pipeline(settings, device, random_weights=True)
+    pipeline.model.backbone.vit.to(getattr(torch, config.dtype))
+    return pipeline, adapter
 
 
-def _own(ready: ReadyModel, adapter: Path | None) -> SlimModel:
+def _own(pipeline: Pipeline, adapter: Path | None) -> SlimModel:
     """What advice is about: the backbone with the head, the schedule and the change that the adapter brings, if any."""
     if adapter is None:
-        return ready.model
-    from ..adapters.adapter import load
+        return pipeline.model
+    from ..adapters import load
 
-    return load(adapter, ready.model.backbone.vit).eval()
+    return load(adapter, pipeline.model.backbone.vit).eval()
 
 
 def _methods(config: BenchConfig, adapter: Path | None) -> list[Method]:
@@ -205,27 +207,27 @@ def _methods(config: BenchConfig, adapter: Path | None) -> list[Method]:
     return [known[name] for name in dict.fromkeys(["dense", *(config.methods or known)])]
 
 
-def _photos(config: BenchConfig, ready: ReadyModel) -> tuple[list[Path], list[int]]:
+def _photos(config: BenchConfig, pipeline: Pipeline) -> tuple[list[Path], list[int]]:
     """Photos and their classes; none without --data."""
     if config.data is None:
         return [], []
     photos = find_photos(config.data)
-    return photos, classes_of(ready.labels, photos, config.class_order)
+    return photos, classes_of(pipeline.labels, photos, config.class_order)
 
 
-def _images(config: BenchConfig, ready: ReadyModel, photos: Sequence[Path], batch: int) -> Tensor:
+def _images(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path], batch: int) -> Tensor:
     """A batch to time on: photos where there are some, noise otherwise."""
     import torch
 
     from ..data import evenly_spaced, load_batches
 
     if photos:
-        images = next(load_batches(evenly_spaced(photos, batch), ready.preprocess, batch)).images
+        images = next(load_batches(evenly_spaced(photos, batch), pipeline.preprocess, batch)).images
         images = images.repeat(-(-batch // max(1, len(images))), 1, 1, 1)[:batch]
     else:
-        size = (batch, ready.model.backbone.channels, *ready.model.backbone.image_size)
+        size = (batch, pipeline.model.backbone.channels, *pipeline.model.backbone.image_size)
         images = torch.randn(size, generator=torch.Generator().manual_seed(0))
-    return images.to(ready.device, getattr(torch, config.dtype))
+    return images.to(pipeline.device, getattr(torch, config.dtype))
 
 
 @contextmanager
@@ -240,12 +242,12 @@ def _fresh_compiler() -> Iterator[None]:
 # ---- what to remember about it
 
 
-def _weights(config: BenchConfig, ready: ReadyModel) -> str:
+def _weights(config: BenchConfig, pipeline: Pipeline) -> str:
     from ..backbones import source_of
     from ..runtime.opening import DEMO
 
-    origin = ready.model.origin
-    if ready.name == DEMO:
+    origin = pipeline.model.origin
+    if pipeline.name == DEMO:
         return "the package's own"
     if origin and origin.checkpoint:
         return f"{Path(origin.checkpoint).name}, sha256 {(origin.sha256 or '')[:16]}"
@@ -254,7 +256,7 @@ def _weights(config: BenchConfig, ready: ReadyModel) -> str:
     return "timm's own" if origin and origin.pretrained else "random"
 
 
-def _conditions(config: BenchConfig, ready: ReadyModel, photos: Sequence[Path]) -> dict[str, Any]:
+def _conditions(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path]) -> dict[str, Any]:
     from ..benchmarks.engines import engine_version
     from ..evaluation.timing import conditions
 
@@ -262,11 +264,11 @@ def _conditions(config: BenchConfig, ready: ReadyModel, photos: Sequence[Path]) 
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "patchlife": __version__,
         "command": " ".join(["patchlife", *sys.argv[1:]]),
-        **conditions(ready.device),
+        **conditions(pipeline.device),
         "engine": config.engine,
         **engine_version(config.engine),
         "dtype": config.dtype,
-        "image_size": list(ready.model.backbone.image_size),
+        "image_size": list(pipeline.model.backbone.image_size),
         "images": "photos" if photos else "noise",
         "rounds": config.rounds,
         "patience_seconds": config.patience,

@@ -1,4 +1,4 @@
-"""What several verbs do alike: talk on the standard error, show progress, get a model ready for photos."""
+"""What several verbs do alike: talk on the standard error, show progress, get a model pipeline for photos."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..config import ClassOrder, EngineName, ModelConfig, RunConfig
 from ..data import PHOTO_SUFFIXES, by_suffix, list_photos
 from ..errors import ConfigError
 from ..extras import require_engine, require_export
-from ..io.files import PACKAGE, is_exported
+from ..io.files import BUNDLE, is_exported
 
 if TYPE_CHECKING:
     from ..data.labels import Labels
-    from ..runtime.opening import ReadyModel
+    from ..runtime.opening import Pipeline
 
 __all__ = [
     "calibrate_if_needed",
@@ -64,7 +64,7 @@ def _kind_of(exported: Path) -> str:
     """What runs an exported file or package; empty if it is damaged, which opening it will say."""
     try:
         if exported.is_dir():
-            return str(json.loads((exported / PACKAGE).read_text("utf-8"))["kind"])
+            return str(json.loads((exported / BUNDLE).read_text("utf-8"))["kind"])
         if not zipfile.is_zipfile(exported):
             return "onnx"
         with zipfile.ZipFile(exported) as archive:
@@ -111,23 +111,23 @@ def progress(items: Iterable[T], total: int, wanted: bool | None, done: int = 0,
     return tqdm(items, total=total, initial=done, unit=unit, disable=not shown, smoothing=0.05)
 
 
-def open_classifier(config: ModelConfig, run: RunConfig) -> ReadyModel:
+def open_classifier(config: ModelConfig, run: RunConfig) -> Pipeline:
     """The model on its device. Raises ConfigError if it has no classes to tell apart."""
-    from ..runtime.opening import open_model
+    from ..runtime.opening import open_pipeline
 
-    ready = open_model(config, run.device)
-    if not ready.labels.names:
-        raise ConfigError(f"{ready.name} has no classifier, so it says nothing about a photo; patchlife info works")
-    return ready
+    pipeline = open_pipeline(config, run.device)
+    if not pipeline.labels.names:
+        raise ConfigError(f"{pipeline.name} has no classifier, so it says nothing about a photo; patchlife info works")
+    return pipeline
 
 
-def calibrate_if_needed(ready: ReadyModel, photos: Sequence[Path], run: RunConfig) -> bool:
+def calibrate_if_needed(pipeline: Pipeline, photos: Sequence[Path], run: RunConfig) -> bool:
     """In adaptive mode without thresholds: get them from the photos first; returns whether that was so."""
-    model = ready.model
+    model = pipeline.model
     if model.config.mode == "fixed" or model.calibration is not None or not model.schedule().drops:
         return False
     from ..runtime.inference import calibrate
 
-    used = calibrate(ready, photos, run.workers)
+    used = calibrate(pipeline, photos, run.workers)
     say(f"adaptive mode was not calibrated: did it on {used} of the photos, labels not needed")
     return True

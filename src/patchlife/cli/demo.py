@@ -20,7 +20,7 @@ from .draw import caption, save_png, tile
 if TYPE_CHECKING:
     from ..evaluation.timing import Timing
     from ..runtime.inference import Answer
-    from ..runtime.opening import ReadyModel
+    from ..runtime.opening import Pipeline
 
 __all__ = ["Findings", "Outcome", "answer_all", "investigate", "outcome_of", "run", "time_against_dense"]
 
@@ -36,13 +36,13 @@ Table = tuple[list[str], list[list[str]]]
 
 def run(config: DemoConfig) -> int:
     """Run the demo as the command line asks; returns the exit code."""
-    from ..runtime.opening import DEMO, demo_folder, open_model
+    from ..runtime.opening import DEMO, demo_folder, open_pipeline
 
     photos = list_photos(demo_folder() / "photos")
-    ready = open_model(ModelConfig(DEMO, life=config.life), config.run.device)
-    findings = investigate(ready, photos, config)
+    pipeline = open_pipeline(ModelConfig(DEMO, life=config.life), config.run.device)
+    findings = investigate(pipeline, photos, config)
     say(f"drawing the lives of {len(photos)} photos")
-    report = _write(findings, ready, config.out)
+    report = _write(findings, pipeline, config.out)
     print(f"{_text(*_outcome_table(findings))}\n\n{_text(*_time_table(findings))}\n\nopen {report.absolute()}")
     return 0
 
@@ -88,36 +88,36 @@ class Findings:
     slimmed: list[Answer]
 
 
-def investigate(ready: ReadyModel, photos: Sequence[Path], config: DemoConfig) -> Findings:
+def investigate(pipeline: Pipeline, photos: Sequence[Path], config: DemoConfig) -> Findings:
     """Time the model, then count what it gets right at several budgets. Leaves it at the last of them."""
-    calibrate_if_needed(ready, photos, config.run)
-    model, asked = ready.model, ready.model.config
+    calibrate_if_needed(pipeline, photos, config.run)
+    model, asked = pipeline.model, pipeline.model.config
     settings = f"{asked.mode} mode, patches that enter each block: {model.schedule()}"
-    say(f"dense and slimmed take turns against the clock on {ready.device}")
+    say(f"dense and slimmed take turns against the clock on {pipeline.device}")
     sizes = sorted({1, config.run.batch_size})
-    timings = {size: time_against_dense(ready, photos, size, config.rounds) for size in sizes}
+    timings = {size: time_against_dense(pipeline, photos, size, config.rounds) for size in sizes}
     say(f"one set of weights at several budgets, {len(photos)} photos each")
-    slimmed = answer_all(ready, photos, config)
+    slimmed = answer_all(pipeline, photos, config)
     model.set_budget(1.0)
-    dense = answer_all(ready, photos, config)
-    outcomes = [outcome_of(_DENSE, dense, dense, ready), outcome_of(_name(asked), slimmed, dense, ready)]
-    for budget in BUDGETS if asked.survivors else [b for b in BUDGETS if b != asked.budget]:
+    dense = answer_all(pipeline, photos, config)
+    outcomes = [outcome_of(_DENSE, dense, dense, pipeline), outcome_of(_name(asked), slimmed, dense, pipeline)]
+    for budget in BUDGETS if asked.kept else [b for b in BUDGETS if b != asked.budget]:
         model.set_budget(budget)
-        found = answer_all(ready, photos, config)
-        outcomes.append(outcome_of(f"budget {budget:g}", found, dense, ready))
+        found = answer_all(pipeline, photos, config)
+        outcomes.append(outcome_of(f"budget {budget:g}", found, dense, pipeline))
     return Findings(settings, outcomes, timings, slimmed)
 
 
 def _name(asked: LifeConfig) -> str:
-    return f"{_SLIMMED}, " + ("own schedule" if asked.survivors else f"budget {asked.budget:g}")
+    return f"{_SLIMMED}, " + ("own schedule" if asked.kept else f"budget {asked.budget:g}")
 
 
-def answer_all(ready: ReadyModel, photos: Sequence[Path], config: DemoConfig) -> list[Answer]:
+def answer_all(pipeline: Pipeline, photos: Sequence[Path], config: DemoConfig) -> list[Answer]:
     """The model's answers, every one of them: these photos are known to be sound."""
     from ..runtime.inference import Failure, answers
 
     found: list[Answer] = []
-    results = answers(ready, photos, config.run.batch_size, config.run.workers)
+    results = answers(pipeline, photos, config.run.batch_size, config.run.workers)
     for result in progress(results, len(photos), config.run.progress):
         if isinstance(result, Failure):
             raise ImageError(f"{result.error}; reinstall patchlife")
@@ -125,9 +125,9 @@ def answer_all(ready: ReadyModel, photos: Sequence[Path], config: DemoConfig) ->
     return found
 
 
-def outcome_of(name: str, found: Sequence[Answer], dense: Sequence[Answer], ready: ReadyModel) -> Outcome:
+def outcome_of(name: str, found: Sequence[Answer], dense: Sequence[Answer], pipeline: Pipeline) -> Outcome:
     """Count what was right."""
-    said, truth = _classes(found), ready.labels.classes_of(answer.path for answer in found)
+    said, truth = _classes(found), pipeline.labels.classes_of(answer.path for answer in found)
     flops = sum(answer.flops for answer in found) / len(found)
     return Outcome(
         name,
@@ -135,19 +135,19 @@ def outcome_of(name: str, found: Sequence[Answer], dense: Sequence[Answer], read
         right=sum(a == b for a, b in zip(said, truth, strict=True)),
         agreeing=sum(a == b for a, b in zip(said, _classes(dense), strict=True)),
         flops=flops,
-        fraction_of_dense=flops / ready.model.cost().dense,
+        fraction_of_dense=flops / pipeline.model.cost().dense,
     )
 
 
-def time_against_dense(ready: ReadyModel, photos: Sequence[Path], batch_size: int, rounds: int) -> Timing:
+def time_against_dense(pipeline: Pipeline, photos: Sequence[Path], batch_size: int, rounds: int) -> Timing:
     """The slimmed model against the backbone itself, on a batch of these photos that is already loaded."""
     from ..evaluation.timing import alternate
 
-    batch = next(load_batches(photos[:batch_size], ready.preprocess, batch_size))
-    images = batch.images.to(ready.device)
-    runs = {_DENSE: lambda: ready.model.backbone.vit(images), _SLIMMED: lambda: ready.model(images)}
-    about = {"model": ready.name, "batch": len(images), "dtype": str(images.dtype).removeprefix("torch.")}
-    return alternate(runs, rounds, device=ready.device, patience=_PATIENCE, about=about)
+    batch = next(load_batches(photos[:batch_size], pipeline.preprocess, batch_size))
+    images = batch.images.to(pipeline.device)
+    runs = {_DENSE: lambda: pipeline.model.backbone.vit(images), _SLIMMED: lambda: pipeline.model(images)}
+    about = {"model": pipeline.name, "batch": len(images), "dtype": str(images.dtype).removeprefix("torch.")}
+    return alternate(runs, rounds, device=pipeline.device, patience=_PATIENCE, about=about)
 
 
 def _classes(found: Sequence[Answer]) -> list[int]:
@@ -182,33 +182,33 @@ def _text(columns: list[str], rows: list[list[str]]) -> str:
 # ---- pictures and the report
 
 
-def _contact_sheet(ready: ReadyModel, found: Sequence[Answer]) -> Image.Image:
+def _contact_sheet(pipeline: Pipeline, found: Sequence[Answer]) -> Image.Image:
     from ..visual import contact_sheet
 
-    truth = ready.labels.classes_of(answer.path for answer in found)
+    truth = pipeline.labels.classes_of(answer.path for answer in found)
     tiles = []
     for answer, said, true in zip(found, _classes(found), truth, strict=True):
-        text = caption(ready, answer) + ("" if said == true else f", not {ready.labels.names[true]}")
-        tiles.append((tile(read_photo(answer.path), ready, answer), text))
+        text = caption(pipeline, answer) + ("" if said == true else f", not {pipeline.labels.names[true]}")
+        tiles.append((tile(read_photo(answer.path), pipeline, answer), text))
     return contact_sheet(tiles, columns=8, width=150)
 
 
-def _strips(ready: ReadyModel, found: Sequence[Answer]) -> Image.Image:
+def _strips(pipeline: Pipeline, found: Sequence[Answer]) -> Image.Image:
     """What is alive at five blocks, for a few photos from the whole range of classes."""
     from ..visual import strip
     from ..visual.layout import stacked
 
     few = found[:: max(1, len(found) // _STRIPS)][:_STRIPS]
-    panels = [strip(answer.path, answer.lives, preprocess=ready.preprocess, width=180) for answer in few]
+    panels = [strip(answer.path, answer.lives, preprocess=pipeline.preprocess, width=180) for answer in few]
     return stacked(panels, gap=12)
 
 
-def _write(findings: Findings, ready: ReadyModel, folder: Path) -> Path:
+def _write(findings: Findings, pipeline: Pipeline, folder: Path) -> Path:
     """Report, pictures and numbers into ``folder``; returns the report."""
     from ..visual.html import code, figure, heading, note, paragraph, save_page, table
 
     folder.mkdir(parents=True, exist_ok=True)
-    sheet, strips = _contact_sheet(ready, findings.slimmed), _strips(ready, findings.slimmed)
+    sheet, strips = _contact_sheet(pipeline, findings.slimmed), _strips(pipeline, findings.slimmed)
     save_png(sheet, folder / "contact-sheet.png")
     save_png(strips, folder / "strips.png")
     write_atomic(folder / "demo.json", json.dumps(_numbers(findings), indent=2) + "\n")
@@ -219,7 +219,7 @@ def _write(findings: Findings, ready: ReadyModel, folder: Path) -> Path:
         [
             paragraph(
                 "One small module looks at the patches of a photo once and decides how many blocks of the Vision "
-                f"Transformer each of them lives. Here is the embedded model ({ready.name}) on {photos} photos that "
+                f"Transformer each of them lives. Here is the embedded model ({pipeline.name}) on {photos} photos that "
                 "it was not trained on, dense and slimmed."
             ),
             table(*_outcome_table(findings), caption=_chance(photos)),

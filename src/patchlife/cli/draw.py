@@ -20,7 +20,7 @@ from .common import calibrate_if_needed, find_photos, open_classifier, progress,
 
 if TYPE_CHECKING:
     from ..runtime.inference import Answer
-    from ..runtime.opening import ReadyModel
+    from ..runtime.opening import Pipeline
 
 __all__ = ["Sheets", "caption", "draw_all", "run", "save_png", "tile"]
 
@@ -32,10 +32,10 @@ def run(config: DrawConfig) -> int:
     photos = [p for p in listed if folder not in p.absolute().parents]  # not last time's pictures
     if not photos:
         raise ConfigError(f"all photos found lie in {config.out}, where the pictures go; choose another --out")
-    ready = open_classifier(config.model, config.run)
-    calibrate_if_needed(ready, photos, config.run)
+    pipeline = open_classifier(config.model, config.run)
+    calibrate_if_needed(pipeline, photos, config.run)
     failed = 0
-    for error in progress(draw_all(ready, photos, config), len(photos), config.run.progress):
+    for error in progress(draw_all(pipeline, photos, config), len(photos), config.run.progress):
         if error:
             failed += 1
             say(error)
@@ -43,13 +43,13 @@ def run(config: DrawConfig) -> int:
     return 1 if failed else 0
 
 
-def draw_all(ready: ReadyModel, photos: Sequence[Path], config: DrawConfig) -> Iterator[str | None]:
+def draw_all(pipeline: Pipeline, photos: Sequence[Path], config: DrawConfig) -> Iterator[str | None]:
     """Draw photos into ``config.out``; yields for each, in their order, None or why it could not be drawn."""
     from ..runtime.inference import Failure, answers
 
     sheets = Sheets(config.out) if config.sheet else None
     places = _places(photos, config.out)
-    for result in answers(ready, photos, config.run.batch_size, config.run.workers):
+    for result in answers(pipeline, photos, config.run.batch_size, config.run.workers):
         if isinstance(result, Failure):
             yield result.error
             continue
@@ -58,25 +58,25 @@ def draw_all(ready: ReadyModel, photos: Sequence[Path], config: DrawConfig) -> I
         except ImageError as error:  # gone or changed since the model saw it
             yield str(error)
             continue
-        _draw(photo, ready, result, places[result.path], config)
+        _draw(photo, pipeline, result, places[result.path], config)
         if sheets:
-            sheets.add(tile(photo, ready, result), caption(ready, result))
+            sheets.add(tile(photo, pipeline, result), caption(pipeline, result))
         yield None
     if sheets:
         sheets.close()
 
 
-def tile(photo: Image.Image, ready: ReadyModel, answer: Answer) -> Image.Image:
+def tile(photo: Image.Image, pipeline: Pipeline, answer: Answer) -> Image.Image:
     """A small life map, for a contact sheet."""
     from ..visual import draw
 
-    return draw(photo, answer.lives, preprocess=ready.preprocess, width=220, legend=False)
+    return draw(photo, answer.lives, preprocess=pipeline.preprocess, width=220, legend=False)
 
 
-def caption(ready: ReadyModel, answer: Answer) -> str:
+def caption(pipeline: Pipeline, answer: Answer) -> str:
     """What the model says about a photo: "tench 96 %"."""
     probability, index = answer.probabilities.max(dim=0)
-    return f"{ready.labels.names[int(index)]} {100 * float(probability):.0f} %"
+    return f"{pipeline.labels.names[int(index)]} {100 * float(probability):.0f} %"
 
 
 def save_png(picture: Image.Image, path: Path) -> Path:
@@ -117,11 +117,11 @@ class Sheets:
             self._waiting.clear()
 
 
-def _draw(photo: Image.Image, ready: ReadyModel, answer: Answer, place: Path, config: DrawConfig) -> None:
+def _draw(photo: Image.Image, pipeline: Pipeline, answer: Answer, place: Path, config: DrawConfig) -> None:
     """Write one photo's pictures to ``place``, with endings of their own."""
     from ..visual import draw, strip
 
-    lives, looks = answer.lives, ready.preprocess
+    lives, looks = answer.lives, pipeline.preprocess
     life_map = draw(photo, lives, preprocess=looks, width=config.width, whole=config.whole)
     save_png(life_map, place.with_name(place.name + ".life.png"))
     if config.strip:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..evaluation.accuracy import Score
-    from ..runtime.opening import ReadyModel
+    from ..runtime.opening import Pipeline
 
 __all__ = ["run", "text_table"]
 
@@ -33,17 +33,17 @@ def run(config: EvalConfig) -> int:
     photos = listed[:: config.every]
     from ..evaluation.accuracy import evaluate
 
-    judged = _package(config, photos) if is_exported(config.model.model) else _model(config, photos)
-    ready = judged.ready
-    classes = classes_of(ready.labels, listed, config.model.class_order)[:: config.every]
+    evaluated = _package(config, photos) if is_exported(config.model.model) else _model(config, photos)
+    pipeline = evaluated.pipeline
+    classes = classes_of(pipeline.labels, listed, config.model.class_order)[:: config.every]
     failures: list[str] = []
-    batches = _batches(ready, photos, classes, config, failures)
-    scores = evaluate(ready.model, judged.dense, batches, config.settings, judged.device)
+    batches = _batches(pipeline, photos, classes, config, failures)
+    scores = evaluate(pipeline.model, evaluated.dense, batches, config.settings, evaluated.device)
     print(text_table(scores, len(photos) - len(failures)))
     if failures:
         say(f"{len(failures)} photos failed (the first: {failures[0]})")
     if config.out:
-        _write(config.out, _result(config, judged, scores, len(photos), failures), scores, plots)
+        _write(config.out, _result(config, evaluated, scores, len(photos), failures), scores, plots)
     return 1 if failures else 0
 
 
@@ -51,7 +51,7 @@ def run(config: EvalConfig) -> int:
 class _Judged:
     """What is measured, the dense model that it is compared with, where that wants its images, and who runs it."""
 
-    ready: ReadyModel
+    pipeline: Pipeline
     dense: Callable[[torch.Tensor], torch.Tensor]
     device: torch.device
     engine: str
@@ -59,22 +59,22 @@ class _Judged:
 
 def _model(config: EvalConfig, photos: Sequence[Path]) -> _Judged:
     """The model in the engine that was asked for, and its untouched backbone in torch."""
-    from ..backbones.weight_delta import undone
+    from ..backbones.weight_delta import revert_delta
 
-    ready = open_classifier(config.model, config.run)
-    model, device = ready.model, ready.device
+    pipeline = open_classifier(config.model, config.run)
+    model, device = pipeline.model, pipeline.device
     if "adaptive" in config.modes:
         model.set_mode("adaptive")
-        calibrate_if_needed(ready, photos, config.run)
-    dense = undone(model.backbone.vit, model.change.tensors) if model.change else model.backbone.vit
+        calibrate_if_needed(pipeline, photos, config.run)
+    dense = revert_delta(model.backbone.vit, model.delta.tensors) if model.delta else model.backbone.vit
     if config.engine in (None, "eager"):
-        return _Judged(ready, dense, device, "eager")
+        return _Judged(pipeline, dense, device, "eager")
     from ..export.on_the_fly import with_engine
 
     model.set_budget(config.budgets[0])  # others are made when they are needed: this one at once
-    ready = with_engine(ready, config.engine, config.run.device)
-    _warm(ready, config, len(photos))
-    return _Judged(ready, dense, device, config.engine)
+    pipeline = with_engine(pipeline, config.engine, config.run.device)
+    _warm(pipeline, config, len(photos))
+    return _Judged(pipeline, dense, device, config.engine)
 
 
 def _package(config: EvalConfig, photos: Sequence[Path]) -> _Judged:
@@ -82,7 +82,7 @@ def _package(config: EvalConfig, photos: Sequence[Path]) -> _Judged:
     import torch
 
     from ..runtime import open_engine
-    from ..runtime.exported import open_ready
+    from ..runtime.exported import open_exported
 
     package = config.model.model
     if "adaptive" in config.modes:
@@ -94,20 +94,22 @@ def _package(config: EvalConfig, photos: Sequence[Path]) -> _Judged:
             f"eval compares with the dense model, which {package} does not hold ({error}); patchlife predict "
             "--labelled needs none"
         ) from None
-    ready = open_ready(replace(config.model, life={**config.model.life, "budget": 1.0}), config.trust)
-    _warm(ready, config, len(photos))
-    return _Judged(ready, lambda images: torch.from_numpy(dense(images.numpy()).logits), ready.device, dense.about.kind)
+    pipeline = open_exported(replace(config.model, life={**config.model.life, "budget": 1.0}), config.trust)
+    _warm(pipeline, config, len(photos))
+    return _Judged(
+        pipeline, lambda images: torch.from_numpy(dense(images.numpy()).logits), pipeline.device, dense.metadata.kind
+    )
 
 
-def _warm(ready: ReadyModel, config: EvalConfig, photos: int) -> None:
+def _warm(pipeline: Pipeline, config: EvalConfig, photos: int) -> None:
     """Export or compile at every budget now: it fails before photos are read, and is no part of a speed."""
     import torch
 
     batch = min(config.run.batch_size, photos)
     for size in sorted({batch, photos % batch or batch}):  # the last batch may be smaller, and compiles anew
-        blank = torch.zeros(size, ready.preprocess.channels, *ready.preprocess.size)
+        blank = torch.zeros(size, pipeline.preprocess.channels, *pipeline.preprocess.size)
         for budget in config.budgets:
-            ready.model.set_budget(budget).predict(blank)
+            pipeline.model.set_budget(budget).predict(blank)
 
 
 def text_table(scores: Sequence[Score], photos: int) -> str:
@@ -128,7 +130,7 @@ def text_table(scores: Sequence[Score], photos: int) -> str:
 
 
 def _batches(
-    ready: ReadyModel, photos: Sequence[Path], classes: Sequence[int], config: EvalConfig, failures: list[str]
+    pipeline: Pipeline, photos: Sequence[Path], classes: Sequence[int], config: EvalConfig, failures: list[str]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Images and their classes; photos that cannot be read are added to ``failures``."""
     import torch
@@ -136,7 +138,7 @@ def _batches(
     from ..data import load_batches
 
     batch_size, workers = config.run.batch_size, config.run.workers
-    batches = load_batches(photos, ready.preprocess, batch_size, workers)
+    batches = load_batches(photos, pipeline.preprocess, batch_size, workers)
     for batch in progress(batches, -(-len(photos) // batch_size), config.run.progress, unit="batch"):
         failures += [str(error) for _, error in batch.failures]
         if batch.indices:
@@ -146,7 +148,7 @@ def _batches(
 
 
 def _result(
-    config: EvalConfig, judged: _Judged, scores: Sequence[Score], photos: int, failures: list[str]
+    config: EvalConfig, evaluated: _Judged, scores: Sequence[Score], photos: int, failures: list[str]
 ) -> dict[str, Any]:
     from ..benchmarks.engines import engine_version
     from ..evaluation.timing import conditions
@@ -154,15 +156,17 @@ def _result(
 
     return {
         "patchlife": __version__,
-        "model": judged.ready.name,
+        "model": evaluated.pipeline.name,
         "adapter": config.model.model if Path(config.model.model).is_dir() else None,
-        "engine": judged.engine,
+        "engine": evaluated.engine,
         "data": str(config.data),
         "class_order": config.model.class_order,
         "photos": photos - len(failures),
         "failures": failures,
         "scores": [score.to_dict() for score in scores],
-        "conditions": conditions(judged.device) | engine_version(judged.engine) | {"batch_size": config.run.batch_size},
+        "conditions": conditions(evaluated.device)
+        | engine_version(evaluated.engine)
+        | {"batch_size": config.run.batch_size},
     }
 
 

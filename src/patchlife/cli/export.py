@@ -15,9 +15,9 @@ from .common import classes_of, find_photos, open_classifier, say
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..export import Exported, ExportedPackage
-    from ..runtime import About
-    from ..runtime.opening import ReadyModel
+    from ..export import Exported, ExportedBundle
+    from ..runtime import Metadata
+    from ..runtime.opening import Pipeline
 
 __all__ = ["prepared_photos", "run"]
 
@@ -27,36 +27,36 @@ _SUFFIX = {"onnx": "onnx", "openvino": "openvino.zip", "torch": "pt2"}
 def run(config: ExportConfig) -> int:
     """Write the file or the package; returns the exit code."""
     require_export(config.format, config.int8 != "off")
-    from ..export import export, export_package
+    from ..export import export, export_bundle
     from ..export.exporter import check_request
 
     check_request(config.format, config.int8, config.photos)  # before a model is built or a photo is read
     listed = find_photos(config.photos) if config.photos else []
-    ready = open_classifier(config.model, RunConfig(device="cpu"))
-    if ready.model.config.mode != "fixed":
+    pipeline = open_classifier(config.model, RunConfig(device="cpu"))
+    if pipeline.model.config.mode != "fixed":
         raise ConfigError("an exported graph keeps the same number of patches of every image; give --mode fixed")
-    truth = _truth(config, ready, listed)
-    photos, images = prepared_photos(ready, listed, config.limit) if listed else ([], None)
-    how: dict[str, Any] = {"images": images, "labels": ready.labels, "preprocess": ready.preprocess}
+    truth = _truth(config, pipeline, listed)
+    photos, images = prepared_photos(pipeline, listed, config.max_photos) if listed else ([], None)
+    how: dict[str, Any] = {"images": images, "labels": pipeline.labels, "preprocess": pipeline.preprocess}
     how |= {"lives": config.lives, "int8": config.int8}
-    out = config.out or _named(config, ready)
+    out = config.out or _named(config, pipeline)
     if config.budgets:
-        package = export_package(ready.model, out, config.budgets, config.format, **how)
+        package = export_bundle(pipeline.model, out, config.budgets, config.format, **how)
         _report_package(package)
-        budgets = [about.budget for about in package.abouts]
+        budgets = [metadata.budget for metadata in package.metadatas]
     else:
-        exported = export(ready.model, out, config.format, **how)
+        exported = export(pipeline.model, out, config.format, **how)
         _report(exported)
-        budgets = [exported.about.budget]
+        budgets = [exported.metadata.budget]
     if images is None:
         say("compared on generated images; --photos PATH compares on yours")
     elif config.labelled:
         for budget in budgets:
-            _report_accuracy(out, budget, ready, [truth[photo] for photo in photos], images)
+            _report_accuracy(out, budget, pipeline, [truth[photo] for photo in photos], images)
     return 0
 
 
-def prepared_photos(ready: ReadyModel, photos: Sequence[Path], limit: int) -> tuple[list[Path], Tensor]:
+def prepared_photos(pipeline: Pipeline, photos: Sequence[Path], limit: int) -> tuple[list[Path], Tensor]:
     """(photos that could be read, one image for each), at most ``limit``, evenly spread.
 
     Raises ConfigError when none can be read.
@@ -64,67 +64,69 @@ def prepared_photos(ready: ReadyModel, photos: Sequence[Path], limit: int) -> tu
     import torch
 
     chosen = evenly_spaced(photos, limit)
-    batches = list(load_batches(chosen, ready.preprocess, 16))
+    batches = list(load_batches(chosen, pipeline.preprocess, 16))
     good = [chosen[i] for batch in batches for i in batch.indices]
     if not good:
         raise ConfigError(f"none of the {len(chosen)} photos could be read: {batches[0].failures[0][1]}")
     return good, torch.cat([batch.images for batch in batches if batch.indices])
 
 
-def _truth(config: ExportConfig, ready: ReadyModel, photos: Sequence[Path]) -> dict[Path, int]:
+def _truth(config: ExportConfig, pipeline: Pipeline, photos: Sequence[Path]) -> dict[Path, int]:
     """The class of each photo; empty if it is not asked for."""
     if not config.labelled:
         return {}
-    return dict(zip(photos, classes_of(ready.labels, photos, config.model.class_order), strict=True))
+    return dict(zip(photos, classes_of(pipeline.labels, photos, config.model.class_order), strict=True))
 
 
-def _named(config: ExportConfig, ready: ReadyModel) -> Path:
+def _named(config: ExportConfig, pipeline: Pipeline) -> Path:
     int8 = "" if config.int8 == "off" else "-int8"
     if config.budgets:
-        return Path(f"{ready.name}{int8}-{config.format}")
-    return Path(f"{ready.name}-{ready.model.config.budget:g}{int8}.{_SUFFIX[config.format]}")
+        return Path(f"{pipeline.name}{int8}-{config.format}")
+    return Path(f"{pipeline.name}-{pipeline.model.config.budget:g}{int8}.{_SUFFIX[config.format]}")
 
 
 def _report(exported: Exported) -> None:
-    about = exported.about
+    metadata = exported.metadata
     size = exported.path.stat().st_size / 1e6
-    print(f"{exported.path}: {about.kind}, {about.precision}{_late(about)}, {size:.1f} MB")
-    print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs, any batch size")
-    _report_integers(about)
+    print(f"{exported.path}: {metadata.kind}, {metadata.precision}{_late(metadata)}, {size:.1f} MB")
+    print(f"budget {metadata.budget:g}: {metadata.flops / metadata.dense_flops:.3f} of the dense FLOPs, any batch size")
+    _report_integers(metadata)
     print(f"compared with the model: {exported.parity}")
 
 
-def _late(about: About) -> str:
+def _late(metadata: Metadata) -> str:
     """Where int8 begins, if that is not at the first block."""
-    return f" from block {about.int8_from} on" if about.int8_from else ""
+    return f" from block {metadata.int8_from} on" if metadata.int8_from else ""
 
 
-def _report_integers(about: About) -> None:
-    if about.integers:
-        print(f"integers: {about.integers}")
+def _report_integers(metadata: Metadata) -> None:
+    if metadata.integers:
+        print(f"integers: {metadata.integers}")
 
 
-def _report_package(package: ExportedPackage) -> None:
-    about = package.abouts[0]
-    made = f"{about.kind}, {about.precision}, {len(package.abouts)} budgets"
+def _report_package(package: ExportedBundle) -> None:
+    metadata = package.metadatas[0]
+    made = f"{metadata.kind}, {metadata.precision}, {len(package.metadatas)} budgets"
     print(f"{package.path}: {made}, {package.size / 1e6:.1f} MB together")
-    _report_integers(about)
-    for about, parity in zip(package.abouts, package.parities, strict=True):
-        late = f", int8{_late(about)}" if about.int8_from else ""
-        print(f"budget {about.budget:g}: {about.flops / about.dense_flops:.3f} of the dense FLOPs{late}; {parity}")
+    _report_integers(metadata)
+    for metadata, parity in zip(package.metadatas, package.parities, strict=True):
+        late = f", int8{_late(metadata)}" if metadata.int8_from else ""
+        print(
+            f"budget {metadata.budget:g}: {metadata.flops / metadata.dense_flops:.3f} of the dense FLOPs{late}; {parity}"
+        )
 
 
-def _report_accuracy(out: Path, budget: float, ready: ReadyModel, classes: list[int], images: Tensor) -> None:
+def _report_accuracy(out: Path, budget: float, pipeline: Pipeline, classes: list[int], images: Tensor) -> None:
     import torch
 
     from ..runtime import open_engine
 
     truth = torch.tensor(classes)
     engine = open_engine(out, budget=budget, trust=True)  # written just now, by us
-    settings = {"budget": budget} if engine.about.budgets else {}
-    with torch.inference_mode(), ready.model.temporarily(**settings):
-        before = torch.cat([ready.model(batch).argmax(1) for batch in images.split(16)])
+    settings = {"budget": budget} if engine.metadata.budgets else {}
+    with torch.inference_mode(), pipeline.model.temporarily(**settings):
+        before = torch.cat([pipeline.model(batch).argmax(1) for batch in images.split(16)])
     after = torch.cat([torch.from_numpy(engine(batch.numpy()).logits).argmax(1) for batch in images.split(16)])
     a, b = (100 * float((found == truth).float().mean()) for found in (before, after))
-    where = f"budget {budget:g}, " if engine.about.budgets else ""
+    where = f"budget {budget:g}, " if engine.metadata.budgets else ""
     print(f"{where}top-1 on {len(classes)} photos: {a:.2f} % before, {b:.2f} % in the file ({b - a:+.2f} points)")

@@ -27,20 +27,20 @@ def run(config: FitConfig) -> int:
         require("tensorboard", "tensorboard", "--tensorboard")
     left_out: set[Path] = set()
     found = list_samples(config.data, left_out)
-    from ..runtime.opening import open_model
+    from ..runtime.opening import open_pipeline
     from ..training.fit import accelerator_for, fit, work_folder
 
-    ready = open_model(config.model)  # on the CPU: accelerate moves it
+    pipeline = open_pipeline(config.model)  # on the CPU: accelerate moves it
     accelerator = accelerator_for(config.device)
     order = config.model.class_order
-    photos = _Photos(found, ready.labels if config.learn.label_weight else None, order)
-    watched = _watched(config.watch, ready.labels, order)
+    photos = _Photos(found, pipeline.labels if config.learn.label_weight else None, order)
+    validated = _validated(config.validation, pipeline.labels, order)
     if accelerator.is_main_process:
         say_left_out(left_out)
-        for reading in dict.fromkeys(given.reading for given in (photos, *watched.values()) if given.reading):
+        for reading in dict.fromkeys(given.reading for given in (photos, *validated.values()) if given.reading):
             say(reading)
-    seen = {name: _seen(given) for name, given in watched.items()}
-    fitted = fit(ready.model, photos, ready.preprocess, config.out, config.learn, accelerator, seen)
+    seen = {name: _seen(given) for name, given in validated.items()}
+    fitted = fit(pipeline.model, photos, pipeline.preprocess, config.out, config.learn, accelerator, seen)
     if accelerator.is_main_process:
         skipped = fitted.cache.skipped
         if skipped:
@@ -52,7 +52,7 @@ def run(config: FitConfig) -> int:
     return 0
 
 
-def _watched(folders: Sequence[str], labels: Labels, order: ClassOrder | None) -> dict[str, _Photos]:
+def _validated(folders: Sequence[str], labels: Labels, order: ClassOrder | None) -> dict[str, _Photos]:
     """The photos of each folder that is looked at, with their classes."""
     from ..training.validation import set_names
 
@@ -66,7 +66,9 @@ def _seen(photos: _Photos) -> list[Photo]:
 
     chosen = evenly_spaced(photos, MOST_PHOTOS)
     if unknown := [photo.path for photo in chosen if photo.label < 0]:
-        raise ConfigError(f"watch: expected labelled photos, got {unknown[0]} without a label; label it, or leave it")
+        raise ConfigError(
+            f"validation: expected labelled photos, got {unknown[0]} without a label; label it, or leave it"
+        )
     return chosen
 
 

@@ -8,44 +8,44 @@ from typing import TYPE_CHECKING, Any
 from ..config import InfoConfig
 
 if TYPE_CHECKING:
-    from ..runtime.opening import ReadyModel
+    from ..runtime.opening import Pipeline
 
 __all__ = ["describe", "run"]
 
 
 def run(config: InfoConfig) -> int:
     """Print what there is to say; returns the exit code."""
-    from ..runtime.opening import open_model
+    from ..runtime.opening import open_pipeline
 
-    about = describe(open_model(config.model, random_weights=True))
+    about = describe(open_pipeline(config.model, random_weights=True))
     print(json.dumps(about, indent=2) if config.json else _text(about))
     return 0
 
 
-def describe(ready: ReadyModel) -> dict[str, Any]:
+def describe(pipeline: Pipeline) -> dict[str, Any]:
     """Facts about a slimmed model, as plain values. FLOPs are per image; two make one multiply-add."""
     from ..slimming import flops
 
-    model, backbone = ready.model, ready.model.backbone
+    model, backbone = pipeline.model, pipeline.model.backbone
     cost, schedule = flops(model), model.schedule()
     decision = cost.slimmed - cost.outer - sum(cost.slimmed_blocks)  # the head, and heirs where there are
     return {
-        "model": ready.name,
+        "model": pipeline.name,
         "family": backbone.family,
-        "weights": _weights(ready),
+        "weights": _weights(pipeline),
         "parameters": sum(p.numel() for p in backbone.parameters()),
-        "classes": len(ready.labels.names),
+        "classes": len(pipeline.labels.names),
         "image_size": list(backbone.image_size),
         "patch_size": list(backbone.patch_size),
         "grid": list(backbone.grid),
-        "patches": schedule.survivors[0],
+        "patches": schedule.kept[0],
         "prefix_tokens": backbone.prefix,
         "depth": backbone.depth,
         "settings": model.config.to_dict(),
         "head": model.scorer.kind,
         "start": schedule.start,
         "drops": list(schedule.drops),
-        "survivors": list(schedule.survivors),
+        "kept": list(schedule.kept),
         "calibration_images": model.calibration.images if model.calibration else 0,
         "flops": {
             "dense": cost.dense,
@@ -57,14 +57,14 @@ def describe(ready: ReadyModel) -> dict[str, Any]:
             "dense_blocks": list(cost.dense_blocks),
             "slimmed_blocks": list(cost.slimmed_blocks),
         },
-        "limits": _limits(ready),
+        "limits": _limits(pipeline),
     }
 
 
-def _weights(ready: ReadyModel) -> str:
+def _weights(pipeline: Pipeline) -> str:
     from ..backbones import source_of
 
-    origin = ready.model.origin
+    origin = pipeline.model.origin
     if origin is None:
         return "embedded in patchlife"
     if origin.checkpoint or not origin.pretrained:
@@ -72,10 +72,10 @@ def _weights(ready: ReadyModel) -> str:
     return origin.model if source_of(origin.model) else "timm's"
 
 
-def _limits(ready: ReadyModel) -> list[str]:
+def _limits(pipeline: Pipeline) -> list[str]:
     """What this model does not do, and why."""
-    model, limits = ready.model, []
-    if not ready.labels.names:
+    model, limits = pipeline.model, []
+    if not pipeline.labels.names:
         limits.append("no classifier, so predict and draw have nothing to say about a photo")
     if not model.backbone.vit.dynamic_img_size:
         rows, cols = model.backbone.image_size
@@ -110,7 +110,7 @@ def _table(about: dict[str, Any]) -> list[str]:
     """One line a block."""
     cost, total = about["flops"], about["patches"]
     lines = ["block  patches  dense GFLOPs  slimmed GFLOPs"]
-    blocks = zip(about["survivors"], cost["dense_blocks"], cost["slimmed_blocks"], strict=True)
+    blocks = zip(about["kept"], cost["dense_blocks"], cost["slimmed_blocks"], strict=True)
     for index, (n, dense, slimmed) in enumerate(blocks):
         bar = "#" * max(1, round(20 * n / total))
         lines.append(f"{index:>5}  {n:>7}  {dense / 1e9:>12.4f}  {slimmed / 1e9:>14.4f}  {bar}")
@@ -121,7 +121,7 @@ def _table(about: dict[str, Any]) -> list[str]:
 def _settings(about: dict[str, Any]) -> list[str]:
     settings, images = about["settings"], about["calibration_images"]
     words = [about["head"], f"budget {settings['budget']:g}", f"{settings['mode']} mode"]
-    words += ["heirs" if settings["heirs"] else "no heirs"]
+    words += ["merge" if settings["merge"] else "no heirs"]
     return [*words, f"calibrated on {images} images" if images else "not calibrated"]
 
 

@@ -21,7 +21,7 @@ from .common import calibrate_if_needed, check_engine, classes_of, find_photos, 
 if TYPE_CHECKING:
     from ..data.labels import Labels
     from ..runtime.inference import Answer
-    from ..runtime.opening import ReadyModel
+    from ..runtime.opening import Pipeline
 
 __all__ = ["Tally", "predict", "run"]
 
@@ -34,16 +34,16 @@ def run(config: PredictConfig) -> int:
     check_engine(config.model.model, config.engine, config.trust)
     photos = find_photos(config.paths)
     earlier = _earlier(config.out, config.resume)
-    ready = _opened(config)
-    tally = Tally(_truth(ready.labels, photos, config.model.class_order) if config.labelled else {})
-    calibrated_here = calibrate_if_needed(ready, photos, config.run)
-    identity = _identity(ready, config.top, photos if calibrated_here else [])
+    pipeline = _opened(config)
+    tally = Tally(_truth(pipeline.labels, photos, config.model.class_order) if config.labelled else {})
+    calibrated_here = calibrate_if_needed(pipeline, photos, config.run)
+    identity = _identity(pipeline, config.top, photos if calibrated_here else [])
     for record in earlier:
         _check_same_run(record, identity, config.out)
         tally.add(record)
     done = {record[_KEY] for record in earlier}
     todo = [photo for photo in photos if str(photo) not in done]
-    records = predict(ready, todo, config.top, config.run.batch_size, config.run.workers)
+    records = predict(pipeline, todo, config.top, config.run.batch_size, config.run.workers)
     started = time.perf_counter()
     try:
         with _output(config.out) as write:
@@ -59,42 +59,42 @@ def run(config: PredictConfig) -> int:
     return 1 if tally.failed else 0
 
 
-def _opened(config: PredictConfig) -> ReadyModel:
+def _opened(config: PredictConfig) -> Pipeline:
     """The model, or the exported file or package, on the engine that was asked for."""
     if is_exported(config.model.model):
-        from ..runtime.exported import open_ready
+        from ..runtime.exported import open_exported
 
-        return open_ready(config.model, config.trust)
-    ready = open_classifier(config.model, config.run)
+        return open_exported(config.model, config.trust)
+    pipeline = open_classifier(config.model, config.run)
     if config.engine in (None, "eager"):
-        return ready
+        return pipeline
     from ..export.on_the_fly import with_engine
 
-    return with_engine(ready, config.engine, config.run.device)
+    return with_engine(pipeline, config.engine, config.run.device)
 
 
 def predict(
-    ready: ReadyModel, photos: Sequence[Path], top: int = 5, batch_size: int = 16, workers: int | None = None
+    pipeline: Pipeline, photos: Sequence[Path], top: int = 5, batch_size: int = 16, workers: int | None = None
 ) -> Iterator[Record]:
     """Classify photos.
 
     Yields a record for each, in their order: ``path``, and either ``error`` or ``top`` (class, label and
     probability of the likeliest), ``flops``, ``fraction_of_dense`` (of the dense model's FLOPs) and
-    ``survivors`` (patches that enter each block).
+    ``kept`` (patches that enter each block).
     """
     from ..runtime.inference import Failure, answers
 
-    dense = ready.model.cost().dense
-    for result in answers(ready, photos, batch_size, workers):
+    dense = pipeline.model.cost().dense
+    for result in answers(pipeline, photos, batch_size, workers):
         if isinstance(result, Failure):
             yield {_KEY: str(result.path), "error": result.error}
             continue
         yield {
             _KEY: str(result.path),
-            "top": _likeliest(result, ready.labels, top),
+            "top": _likeliest(result, pipeline.labels, top),
             "flops": result.flops,
             "fraction_of_dense": round(result.flops / dense, 6),
-            "survivors": result.lives.survivors[0].tolist(),
+            "kept": result.lives.kept[0].tolist(),
         }
 
 
@@ -171,19 +171,19 @@ def _earlier(out: Path | None, resume: bool) -> list[Record]:
     return []
 
 
-def _identity(ready: ReadyModel, top: int, calibrated_on: Sequence[Path]) -> str:
+def _identity(pipeline: Pipeline, top: int, calibrated_on: Sequence[Path]) -> str:
     """Eight digits that differ where results may: by weights, settings, preprocessing or calibration."""
     import torch
 
-    model = ready.model
-    about = {
+    model = pipeline.model
+    metadata = {
         "life": model.config.to_dict(),
-        "preprocess": ready.preprocess.to_dict(),
-        "labels": ready.labels.names,
+        "preprocess": pipeline.preprocess.to_dict(),
+        "labels": pipeline.labels.names,
         "top": top,
         "calibrated_on": [str(photo) for photo in calibrated_on],
     }
-    digest = hashlib.sha256(json.dumps(about).encode())
+    digest = hashlib.sha256(json.dumps(metadata).encode())
     tensors = [*model.state_dict().values()]
     if model.calibration is not None and not calibrated_on:
         tensors += model.calibration.tensors().values()

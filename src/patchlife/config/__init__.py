@@ -1,7 +1,7 @@
 """Every setting, its default and its meaning, once. No torch here: help texts are made from these classes."""
 
 from .slimming import MODES, LifeConfig, Mode
-from .training import Finetune, LearnConfig
+from .training import Finetune, TrainingConfig
 from .verbs import (
     BenchConfig,
     ClassOrder,
@@ -32,11 +32,11 @@ __all__ = [
     "Finetune",
     "FitConfig",
     "InfoConfig",
-    "LearnConfig",
     "LifeConfig",
     "Mode",
     "ModelConfig",
     "Precision",
     "PredictConfig",
     "RunConfig",
+    "TrainingConfig",
 ]

@@ -21,43 +21,43 @@ class LifeConfig:
 
     Attributes:
         budget: Fraction of the dense model's FLOPs that an image may cost, in (0, 1].
-        mode: fixed keeps the same number of patches of every image; adaptive lets each image's lives decide.
-        start: First block at which a patch may be missing; a quarter of the depth if not given.
-        drops: Blocks at which patches go, each at or after start; start and half of the depth if not given.
-        survivors: An explicit schedule instead of a budget: how many patches enter each block.
-        speedup: A target instead of a budget: 1.6 means a budget of 1 / 1.6.
-        heirs: A dying patch leaves its token to the most similar patch that lives on; off means pure slices.
+        mode: fixed: every image keeps the same number of patches; adaptive: each image its own.
+        start: The start block, the first block at which a patch may be missing; a quarter of the depth if not given.
+        drops: The drop points, blocks before which patches are dropped; start and half of the depth if not given.
+        kept: An explicit schedule instead of a budget: how many patches enter each block.
+        speedup: Instead of a budget: 1.6 means a budget of 1 / 1.6.
+        merge: Merge each dropped patch into the most similar kept one; if off, dropped patches have no further effect.
     """
 
     budget: float = 0.6
     mode: Mode = "fixed"
     start: int | None = None
     drops: tuple[int, ...] | None = None
-    survivors: tuple[int, ...] | None = None
+    kept: tuple[int, ...] | None = None
     speedup: float | None = None
-    heirs: bool = True
+    merge: bool = True
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if self.speedup is not None:
-            self._settle("budget", 1 / check_speedup(self.speedup))
-            self._settle("speedup", None)
-        self._settle("budget", check_budget(self.budget))
-        self._settle("heirs", check_switch(self.heirs, "heirs"))
+            self._set("budget", 1 / check_speedup(self.speedup))
+            self._set("speedup", None)
+        self._set("budget", check_budget(self.budget))
+        self._set("merge", check_switch(self.merge, "merge"))
         if self.start is not None:
-            self._settle("start", check_whole(self.start, "start"))
-        for name in ("drops", "survivors"):
+            self._set("start", check_whole(self.start, "start"))
+        for name in ("drops", "kept"):
             if getattr(self, name) is not None:
-                self._settle(name, check_wholes(getattr(self, name), name))
+                self._set(name, check_wholes(getattr(self, name), name))
 
-    def _settle(self, name: str, value: Any) -> None:
+    def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     def replace(self, **changes: Any) -> LifeConfig:
-        """A copy with some settings changed; an explicit schedule does not outlive a new budget."""
+        """A copy with some settings changed; a new budget replaces an explicit schedule."""
         if "budget" in changes or "speedup" in changes:
-            changes = {"survivors": None, **changes}
+            changes = {"kept": None, **changes}
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from typing import Any, Literal, get_args
 
 from ..errors import ConfigError
 
-__all__ = ["Finetune", "LearnConfig"]
+__all__ = ["Finetune", "TrainingConfig"]
 
 Finetune = Literal["none", "adapter", "full"]
 
 
 @dataclass(frozen=True)
-class LearnConfig:
+class TrainingConfig:
     """How lives are learned.
 
     Attributes:

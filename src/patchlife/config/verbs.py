@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from ..errors import ConfigError
 from .checks import check_budget, check_whole
 from .slimming import MODES, LifeConfig, Mode
-from .training import LearnConfig
+from .training import TrainingConfig
 
 # ---- what the command line's verbs can be told; `arguments.py` turns these into options
 
@@ -130,7 +130,7 @@ class ExportConfig:
             before the decision as it takes stay in float, too. Products of integers are exact on every
             processor; but dynamic in OpenVINO rounds activations only on processors with VNNI.
         photos: Photos, folders or globs to calibrate int8 on and to compare the file with the model on.
-        limit: At most so many of the photos, evenly spread.
+        max_photos: At most so many of the photos, evenly spread.
         labelled: Each photo lies in the folder of its class (see --class-order): also say how often model and file
             find it.
     """
@@ -142,14 +142,14 @@ class ExportConfig:
     lives: bool = True
     int8: Literal["off", "dynamic", "static"] = "off"
     photos: tuple[Path, ...] | None = field(default=None, metadata={"metavar": "PATH"})
-    limit: int = 64
+    max_photos: int = 64
     labelled: bool = False
 
     def __post_init__(self) -> None:
-        _check_at_least(1, limit=self.limit)
+        _check_at_least(1, max_photos=self.max_photos)
         if self.budgets is not None:
             object.__setattr__(self, "budgets", tuple(check_budget(budget, "budgets") for budget in self.budgets))
-        said = [f"--{name}" for name in ("budget", "speedup", "survivors") if name in self.model.life]
+        said = [f"--{name}" for name in ("budget", "speedup", "kept") if name in self.model.life]
         if self.budgets and said:
             raise ConfigError(f"--budgets names all budgets of a package, got {said[0]} as well; give one of both")
         if self.labelled and not self.photos:
@@ -225,7 +225,7 @@ class FitConfig:
             data sets as timm:NAME[:SPLIT[:ROOT]].
         out: Folder for the adapter. An interrupted fit goes on where it stopped when the same command is given again;
             one with other settings is refused (see --restart).
-        watch: Labelled photos (a folder for each class, see --class-order) on which to measure accuracy while learning;
+        validation: Labelled photos (a folder for each class, see --class-order) on which to measure accuracy while learning;
             nothing is learned from them, and of each FOLDER every k-th is taken, 500 at most.
         device: auto takes a CUDA GPU where there is one, else the CPU.
         learn: How lives are learned.
@@ -234,9 +234,9 @@ class FitConfig:
     model: ModelConfig
     data: tuple[str, ...]
     out: Path = field(default=Path("patchlife-adapter"), metadata={"metavar": "FOLDER"})
-    watch: tuple[str, ...] = field(default=(), metadata={"metavar": "FOLDER"})
+    validation: tuple[str, ...] = field(default=(), metadata={"metavar": "FOLDER"})
     device: Device = "auto"
-    learn: LearnConfig = field(default_factory=LearnConfig)
+    learn: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -376,7 +376,7 @@ def _check_at_least(least: int, **values: int | None) -> None:
 def _checked_life(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings as `LifeConfig` stores them. Refuses what no model could do before any model is built."""
     checked = LifeConfig.from_dict(settings)
-    targets = [name for name in ("budget", "speedup", "survivors") if settings.get(name) is not None]
+    targets = [name for name in ("budget", "speedup", "kept") if settings.get(name) is not None]
     if len(targets) > 1:
         raise ConfigError(f"{' and '.join(targets)} say the same thing in different ways; give one of them")
     return {name: value if name == "speedup" else getattr(checked, name) for name, value in settings.items()}

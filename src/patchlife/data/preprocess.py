@@ -105,7 +105,7 @@ class Preprocess:
             raise ConfigError(f"preprocessing: expected numbers, got {dict(values)}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Plain values, pipeline for JSON."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     def __call__(self, photo: Image.Image) -> Float[Tensor, "channels height width"]:

@@ -13,31 +13,31 @@ from ..config.checks import check_budget
 from ..data import Preprocess
 from ..data.labels import Labels
 from ..errors import ConfigError, ExportError
-from ..io.files import PACKAGE, replace_folder
-from ..runtime.bundle import WEIGHTS, graph_name, package_json
+from ..io.files import BUNDLE, replace_folder
+from ..runtime.bundle import WEIGHTS, bundle_json, graph_name
 from ..runtime.describe import describe
-from ..runtime.metadata import About, Format
-from ..runtime.tensor_module import exportable
+from ..runtime.metadata import Format, Metadata
+from ..runtime.tensor_module import tensor_module
 from ..slimming import SlimModel
 from .exporter import Int8, built, check_request, checked, proved, with_parity
 from .int8 import integers_of
 from .parity import Parity, sample_images
 from .shared_weights import WeightsFile, detached
 
-__all__ = ["ExportedPackage", "export_package"]
+__all__ = ["ExportedBundle", "export_bundle"]
 
 
 @dataclass(frozen=True)
-class ExportedPackage:
+class ExportedBundle:
     """A finished package.
 
     Attributes:
-        path: the folder. abouts: of its graphs, the largest budget first. parities: likewise.
+        path: the folder. metadatas: of its graphs, the largest budget first. parities: likewise.
         generated: compared on generated images, as no photos were given.
     """
 
     path: Path
-    abouts: tuple[About, ...]
+    metadatas: tuple[Metadata, ...]
     parities: tuple[Parity, ...]
     generated: bool
 
@@ -47,7 +47,7 @@ class ExportedPackage:
         return sum(file.stat().st_size for file in self.path.iterdir())
 
 
-def export_package(
+def export_bundle(
     model: SlimModel,
     out: str | Path,
     budgets: Sequence[float],
@@ -59,7 +59,7 @@ def export_package(
     preprocess: Preprocess | None = None,
     lives: bool = True,
     int8: Int8 = "off",
-) -> ExportedPackage:
+) -> ExportedBundle:
     """Write ``model`` at each of ``budgets`` as one folder that holds the weights once.
 
     Each graph is compared with the model, as `export` does it, from the very files that are then left there. Arguments
@@ -85,28 +85,30 @@ def export_package(
         )
     check_request(format, int8, images, calibration)
     path = Path(out)
-    if path.exists() and not (path / PACKAGE).is_file() and not (path.is_dir() and not any(path.iterdir())):
+    if path.exists() and not (path / BUNDLE).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise ExportError(f"{path} exists and is not a patchlife package; it was left alone, choose another --out")
-    module = exportable(model, lives)
+    module = tensor_module(model, lives)
     generated = images is None
     if images is None:
         images = sample_images(8, module.model.backbone.channels, module.model.backbone.image_size)
     precision = "fp32" if int8 == "off" else f"int8-{int8}"
-    abouts, parities = [], []
+    metadatas, parities = [], []
     with replace_folder(path) as fresh:
         weights = WeightsFile(fresh / WEIGHTS)
         for budget in chosen:
             module.model.set_budget(budget)
-            about = describe(module.model, format, labels, preprocess, lives, precision, integers_of(format, precision))
-            about = replace(about, budgets=tuple(chosen))
+            metadata = describe(
+                module.model, format, labels, preprocess, lives, precision, integers_of(format, precision)
+            )
+            metadata = replace(metadata, budgets=tuple(chosen))
             if precision == "fp32":
-                content = built(module, about, images)
+                content = built(module, metadata, images)
             else:  # which form agrees must be known before its weights are put to the others
-                content, about, _ = proved(module, about, images, images if calibration is None else calibration)
-            graph = fresh / graph_name(about)
+                content, metadata, _ = proved(module, metadata, images, images if calibration is None else calibration)
+            graph = fresh / graph_name(metadata)
             graph.write_bytes(detached(format, content, weights))
-            parities.append(checked(graph.read_bytes(), module, about, images, weights.path))
-            abouts.append(with_parity(about, parities[-1], generated))
-        name, text = package_json(abouts)
+            parities.append(checked(graph.read_bytes(), module, metadata, images, weights.path))
+            metadatas.append(with_parity(metadata, parities[-1], generated))
+        name, text = bundle_json(metadatas)
         (fresh / name).write_text(text, "utf-8")
-    return ExportedPackage(path, tuple(abouts), tuple(parities), generated)
+    return ExportedBundle(path, tuple(metadatas), tuple(parities), generated)

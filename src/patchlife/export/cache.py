@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,13 +23,13 @@ from ..runtime.describe import describe
 from ..runtime.engine import Engine, verified
 from ..runtime.metadata import Format
 from ..runtime.open_file import open_engine
-from ..runtime.sessions import Runner, open_runner
-from ..slimming import LifeHead, SlimModel
+from ..runtime.sessions import Session, open_session
+from ..slimming import Scorer, SlimModel
 from ..version import __version__
 from .exporter import export, write_exported
 from .graph import described, openvino_bytes, to_onnx, to_openvino
 
-__all__ = ["cache_folder", "cached_engine", "cached_runner"]
+__all__ = ["cache_folder", "cached_engine", "cached_session"]
 
 T = TypeVar("T")
 
@@ -53,21 +52,21 @@ def cached_engine(
 
     Labels and preprocessing are the backbone's own if not given; ``lives`` asks for the second output.
     """
-    about = describe(model, kind, labels, preprocess, lives)
+    described_as = describe(model, kind, labels, preprocess, lives)
 
     def make(path: Path) -> None:
         export(model, path, kind, labels=labels, preprocess=preprocess, lives=lives)
 
-    return _kept(_key(model, about.to_json()), kind, make, open_engine)
+    return _kept(_key(model, described_as.to_json()), kind, make, open_engine)
 
 
-def cached_runner(module: nn.Module, kind: Format, images: Float[Tensor, "batch channels height width"]) -> Runner:
-    """A runner of any module from images to logits, with static shapes but for the batch; not a `SlimModel`.
+def cached_session(module: nn.Module, kind: Format, images: Float[Tensor, "batch channels height width"]) -> Session:
+    """A session of any module from images to logits, with static shapes but for the batch; not a `SlimModel`.
 
     The module's ``extra_repr`` must tell all that its answer follows from beside its weights. Nothing is compared.
     """
-    about = {"module": repr(module), "kind": kind, "size": list(images.shape[1:]), "patchlife": __version__}
-    about |= {name: metadata.version(name) for name in ("torch", "timm")}
+    key = {"module": repr(module), "kind": kind, "size": list(images.shape[1:]), "patchlife": __version__}
+    key |= {name: metadata.version(name) for name in ("torch", "timm")}
 
     def make(path: Path) -> None:
         two = images[:1].float().repeat(2, 1, 1, 1)  # of one image the exporter makes a graph for one image
@@ -75,7 +74,7 @@ def cached_runner(module: nn.Module, kind: Format, images: Float[Tensor, "batch 
         content = program if kind == "onnx" else openvino_bytes(to_openvino(program), "")
         write_exported(path, content)
 
-    return _kept(_key(module, json.dumps(about)), kind, make, lambda path: open_runner(kind, verified(path)))
+    return _kept(_key(module, json.dumps(key)), kind, make, lambda path: open_session(kind, verified(path)))
 
 
 def _kept(key: str, name: str, make: Callable[[Path], object], read: Callable[[Path], T]) -> T:
@@ -88,9 +87,9 @@ def _kept(key: str, name: str, make: Callable[[Path], object], read: Callable[[P
     return steadily(place, lambda: read(place / name))
 
 
-def _key(model: nn.Module, about: str) -> str:
+def _key(model: nn.Module, description: str) -> str:
     """A name that two models share only if they are one: description (settings, versions), code and every weight."""
-    digest = hashlib.sha256(about.encode())
+    digest = hashlib.sha256(description.encode())
     for path, module in model.named_modules():
         digest.update(f"{path}: {_made_of(module)}".encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -104,7 +103,7 @@ def _made_of(module: nn.Module) -> str:
     plain = {name: value for name, value in sorted(vars(module).items()) if isinstance(value, int | float | str)}
     plain.pop("training", None)
     source = ""
-    if isinstance(module, LifeHead):  # anybody's own, and no version of a package tells when it changes
+    if isinstance(module, Scorer):  # anybody's own, and no version of a package tells when it changes
         with suppress(OSError, TypeError):
             source = inspect.getsource(type(module))
     return f"{type(module).__module__}.{type(module).__qualname__} {plain} {module.extra_repr()} {source}"

@@ -17,9 +17,9 @@ from ..extras import require_export
 from ..io.files import sha256_of, write_atomic
 from ..runtime.describe import describe
 from ..runtime.engine import sum_file
-from ..runtime.metadata import About, Format
-from ..runtime.sessions import OpenVinoRunner, open_runner
-from ..runtime.tensor_module import Decision, Exportable, exportable
+from ..runtime.metadata import Format, Metadata
+from ..runtime.sessions import OpenVinoSession, open_session
+from ..runtime.tensor_module import Decision, TensorModule, tensor_module
 from ..slimming import Schedule, SlimModel
 from .graph import (
     decision_nodes,
@@ -53,12 +53,12 @@ class Exported:
 
     Attributes:
         path: the file; its sha256 lies beside it.
-        about: what it says about itself.
+        metadata: what it says about itself.
         parity: how close it came to the model. generated: on generated images, as no photos were given.
     """
 
     path: Path
-    about: About
+    metadata: Metadata
     parity: Parity
     generated: bool
 
@@ -89,7 +89,7 @@ def export(
         labels, preprocess: what the file says about classes and input; the backbone's own if not given.
         lives: give the file a second output, how many blocks each patch lives.
         int8: dynamic or static (calibrated on the images), ONNX and OpenVINO. The life head stays in float, and so
-            do as many of the first blocks as it takes for enough images to agree. ``about.integers`` says on which
+            do as many of the first blocks as it takes for enough images to agree. ``metadata.integers`` says on which
             processors the products are exact.
 
     Raises:
@@ -100,16 +100,18 @@ def export(
     check_request(format, int8, images, calibration)
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    module = exportable(model, lives)
+    module = tensor_module(model, lives)
     generated = images is None
     if images is None:
         backbone = module.model.backbone
         images = sample_images(8, backbone.channels, backbone.image_size)
     precision = "fp32" if int8 == "off" else f"int8-{int8}"
-    about = describe(module.model, format, labels, preprocess, lives, precision, integers_of(format, precision))
-    content, about, parity = proved(module, about, images, images if calibration is None else calibration, generated)
+    metadata = describe(module.model, format, labels, preprocess, lives, precision, integers_of(format, precision))
+    content, metadata, parity = proved(
+        module, metadata, images, images if calibration is None else calibration, generated
+    )
     write_exported(path, content)
-    return Exported(path, about, parity, generated)
+    return Exported(path, metadata, parity, generated)
 
 
 def check_request(format: Format, int8: Int8, images: object | None, calibration: object | None = None) -> None:
@@ -128,8 +130,8 @@ def check_request(format: Format, int8: Int8, images: object | None, calibration
 
 
 def proved(
-    module: Exportable, about: About, images: Tensor, calibration: Tensor, generated: bool = False
-) -> tuple[bytes, About, Parity]:
+    module: TensorModule, metadata: Metadata, images: Tensor, calibration: Tensor, generated: bool = False
+) -> tuple[bytes, Metadata, Parity]:
     """(the content of the file, what it says about itself, how close it comes to the model).
 
     ``generated`` says that the images are no photos.
@@ -141,9 +143,11 @@ def proved(
 
     Raises ExportError where it does not come close enough.
     """
-    blocks = {"fp32": [0], "int8-dynamic": range(about.start + 1), "int8-static": [0, about.start]}[about.precision]
-    forms = [replace(about, int8_from=block) for block in blocks]
-    graph = exported_graph(module, about)
+    blocks = {"fp32": [0], "int8-dynamic": range(metadata.start + 1), "int8-static": [0, metadata.start]}[
+        metadata.precision
+    ]
+    forms = [replace(metadata, int8_from=block) for block in blocks]
+    graph = exported_graph(module, metadata)
     for form in forms:
         content = built(module, form, calibration, graph)
         try:
@@ -157,57 +161,59 @@ def proved(
     raise AssertionError("there is no form to export")
 
 
-def exported_graph(module: Exportable, about: About) -> Any:
+def exported_graph(module: TensorModule, metadata: Metadata) -> Any:
     """``module`` as torch or ONNX writes it down, before anything is done to it."""
     backbone = module.model.backbone
     inputs = {"images": sample_images(2, backbone.channels, backbone.image_size)}
-    return to_torch(module, inputs) if about.kind == "torch" else to_onnx(module, inputs, about.outputs)
+    return to_torch(module, inputs) if metadata.kind == "torch" else to_onnx(module, inputs, metadata.outputs)
 
 
-def built(module: Exportable, about: About, calibration: Tensor, graph: Any = None) -> bytes:
+def built(module: TensorModule, metadata: Metadata, calibration: Tensor, graph: Any = None) -> bytes:
     """The content of the file; ``graph`` is `exported_graph`'s, if it is there already."""
-    model = exported_graph(module, about) if graph is None else graph
-    if about.kind == "torch":
-        return torch_bytes(model, about.to_json())
-    if about.precision != "fp32":
+    model = exported_graph(module, metadata) if graph is None else graph
+    if metadata.kind == "torch":
+        return torch_bytes(model, metadata.to_json())
+    if metadata.precision != "fp32":
         model = with_plain_weights(model)
-    floating = decision_nodes(model) + nodes_before(model, about.int8_from)
-    if about.kind == "openvino":
-        return _openvino(model, floating, about, calibration)
-    if about.precision != "fp32":
-        model = quantised_onnx(described(model, ""), floating, about.precision, calibration)
-    return described(model, about.to_json())
+    floating = decision_nodes(model) + nodes_before(model, metadata.int8_from)
+    if metadata.kind == "openvino":
+        return _openvino(model, floating, metadata, calibration)
+    if metadata.precision != "fp32":
+        model = quantised_onnx(described(model, ""), floating, metadata.precision, calibration)
+    return described(model, metadata.to_json())
 
 
-def with_parity(about: About, parity: Parity, generated: bool) -> About:
+def with_parity(metadata: Metadata, parity: Parity, generated: bool) -> Metadata:
     """A description that says how close the graph came to the model."""
-    return replace(about, parity={**asdict(parity), "generated": generated})
+    return replace(metadata, parity={**asdict(parity), "generated": generated})
 
 
-def restated(content: bytes, about: About, graph: Any) -> bytes:
+def restated(content: bytes, metadata: Metadata, graph: Any) -> bytes:
     """The content of a file with another description; ``graph`` is what it was made of (see `exported_graph`)."""
-    text = about.to_json()
-    return torch_bytes(graph, text) if about.kind == "torch" else redescribed(about.kind, content, text)
+    text = metadata.to_json()
+    return torch_bytes(graph, text) if metadata.kind == "torch" else redescribed(metadata.kind, content, text)
 
 
-def checked(content: bytes, module: Exportable, about: About, images: Tensor, weights: Path | None = None) -> Parity:
+def checked(
+    content: bytes, module: TensorModule, metadata: Metadata, images: Tensor, weights: Path | None = None
+) -> Parity:
     """How close a file's content comes to the model. Raises ExportError where it does not come close enough.
 
     ``weights`` is the file that holds them where they are not inside (see `sharing.py`).
     """
-    runner = open_runner(about.kind, content, None, weights)
-    if about.precision != "fp32":
-        parity = check_int8(runner, module, images, AGREEMENT)
-        if about.kind != "openvino" or about.precision != "int8-dynamic":
+    session = open_session(metadata.kind, content, None, weights)
+    if metadata.precision != "fp32":
+        parity = check_int8(session, module, images, AGREEMENT)
+        if metadata.kind != "openvino" or metadata.precision != "int8-dynamic":
             return parity
-        return _without_vnni(parity, check_int8(OpenVinoRunner(content, None, weights, 0), module, images, AGREEMENT))
+        return _without_vnni(parity, check_int8(OpenVinoSession(content, None, weights, 0), module, images, AGREEMENT))
     schedule = module.model.schedule()
-    if schedule.drops and about.kind != "torch":  # torch sorts a .pt2 with the very kernels that eager does
-        decision = _decision(schedule, about.grid)
-        if about.kind == "openvino":
+    if schedule.drops and metadata.kind != "torch":  # torch sorts a .pt2 with the very kernels that eager does
+        decision = _decision(schedule, metadata.grid)
+        if metadata.kind == "openvino":
             decision = openvino_bytes(to_openvino(decision), "")
-        check_decision(open_runner(about.kind, decision), schedule, about.grid)
-    return check_outputs(runner, module, images, TOLERANCE)
+        check_decision(open_session(metadata.kind, decision), schedule, metadata.grid)
+    return check_outputs(session, module, images, TOLERANCE)
 
 
 def _without_vnni(here: Parity, plain: Parity) -> Parity:
@@ -227,15 +233,15 @@ def write_exported(path: Path, content: bytes) -> None:
 @lru_cache(maxsize=4)
 def _decision(schedule: Schedule, grid: tuple[int, int]) -> bytes:
     """The decision alone as an ONNX file's content, exported as the whole was."""
-    _, opinions = hard_cases(schedule.survivors[0])
-    program = to_onnx(Decision(schedule, grid).eval(), {"opinion": opinions[:2]}, ("life", "order", "heirs"))
+    _, scores = hard_cases(schedule.kept[0])
+    program = to_onnx(Decision(schedule, grid).eval(), {"scores": scores[:2]}, ("life", "order", "merge"))
     return described(program, "")
 
 
-def _openvino(model: Any, floating: list[str], about: About, calibration: Tensor) -> bytes:
+def _openvino(model: Any, floating: list[str], metadata: Metadata, calibration: Tensor) -> bytes:
     converted = to_openvino(described(model, ""))
-    if about.precision != "fp32":
-        if about.precision == "int8-static":
+    if metadata.precision != "fp32":
+        if metadata.precision == "int8-static":
             floating = floating + products_of_activations(model)
-        converted = quantised_openvino(converted, floating, about.precision, calibration)
-    return openvino_bytes(converted, about.to_json())
+        converted = quantised_openvino(converted, floating, metadata.precision, calibration)
+    return openvino_bytes(converted, metadata.to_json())

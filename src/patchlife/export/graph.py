@@ -40,7 +40,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 # The ONNX exporter of torch 2.9 finds a guard against batch 1 where there is none; the graph takes one all the same.
 _ONNX_LEAST = 2 if torch.__version__.startswith("2.9.") else 1
 
-# torch's exporter names nodes after modules; int8 finds the life head by this one (see `Exportable`)
+# torch's exporter names nodes after modules; int8 finds the life head by this one (see `TensorModule`)
 HEAD = "model.scorer"
 
 
@@ -66,7 +66,7 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ..
         raise _too_large() from error
 
 
-def described(model: Any, about: str) -> bytes:
+def described(model: Any, metadata: str) -> bytes:
     """An onnx.ModelProto as a file's content: with its description, without traces of the machine that made it."""
     import onnx
 
@@ -149,7 +149,7 @@ def to_openvino(onnx_file: bytes) -> Any:
     return ov.Core().read_model(onnx_file, b"")
 
 
-def openvino_bytes(model: Any, about: str) -> bytes:
+def openvino_bytes(model: Any, metadata: str) -> bytes:
     """An openvino.Model as one file: a zip of model.xml, model.bin and the description, none compressed."""
     import openvino as ov
 
@@ -160,16 +160,16 @@ def openvino_bytes(model: Any, about: str) -> bytes:
         # ONNX promises that equal values keep their order; OpenVINO's reader forgets to ask its TopK for it
         archive.writestr(_dated(xml.name), xml.read_text("utf-8").replace('stable="false"', 'stable="true"'))
         archive.writestr(_dated(weights.name), weights.read_bytes())
-        archive.writestr(_dated(f"{KEY}.json"), about)
+        archive.writestr(_dated(f"{KEY}.json"), metadata)
     return content.getvalue()
 
 
-def redescribed(kind: Format, content: bytes, about: str) -> bytes:
+def redescribed(kind: Format, content: bytes, metadata: str) -> bytes:
     """An ONNX or OpenVINO file's content with another description."""
     if kind == "onnx":
         import onnx
 
-        return described(onnx.load_from_string(content), about)
+        return described(onnx.load_from_string(content), metadata)
     fresh = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(fresh, "w") as archive:
         for name in old.namelist():
@@ -185,7 +185,7 @@ def to_torch(module: nn.Module, inputs: dict[str, Tensor]) -> ExportedProgram:
     return program
 
 
-def torch_bytes(program: ExportedProgram, about: str) -> bytes:
+def torch_bytes(program: ExportedProgram, metadata: str) -> bytes:
     """A .pt2 file's content, the description among its extra files."""
     content = io.BytesIO()
     torch.export.save(program, content, extra_files={f"{KEY}.json": about})

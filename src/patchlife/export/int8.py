@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import ExportError
 from ..extras import need
 from ..runtime.metadata import Format
-from .per_token_int8 import PAIR, by_rows
+from .per_token_int8 import PAIR, quantised_per_token
 
 __all__ = ["integers_of", "quantised_onnx", "quantised_openvino"]
 
@@ -58,7 +58,7 @@ def quantised_onnx(
     import onnx
 
     if precision == "int8-dynamic":
-        return by_rows(onnx.load_from_string(content), floating)
+        return quantised_per_token(onnx.load_from_string(content), floating)
     quantize = need("onnxruntime.quantization", "int8 for ONNX")
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
@@ -86,7 +86,7 @@ def quantised_openvino(
 ) -> Any:
     """An int8 openvino.Model, through NNCF.
 
-    int8-dynamic rounds the weights; activations are OpenVINO's to round as it runs (see `OpenVinoRunner`).
+    int8-dynamic rounds the weights; activations are OpenVINO's to round as it runs (see `OpenVinoSession`).
     int8-static takes their ranges from the calibration images. ``floating`` names nodes to leave alone.
     """
     nncf = need("nncf", "int8 for OpenVINO")

@@ -7,21 +7,21 @@ from typing import cast
 from ..config import Device, LifeConfig
 from ..errors import ConfigError
 from ..runtime.engine import Engine, eager_engine
-from ..runtime.exported import EngineModel, ReadyEngine
+from ..runtime.exported import EngineClassifier, EnginePipeline
 from ..runtime.metadata import Format
-from ..runtime.opening import ReadyModel
+from ..runtime.opening import Pipeline
 from ..slimming import SlimModel
 from .cache import cached_engine
 
 __all__ = ["with_engine"]
 
 
-def with_engine(ready: ReadyModel, engine: str, device: Device) -> ReadyModel:
-    """``ready`` run by another engine: compile, or onnx and openvino through an export kept in a cache.
+def with_engine(pipeline: Pipeline, engine: str, device: Device) -> Pipeline:
+    """``pipeline`` run by another engine: compile, or onnx and openvino through an export kept in a cache.
 
     What it takes is made now for the model's budget, and for others when they are first run.
     """
-    model = ready.model
+    model = pipeline.model
     if model.config.mode != "fixed":
         raise ConfigError(f"--engine {engine} runs fixed mode only, got adaptive; drop one of the two")
     if engine != "compile" and device == "cuda":
@@ -33,8 +33,8 @@ def with_engine(ready: ReadyModel, engine: str, device: Device) -> ReadyModel:
             slim = SlimModel(model.backbone, settings, model.scorer).eval()
         if engine == "compile":
             return eager_engine(slim, compiled=True)
-        return cached_engine(slim, cast(Format, engine), ready.labels, ready.preprocess)
+        return cached_engine(slim, cast(Format, engine), pipeline.labels, pipeline.preprocess)
 
-    runs = EngineModel(open_at, model.config, model.state_dict())
+    runs = EngineClassifier(open_at, model.config, model.state_dict())
     runs.open_at(model.config)  # made here, and kept: what goes wrong is no photo's fault
-    return ReadyEngine(ready.name, cast(SlimModel, runs), ready.preprocess, ready.labels)
+    return EnginePipeline(pipeline.name, cast(SlimModel, runs), pipeline.preprocess, pipeline.labels)

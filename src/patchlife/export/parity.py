@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import ExportError
-from ..runtime.sessions import ModuleRunner, Runner
-from ..runtime.tensor_module import Decision, Exportable
+from ..runtime.sessions import ModuleSession, Session
+from ..runtime.tensor_module import Decision, TensorModule
 from ..slimming.schedule import Schedule
 
 __all__ = ["BATCHES", "Parity", "check_decision", "check_int8", "check_outputs", "hard_cases", "sample_images"]
@@ -55,7 +55,7 @@ class Parity:
 
 
 def check_outputs(
-    runner: Runner, module: Exportable, images: Float[Tensor, "n channels height width"], tolerance: float
+    session: Session, module: TensorModule, images: Float[Tensor, "n channels height width"], tolerance: float
 ) -> Parity:
     """Compare logits and lives of the same images, in batches of 1, 2 and 5, a NaN image among them.
 
@@ -63,9 +63,9 @@ def check_outputs(
 
     Raises ExportError that says where they first differ.
     """
-    eager, worst, same, compared, undecided = ModuleRunner(module), 0.0, 0, 0, 0
+    eager, worst, same, compared, undecided = ModuleSession(module), 0.0, 0, 0, 0
     for batch in _batches(images):
-        ours, theirs = eager.run(batch.numpy()), runner.run(batch.numpy())
+        ours, theirs = eager.run(batch.numpy()), session.run(batch.numpy())
         off = [_distance(a, b) for a, b in zip(ours, theirs, strict=True)]
         wrong = off[0] > tolerance * max(1.0, _largest(ours[0]) / 10)
         wrong |= off[1] > 0 if len(off) > 1 else False
@@ -81,17 +81,17 @@ def check_outputs(
             f"{undecided} of {undecided + compared} images have an answer that turns on a rounding, so nothing can "
             "be compared; give photos of what the model is for"
         )
-    _check_nan(eager, runner, images[:3].clone(), tolerance)
+    _check_nan(eager, session, images[:3].clone(), tolerance)
     return Parity(compared, worst, same / compared, undecided)
 
 
 def check_int8(
-    runner: Runner, module: Exportable, images: Float[Tensor, "n channels height width"], least: float
+    session: Session, module: TensorModule, images: Float[Tensor, "n channels height width"], least: float
 ) -> Parity:
     """Compare the likeliest classes. Raises ExportError when fewer than ``least`` of the images agree."""
-    eager, worst, same, count = ModuleRunner(module), 0.0, 0, 0
+    eager, worst, same, count = ModuleSession(module), 0.0, 0, 0
     for batch in images.split(16):
-        ours, theirs = eager.run(batch.numpy())[0], runner.run(batch.numpy())[0]
+        ours, theirs = eager.run(batch.numpy())[0], session.run(batch.numpy())[0]
         worst = max(worst, float(np.abs(ours - theirs).max()))
         same += int((ours.argmax(1) == theirs.argmax(1)).sum())
         count += len(batch)
@@ -103,12 +103,12 @@ def check_int8(
     return Parity(count, worst, same / count)
 
 
-def check_decision(runner: Runner, schedule: Schedule, grid: tuple[int, int]) -> None:
+def check_decision(session: Session, schedule: Schedule, grid: tuple[int, int]) -> None:
     """Compare order, lives and heirs on the hard cases. Raises ExportError that names the first that differs."""
-    cases, opinions = hard_cases(schedule.survivors[0])
-    ours = ModuleRunner(Decision(schedule, grid)).run(opinions.numpy())
-    theirs = runner.run(opinions.numpy())
-    for what, a, b in zip(("lives", "order", "heirs"), ours, theirs, strict=True):
+    cases, scores = hard_cases(schedule.kept[0])
+    ours = ModuleSession(Decision(schedule, grid)).run(scores.numpy())
+    theirs = session.run(scores.numpy())
+    for what, a, b in zip(("lives", "order", "merge"), ours, theirs, strict=True):
         for i in np.flatnonzero((a != b).any(axis=1)):
             place = int(np.flatnonzero(a[i] != b[i])[0])
             raise ExportError(
@@ -118,7 +118,7 @@ def check_decision(runner: Runner, schedule: Schedule, grid: tuple[int, int]) ->
 
 
 def hard_cases(patches: int) -> tuple[list[str], Float[Tensor, "6 patches 1_and_8"]]:
-    """(names, scores and kin) of what sorting may do in more than one way. Kin vectors are often exactly alike."""
+    """(names, scores and embedding) of what sorting may do in more than one way. Kin vectors are often exactly alike."""
     draw = torch.Generator().manual_seed(0)
     score = torch.randn(6, patches, generator=draw)
     score[1] = (score[1] * 2).round()
@@ -126,9 +126,9 @@ def hard_cases(patches: int) -> tuple[list[str], Float[Tensor, "6 patches 1_and_
     score[3, ::3] = torch.nan
     score[4] = torch.nan
     score[5, ::4], score[5, 1::4] = torch.inf, -torch.inf
-    kin = torch.eye(8)[torch.randint(0, 8, (6, patches), generator=draw)]
+    embedding = torch.eye(8)[torch.randint(0, 8, (6, patches), generator=draw)]
     return ["all different", "tied", "all equal", "NaN here and there", "all NaN", "infinite"], torch.cat(
-        (score[..., None], kin), dim=2
+        (score[..., None], embedding), dim=2
     )
 
 
@@ -162,7 +162,7 @@ def _largest(logits: np.ndarray) -> float:
     return float(np.nanmax(np.abs(logits), initial=0.0))
 
 
-def _hangs_on_rounding(eager: Runner, image: Tensor, tolerance: float) -> Bool:
+def _hangs_on_rounding(eager: Session, image: Tensor, tolerance: float) -> Bool:
     """Whether a change of the pixels that nobody could see changes the model's own answer by as much."""
     draw = torch.Generator().manual_seed(0)
     shaken = image + _ROUNDING * image.std() * torch.randn(8, *image.shape[1:], generator=draw)
@@ -171,7 +171,7 @@ def _hangs_on_rounding(eager: Runner, image: Tensor, tolerance: float) -> Bool:
     return lives_change or bool(np.abs(plain[0] - others[0]).max() > 10 * tolerance)
 
 
-def _first_difference(ours: list, theirs: list, image: int, batch: int, module: Exportable) -> str:
+def _first_difference(ours: list, theirs: list, image: int, batch: int, module: TensorModule) -> str:
     where = f"image {image} of a batch of {batch}"
     if len(ours) > 1 and (ours[1][image] != theirs[1][image]).any():
         patch = int(np.flatnonzero(ours[1][image] != theirs[1][image])[0])
@@ -187,11 +187,11 @@ def _first_difference(ours: list, theirs: list, image: int, batch: int, module: 
     )
 
 
-def _check_nan(eager: Runner, runner: Runner, images: Tensor, tolerance: float) -> None:
+def _check_nan(eager: Session, session: Session, images: Tensor, tolerance: float) -> None:
     """An image of NaN must spoil itself and nobody else."""
     if len(images) > 1:
         images[0] = torch.nan
-        ours, theirs = eager.run(images.numpy())[0], runner.run(images.numpy())[0]
+        ours, theirs = eager.run(images.numpy())[0], session.run(images.numpy())[0]
         if np.isfinite(theirs[0]).all() or (_distance(ours, theirs)[1:] > 10 * tolerance).any():
             raise ExportError(
                 "the exported graph lets an image of NaN pass, or lets it spoil its batch mates; nothing was written"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int8, Shaped
 
-__all__ = ["PAIR", "SHIFT", "by_rows", "largest_pair", "rounded_weight"]
+__all__ = ["PAIR", "SHIFT", "largest_pair", "quantised_per_token", "rounded_weight"]
 
 PAIR = 128
 """Largest sum of the sizes of two neighbouring weights: 255, the largest activation, times this fits in 16 bits."""
@@ -29,7 +29,7 @@ _TINY = 1e-12  # scale of a row of zeros
 _RUNTIME = "com.microsoft"  # ONNX Runtime's own operators: the integer product and the columns' scales in one pass
 
 
-def by_rows(model: Any, floating: list[str]) -> Any:
+def quantised_per_token(model: Any, floating: list[str]) -> Any:
     """An onnx.ModelProto whose linear layers multiply in int8; ``model`` stays as it is.
 
     Weights are rounded per column, activations per row. ``floating`` names nodes to leave alone. So is a classifier

@@ -20,7 +20,7 @@ from typing import TypeVar
 from ..errors import PatchLifeError
 
 __all__ = [
-    "PACKAGE",
+    "BUNDLE",
     "SUMS",
     "check_sums",
     "is_exported",
@@ -38,7 +38,7 @@ T = TypeVar("T")
 SUMS = "SHA256SUMS"
 """A folder's list of checksums, as `sha256sum -c` reads it."""
 
-PACKAGE = "package.json"
+BUNDLE = "bundle.json"
 """The file that makes a folder a package of exported graphs."""
 
 _OLD = ".old"
@@ -198,7 +198,7 @@ def check_sums(folder: str | os.PathLike[str], error: type[PatchLifeError]) -> d
 
 def is_exported(model: str | os.PathLike[str]) -> bool:
     """Whether what a user calls MODEL is an exported file or package, rather than a name or an adapter's folder."""
-    return Path(model).is_file() or (Path(model) / PACKAGE).is_file()
+    return Path(model).is_file() or (Path(model) / BUNDLE).is_file()
 
 
 def _put(fresh: Path, path: Path) -> None:

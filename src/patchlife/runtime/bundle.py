@@ -1,6 +1,6 @@
 """A package: one slimmed model at several budgets, a graph for each, the weights once.
 
-A folder of ``package.json`` (what `About` says, for each graph), the graphs, ``weights.bin``, and ``SHA256SUMS``,
+A folder of ``bundle.json`` (what `Metadata` says, for each graph), the graphs, ``weights.bin``, and ``SHA256SUMS``,
 which is checked before anything else is opened.
 """
 
@@ -12,28 +12,28 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import ConfigError, ExportError
-from ..io.files import PACKAGE, SUMS, check_sums, sha256_of
+from ..io.files import BUNDLE, SUMS, check_sums, sha256_of
 from .engine import Engine, opened
-from .metadata import About
+from .metadata import Metadata
 
-__all__ = ["WEIGHTS", "Package", "graph_name", "package_json"]
+__all__ = ["WEIGHTS", "Bundle", "bundle_json", "graph_name"]
 
 WEIGHTS = "weights.bin"
 """The file that holds the weights of all graphs."""
 
-_OWN = ("budget", "config", "start", "survivors", "flops", "int8_from", "parity")
+_OWN = ("budget", "config", "start", "kept", "flops", "int8_from", "parity")
 """What differs from graph to graph."""
 
 
-class Package:
+class Bundle:
     """A package on disk; graphs are opened when they are asked for, and kept.
 
     Args:
-        folder: as `export_package` wrote it.
+        folder: as `export_bundle` wrote it.
         threads: CPU threads of each engine; as many as torch uses if not given.
 
     Attributes:
-        abouts: by budget, largest first. kind: onnx or openvino.
+        metadatas: by budget, largest first. kind: onnx or openvino.
         sha256: of all that is in it.
 
     Raises:
@@ -44,24 +44,24 @@ class Package:
         self.folder, self.threads = Path(folder), threads
         files = check_sums(self.folder, ExportError)
         try:
-            common = json.loads(files[PACKAGE].read_text("utf-8"))
+            common = json.loads(files[BUNDLE].read_text("utf-8"))
             graphs = common.pop("graphs")
-            abouts = [About.from_json(json.dumps({**common, **graph}), self.folder) for graph in graphs]
-            self._graphs = {about.budget: files[graph_name(about)] for about in abouts}
+            metadatas = [Metadata.from_json(json.dumps({**common, **graph}), self.folder) for graph in graphs]
+            self._graphs = {metadata.budget: files[graph_name(metadata)] for metadata in metadatas}
             self._weights = files[WEIGHTS]
-            (self.kind,) = {about.kind for about in abouts}
+            (self.kind,) = {metadata.kind for metadata in metadatas}
             if self.kind not in ("onnx", "openvino"):  # a .pt2 could run code
                 raise ValueError(f"a package holds onnx or openvino, got {self.kind}")
         except (KeyError, ValueError, TypeError) as error:
             raise ExportError(f"{self.folder} is no whole package ({error}); copy or export it again") from None
-        self.abouts = {about.budget: about for about in abouts}
+        self.metadatas = {metadata.budget: about for metadata in metadatas}
         self.sha256 = sha256_of(self.folder / SUMS)
         self._engines: dict[float, Engine] = {}
 
     @property
     def budgets(self) -> list[float]:
         """Largest first."""
-        return list(self.abouts)
+        return list(self.metadatas)
 
     def engine(self, budget: float | None = None) -> Engine:
         """What runs the graph of ``budget``, which need not be named where there is one only.
@@ -79,22 +79,24 @@ class Package:
             )
         (key,) = found
         if key not in self._engines:
-            path, about = self._graphs[key], self.abouts[key]
-            self._engines[key] = Engine(opened(path, about.kind, path.read_bytes(), self.threads, self._weights), about)
+            path, metadata = self._graphs[key], self.metadatas[key]
+            self._engines[key] = Engine(
+                opened(path, metadata.kind, path.read_bytes(), self.threads, self._weights), metadata
+            )
         return self._engines[key]
 
 
-def graph_name(about: About) -> str:
+def graph_name(metadata: Metadata) -> str:
     """What a graph's file is called in its package."""
-    return f"budget-{about.budget:g}.{'onnx' if about.kind == 'onnx' else 'xml'}"
+    return f"budget-{metadata.budget:g}.{'onnx' if metadata.kind == 'onnx' else 'xml'}"
 
 
-def package_json(abouts: Sequence[About]) -> tuple[str, str]:
+def bundle_json(metadatas: Sequence[Metadata]) -> tuple[str, str]:
     """(name, text) of the file that describes a package: what all graphs share once, then what each has of its own."""
-    every = [json.loads(about.to_json()) for about in abouts]
-    common = {name: value for name, value in asdict(abouts[0]).items() if name not in _OWN}
+    every = [json.loads(metadata.to_json()) for metadata in metadatas]
+    common = {name: value for name, value in asdict(metadatas[0]).items() if name not in _OWN}
     graphs = [
-        {"file": graph_name(about)} | {name: body[name] for name in _OWN}
-        for about, body in zip(abouts, every, strict=True)
+        {"file": graph_name(metadata)} | {name: body[name] for name in _OWN}
+        for metadata, body in zip(metadatas, every, strict=True)
     ]
-    return PACKAGE, json.dumps({**common, "graphs": graphs}, indent=1) + "\n"
+    return BUNDLE, json.dumps({**common, "graphs": graphs}, indent=1) + "\n"

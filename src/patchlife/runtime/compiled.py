@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..slimming import SlimModel
-from .tensor_module import Exportable
+from .tensor_module import TensorModule
 
 __all__ = ["CompiledBudgets", "compiled_alone"]
 
@@ -84,7 +84,7 @@ class CompiledBudgets:
     def _compiled(self, budget: float) -> Callable[[Tensor], tuple[Tensor, ...]]:
         twin = SlimModel(self.model.backbone, self.model.config.replace(budget=budget), self.model.scorer)
         options: dict[str, Any] = {"mode": "reduce-overhead"} if self.on_gpu else {}
-        return compiled_alone(Exportable(twin, lives=False), backend=self.backend, dynamic=False, **options)
+        return compiled_alone(TensorModule(twin, lives=False), backend=self.backend, dynamic=False, **options)
 
 
 def compiled_alone(module: nn.Module, **options: Any) -> Callable[..., Any]:

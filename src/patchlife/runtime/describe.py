@@ -12,7 +12,7 @@ from ..backbones import pretrained_cfg
 from ..data import Preprocess
 from ..data.labels import Labels
 from ..slimming import SlimModel, flops
-from .metadata import About, Format
+from .metadata import Format, Metadata
 
 __all__ = ["describe"]
 
@@ -31,7 +31,7 @@ def describe(
     lives: bool = True,
     precision: str = "fp32",
     integers: str = "",
-) -> About:
+) -> Metadata:
     """What a file of ``model`` says about itself; labels and preprocessing are the backbone's own if not given."""
     backbone = model.backbone
     vit: Any = backbone.vit
@@ -39,7 +39,7 @@ def describe(
     if preprocess is None and backbone.channels == 3:
         preprocess = replace(Preprocess.from_timm_cfg(pretrained_cfg(vit)), size=backbone.image_size)
     labels = labels or Labels(tuple(pretrained_cfg(vit).get("label_names") or ()))
-    return About(
+    return Metadata(
         kind=kind,
         precision=precision,
         model=pretrained_cfg(vit).get("architecture") or type(vit).__name__,
@@ -48,10 +48,10 @@ def describe(
         preprocess=preprocess.to_dict() if preprocess else None,
         labels=labels.names,
         label_ids=labels.ids,
-        budget=spent.budget if model.config.survivors else model.config.budget,
+        budget=spent.budget if model.config.kept else model.config.budget,
         config=model.config.to_dict(),
         start=schedule.start,
-        survivors=tuple(schedule.survivors),
+        kept=tuple(schedule.kept),
         grid=backbone.grid,
         flops=spent.slimmed,
         dense_flops=spent.dense,

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..errors import ConfigError, ExportError
 from ..slimming import Lives, SlimModel
 from .describe import describe
-from .metadata import About, Format
-from .sessions import ModuleRunner, Runner, open_runner
-from .tensor_module import Exportable
+from .metadata import Format, Metadata
+from .sessions import ModuleSession, Session, open_session
+from .tensor_module import TensorModule
 
 __all__ = ["Engine", "Output", "eager_engine", "opened", "sum_file", "verified"]
 
@@ -37,26 +37,26 @@ class Engine:
     """Runs one slimmed model at one budget.
 
     Attributes:
-        about: what it is.
+        metadata: what it is.
     """
 
-    def __init__(self, runner: Runner, about: About) -> None:
-        self.runner, self.about = runner, about
+    def __init__(self, session: Session, metadata: Metadata) -> None:
+        self.session, self.metadata = session, metadata
 
     def __call__(self, images: Float[np.ndarray, "batch channels height width"]) -> Output:
         """Run a batch of any length.
 
         Raises ConfigError when the images are not of the size or kind that the graph takes.
         """
-        wanted = (self.about.channels, *self.about.image_size)
+        wanted = (self.metadata.channels, *self.metadata.image_size)
         if images.ndim != 4 or images.shape[1:] != wanted or not len(images):
             raise ConfigError(
                 f"this exported model takes batches of images {wanted} (channels, height, width), got shape "
                 f"{images.shape}; resize the photos, or export again with --image-size"
             )
         if images.dtype != np.float32:
-            raise ConfigError(f"images must be float32, normalised as about.preprocess says, got {images.dtype}")
-        outputs = dict(zip(self.about.outputs, self.runner.run(np.ascontiguousarray(images)), strict=True))
+            raise ConfigError(f"images must be float32, normalised as metadata.preprocess says, got {images.dtype}")
+        outputs = dict(zip(self.metadata.outputs, self.session.run(np.ascontiguousarray(images)), strict=True))
         return Output(outputs["logits"], outputs.get("life"))
 
     def predict(self, images: Tensor) -> tuple[Tensor, Lives]:
@@ -68,19 +68,19 @@ class Engine:
         if life is None:
             raise ExportError("this file was exported without lives; export it again without --no-lives")
         known = torch.from_numpy(life)
-        survivors = torch.tensor(self.about.survivors).expand(len(known), -1)
-        return torch.from_numpy(logits), Lives(known, survivors, known, self.about.grid)
+        kept = torch.tensor(self.metadata.kept).expand(len(known), -1)
+        return torch.from_numpy(logits), Lives(known, kept, known, self.metadata.grid)
 
 
 def eager_engine(model: SlimModel, compiled: bool = False, lives: bool = True) -> Engine:
     """``model`` itself behind the same interface: as it is, or through torch.compile (half a minute a batch size)."""
-    return Engine(ModuleRunner(Exportable(model, lives), compiled), describe(model, "torch", lives=lives))
+    return Engine(ModuleSession(TensorModule(model, lives), compiled), describe(model, "torch", lives=lives))
 
 
 def opened(
     path: Path, kind: Format, content: bytes, threads: int | None, weights: Path | None = None, trust: bool = False
-) -> Runner:
-    """The runner of a file's content (see `open_runner`).
+) -> Session:
+    """The session of a file's content (see `open_session`).
 
     Raises ExportError when its engine cannot read it, and for torch's own format unless it is to be trusted.
     """
@@ -91,7 +91,7 @@ def opened(
             "files of the formats onnx and openvino need no trust"
         )
     try:
-        return open_runner(kind, content, threads, weights)
+        return open_session(kind, content, threads, weights)
     except ImportError:
         raise
     except Exception as error:  # whatever the three engines raise on a file that they cannot read

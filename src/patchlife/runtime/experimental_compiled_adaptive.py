@@ -15,7 +15,7 @@ from ..backbones import Backbone, Embedded
 from ..errors import ConfigError
 from ..slimming import SlimModel
 from ..slimming.plan import Plan
-from ..slimming.run.adaptive import Stage, run_ragged
+from ..slimming.run.adaptive import Stage, run_adaptive
 from ..slimming.run.fixed import Taps
 from ..slimming.run.packed import Kernel, varlen_attention, varlen_kernel
 from .compiled import compiled_alone
@@ -137,9 +137,9 @@ class _Twin(SlimModel):
         self.set_mode("adaptive")
         self.run = run
 
-    def _run_adaptive(self, x: Tensor, embedded: Embedded, plan: Plan, taps: Taps | None) -> Tensor:
+    def _adaptive_run(self, x: Tensor, embedded: Embedded, plan: Plan, taps: Taps | None) -> Tensor:
         run = partial(self.run, self.backbone.prefix + plan.order.shape[1])
-        return run_ragged(self.backbone, x, embedded.rope, plan, run, rounded_up, taps)
+        return run_adaptive(self.backbone, x, embedded.rope, plan, run, rounded_up, taps)
 
 
 class _Opening(nn.Module):

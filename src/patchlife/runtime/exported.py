@@ -16,15 +16,15 @@ from ..config import LifeConfig, Mode, ModelConfig
 from ..errors import ConfigError
 from ..io.files import sha256_of
 from ..slimming import Lives, SlimModel
-from .bundle import Package
+from .bundle import Bundle
 from .engine import Engine
 from .open_file import open_engine
-from .opening import ReadyModel
+from .opening import Pipeline
 
-__all__ = ["EngineModel", "ReadyEngine", "open_ready"]
+__all__ = ["EngineClassifier", "EnginePipeline", "open_exported"]
 
 
-class EngineModel:
+class EngineClassifier:
     """What `predict` and `evaluate` ask of a `SlimModel`, answered by engines, one for each budget.
 
     Args:
@@ -45,14 +45,14 @@ class EngineModel:
         """What runs at the present settings; made when it is first needed."""
         return self.open_at(self.config)
 
-    def set_budget(self, budget: float) -> EngineModel:
+    def set_budget(self, budget: float) -> EngineClassifier:
         """Run at this budget from now on; its engine is made when it is first needed."""
-        if budget != self.config.budget or self.config.survivors:
+        if budget != self.config.budget or self.config.kept:
             self.config = self.config.replace(budget=budget)
         return self
 
     @contextmanager
-    def temporarily(self) -> Iterator[EngineModel]:
+    def temporarily(self) -> Iterator[EngineClassifier]:
         """Let settings be changed for a while; afterwards they are the exact earlier ones."""
         before = self.config
         try:
@@ -60,7 +60,7 @@ class EngineModel:
         finally:
             self.config = before
 
-    def set_mode(self, mode: Mode) -> EngineModel:
+    def set_mode(self, mode: Mode) -> EngineClassifier:
         """Refuse any mode but fixed."""
         if mode != "fixed":
             raise ConfigError(f"engines run fixed mode only, got {mode}")
@@ -72,11 +72,11 @@ class EngineModel:
 
     def flops_of(self, lives: Lives, image_size: tuple[int, int] | None = None) -> list[int]:
         """FLOPs of each image: the same for all."""
-        return [self.engine.about.flops] * len(lives)
+        return [self.engine.metadata.flops] * len(lives)
 
     def cost(self) -> EngineCost:
         """What the dense model costs."""
-        return EngineCost(self.engine.about.dense_flops)
+        return EngineCost(self.engine.metadata.dense_flops)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, or for a file its checksum: either changes when the answers may."""
@@ -91,8 +91,8 @@ class EngineCost:
 
 
 @dataclass(frozen=True)
-class ReadyEngine(ReadyModel):
-    """A `ReadyModel` that an engine runs."""
+class EnginePipeline(Pipeline):
+    """A `Pipeline` that an engine runs."""
 
     @property
     def device(self) -> torch.device:
@@ -100,8 +100,8 @@ class ReadyEngine(ReadyModel):
         return torch.device("cpu")
 
 
-def open_ready(config: ModelConfig, trust: bool = False) -> ReadyModel:
-    """An exported file or package, ready for photos; ``trust`` opens a .pt2 file, too (see `open_engine`).
+def open_exported(config: ModelConfig, trust: bool = False) -> Pipeline:
+    """An exported file or package, pipeline for photos; ``trust`` opens a .pt2 file, too (see `open_engine`).
 
     Raises ConfigError for settings that were fixed when it was exported, and for a budget that is not in it.
     """
@@ -112,24 +112,24 @@ def open_ready(config: ModelConfig, trust: bool = False) -> ReadyModel:
     if said:
         raise ConfigError(f"{path} is an exported model: {', '.join(said)} was settled by patchlife export; drop it")
     engine, open_at, digest = _at_budget(path, config.life.get("budget"), trust)
-    about = engine.about
-    labels = about.read_labels()
+    metadata = engine.metadata
+    labels = metadata.read_labels()
     if config.labels:
         from ..data.labels import read_labels
 
         labels = read_labels(config.labels, len(labels.names))
     weights = {"sha256": torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8)}
-    model = EngineModel(open_at, LifeConfig.from_dict(about.config), weights)
-    return ReadyEngine(about.model, cast(SlimModel, model), about.read_preprocess(), labels)
+    model = EngineClassifier(open_at, LifeConfig.from_dict(metadata.config), weights)
+    return EnginePipeline(metadata.model, cast(SlimModel, model), metadata.read_preprocess(), labels)
 
 
 def _at_budget(path: Path, budget: float | None, trust: bool) -> tuple[Engine, Callable[[LifeConfig], Engine], str]:
     """(the engine of a file, or of a package's graph of ``budget``; what opens the others; checksum of all of it)."""
     if path.is_dir():
-        package = Package(path)
+        package = Bundle(path)
         return package.engine(budget), lambda settings: package.engine(settings.budget), package.sha256
     engine = open_engine(path, budget=budget, trust=trust)
-    own = LifeConfig.from_dict(engine.about.config)
+    own = LifeConfig.from_dict(engine.metadata.config)
 
     def open_at(settings: LifeConfig) -> Engine:
         return engine if settings == own else open_engine(path, budget=settings.budget, trust=trust)

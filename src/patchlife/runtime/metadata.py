@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..data import Preprocess
     from ..data.labels import Labels
 
-__all__ = ["FORMAT", "KEY", "About", "Format", "about_in"]
+__all__ = ["FORMAT", "KEY", "Format", "Metadata", "metadata_in"]
 
 FORMAT = 1
 KEY = "patchlife"
@@ -24,7 +24,7 @@ Format = Literal["onnx", "openvino", "torch"]
 
 
 @dataclass(frozen=True)
-class About:
+class Metadata:
     """A description that travels inside the exported file.
 
     Attributes:
@@ -34,7 +34,7 @@ class About:
         preprocess: how a photo becomes its input (see `Preprocess`); None if it does not take photos.
         labels: names of the classes. label_ids: their WordNet ids, if they are ImageNet's.
         budget: fraction of the dense FLOPs. config: all settings (see `LifeConfig`).
-        start: first block at which a patch may be missing. survivors: patches that enter each block.
+        start: first block at which a patch may be missing. kept: patches that enter each block.
         grid: (rows, cols) of the patches. flops, dense_flops: per image.
         outputs: logits, and life (how many blocks each patch lives) if it was asked for.
         int8_from: the block from which on an int8 file computes in integers.
@@ -57,7 +57,7 @@ class About:
     budget: float
     config: dict[str, Any]
     start: int
-    survivors: tuple[int, ...]
+    kept: tuple[int, ...]
     grid: tuple[int, int]
     flops: int
     dense_flops: int
@@ -75,7 +75,7 @@ class About:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str | bytes | None, where: object) -> About:
+    def from_json(cls, text: str | bytes | None, where: object) -> Metadata:
         """The inverse of `to_json`. Raises ExportError if ``text`` is no description, or a newer patchlife's."""
         try:
             values = json.loads(text or "")
@@ -115,7 +115,7 @@ def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def about_in(archive: zipfile.ZipFile) -> str:
+def metadata_in(archive: zipfile.ZipFile) -> str:
     """The description inside a zip of ours, or an empty text."""
     names = [name for name in archive.namelist() if name.rpartition("/")[2] == f"{KEY}.json"]
     return archive.read(names[0]).decode() if names else json.dumps(None)

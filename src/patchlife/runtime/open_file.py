@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import ConfigError
-from .bundle import Package
+from .bundle import Bundle
 from .engine import Engine, opened, verified
-from .metadata import About, Format
+from .metadata import Format, Metadata
 
 __all__ = ["format_of", "open_engine"]
 
@@ -21,7 +21,7 @@ def open_engine(
     """The engine for an exported file, or for one graph of a package, after checksums were verified.
 
     Args:
-        file: as `export` or `export_package` wrote it.
+        file: as `export` or `export_bundle` wrote it.
         threads: CPU threads; as many as torch uses if not given.
         budget: which graph of a package; a file fails unless it is of this budget.
         trust: open a .pt2 file, too. It can run any code when it is opened, and no checksum tells whether it does.
@@ -33,13 +33,13 @@ def open_engine(
     """
     path = Path(file)
     if path.is_dir():
-        return Package(path, threads).engine(budget)
+        return Bundle(path, threads).engine(budget)
     content = verified(path)
-    runner = opened(path, _kind(io.BytesIO(content)), content, threads, trust=trust)
-    about = About.from_json(runner.description, path)
-    if budget is not None and abs(budget - about.budget) > 1e-9:
-        raise ConfigError(f"{path} holds one budget, {about.budget:g}, got {budget:g}; export it again")
-    return Engine(runner, about)
+    session = opened(path, _kind(io.BytesIO(content)), content, threads, trust=trust)
+    metadata = Metadata.from_json(session.description, path)
+    if budget is not None and abs(budget - metadata.budget) > 1e-9:
+        raise ConfigError(f"{path} holds one budget, {metadata.budget:g}, got {budget:g}; export it again")
+    return Engine(session, metadata)
 
 
 def format_of(path: Path) -> Format:
@@ -49,7 +49,7 @@ def format_of(path: Path) -> Format:
     a zip with an OpenVINO model, a zip of torch's, or else ONNX.
     """
     if path.is_dir():
-        return Package(path).kind
+        return Bundle(path).kind
     with open(path, "rb") as file:
         return _kind(file)
 

@@ -1,4 +1,4 @@
-"""From what a user calls MODEL to a slimmed model that is ready to see photos.
+"""From what a user calls MODEL to a slimmed model that is pipeline to see photos.
 
 MODEL is a timm name (hf-hub:ORG/NAME and local-dir:FOLDER are such, too), the folder of a life adapter, or ``demo``.
 """
@@ -25,13 +25,13 @@ from ..errors import AdapterError, CheckpointError, ConfigError, PatchLifeError
 from ..io.files import sha256_of
 from ..slimming import SlimModel, wrap
 
-__all__ = ["DEMO", "ReadyModel", "demo_backbone", "demo_folder", "open_model", "pick_device"]
+__all__ = ["DEMO", "Pipeline", "demo_backbone", "demo_folder", "open_pipeline", "pick_device"]
 
 DEMO = "demo"
 
 
 @dataclass(frozen=True)
-class ReadyModel:
+class Pipeline:
     """A slimmed model with all that it takes to run it on photos.
 
     Attributes:
@@ -52,7 +52,7 @@ class ReadyModel:
         return next(self.model.parameters()).device
 
 
-def open_model(config: ModelConfig, device: Device = "cpu", random_weights: bool = False) -> ReadyModel:
+def open_pipeline(config: ModelConfig, device: Device = "cpu", random_weights: bool = False) -> Pipeline:
     """Build the model that ``config`` describes.
 
     Args:
@@ -77,7 +77,7 @@ def open_model(config: ModelConfig, device: Device = "cpu", random_weights: bool
     looks = Preprocess.from_timm_cfg(pretrained_cfg(vit), model.backbone.channels)
     preprocess = replace(looks, size=model.backbone.image_size)
     name = pretrained_cfg(vit).get("architecture") or type(vit).__name__
-    return ReadyModel(name, model.to(where).eval(), preprocess, _labels_of(vit, config.labels))
+    return Pipeline(name, model.to(where).eval(), preprocess, _labels_of(vit, config.labels))
 
 
 def pick_device(device: Device) -> torch.device:
@@ -112,15 +112,15 @@ def _open_timm(config: ModelConfig, random_weights: bool) -> SlimModel:
 
 def _open_adapter(config: ModelConfig) -> SlimModel:
     """An adapter on the backbone that it names; weights from elsewhere must be the same ones."""
-    from ..adapters.adapter import load, read_adapter
+    from ..adapters import load, read_adapter
 
     folder = Path(config.model)
     if not (folder / "adapter.json").is_file() and (meant := _perhaps(config.model)):
         raise AdapterError(f"{folder} is not a patchlife adapter: it has no adapter.json; {meant}")
-    about, _ = read_adapter(folder)
-    if not (about["origin"] or about["backbone"]["name"]):
+    metadata, _ = read_adapter(folder)
+    if not (metadata["origin"] or metadata["backbone"]["name"]):
         raise AdapterError(f"{folder} does not name its backbone; in Python: patchlife.load({str(folder)!r}, vit)")
-    origin = Origin(**about["origin"]) if about["origin"] else Origin(about["backbone"]["name"])
+    origin = Origin(**metadata["origin"]) if metadata["origin"] else Origin(metadata["backbone"]["name"])
     checkpoint = config.checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
     if checkpoint:
         _check_sum(folder, origin, checkpoint)
@@ -147,7 +147,7 @@ def _perhaps(model: str) -> str:
 
 def _open_demo(config: ModelConfig) -> SlimModel:
     """The embedded model with the lives it learned; with the rule where patches shall begin to die elsewhere."""
-    from ..adapters.adapter import load
+    from ..adapters import load
 
     if config.checkpoint or config.pretrained or config.image_size or config.model_args:
         raise ConfigError(
@@ -162,17 +162,17 @@ def demo_backbone() -> nn.Module:
     """The embedded Vision Transformer, in eval mode; raises CheckpointError if it is not as it was shipped."""
     folder = demo_folder()
     try:
-        about = json.loads((folder / "model.json").read_text("utf-8"))
-        weights = folder / about["weights"]["file"]
-        intact = sha256_of(weights) == about["weights"]["sha256"]
+        metadata = json.loads((folder / "model.json").read_text("utf-8"))
+        weights = folder / metadata["weights"]["file"]
+        intact = sha256_of(weights) == metadata["weights"]["sha256"]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"the demo's model in {folder} is incomplete ({error}); reinstall patchlife") from None
     if not intact:
         raise CheckpointError(f"{weights} is damaged: its sha256 is not the one in model.json; reinstall patchlife")
-    vit: Any = timm.models.VisionTransformer(**about["architecture"])
+    vit: Any = timm.models.VisionTransformer(**metadata["architecture"])
     vit.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
-    looks = {**about["input"], "input_size": about["input"]["size"]}
-    vit.pretrained_cfg = {"architecture": DEMO, "label_names": about["classes"], **looks}
+    looks = {**metadata["input"], "input_size": metadata["input"]["size"]}
+    vit.pretrained_cfg = {"architecture": DEMO, "label_names": metadata["classes"], **looks}
     return vit.eval()
 
 
@@ -224,7 +224,7 @@ def _slimmed(vit: nn.Module, settings: LifeConfig, origin: Origin | None) -> Sli
 def _resettled(saved: SlimModel, settings: LifeConfig) -> SlimModel:
     """An adapter's model under other settings."""
     model = SlimModel(saved.backbone, settings, saved.scorer)
-    model.origin, model.change = saved.origin, saved.change
+    model.origin, model.delta = saved.origin, saved.delta
     if model.start == saved.start:
         return model.use_calibration(saved.calibration) if saved.calibration else model
     if any(True for _ in saved.scorer.parameters()):

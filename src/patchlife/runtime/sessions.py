@@ -15,9 +15,9 @@ from torch import nn
 
 from ..extras import need
 from .compiled import compiled_alone
-from .metadata import KEY, Format, about_in
+from .metadata import KEY, Format, metadata_in
 
-__all__ = ["ModuleRunner", "OnnxRunner", "Runner", "open_runner"]
+__all__ = ["ModuleSession", "OnnxSession", "Session", "open_session"]
 
 Arrays = list[np.ndarray]
 
@@ -25,7 +25,7 @@ _GROUP = 64  # divides the width of nearly every Vision Transformer: it is a hea
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # ONNX Runtime's name for it
 
 
-class Runner(ABC):
+class Session(ABC):
     """Runs one graph. ``description`` is the text found in its file; empty where there is none."""
 
     description: str = ""
@@ -35,7 +35,7 @@ class Runner(ABC):
         """The graph's outputs, in their order."""
 
 
-class OnnxRunner(Runner):
+class OnnxSession(Session):
     """ONNX Runtime on the CPU."""
 
     def __init__(self, content: bytes, threads: int | None = None, weights: Path | None = None) -> None:
@@ -55,7 +55,7 @@ class OnnxRunner(Runner):
         return self.session.run(None, dict(zip(self.inputs, inputs, strict=True)))
 
 
-class OpenVinoRunner(Runner):
+class OpenVinoSession(Session):
     """OpenVINO on the CPU, in float32: left alone it computes in bfloat16 where the processor can.
 
     Where a file's weights are int8 and its activations are not, it rounds them as it runs: a scale for 64 channels of
@@ -72,7 +72,7 @@ class OpenVinoRunner(Runner):
             model = core.read_model(content, weights.read_bytes())
         else:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                self.description = about_in(archive)
+                self.description = metadata_in(archive)
                 model = core.read_model(archive.read("model.xml"), archive.read("model.bin"))
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -88,7 +88,7 @@ class OpenVinoRunner(Runner):
         return [results[index].copy() for index in range(len(results))]
 
 
-class ModuleRunner(Runner):
+class ModuleSession(Session):
     """A torch module where it stands, as it is or compiled."""
 
     def __init__(self, module: nn.Module, compiled: bool = False) -> None:
@@ -102,7 +102,7 @@ class ModuleRunner(Runner):
         return [output.cpu().numpy() for output in outputs]
 
 
-class TorchRunner(ModuleRunner):
+class TorchSession(ModuleSession):
     """A program that torch.export saved."""
 
     def __init__(self, content: bytes, threads: int | None = None, weights: Path | None = None) -> None:
@@ -112,15 +112,15 @@ class TorchRunner(ModuleRunner):
         super().__init__(program.module())
 
 
-def open_runner(kind: Format, content: bytes, threads: int | None = None, weights: Path | None = None) -> Runner:
-    """The runner of a file's content.
+def open_session(kind: Format, content: bytes, threads: int | None = None, weights: Path | None = None) -> Session:
+    """The session of a file's content.
 
     Args:
         kind: of which engine. content: the file's.
         threads: as many as torch uses, if not given (.pt2 runs in torch).
         weights: the file that holds a package's weights, if they are not inside; ``content`` is then ONNX, or XML.
     """
-    runners: dict[Format, Any] = {"onnx": OnnxRunner, "openvino": OpenVinoRunner, "torch": TorchRunner}
+    runners: dict[Format, Any] = {"onnx": OnnxSession, "openvino": OpenVinoSession, "torch": TorchSession}
     return runners[kind](content, threads, weights)
 
 

@@ -12,12 +12,12 @@ from ..errors import ConfigError
 from ..slimming import SlimModel
 from ..slimming.plan import fixed_plan
 from ..slimming.schedule import Schedule
-from ..slimming.similarity import Likeness
+from ..slimming.similarity import Similarity
 
-__all__ = ["Decision", "Exportable", "exportable"]
+__all__ = ["Decision", "TensorModule", "tensor_module"]
 
 
-class Exportable(nn.Module):
+class TensorModule(nn.Module):
     """A slimmed model as a graph: a tuple out, tensors only."""
 
     def __init__(self, model: SlimModel, lives: bool) -> None:
@@ -33,24 +33,24 @@ class Exportable(nn.Module):
 
 
 class Decision(nn.Module):
-    """What follows from scores and kin alone; exported by itself to see how an engine breaks ties and sorts NaN."""
+    """What follows from scores and embedding alone; exported by itself to see how an engine breaks ties and sorts NaN."""
 
     def __init__(self, schedule: Schedule, grid: tuple[int, int]) -> None:
         super().__init__()
         self.schedule, self.grid = schedule, grid
 
-    def forward(self, opinion: Float[Tensor, "batch patches 1_and_dim"]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, scores: Float[Tensor, "batch patches 1_and_dim"]) -> tuple[Tensor, Tensor, Tensor]:
         """(life in blocks, patches by rank, who inherits from each rank), each (batch, patches).
 
-        ``opinion`` holds a patch's score and then its kin vector.
+        ``scores`` holds a patch's score and then its embedding vector.
         """
-        plan = fixed_plan(opinion[..., 0], Likeness.of(opinion[..., 1:]), self.schedule, self.grid)
-        assert plan.heirs is not None
-        return plan.lives().life, plan.order, plan.heirs.rank
+        plan = fixed_plan(scores[..., 0], Similarity.of(scores[..., 1:]), self.schedule, self.grid)
+        assert plan.merge_targets is not None
+        return plan.lives().life, plan.order, plan.merge_targets.rank
 
 
-def exportable(model: SlimModel, lives: bool = True) -> Exportable:
-    """A float32 copy of ``model`` on the CPU, in eval mode, ready to export; ``model`` stays as it is.
+def tensor_module(model: SlimModel, lives: bool = True) -> TensorModule:
+    """A float32 copy of ``model`` on the CPU, in eval mode, pipeline to export; ``model`` stays as it is.
 
     Raises ConfigError for adaptive mode: an exported graph has static shapes.
     """
@@ -60,4 +60,4 @@ def exportable(model: SlimModel, lives: bool = True) -> Exportable:
             "adaptive; call model.set_mode('fixed') first"
         )
     twin = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
-    return Exportable(twin, lives).eval()
+    return TensorModule(twin, lives).eval()

@@ -1,22 +1,23 @@
 """The method: a scorer scores the patches once, a plan records the decision, fixed and adaptive runs follow it."""
 
 from .calibration import Calibration
+from .cost import Cost
 from .flop_report import Flops, flops
 from .lives import Lives
 from .model import SlimModel, wrap
 from .plan import Plan
-from .schedule import Cost, Schedule
-from .scorers import AttentionRule, LifeHead
+from .schedule import Schedule
+from .scorers import AttentionScorer, Scorer
 
 __all__ = [
-    "AttentionRule",
+    "AttentionScorer",
     "Calibration",
     "Cost",
     "Flops",
-    "LifeHead",
     "Lives",
     "Plan",
     "Schedule",
+    "Scorer",
     "SlimModel",
     "flops",
     "wrap",

@@ -1,8 +1,8 @@
-"""Adaptive mode's rule across images: which score lets a patch into a block, so that the *mean* budget holds.
+"""Calibration of adaptive mode: thresholds on scores with which the *mean* cost over images meets the budget.
 
-Scores of unlabelled images are pooled into a table: for each share of patches kept, the threshold that keeps it,
-and the mean square of the images' own shares (attention is quadratic in each image's own count, so an uneven
-split costs more than an even one of the same mean). Any budget is then a look-up; no image is needed again.
+The scores of unlabelled images are pooled into a table. For each fraction of patches kept it holds the threshold that
+keeps this fraction, and the mean square of the fractions of the single images (attention is quadratic in the number of
+tokens, so unequal numbers cost more than equal ones of the same mean). Any budget is then a look-up in this table.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError, NumericalError
-from .schedule import Cost, Schedule, floor, largest, solve
+from .cost import Cost
+from .schedule import Schedule, floor, largest, solve
 
 __all__ = ["Calibration", "images_in"]
 
 _KEYS = ("pixel_values", "image", "images")  # of batches that are dicts: transformers' name, and data sets'
-LEVELS = 513  # shares 0, 1/512, ..., 1
+LEVELS = 513  # fractions 0, 1/512, ..., 1
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds for every share of patches kept, over a set of images.
+    """Thresholds for every fraction of patches kept, over a set of images.
 
     Attributes:
-        threshold: score above which a patch is kept, for shares ``i / (levels - 1)``, falling.
-        square: mean over the images of their squared share kept at that threshold.
-        images: how many images were looked at.
-        patches: how many each of them had. Scores of other image sizes are distributed differently.
+        threshold: score above which a patch is kept, for the fractions ``i / (levels - 1)``; falling.
+        square: mean over the images of the squared fraction that each keeps at that threshold.
+        images: number of images.
+        patches: number of patches of each. Scores of other image sizes are distributed differently.
     """
 
     threshold: Float[Tensor, "levels"]
@@ -53,8 +54,8 @@ class Calibration:
         images, patches = score.shape
         pooled = score.flatten().sort(descending=True).values
         kept = torch.linspace(0, pooled.numel(), LEVELS).round().long()
-        # halfway between the last score kept and the first one dropped: rounding noise decides nothing
-        beyond = 1 + 1e-5 * pooled.abs().max()  # a step that float32 sees at any scale
+        # halfway between the last score kept and the first one dropped, so that rounding noise has no effect
+        beyond = 1 + 1e-5 * pooled.abs().max()  # large enough for float32 at any scale
         padded = torch.cat((pooled[:1] + beyond, pooled, pooled[-1:] - beyond))
         threshold = (padded[kept] + padded[kept + 1]) / 2
         counts = torch.stack([(score > t).sum(dim=1).clamp(min=1) for t in threshold])
@@ -76,27 +77,29 @@ class Calibration:
         return cls(threshold, square, values["images"], values["patches"])
 
     def tensors(self) -> dict[str, Tensor]:
-        """What an adapter saves of it."""
+        """The tables, for saving."""
         return {"threshold": self.threshold, "square": self.square}
 
-    def thresholds(self, survivors: tuple[int, ...], patches: int) -> Float[Tensor, "depth"]:
+    def thresholds(self, kept: tuple[int, ...], patches: int) -> Float[Tensor, "depth"]:
         """The score that a patch must exceed to enter each block; -inf where all of them do."""
-        shares = torch.tensor(survivors) / patches
-        values = self._look_up(self.threshold, shares)
-        return torch.where(shares >= 1, torch.full_like(values, -torch.inf), values)
+        fractions = torch.tensor(kept) / patches
+        values = self._look_up(self.threshold, fractions)
+        return torch.where(fractions >= 1, torch.full_like(values, -torch.inf), values)
 
-    def mean_flops(self, cost: Cost, survivors: tuple[int, ...]) -> float:
-        """Mean FLOPs over the calibration images when ``survivors`` is the mean count of each block."""
-        return cost.total(survivors, self.squares(survivors, cost.patches))
+    def mean_flops(self, cost: Cost, kept: tuple[int, ...]) -> float:
+        """Mean FLOPs over the calibration images when ``kept`` is the mean count of each block."""
+        return cost.total(kept, self.squares(kept, cost.patches))
 
-    def squares(self, survivors: tuple[int, ...], patches: int) -> list[float]:
-        """Mean over the calibration images of their squared counts, when ``survivors`` are their mean counts."""
-        return (self._look_up(self.square, torch.tensor(survivors) / patches) * patches**2).tolist()
+    def squares(self, kept: tuple[int, ...], patches: int) -> list[float]:
+        """Mean over the calibration images of their squared counts, when ``kept`` are their mean counts."""
+        return (self._look_up(self.square, torch.tensor(kept) / patches) * patches**2).tolist()
 
     def solve(self, cost: Cost, budget: float, start: int, drops: tuple[int, ...]) -> Schedule:
-        """The mean survivors per block that spend ``budget`` on average over the calibration images.
+        """The mean numbers of patches kept per block that cost ``budget`` on average over the calibration images.
 
-        An even split of them would cost less, so a smaller budget is spread evenly: the largest that works out.
+        Equal numbers in all images would cost less than the images' own ones, so the schedule is solved for a smaller
+        budget: the largest whose mean cost, with the images' own numbers, is within ``budget``.
+
         Raises ConfigError when the budget is out of reach.
         """
         schedule = solve(cost, budget, start, drops)
@@ -104,28 +107,28 @@ class Calibration:
             return schedule
         lowest = floor(cost, drops) * (1 + 1e-9)
 
-        def even(share: float) -> Schedule:
-            return solve(cost, lowest + share * max(budget - lowest, 0), start, drops)
+        def at(fraction: float) -> Schedule:
+            return solve(cost, lowest + fraction * max(budget - lowest, 0), start, drops)
 
-        def fits(share: float) -> bool:
-            return self.mean_flops(cost, even(share).survivors) <= budget * cost.dense
+        def fits(fraction: float) -> bool:
+            return self.mean_flops(cost, at(fraction).kept) <= budget * cost.dense
 
         if not fits(0.0):
             raise ConfigError(
                 f"budget {budget:g} is out of reach: the calibration images keep so unequal numbers of patches that "
-                "their mean costs more; choose a larger budget or an earlier start"
+                "their mean cost is higher; choose a larger budget or an earlier start"
             )
-        return even(largest(fits, steps=12))
+        return at(largest(fits, steps=12))
 
-    def _look_up(self, table: Tensor, shares: Tensor) -> Tensor:
-        place = (shares * (LEVELS - 1)).clamp(0, LEVELS - 1)
+    def _look_up(self, table: Tensor, fractions: Tensor) -> Tensor:
+        place = (fractions * (LEVELS - 1)).clamp(0, LEVELS - 1)
         low = place.floor().long()
         high = (low + 1).clamp(max=LEVELS - 1)
         return torch.lerp(table[low], table[high], place - low)
 
 
 def images_in(batch: Any) -> Float[Tensor, "batch channels height width"]:
-    """The images of a batch as data loaders give it: a tensor, a tuple that begins with one, or a dict with one.
+    """The images of a batch from a data loader: a tensor, a tuple that begins with one, or a dict with one.
 
     Raises ConfigError for anything else.
     """

@@ -1,4 +1,4 @@
-"""What a slimmed model spends, in FLOPs, beside what its backbone would."""
+"""FLOPs of a slimmed model and of its backbone, as a report."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Flops:
     """FLOPs per image; two operations make one multiply-add.
 
     Attributes:
-        dense: the untouched backbone. slimmed: the mean in adaptive mode.
-        decision: the part of ``slimmed`` that the dense model does not have: head, and finding and merging heirs.
-        outer: embedding, final norm, pooling and classifier (part of both).
-        dense_blocks / slimmed_blocks: block by block.
+        dense: of the backbone. slimmed: of the slimmed model; in adaptive mode the mean.
+        decision: the part of ``slimmed`` for scoring and merging.
+        outer: the part of both for embedding, final norm, pooling and classifier.
+        dense_blocks / slimmed_blocks: of each block.
     """
 
     dense: int
@@ -29,13 +29,13 @@ class Flops:
 
     @property
     def budget(self) -> float:
-        """Fraction of the dense FLOPs that are spent."""
+        """Fraction of the dense FLOPs."""
         return self.slimmed / self.dense
 
 
 def flops(model: SlimModel, image_size: tuple[int, int] | None = None) -> Flops:
     """FLOPs per image, dense and slimmed, for images of this size (height, width)."""
-    cost, counts = model.cost(image_size), model.schedule(image_size).survivors
+    cost, counts = model.cost(image_size), model.schedule(image_size).kept
     squares: list[float] = [n**2 for n in counts]
     if model.config.mode == "adaptive" and model.calibration is not None:
         squares = model.calibration.squares(counts, cost.patches)

@@ -1,7 +1,4 @@
-"""The decision: everything that is settled, once, about which patch takes part in which block.
-
-Fixed runs, ragged runs, exports and pictures read a `Plan`; nothing is decided after it.
-"""
+"""The plan: everything that is decided about a batch, once. Runs, exports and pictures only read it."""
 
 from __future__ import annotations
 
@@ -12,24 +9,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .lives import Lives
-from .merging import Heirs, adaptive_heirs, fixed_heirs
+from .merging import MergeTargets, adaptive_merge_targets, fixed_merge_targets
 from .schedule import Schedule
-from .similarity import Likeness
+from .similarity import Similarity
 
 __all__ = ["Plan", "adaptive_plan", "fixed_plan", "longest_first"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who lives how long, for a batch.
+    """The decision for a batch: which patches enter which block, and where dropped ones are merged.
 
     Attributes:
-        score: what the head said, NaN replaced by the lowest value.
-        order: patch indices of each image, longest life first. Everything runs in this order.
-        schedule: survivors per block. In adaptive mode they are the budget's average, not any image's.
+        score: the scorer's, with NaN replaced by the lowest value.
+        order: patch indices of each image, longest life first; every block runs on a prefix of this order.
+        schedule: patches kept per block; in adaptive mode the mean over images that the budget allows.
         grid: (rows, cols) of the patches.
         counts: in adaptive mode, how many patches of each image enter each block; None in fixed mode.
-        heirs: who inherits from each rank, and how much; None where the dead leave nothing.
+        merge_targets: where each rank is merged, and with which weight; None without merging.
     """
 
     score: Float[Tensor, "batch patches"]
@@ -37,27 +34,35 @@ class Plan:
     schedule: Schedule
     grid: tuple[int, int]
     counts: Int[Tensor, "batch depth"] | None = None
-    heirs: Heirs | None = None
+    merge_targets: MergeTargets | None = None
 
-    def survivors(self) -> Int[Tensor, "batch depth"]:
+    def kept(self) -> Int[Tensor, "batch depth"]:
         """How many patches of each image enter each block, in either mode."""
         if self.counts is not None:
             return self.counts
-        return torch.tensor(self.schedule.survivors, device=self.order.device).expand(self.order.shape[0], -1)
+        return torch.tensor(self.schedule.kept, device=self.order.device).expand(self.order.shape[0], -1)
 
     def rank(self) -> Int[Tensor, "batch patches"]:
-        """Each patch's place in `order` (its inverse permutation)."""
+        """The place of each patch in `order` (the inverse permutation)."""
         return self.order.argsort(dim=1)
 
     def lives(self) -> Lives:
         """The plan as lives: a patch of rank r takes part in the blocks that more than r patches enter."""
-        survivors = self.survivors()
-        life = (self.rank()[:, :, None] < survivors[:, None, :]).sum(dim=2).float()
-        return Lives(life, survivors, self.score, self.grid)
+        kept = self.kept()
+        life = (self.rank()[:, :, None] < kept[:, None, :]).sum(dim=2).float()
+        return Lives(life, kept, self.score, self.grid)
+
+    def in_grid_order(
+        self, tokens: Float[Tensor, "batch tokens dim"], prefix: int
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Tokens of a run by this plan (all of them), with the patches back in grid order."""
+        rank = self.rank()
+        image = torch.arange(rank.shape[0], device=rank.device)[:, None]
+        return torch.cat((tokens[:, :prefix], tokens[image, prefix + rank]), dim=1)
 
 
 def longest_first(score: Float[Tensor, "batch patches"]) -> tuple[Tensor, Int[Tensor, "batch patches"]]:
-    """(cleaned score, patch indices by falling score): NaN counts as lowest, ties go to the lower patch index."""
+    """(cleaned score, patch indices by falling score): NaN counts as the lowest, ties go to the lower patch index."""
     lowest = torch.finfo(torch.float32).min
     score = torch.nan_to_num(score.float(), nan=lowest, posinf=-lowest, neginf=lowest)
     if torch.onnx.is_in_onnx_export():  # a stable sort does not export; ONNX's TopK takes the lower index of a tie
@@ -67,29 +72,29 @@ def longest_first(score: Float[Tensor, "batch patches"]) -> tuple[Tensor, Int[Te
 
 def fixed_plan(
     score: Float[Tensor, "batch patches"],
-    likeness: Likeness | None,
+    similarity: Similarity | None,
     schedule: Schedule,
     grid: tuple[int, int],
 ) -> Plan:
-    """Every image keeps its own best patches, as many as the schedule says."""
+    """Every image keeps its own highest-scored patches, as many as the schedule says; no ``similarity``: no merging."""
     score, order = longest_first(score)
-    heirs = None if likeness is None else fixed_heirs(likeness, order, schedule)
-    return Plan(score, order, schedule, grid, heirs=heirs)
+    targets = None if similarity is None else fixed_merge_targets(similarity, order, schedule)
+    return Plan(score, order, schedule, grid, merge_targets=targets)
 
 
 def adaptive_plan(
     score: Float[Tensor, "batch patches"],
-    likeness: Likeness | None,
+    similarity: Similarity | None,
     schedule: Schedule,
     grid: tuple[int, int],
     thresholds: Float[Tensor, "depth"],
 ) -> Plan:
-    """A patch enters a block while its score is above that block's threshold, whatever its image's other scores.
+    """A patch enters a block while its score is above the threshold of that block, whatever its image's other scores.
 
-    The best patch of an image always lives, so that no image is left without any.
+    The highest-scored patch of an image is never dropped. No ``similarity``: no merging.
     """
     score, order = longest_first(score)
     counts = (score[:, :, None] > thresholds.to(score)).sum(dim=1).clamp(min=1)
     counts = counts.cummin(dim=1).values
-    heirs = None if likeness is None else adaptive_heirs(likeness, order, counts)
-    return Plan(score, order, schedule, grid, counts, heirs)
+    targets = None if similarity is None else adaptive_merge_targets(similarity, order, counts)
+    return Plan(score, order, schedule, grid, counts, targets)

@@ -1,4 +1,4 @@
-"""The learned head: one look at the tokens that enter the start block, and every patch's life is settled."""
+"""The life regressor: the learned scorer."""
 
 from __future__ import annotations
 
@@ -9,54 +9,56 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones import Backbone
-from .coverage import added_coverage
-from .scorers import LifeHead, Opinion
+from .coverage import coverage_gain
+from .scorers import Scorer, Scores
 
 __all__ = ["LifeRegressor"]
 
 
-class LifeRegressor(LifeHead):
-    """Predicts how much the later blocks will read from each patch, and which patches will grow alike.
+class LifeRegressor(Scorer):
+    """A small network on the tokens that enter the start block, with two outputs for each patch.
 
-    Two outputs of one small network, both regressed from what the dense model does later: a patch's share of
-    importance, and a vector whose cosines are the patches' similarity a few blocks on. The score is what a patch
-    adds to the coverage of the more important ones (`coverage.py`); the vectors also name its heir.
+    Both are regressed from what the dense model does later: the patch's share of importance (how much the later blocks
+    read from it), and a similarity embedding whose cosines are those of the patches a few blocks later. The score is
+    the coverage gain of that importance (`coverage.py`); merge targets follow from the embeddings.
 
-    Attributes:
-        dim: token width of the backbone. prefix: its prefix tokens; their mean is a hint given to every patch.
-        width: hidden units. kin_dim: size of the similarity vectors.
+    Args:
+        dim: token width of the backbone.
+        prefix: number of prefix tokens; their mean is a further input for every patch.
+        width: hidden units.
+        embedding_dim: width of the similarity embeddings.
     """
 
     kind = "life-regressor"
 
-    def __init__(self, dim: int, prefix: int, width: int = 96, kin_dim: int = 48) -> None:
+    def __init__(self, dim: int, prefix: int, width: int = 96, embedding_dim: int = 48) -> None:
         super().__init__()
-        self.dim, self.prefix, self.width, self.kin_dim = dim, prefix, width, kin_dim
+        self.dim, self.prefix, self.width, self.embedding_dim = dim, prefix, width, embedding_dim
         self.norm = nn.LayerNorm(dim)
         self.patch = nn.Linear(dim, width)
         self.context = nn.Linear(dim, width)
         self.importance = nn.Linear(width, 1)
-        self.kinship = nn.Linear(width, kin_dim)
-        self.kinship_skip = nn.Linear(dim, kin_dim, bias=False)
+        self.similarity = nn.Linear(width, embedding_dim)
+        self.similarity_skip = nn.Linear(dim, embedding_dim, bias=False)
 
     def settings(self) -> dict[str, Any]:
-        """Arguments that build this head again."""
-        return {"dim": self.dim, "prefix": self.prefix, "width": self.width, "kin_dim": self.kin_dim}
+        """Constructor arguments that build this scorer again."""
+        return {"dim": self.dim, "prefix": self.prefix, "width": self.width, "embedding_dim": self.embedding_dim}
 
     def regress(self, tokens: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Tensor]:
-        """(importance logits (batch, patches), kin with unit rows (batch, patches, kin_dim))."""
+        """(logits of importance (batch, patches), embeddings of unit length (batch, patches, embedding_dim))."""
         x = self.norm(tokens)
         patches = x[:, self.prefix :]
         context = (x[:, : self.prefix] if self.prefix else patches).mean(dim=1, keepdim=True)
         hidden = F.gelu(self.patch(patches) + self.context(context))
-        kin = self.kinship(hidden) + self.kinship_skip(patches)
-        return self.importance(hidden).squeeze(-1), F.normalize(kin, dim=-1)
+        embedding = self.similarity(hidden) + self.similarity_skip(patches)
+        return self.importance(hidden).squeeze(-1), F.normalize(embedding, dim=-1)
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], rope: Tensor | None, backbone: Backbone, start: int
-    ) -> Opinion:
-        """Judge the patches of ``tokens``, which are about to enter block ``start`` of ``backbone``."""
-        logits, kin = self.regress(tokens.to(self.norm.weight.dtype))
+    ) -> Scores:
+        """Score the patches of ``tokens``, the input of block ``start`` of ``backbone``."""
+        logits, embedding = self.regress(tokens.to(self.norm.weight.dtype))
         importance = logits.float().softmax(dim=1)
-        score, likeness = added_coverage(importance, kin)
-        return Opinion(score, kin, likeness)
+        score, similarity = coverage_gain(importance, embedding)
+        return Scores(score, embedding, similarity)

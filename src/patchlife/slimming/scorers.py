@@ -1,7 +1,7 @@
-"""Who decides: modules that look once at the tokens entering the start block and score every patch.
+"""Scorers: modules that read the tokens entering the start block once and score every patch.
 
-A score is on any scale of its own; the higher, the longer the patch lives. `plan.py` turns scores into lives.
-Kin vectors say which patches resemble each other; they choose the heirs (`heirs.py`).
+Scores are on any scale; the higher, the longer the patch lives. `plan.py` turns scores into lives. Similarity
+embeddings say which patches are alike; by them a dropped patch is merged into the most similar kept one (`merging.py`).
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones import Backbone
-from .coverage import added_coverage
-from .similarity import Likeness
+from .coverage import coverage_gain
+from .similarity import Similarity
 
-__all__ = ["AttentionRule", "LifeHead", "Opinion", "attention_received"]
+__all__ = ["AttentionScorer", "Scorer", "Scores", "attention_received"]
 
 
-class Opinion(NamedTuple):
-    """What a head thinks of the patches of a batch.
+class Scores(NamedTuple):
+    """What a scorer returns for a batch.
 
     Attributes:
         score: the higher, the longer a patch lives.
-        kin: vectors with unit rows; patches resemble each other as these do.
-        likeness: the cosines of ``kin``, if the head has computed them anyway.
+        embedding: similarity embeddings, vectors of unit length.
+        similarity: the cosines of ``embedding``, if the scorer has computed them already.
     """
 
     score: Float[Tensor, "batch patches"]
-    kin: Float[Tensor, "batch patches kin_dim"]
-    likeness: Likeness | None = None
+    embedding: Float[Tensor, "batch patches embedding_dim"]
+    similarity: Similarity | None = None
 
-    def alike(self) -> Likeness:
-        """The cosines of ``kin``."""
-        return Likeness.of(self.kin) if self.likeness is None else self.likeness
+    def similarities(self) -> Similarity:
+        """The cosines of ``embedding``."""
+        return Similarity.of(self.embedding) if self.similarity is None else self.similarity
 
 
-class LifeHead(nn.Module):
-    """Interface of everything that can decide: the rule below, and heads that were learned.
+class Scorer(nn.Module):
+    """Base class of scorers; write `forward`, and `settings` if the constructor takes arguments.
 
     Attributes:
-        kind: what adapters call it.
+        kind: the name of the class in saved adapters.
     """
 
     kind: ClassVar[str]
 
     def settings(self) -> dict[str, Any]:
-        """Arguments that build this head again (its weights are saved apart)."""
+        """Constructor arguments, as JSON values, that build this scorer again; its weights are saved separately."""
         return {}
 
     def forward(
@@ -56,19 +56,18 @@ class LifeHead(nn.Module):
         rope: Tensor | None,
         backbone: Backbone,
         start: int,
-    ) -> Opinion:
-        """Judge the patches of ``tokens``, which are about to enter block ``start`` of ``backbone``."""
+    ) -> Scores:
+        """Score the patches of ``tokens``, the input of block ``start`` of ``backbone``."""
         raise NotImplementedError
 
 
-class AttentionRule(LifeHead):
-    """The training-free rule: the attention that a patch receives in the start block, if nobody better speaks for it.
+class AttentionScorer(Scorer):
+    """The training-free scorer: the coverage gain of the attention that a patch receives in the start block.
 
-    The score is what a patch adds to the coverage of those that receive more (`coverage.py`); patches resemble each
-    other as their tokens do.
+    Importance is the attention received, mean over the heads; embeddings are the normalised tokens. See `coverage.py`.
     """
 
-    kind = "attention-coverage"  # a new name whenever scores change, for calibrations are of scores
+    kind = "attention-coverage"  # change it whenever scores change: calibrations hold thresholds on scores
 
     def forward(
         self,
@@ -76,12 +75,12 @@ class AttentionRule(LifeHead):
         rope: Tensor | None,
         backbone: Backbone,
         start: int,
-    ) -> Opinion:
-        """Judge the patches of ``tokens``, which are about to enter block ``start`` of ``backbone``."""
+    ) -> Scores:
+        """Score the patches of ``tokens``, the input of block ``start`` of ``backbone``."""
         received = attention_received(tokens, rope, backbone, start).float().sum(dim=1)
-        kin = nn.functional.normalize(tokens[:, backbone.prefix :], dim=-1)
-        score, likeness = added_coverage(received / received.sum(dim=1, keepdim=True), kin)
-        return Opinion(score, kin, likeness)
+        embedding = nn.functional.normalize(tokens[:, backbone.prefix :], dim=-1)
+        score, similarity = coverage_gain(received / received.sum(dim=1, keepdim=True), embedding)
+        return Scores(score, embedding, similarity)
 
 
 def attention_received(
@@ -89,14 +88,14 @@ def attention_received(
 ) -> Float[Tensor, "batch heads patches"]:
     """Attention that patches receive in block ``index``, whose input is ``tokens``.
 
-    Models that classify from the class token are asked for that one row of attention. The others have no such row:
-    there it is what all tokens pay a patch on average.
+    In models that classify from the class token it is that token's row of the attention matrix; in others, the mean
+    over the rows of all tokens.
     """
     rotation = backbone.token_rope(rope, index)
     if backbone.reads_class:
         return backbone.class_row(index, tokens, rotation).softmax(dim=-1)[..., backbone.prefix :]
     q, k, _ = backbone.project(index, tokens, rotation)
     scale, heads = q.shape[-1] ** -0.5, range(q.shape[2])
-    # one head at a time, so that memory stays bounded
+    # one head at a time, to bound the memory
     each = [(q[:, :, h] * scale @ k[:, :, h].transpose(1, 2)).softmax(dim=-1).mean(dim=1) for h in heads]
     return torch.stack(each, dim=1)[..., backbone.prefix :]

@@ -1,9 +1,9 @@
-"""A module that is a Vision Transformer to everybody else: optimizers, trainers, checkpoints, LoRA, FSDP, offloading.
+"""A wrapper that optimizers, trainers, checkpoints, LoRA, FSDP and offloading handle as the backbone itself.
 
-They go by the names of attributes, child modules, parameters and state-dict keys. Here these are not translated: the
-wrapper shares the backbone's own registries of children, parameters and buffers (the same dicts), so a layer that is
-replaced in one is replaced in the other. What the wrapper adds stands beside them: ``scorer`` is a further child, and
-the state dict holds ``scorer.*``, ``weight_delta.*`` and one tensor of settings more than the backbone's.
+Those libraries use the names of attributes, child modules, parameters and state-dict keys. The wrapper has the same
+names because it shares the backbone's own registries of children, parameters and buffers (the same dicts); a layer
+replaced in one is replaced in the other. It adds a child module, ``scorer``, and to the state dict ``scorer.*``,
+``weight_delta.*`` and one tensor of settings.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Surroundings", "from_bytes", "to_bytes"]
+__all__ = ["BackboneWrapper", "from_bytes", "to_bytes"]
 
 _EXTRA = "_extra_state"  # torch's key for what `get_extra_state` gives
 _REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
-class Surroundings(nn.Module):
-    """Presents ``vit`` as itself, with a scorer beside it.
+class BackboneWrapper(nn.Module):
+    """A backbone and a scorer, under the names of the backbone.
 
     Attributes:
-        vit: the backbone: shared, not copied, not changed.
-        scorer: the module that decides.
+        vit: the backbone; shared, not copied, not changed.
+        scorer: the module that scores patches.
     """
 
     vit: Any
@@ -34,12 +34,12 @@ class Surroundings(nn.Module):
     def __init__(self, vit: nn.Module, scorer: nn.Module) -> None:
         super().__init__()
         self.__dict__ |= {name: vit.__dict__[name] for name in _REGISTRIES}
-        self.__dict__ |= {"vit": vit, "scorer": scorer}  # not registered: the backbone would have them as well
+        self.__dict__ |= {"vit": vit, "scorer": scorer}  # not registered: the registries are the backbone's
         self.train(vit.training)
         self.register_load_state_dict_post_hook(_call_loaded)
 
     def unwrap(self) -> Any:
-        """The backbone, to use without patchlife again."""
+        """The backbone."""
         return self.vit
 
     # ---- attributes
@@ -64,7 +64,7 @@ class Surroundings(nn.Module):
         return sorted({*super().__dir__(), *dir(self.vit)})
 
     def _is_the_backbones(self, name: str) -> bool:
-        """Whether setting this name means the backbone: it has the attribute, and the wrapper has not."""
+        """Whether to set this attribute on the backbone: the backbone has it and the wrapper does not."""
         own = name in self.__dict__ or hasattr(type(self), name) or name.startswith("_")
         return not own and "vit" in self.__dict__ and hasattr(self.vit, name)
 
@@ -78,7 +78,7 @@ class Surroundings(nn.Module):
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """As torch's, with the scorer; torch finds parameters and buffers by this, too."""
+        """As torch's, with the scorer. ``parameters`` and ``buffers`` use this method too."""
         memo = set() if memo is None else memo
         yield from super().named_modules(memo, prefix, remove_duplicate)
         yield from self.scorer.named_modules(memo, f"{prefix}.scorer" if prefix else "scorer", remove_duplicate)
@@ -92,7 +92,7 @@ class Surroundings(nn.Module):
     # ---- state dict
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """The backbone's, and ``scorer.*``, ``weight_delta.*`` and settings (a tensor of bytes) of this model."""
+        """The backbone's, with ``scorer.*``, ``weight_delta.*`` and the settings as a tensor of bytes."""
         state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
         settings = state.pop(prefix + _EXTRA)
         self.scorer.state_dict(destination=state, prefix=f"{prefix}scorer.", keep_vars=keep_vars)
@@ -101,11 +101,11 @@ class Surroundings(nn.Module):
         return state
 
     def weight_delta(self) -> dict[str, Tensor]:
-        """What was learned about the backbone's own weights, already merged into them; empty where nothing was."""
+        """The tensors of a weight delta that is merged into the backbone; empty without one."""
         return {}
 
     def loaded(self, delta: dict[str, Tensor], bare: bool) -> None:
-        """Called when a state dict was loaded; ``bare``: it was the backbone's own, without anything of ours."""
+        """Called after a state dict was loaded; ``bare``: it was the backbone's own, without entries of this class."""
 
     def _load_from_state_dict(
         self,
@@ -117,7 +117,7 @@ class Surroundings(nn.Module):
         unexpected: Any,
         errors: Any,
     ) -> None:
-        """A checkpoint of the bare backbone is complete, too: scorer and settings stay as they are."""
+        """Load; a checkpoint of the backbone alone leaves scorer and settings as they are."""
         scorer, delta = _taken(state, f"{prefix}scorer."), _taken(state, f"{prefix}weight_delta.")
         bare = prefix + _EXTRA not in state
         if bare:
@@ -143,15 +143,15 @@ def _load(module: nn.Module, state: dict[str, Any], assign: bool, errors: list[s
         return nn.modules.module._IncompatibleKeys([], [])
 
 
-def _call_loaded(module: Surroundings, _: Any) -> None:
-    """After loading, children included."""
+def _call_loaded(module: BackboneWrapper, _: Any) -> None:
+    """torch's hook after loading a module and its children."""
     awaited = module.__dict__.pop("_awaited", None)
     if awaited is not None:
         module.loaded(*awaited)
 
 
 def to_bytes(text: str) -> Tensor:
-    """A text as a tensor, for files that hold nothing else."""
+    """A text as a tensor, for files that hold tensors only."""
     return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 

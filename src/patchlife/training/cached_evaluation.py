@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..evaluation.agreement import kl_divergence, same_class
-from .target_cache import LessonCache
+from .target_cache import TargetCache
 
 __all__ = ["CachedScore", "evaluate_cached"]
 
@@ -34,20 +34,20 @@ class CachedScore(NamedTuple):
 @torch.no_grad()
 def evaluate_cached(
     logits_of: Callable[[Float[Tensor, "batch tokens dim"]], Float[Tensor, "batch classes"]],
-    cache: LessonCache,
+    cache: TargetCache,
     device: torch.device,
 ) -> CachedScore:
     """Score ``logits_of``, from tokens that enter the start block (on ``device``), on all photos of ``cache``."""
     sums = torch.zeros(4, dtype=torch.double)
     for begin in range(0, len(cache), _BATCH):
         rows = range(begin, min(begin + _BATCH, len(cache)))
-        lesson, labels = cache.lessons(rows), cache.labels(rows)
-        logits = logits_of(lesson.tokens.to(device)).float().cpu()
+        targets, labels = cache.targets(rows), cache.labels(rows)
+        logits = logits_of(targets.tokens.to(device)).float().cpu()
         counts = (
             logits.argmax(dim=1) == labels,
-            same_class(lesson.logits, logits),
-            kl_divergence(lesson.logits, logits),
-            lesson.logits.argmax(dim=1) == labels,
+            same_class(targets.logits, logits),
+            kl_divergence(targets.logits, logits),
+            targets.logits.argmax(dim=1) == labels,
         )
         sums += torch.stack([count.double().sum() for count in counts])
     return CachedScore(*(sums / max(1, len(cache))).tolist())

@@ -16,25 +16,25 @@ from tqdm import tqdm
 from ..adapters import check_free, save
 from ..backbones import adapt, signature
 from ..backbones.identity import fingerprints
-from ..backbones.weight_delta import Change, add_low_rank, change_of, change_since, merged
-from ..config import LearnConfig
+from ..backbones.weight_delta import WeightDelta, add_low_rank, apply_delta, delta_between, delta_since
+from ..config import TrainingConfig
 from ..data import Preprocess, evenly_spaced
 from ..errors import ConfigError, MissingExtraError
 from ..evaluation.timing import conditions
 from ..extras import require
 from ..io.files import write_atomic
-from ..slimming import Calibration, LifeHead, SlimModel
+from ..slimming import Calibration, Scorer, SlimModel
 from ..slimming.regressor import LifeRegressor
 from ..version import __version__
 from .checkpoint import check_settings, discard
 from .log import require_tensorboard
 from .loop import train
 from .report import write_report
-from .stage import Course
+from .stage import StageConfig
 from .stages import Regression, Slimming
-from .target_cache import LessonCache, Photo, checksum, collect, content_of
-from .targets import teach
-from .validation import Watch
+from .target_cache import Photo, TargetCache, checksum, collect, content_of
+from .targets import compute_targets
+from .validation import Validation
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,7 +58,7 @@ class Fitted:
     """
 
     model: SlimModel
-    cache: LessonCache
+    cache: TargetCache
     summary: dict[str, Any]
 
 
@@ -67,9 +67,9 @@ def fit(
     photos: Sequence[Photo],
     preprocess: Preprocess,
     out: str | Path,
-    config: LearnConfig | None = None,
+    config: TrainingConfig | None = None,
     accelerator: Accelerator | None = None,
-    watched: Mapping[str, Sequence[Photo]] | None = None,
+    validated: Mapping[str, Sequence[Photo]] | None = None,
 ) -> Fitted:
     """Learn the lives of ``model``'s patches on ``photos`` and save them as an adapter.
 
@@ -85,7 +85,7 @@ def fit(
         out: folder of the adapter.
         config: how to learn.
         accelerator: where to learn; by default whatever accelerate finds.
-        watched: labelled photos by name, on which to measure meanwhile (see `Watch`); nothing is learned from them.
+        validated: labelled photos by name, on which to measure meanwhile (see `Validation`); nothing is learned from them.
 
     Raises:
         ConfigError, ImageError, NumericalError, CheckpointError: see `collect` and `train`.
@@ -94,7 +94,7 @@ def fit(
     """
     if model.backbone.vit.training:
         raise ConfigError("the dense model teaches as it predicts, but it is in training mode; call .eval() first")
-    config, out, started = config or LearnConfig(), Path(out), time.monotonic()
+    config, out, started = config or TrainingConfig(), Path(out), time.monotonic()
     require("matplotlib", "learn", "the report of a fit")  # now, not when all is learned
     if config.tensorboard:
         require_tensorboard()
@@ -102,18 +102,18 @@ def fit(
     accelerator = accelerator or accelerator_for()
     given, (model, head) = model, _beginning(model, config)
     drawn = _drawn(photos, config)
-    courses = _courses(model, given.scorer, drawn, preprocess, config)
-    _prepare(work_folder(out), courses, config, accelerator)
+    stage_configs = _stage_configs(model, given.scorer, drawn, preprocess, config)
+    _prepare(work_folder(out), stage_configs, config, accelerator)
     cache = _collect(model, drawn, preprocess, work_folder(out), config, accelerator)
     if not len(cache):
         raise ConfigError("not one photo could be read, so there is nothing to learn from")
     cache, held_out = cache.split(min(_HELD_OUT, len(cache) // 20))
-    watch = _watch(model, watched or {}, preprocess, work_folder(out), config, accelerator)
-    for course in courses:
-        if course.name == _REGRESSION:
-            train(Regression(head), cache, course, work_folder(out), accelerator, watch, config.tensorboard)
+    validation = _validation(model, validated or {}, preprocess, work_folder(out), config, accelerator)
+    for stage_config in stage_configs:
+        if stage_config.name == _REGRESSION:
+            train(Regression(head), cache, stage_config, work_folder(out), accelerator, validation, config.tensorboard)
         else:
-            model = _slimmed(model, cache, course, config, work_folder(out), accelerator, watch)
+            model = _slimmed(model, cache, stage_config, config, work_folder(out), accelerator, validation)
     model.scorer.eval().requires_grad_(False)  # the backbone is the caller's: its flags stay as they are
     model.use_calibration(_calibration(model, cache)).set_mode(given.config.mode)
     model.origin = given.origin
@@ -121,8 +121,8 @@ def fit(
         "patchlife": __version__,
         "photos": len(cache),
         "skipped": cache.skipped,
-        "stages": [course.name for course in courses],
-        "watched": {name: len(photos) for name, photos in watch.sets.items()} if watch else {},
+        "stages": [stage_config.name for stage_config in stage_configs],
+        "validated": {name: len(photos) for name, photos in validation.sets.items()} if validation else {},
         "seconds": round(time.monotonic() - started, 1),
         "config": config.to_dict(),
         "life": model.config.to_dict() | {"start": model.start, "drops": list(model.drops)},
@@ -157,15 +157,15 @@ def accelerator_for(device: str = "auto") -> Accelerator:
     return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if gpu else "no")
 
 
-def _beginning(model: SlimModel, config: LearnConfig) -> tuple[SlimModel, LifeRegressor]:
+def _beginning(model: SlimModel, config: TrainingConfig) -> tuple[SlimModel, LifeRegressor]:
     """The model as learning begins, the same on every machine, and its head: a new one, or a copy."""
-    if model.change is not None and model.change.learned:
+    if model.delta is not None and model.delta.learned:
         raise ConfigError(
             "this adapter has changed the backbone already, so the dense teacher is gone; begin with the backbone or "
             "with an adapter that holds only a head"
         )
     given, backbone, settings = model, model.backbone, model.config.replace(mode="fixed")
-    change_since(backbone, given.base, given.change)  # what could not be saved is not worth learning for
+    delta_since(backbone, given.base, given.delta)  # what could not be saved is not importance learning for
     if config.finetune != "none":  # an error now is better than one at the step that first draws it
         SlimModel(backbone, settings.replace(budget=config.lowest_budget), model.scorer)
     if isinstance(model.scorer, LifeRegressor):
@@ -177,45 +177,45 @@ def _beginning(model: SlimModel, config: LearnConfig) -> tuple[SlimModel, LifeRe
             torch.manual_seed(config.seed)
             head = LifeRegressor(backbone.dim, backbone.prefix)
     model = SlimModel(backbone, settings, head)
-    model.base, model.change = given.base, given.change  # what was trained since belongs to the adapter, too
+    model.base, model.delta = given.base, given.delta  # what was trained since belongs to the adapter, too
     return model, head
 
 
-def _drawn(photos: Sequence[Photo], config: LearnConfig) -> list[Photo]:
+def _drawn(photos: Sequence[Photo], config: TrainingConfig) -> list[Photo]:
     """Photos in random order, as many as are wanted: any beginning of the list is a fair sample."""
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(config.seed)).tolist()
     return [photos[i] for i in order[: config.photos]]
 
 
-def _courses(
-    model: SlimModel, scorer: LifeHead, photos: Sequence[Photo], preprocess: Preprocess, config: LearnConfig
-) -> list[Course]:
+def _stage_configs(
+    model: SlimModel, scorer: Scorer, photos: Sequence[Photo], preprocess: Preprocess, config: TrainingConfig
+) -> list[StageConfig]:
     """The stages of this run, with all that each one's result follows from."""
     also = _known(model, scorer, photos, preprocess, config)
     common: dict[str, Any] = {"batch_size": config.batch_size, "save_every": config.save_every}
-    courses = []
+    stage_configs = []
     if config.epochs:
-        first = Course(
+        first = StageConfig(
             _REGRESSION, config.epochs, learning_rate=config.learning_rate, seed=config.seed, also=also, **common
         )
-        courses.append(first)
+        stage_configs.append(first)
         also = first.settings()
     if config.finetune != "none":
-        second = Course(
+        second = StageConfig(
             f"slimming-{config.finetune}",
             config.finetune_epochs,
             learning_rate=config.stage2_learning_rate,
             seed=config.seed + 1,
-            after=tuple(course.name for course in courses),
+            after=tuple(stage_config.name for stage_config in stage_configs),
             also=also | _known_of_stage_two(model, photos, config),
             **common,
         )
-        courses.append(second)
-    return courses
+        stage_configs.append(second)
+    return stage_configs
 
 
 def _known(
-    model: SlimModel, scorer: LifeHead, photos: Sequence[Photo], preprocess: Preprocess, config: LearnConfig
+    model: SlimModel, scorer: Scorer, photos: Sequence[Photo], preprocess: Preprocess, config: TrainingConfig
 ) -> dict[str, Any]:
     """What every stage follows from, in a form to be shown and compared; ``scorer`` is what the fit was given."""
     backbone = model.backbone
@@ -231,10 +231,10 @@ def _known(
     }
 
 
-def _known_of_stage_two(model: SlimModel, photos: Sequence[Photo], config: LearnConfig) -> dict[str, Any]:
+def _known_of_stage_two(model: SlimModel, photos: Sequence[Photo], config: TrainingConfig) -> dict[str, Any]:
     known: dict[str, Any] = {
         "drops": list(model.drops),
-        "merge": model.config.heirs,
+        "merge": model.config.merge,
         "lowest_budget": config.lowest_budget,
         "label_weight": config.label_weight,
     }
@@ -245,7 +245,9 @@ def _known_of_stage_two(model: SlimModel, photos: Sequence[Photo], config: Learn
     return known
 
 
-def _prepare(folder: Path, courses: Sequence[Course], config: LearnConfig, accelerator: Accelerator) -> None:
+def _prepare(
+    folder: Path, stage_configs: Sequence[StageConfig], config: TrainingConfig, accelerator: Accelerator
+) -> None:
     """Make the work folder ours, before anything takes time: no checkpoint of a run with other settings stays in use.
 
     Raises CheckpointError where there is one, and it is not to be discarded.
@@ -256,8 +258,8 @@ def _prepare(folder: Path, courses: Sequence[Course], config: LearnConfig, accel
             discard(stage)
         (folder / "metrics.jsonl").unlink(missing_ok=True)
     accelerator.wait_for_everyone()
-    for course in courses:
-        check_settings(folder / course.name, course.settings())
+    for stage_config in stage_configs:
+        check_settings(folder / stage_config.name, stage_config.settings())
 
 
 def _collect(
@@ -265,14 +267,14 @@ def _collect(
     photos: list[Photo],
     preprocess: Preprocess,
     folder: Path,
-    config: LearnConfig,
+    config: TrainingConfig,
     accelerator: Accelerator,
-) -> LessonCache:
-    """The lessons of all photos; the first process of each machine asks, the others read what it wrote."""
+) -> TargetCache:
+    """The targets of all photos; the first process of each machine asks, the others read what it wrote."""
     backbone = model.backbone.to(accelerator.device).eval()
-    about = {"backbone": signature(backbone), "start": model.start, "preprocess": preprocess.to_dict()}
+    depends_on = {"backbone": signature(backbone), "start": model.start, "preprocess": preprocess.to_dict()}
 
-    def gather(quiet: bool) -> LessonCache:
+    def gather(quiet: bool) -> TargetCache:
         with tqdm(total=len(photos), desc="collect", unit="photo", disable=quiet) as bar:
 
             def report(done: int, total: int) -> None:
@@ -281,10 +283,10 @@ def _collect(
 
             return collect(
                 photos,
-                lambda images: teach(backbone, images.to(accelerator.device), model.start),
+                lambda images: compute_targets(backbone, images.to(accelerator.device), model.start),
                 preprocess,
                 config.cache or folder / "cache",
-                about=about,
+                depends_on=depends_on,
                 limit_bytes=config.cache_gb * 1e9,
                 max_unreadable=config.max_unreadable,
                 report=report,
@@ -294,42 +296,42 @@ def _collect(
         return gather(quiet=not accelerator.is_local_main_process)
 
 
-def _watch(
+def _validation(
     model: SlimModel,
     sets: Mapping[str, Sequence[Photo]],
     preprocess: Preprocess,
     folder: Path,
-    config: LearnConfig,
+    config: TrainingConfig,
     accelerator: Accelerator,
-) -> Watch | None:
+) -> Validation | None:
     """What is looked at while learning: by the first process only, the others wait for it at their next step."""
     if not sets or not accelerator.is_main_process:
         return None
     cache = config.cache or folder / "cache"
-    return Watch.collected(model, sets, preprocess, cache.with_name(f"{cache.name}-watch"), config)
+    return Validation.collected(model, sets, preprocess, cache.with_name(f"{cache.name}-watch"), config)
 
 
 def _slimmed(
     model: SlimModel,
-    cache: LessonCache,
-    course: Course,
-    config: LearnConfig,
+    cache: TargetCache,
+    stage_config: StageConfig,
+    config: TrainingConfig,
     folder: Path,
     accelerator: Accelerator,
-    watch: Watch | None = None,
+    validation: Validation | None = None,
 ) -> SlimModel:
     """Stage 2: a student that shares the teacher's first blocks; returns the model with what it learned merged."""
     teacher, student = model.backbone.vit, student_of(model, config)
     stage = Slimming(student, config.lowest_budget, config.label_weight)
-    train(stage, cache, course, folder, accelerator, watch, config.tensorboard)
-    change = change_of(student.backbone.vit, teacher)
-    before = change_since(model.backbone, model.base, model.change) or Change({}, model.base)
-    result = SlimModel(adapt(merged(teacher, change)), model.config, model.scorer)
-    result.change = replace(before, tensors=before.tensors | change)
+    train(stage, cache, stage_config, folder, accelerator, validation, config.tensorboard)
+    delta = delta_between(student.backbone.vit, teacher)
+    before = delta_since(model.backbone, model.base, model.delta) or WeightDelta({}, model.base)
+    result = SlimModel(adapt(apply_delta(teacher, delta)), model.config, model.scorer)
+    result.delta = replace(before, tensors=before.tensors | delta)
     return result
 
 
-def student_of(model: SlimModel, config: LearnConfig) -> SlimModel:
+def student_of(model: SlimModel, config: TrainingConfig) -> SlimModel:
     """A copy of ``model`` in which stage 2 may change the head, and the backbone from the start block on.
 
     The head is ``model``'s own. With ``finetune="adapter"`` linear layers get a change of low rank.
@@ -348,14 +350,14 @@ def student_of(model: SlimModel, config: LearnConfig) -> SlimModel:
     return student
 
 
-def _calibration(model: SlimModel, cache: LessonCache) -> Calibration:
+def _calibration(model: SlimModel, cache: TargetCache) -> Calibration:
     """Thresholds from the scores of cached photos."""
     return Calibration.of(torch.cat(list(_scores(model, cache, min(_CALIBRATION_ROWS, len(cache))))))
 
 
 @torch.no_grad()
-def _scores(model: SlimModel, cache: LessonCache, rows: int) -> Iterator[torch.Tensor]:
+def _scores(model: SlimModel, cache: TargetCache, rows: int) -> Iterator[torch.Tensor]:
     device = next(model.scorer.parameters()).device
     for begin in range(0, rows, 32):
-        tokens = cache.lessons(range(begin, min(begin + 32, rows))).tokens.to(device)
+        tokens = cache.targets(range(begin, min(begin + 32, rows))).tokens.to(device)
         yield model.scorer(tokens, None, model.backbone, model.start).score

@@ -21,7 +21,7 @@ Line = dict[str, Any]
 class Log:
     """Metrics of one stage. A resumed run first drops the lines of steps that it is about to repeat.
 
-    A line is of a step, or of what was watched after so many steps (it has a "watch" then). Lines of other stages stay
+    A line is of a step, or of what was validated after so many steps (it has a "validation" then). Lines of other stages stay
     as they are: each stage goes on from a checkpoint of its own, be it of this run or of an earlier one.
 
     Attributes:
@@ -32,7 +32,7 @@ class Log:
         path: the file. stage: whose lines are written. active: see above. photos_per_step: in a global batch.
         first: the step that the stage goes on from. after: names of the run's earlier stages.
         tensorboard: write for it, too.
-        watched: what the photos of each watched set are, as in the lines' "photos": lines of others are dropped.
+        validated: what the photos of each validated set are, as in the lines' "photos": lines of others are dropped.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Log:
         photos_per_step: int = 1,
         tensorboard: bool = False,
         after: Sequence[str] = (),
-        watched: Mapping[str, str] | None = None,
+        validated: Mapping[str, str] | None = None,
     ) -> None:
         self.path, self.stage, self.active, self.seconds = path, stage, active, 0.0
         self._photos, self._board = photos_per_step, None
-        self._watched: set[tuple[int, str, float]] = set()
+        self._validated: set[tuple[int, str, float]] = set()
         if not active:
             return
-        behind = _kept(path, stage, first, watched or {})
+        behind = _kept(path, stage, first, validated or {})
         if path.is_file():
             write_atomic(path, "".join(line + "\n" for line, _ in behind))
         for _, values in behind:
@@ -81,19 +81,19 @@ class Log:
             self._note(line)
             self._draw(line)
 
-    def has(self, step: int, watched: str, budget: float) -> bool:
-        """Whether it was written already what ``watched`` came to after ``step`` steps."""
-        return (step, watched, budget) in self._watched
+    def has(self, step: int, validated: str, budget: float) -> bool:
+        """Whether it was written already what ``validated`` came to after ``step`` steps."""
+        return (step, validated, budget) in self._validated
 
     def _note(self, line: Line) -> None:
         self.seconds += self._photos / line["photos_per_s"] if "photos_per_s" in line else 0
-        if "watch" in line and line["stage"] == self.stage:
-            self._watched.add((line["step"], line["watch"], line["budget"]))
+        if "validation" in line and line["stage"] == self.stage:
+            self._validated.add((line["step"], line["validation"], line["budget"]))
 
     def _draw(self, line: Line) -> None:
         if self._board is None:
             return
-        among = f"{line['watch']} at {line['budget']:g}/" if "watch" in line else ""
+        among = f"{line['validation']} at {line['budget']:g}/" if "validation" in line else ""
         for name, value in line.items():
             if isinstance(value, float) and not (among and name == "budget"):
                 self._board.add_scalar(among + name, value, line["step"])
@@ -123,13 +123,13 @@ def lines_of(path: Path) -> list[tuple[str, Line]]:
     return lines
 
 
-def _kept(path: Path, stage: str, first: int, watched: Mapping[str, str]) -> list[tuple[str, Line]]:
-    """Lines of other stages and of what is already behind us, without those of other photos by a watched set's name."""
+def _kept(path: Path, stage: str, first: int, validated: Mapping[str, str]) -> list[tuple[str, Line]]:
+    """Lines of other stages and of what is already behind us, without those of other photos by a validated set's name."""
     kept = []
     for text, values in lines_of(path):
-        # what was watched after `first` steps is behind us, the step of that number is yet to come
-        behind = values["stage"] != stage or values["step"] < first + ("watch" in values)
-        if behind and values.get("photos") == watched.get(values.get("watch", ""), values.get("photos")):
+        # what was validated after `first` steps is behind us, the step of that number is yet to come
+        behind = values["stage"] != stage or values["step"] < first + ("validation" in values)
+        if behind and values.get("photos") == validated.get(values.get("validation", ""), values.get("photos")):
             kept.append((text, values))
     return kept
 

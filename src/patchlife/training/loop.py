@@ -19,10 +19,10 @@ from tqdm import tqdm
 from ..errors import ConfigError, NumericalError
 from .checkpoint import restore_latest, save_checkpoint
 from .log import Log
-from .stage import Course, Stage, Step
-from .target_cache import LessonCache
-from .targets import Lesson
-from .validation import Watch
+from .stage import Stage, StageConfig, Step
+from .target_cache import TargetCache
+from .targets import Targets
+from .validation import Validation
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,22 +32,22 @@ __all__ = ["train"]
 
 def train(
     stage: Stage,
-    cache: LessonCache,
-    course: Course,
+    cache: TargetCache,
+    stage_config: StageConfig,
     folder: Path,
     accelerator: Accelerator,
-    watch: Watch | None = None,
+    validation: Validation | None = None,
     tensorboard: bool = False,
 ) -> None:
-    """Take ``stage`` through ``course``, going on from the latest checkpoint under ``folder``.
+    """Take ``stage`` through ``stage_config``, going on from the latest checkpoint under ``folder``.
 
     Args:
         stage: what learns.
         cache: what from.
-        course: how.
+        stage_config: how.
         folder: for checkpoints, metrics.jsonl and TensorBoard's files.
         accelerator: where.
-        watch: what to look at meanwhile; it changes nothing of what is learned.
+        validation: what to look at meanwhile; it changes nothing of what is learned.
         tensorboard: draw the metrics there, too.
 
     Raises:
@@ -55,74 +55,92 @@ def train(
             applied or saved.
         CheckpointError: a checkpoint cannot be written, or ``folder`` holds one of a run with other settings.
     """
-    _check_share(course, len(cache), accelerator)
+    _check_share(stage_config, len(cache), accelerator)
     parameters = stage.trained()
-    paces = {name: stage.pace(name) for name in parameters}
+    multipliers = {name: stage.lr_multiplier(name) for name in parameters}
     groups = [
-        {"params": [value for name, value in parameters.items() if paces[name] == pace], "pace": pace}
-        for pace in dict.fromkeys(paces.values())
+        {
+            "params": [value for name, value in parameters.items() if multipliers[name] == multiplier],
+            "lr_multiplier": multiplier,
+        }
+        for multiplier in dict.fromkeys(multipliers.values())
     ]
-    optimizer = torch.optim.AdamW(groups, lr=course.learning_rate, weight_decay=course.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=stage_config.learning_rate, weight_decay=stage_config.weight_decay)
     module = accelerator.prepare_model(stage.to(accelerator.device))
-    checkpoints = folder / course.name
-    settings = course.settings() | {"photos learned from": len(cache), "features": cache.content}
-    first, steps = restore_latest(checkpoints, parameters, optimizer, settings), course.steps(len(cache))
-    metrics, batch_size = folder / "metrics.jsonl", min(course.batch_size, len(cache))
+    checkpoints = folder / stage_config.name
+    settings = stage_config.settings() | {"photos learned from": len(cache), "features": cache.content}
+    first, steps = restore_latest(checkpoints, parameters, optimizer, settings), stage_config.steps(len(cache))
+    metrics, batch_size = folder / "metrics.jsonl", min(stage_config.batch_size, len(cache))
     saved = time.monotonic()
-    watched = {name: photos.seen for name, photos in watch.sets.items()} if watch else {}
+    validated = {name: photos.seen for name, photos in validation.sets.items()} if validation else {}
     with (
         Log(
-            metrics, course.name, first, accelerator.is_main_process, batch_size, tensorboard, course.after, watched
+            metrics,
+            stage_config.name,
+            first,
+            accelerator.is_main_process,
+            batch_size,
+            tensorboard,
+            stage_config.after,
+            validated,
         ) as log,
-        _progress(course, first, steps, accelerator) as bar,
+        _progress(stage_config, first, steps, accelerator) as bar,
     ):
         for step in range(first, steps):
-            if watch is not None:
-                watch.look(stage, course, len(cache), step, log)
+            if validation is not None:
+                validation.look(stage, stage_config, len(cache), step, log)
             begin = time.monotonic()
-            rows = course.rows(step, len(cache))
-            batch = _share(rows, cache, course.chance(step), accelerator)
+            rows = stage_config.rows(step, len(cache))
+            batch = _share(rows, cache, stage_config.chance(step), accelerator)
             for group in optimizer.param_groups:
-                group["lr"] = group["pace"] * course.rate(step, steps)
+                group["lr"] = group["lr_multiplier"] * stage_config.rate(step, steps)
             with accelerator.autocast():
                 loss, notes = module(batch)
             accelerator.backward(loss)
-            norm = nn.utils.clip_grad_norm_(parameters.values(), course.clip)
-            _check_finite(loss, norm, course, step, cache.names(rows), accelerator)
+            norm = nn.utils.clip_grad_norm_(parameters.values(), stage_config.clip)
+            _check_finite(loss, norm, stage_config, step, cache.names(rows), accelerator)
             optimizer.step()
             optimizer.zero_grad()
             value = accelerator.reduce(loss.detach(), "mean").item()
             speed = len(rows) / (time.monotonic() - begin)
             log.write(
-                {"step": step, "epoch": step * course.epochs / steps, "loss": value, **notes, "photos_per_s": speed}
+                {
+                    "step": step,
+                    "epoch": step * stage_config.epochs / steps,
+                    "loss": value,
+                    **notes,
+                    "photos_per_s": speed,
+                }
             )
             bar.set_postfix(loss=f"{value:.3f}", **{k: f"{v:.2f}" for k, v in notes.items()}, photos_s=f"{speed:.0f}")
             bar.update()
-            if step + 1 == steps or time.monotonic() - saved > course.save_every:
+            if step + 1 == steps or time.monotonic() - saved > stage_config.save_every:
                 if accelerator.is_main_process:
                     save_checkpoint(checkpoints, step + 1, parameters, optimizer, settings)
                 saved = time.monotonic()
-        if watch is not None:
-            watch.look(stage, course, len(cache), steps, log)
+        if validation is not None:
+            validation.look(stage, stage_config, len(cache), steps, log)
     accelerator.wait_for_everyone()
 
 
 @contextmanager
-def _progress(course: Course, first: int, steps: int, accelerator: Accelerator) -> Iterator[tqdm]:
-    bar = tqdm(total=steps, initial=first, desc=course.name, unit="step", disable=not accelerator.is_local_main_process)
+def _progress(stage_config: StageConfig, first: int, steps: int, accelerator: Accelerator) -> Iterator[tqdm]:
+    bar = tqdm(
+        total=steps, initial=first, desc=stage_config.name, unit="step", disable=not accelerator.is_local_main_process
+    )
     with bar:
         yield bar
 
 
-def _share(rows: list[int], cache: LessonCache, chance: float, accelerator: Accelerator) -> Step:
+def _share(rows: list[int], cache: TargetCache, chance: float, accelerator: Accelerator) -> Step:
     """This process's part of a global batch, on its device."""
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    lesson = Lesson(*(values.to(accelerator.device) for values in cache.lessons(mine)))
-    return Step(lesson, cache.labels(mine).to(accelerator.device), chance)
+    targets = Targets(*(values.to(accelerator.device) for values in cache.targets(mine)))
+    return Step(targets, cache.labels(mine).to(accelerator.device), chance)
 
 
-def _check_share(course: Course, photos: int, accelerator: Accelerator) -> None:
-    batch = min(course.batch_size, photos)
+def _check_share(stage_config: StageConfig, photos: int, accelerator: Accelerator) -> None:
+    batch = min(stage_config.batch_size, photos)
     if batch % accelerator.num_processes:
         raise ConfigError(
             f"batch_size must be a multiple of the number of processes, got {batch} for {accelerator.num_processes}"
@@ -130,12 +148,12 @@ def _check_share(course: Course, photos: int, accelerator: Accelerator) -> None:
 
 
 def _check_finite(
-    loss: Tensor, norm: Tensor, course: Course, step: int, names: list[str], accelerator: Accelerator
+    loss: Tensor, norm: Tensor, stage_config: StageConfig, step: int, names: list[str], accelerator: Accelerator
 ) -> None:
     fine = torch.stack((loss.detach().isfinite(), norm.isfinite())).all()
     if accelerator.reduce(fine.float(), "mean").item() != 1:
         shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
         raise NumericalError(
-            f"{course.name}: the loss or its gradient is not finite at step {step}; the last checkpoint is good, "
+            f"{stage_config.name}: the loss or its gradient is not finite at step {step}; the last checkpoint is good, "
             f"a lower learning rate may help. Photos of this step: {shown}"
         )

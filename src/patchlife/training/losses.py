@@ -7,26 +7,26 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["distillation_loss", "kinship_loss", "worth_loss"]
+__all__ = ["distillation_loss", "importance_loss", "similarity_loss"]
 
 _POWER = 0.75  # of a divergence; recipes/NOTES.md compares 1 and 0.5
 _FLOOR = 1e-3  # nats; below it a power would pull at what is as good as equal
 
 
-def worth_loss(logits: Float[Tensor, "batch patches"], worth: Float[Tensor, "batch patches"]) -> Tensor:
-    """KL divergence from the teacher's shares of worth to ``softmax(logits)``, mean over images; 0 is perfect."""
-    return F.kl_div(logits.log_softmax(dim=1), worth, reduction="batchmean")
+def importance_loss(logits: Float[Tensor, "batch patches"], importance: Float[Tensor, "batch patches"]) -> Tensor:
+    """KL divergence from the teacher's shares of importance to ``softmax(logits)``, mean over images; 0 is perfect."""
+    return F.kl_div(logits.log_softmax(dim=1), importance, reduction="batchmean")
 
 
-def kinship_loss(kin: Float[Tensor, "batch patches k"], target: Float[Tensor, "batch patches dim"]) -> Tensor:
+def similarity_loss(embedding: Float[Tensor, "batch patches k"], target: Float[Tensor, "batch patches dim"]) -> Tensor:
     """Squared error of all pairs' cosine similarities, pairs that are truly alike weighing most.
 
-    Heirs are chosen among near pairs, so an error there matters; whether two patches are unlike by 0.1 or by
-    -0.3 does not. ``kin`` has unit rows.
+    MergeTargets are chosen among near pairs, so an error there matters; whether two patches are unlike by 0.1 or by
+    -0.3 does not. ``embedding`` has unit rows.
     """
     target = F.normalize(target, dim=2)
     wanted = target @ target.transpose(1, 2)
-    error = (kin @ kin.transpose(1, 2) - wanted).square()
+    error = (embedding @ embedding.transpose(1, 2) - wanted).square()
     return 20 * (error * wanted.clamp(min=0.05)).mean()
 
 

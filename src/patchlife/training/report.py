@@ -18,7 +18,7 @@ from ..visual.html import Section, figure, heading, note, paragraph, save_page, 
 from ..visual.plots import new_figure, rendered
 from .cached_evaluation import evaluate_cached
 from .log import Line, lines_of
-from .target_cache import LessonCache
+from .target_cache import TargetCache
 
 __all__ = ["agreements", "write_report"]
 
@@ -31,7 +31,7 @@ _Stages = dict[str, list[Line]]
 def write_report(
     path: Path,
     model: SlimModel,
-    held_out: LessonCache,
+    held_out: TargetCache,
     preprocess: Preprocess,
     metrics: Path,
     summary: dict[str, Any],
@@ -45,7 +45,7 @@ def write_report(
         ),
         heading("Learning"),
         *[figure(picture, caption, lossless=True) for picture, caption in _curves(stages)],
-        *[figure(picture, caption, lossless=True) for picture, caption in _watched(stages, summary["watched"])],
+        *[figure(picture, caption, lossless=True) for picture, caption in _validated(stages, summary["validated"])],
     ]
     if len(held_out):
         rows = agreements(model, held_out)
@@ -64,7 +64,7 @@ def write_report(
 
 
 @torch.no_grad()
-def agreements(model: SlimModel, held_out: LessonCache) -> list[tuple[float, float, float, float]]:
+def agreements(model: SlimModel, held_out: TargetCache) -> list[tuple[float, float, float, float]]:
     """(budget, fraction of the dense FLOPs, fraction of equal answers, mean KL divergence) in fixed mode."""
     embedded = model.backbone.embed(model.backbone.blank())
     rows = []
@@ -76,31 +76,31 @@ def agreements(model: SlimModel, held_out: LessonCache) -> list[tuple[float, flo
                 continue
             score = evaluate_cached(lambda tokens: model.resume(tokens, embedded), held_out, embedded.tokens.device)
             cost = model.cost()
-            rows.append((budget, cost.total(model.schedule().survivors) / cost.dense, score.agreement, score.kl))
+            rows.append((budget, cost.total(model.schedule().kept) / cost.dense, score.agreement, score.kl))
     return rows
 
 
-def _lesson(model: SlimModel, held_out: LessonCache) -> tuple[Any, Any]:
-    """All lessons of some photos, and what an embedding says besides tokens, on the model's device."""
-    lesson = held_out.lessons(range(len(held_out)))
+def _targets(model: SlimModel, held_out: TargetCache) -> tuple[Any, Any]:
+    """All targets of some photos, and what an embedding says besides tokens, on the model's device."""
+    targets = held_out.targets(range(len(held_out)))
     embedded = model.backbone.embed(model.backbone.blank())
-    return type(lesson)(*(values.to(embedded.tokens.device) for values in lesson)), embedded
+    return type(targets)(*(values.to(embedded.tokens.device) for values in targets)), embedded
 
 
 @torch.no_grad()
-def _lives(model: SlimModel, held_out: LessonCache, preprocess: Preprocess) -> list[Section]:
-    lesson, embedded = _lesson(model, held_out)
-    lives = model.decide(lesson.tokens, embedded).lives()
+def _lives(model: SlimModel, held_out: TargetCache, preprocess: Preprocess) -> list[Section]:
+    targets, embedded = _targets(model, held_out)
+    lives = model.decide(targets.tokens, embedded).lives()
     shown = range(min(_MAPS, len(held_out)))
     tiles: list[tuple[Image.Image, str]] = []
     for image in shown:
         path = held_out.photos[image].path
         tiles.append((draw(path, lives[image], preprocess=preprocess, width=220, legend=False), path.name))
-    picture = _histogram(model, lesson.tokens, embedded)
+    picture = _histogram(model, targets.tokens, embedded)
     return [
         figure(
             picture,
-            "How much each patch's life is worth to its image, by mode: the share of patches that outlive each block",
+            "How much each patch's life is importance to its image, by mode: the share of patches that outlive each block",
             lossless=True,
         ),
         figure(contact_sheet(tiles, columns=4), f"Life maps at budget {model.config.budget:g}: dark patches die first"),
@@ -108,16 +108,16 @@ def _lives(model: SlimModel, held_out: LessonCache, preprocess: Preprocess) -> l
 
 
 def _histogram(model: SlimModel, tokens: torch.Tensor, embedded: Any) -> Image.Image:
-    """Survivors of every block: their spread over the photos in adaptive mode, the one number of fixed mode."""
+    """Patches kept of every block: their spread over the photos in adaptive mode, the one number of fixed mode."""
     with model.temporarily(mode="adaptive"):
         adaptive = model.decide(tokens, embedded).lives()
     with model.temporarily(mode="fixed"):
         fixed = model.decide(tokens, embedded).lives()
     axes, figure_ = _axes()
     blocks = list(range(fixed.depth))
-    axes.boxplot(adaptive.survivors.cpu().T.tolist(), positions=blocks, showfliers=False)
-    axes.plot(blocks, fixed.survivors[0].tolist(), "o", label="fixed mode")
-    axes.set(xlabel="block", ylabel="patches that enter it", title="Survivors (boxes: adaptive mode, over photos)")
+    axes.boxplot(adaptive.kept.cpu().T.tolist(), positions=blocks, showfliers=False)
+    axes.plot(blocks, fixed.kept[0].tolist(), "o", label="fixed mode")
+    axes.set(xlabel="block", ylabel="patches that enter it", title="Patches kept (boxes: adaptive mode, over photos)")
     axes.legend(frameon=False)
     return rendered(figure_)
 
@@ -126,11 +126,11 @@ def _curves(stages: _Stages) -> list[tuple[Image.Image, str]]:
     """A loss curve for each stage."""
     pictures = []
     for stage, lines in stages.items():
-        rows = [line for line in lines if "watch" not in line]
+        rows = [line for line in lines if "validation" not in line]
         if not rows:
             continue
         axes, figure_ = _axes()
-        names = [name for name in ("loss", "worth", "kinship") if name in rows[0]]
+        names = [name for name in ("loss", "importance", "similarity") if name in rows[0]]
         for name in names:
             axes.plot([row["epoch"] for row in rows], _smooth([row[name] for row in rows]), label=name)
         axes.set(xlabel="epoch", title=stage, yscale="log")
@@ -139,16 +139,16 @@ def _curves(stages: _Stages) -> list[tuple[Image.Image, str]]:
     return pictures
 
 
-def _watched(stages: _Stages, sets: Collection[str]) -> list[tuple[Image.Image, str]]:
-    """Accuracy on the watched photos for each stage: a line for each set and budget, and the dense model's."""
+def _validated(stages: _Stages, sets: Collection[str]) -> list[tuple[Image.Image, str]]:
+    """Accuracy on the validated photos for each stage: a line for each set and budget, and the dense model's."""
     pictures = []
     for stage, lines in stages.items():
-        seen = sorted((line for line in lines if line.get("watch") in sets), key=lambda line: line["step"])
+        seen = sorted((line for line in lines if line.get("validation") in sets), key=lambda line: line["step"])
         if not seen:
             continue
         axes, figure_ = _axes()
-        for index, name in enumerate(dict.fromkeys(line["watch"] for line in seen)):
-            colour, ours = f"C{index}", [line for line in seen if line["watch"] == name]
+        for index, name in enumerate(dict.fromkeys(line["validation"] for line in seen)):
+            colour, ours = f"C{index}", [line for line in seen if line["validation"] == name]
             axes.axhline(100 * ours[0]["dense_top1"], color=colour, linestyle=":", label=f"{name}, dense")
             for style, budget in zip(
                 ("-", "--"), sorted({line["budget"] for line in ours}, reverse=True), strict=False
@@ -158,7 +158,7 @@ def _watched(stages: _Stages, sets: Collection[str]) -> list[tuple[Image.Image, 
         axes.set(xlabel="epoch", ylabel="top-1, %", title=f"{stage}: photos that nothing is learned from")
         axes.legend(frameon=False, fontsize="small")
         last = seen[-1]
-        pictures.append((rendered(figure_), f"{stage}: watched photos, over {last['seconds']:.0f} s of learning"))
+        pictures.append((rendered(figure_), f"{stage}: validated photos, over {last['seconds']:.0f} s of learning"))
     return pictures
 
 

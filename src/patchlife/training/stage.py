@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .targets import Lesson
+from .targets import Targets
 
-__all__ = ["Course", "Stage", "Step"]
+__all__ = ["Stage", "StageConfig", "Step"]
 
 
 class Step(NamedTuple):
     """What a stage is given: a batch, and a number in [0, 1) to draw from, the same on every process."""
 
-    lesson: Lesson
+    targets: Targets
     labels: Tensor
     chance: float
 
@@ -34,13 +34,13 @@ class Stage(nn.Module):
         """What is learned, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def pace(self, name: str) -> float:
-        """How many times the course's learning rate a parameter learns at."""
+    def lr_multiplier(self, name: str) -> float:
+        """How many times the stage_config's learning rate a parameter learns at."""
         return 1.0
 
 
 @dataclass(frozen=True)
-class Course:
+class StageConfig:
     """How much, how fast and in which order.
 
     Attributes:
@@ -71,7 +71,7 @@ class Course:
         return {"seed": self.seed, **{f"{self.name} {name}": getattr(self, name) for name in own}, **self.also}
 
     def steps(self, photos: int) -> int:
-        """Steps of the whole course; photos that do not fill an epoch's last batch wait for the next epoch."""
+        """Steps of the whole stage_config; photos that do not fill an epoch's last batch wait for the next epoch."""
         return self.epochs * max(1, photos // self.batch_size)
 
     def rows(self, step: int, photos: int) -> list[int]:

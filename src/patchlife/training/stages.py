@@ -9,11 +9,11 @@ from ..slimming import SlimModel
 from ..slimming.plan import fixed_plan
 from ..slimming.regressor import LifeRegressor
 from ..slimming.run.gated import run_gated
-from .losses import distillation_loss, kinship_loss, worth_loss
+from .losses import distillation_loss, importance_loss, similarity_loss
 from .stage import Stage, Step
 
 _ANCHOR = 1.0  # weight of stage 1's loss in stage 2
-_HEAD_PACE = 0.1  # of stage 2's learning rate; a head that learns as fast as the blocks forgets what it knew
+_SCORER_LR_MULTIPLIER = 0.1  # of stage 2's learning rate; a head that learns as fast as the blocks forgets what it knew
 
 __all__ = ["Regression", "Slimming"]
 
@@ -27,14 +27,14 @@ class Regression(Stage):
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
         """Loss of the importance and of the similarities, in equal parts."""
-        importance, kin = self.scorer.regress(step.lesson.tokens)
-        worth = worth_loss(importance, step.lesson.worth)
-        kinship = kinship_loss(kin, step.lesson.kin)
-        return worth + kinship, {"worth": worth.item(), "kinship": kinship.item()}
+        importance, embedding = self.scorer.regress(step.targets.tokens)
+        importance = importance_loss(importance, step.targets.importance)
+        similarity = similarity_loss(embedding, step.targets.embedding)
+        return importance + similarity, {"importance": importance.item(), "similarity": similarity.item()}
 
 
 class Slimming(Stage):
-    """Stage 2: the student runs on the survivors only and learns to answer as the dense teacher does; so does the head.
+    """Stage 2: the student runs on the kept only and learns to answer as the dense teacher does; so does the head.
 
     The blocks before the start block are the teacher's own, so a step begins at the cached tokens: it costs the
     slimmed blocks, forwards and backwards, and nothing else. The budget is drawn anew at every step, so that one set
@@ -58,14 +58,14 @@ class Slimming(Stage):
         """Distillation loss at the budget that the step draws, and a share of stage 1's loss."""
         budget = self.lowest_budget + (1 - self.lowest_budget) * step.chance
         with self.model.temporarily(budget=round(budget, 3)):
-            logits = self._answer(step.lesson.tokens)
-        loss, divergence = distillation_loss(logits, step.lesson.logits, step.labels, self.label_weight)
+            logits = self._answer(step.targets.tokens)
+        loss, divergence = distillation_loss(logits, step.targets.logits, step.labels, self.label_weight)
         regression, _ = self._regression(step)
         return loss + _ANCHOR * regression, {"budget": budget, "divergence": divergence.item()}
 
-    def pace(self, name: str) -> float:
+    def lr_multiplier(self, name: str) -> float:
         """The head has learned already; it goes on gently."""
-        return _HEAD_PACE if ".scorer." in f".{name}" else 1.0
+        return _SCORER_LR_MULTIPLIER if ".scorer." in f".{name}" else 1.0
 
     def _answer(self, tokens: Tensor) -> Tensor:
         """Logits of the student from tokens that enter the start block."""
@@ -74,8 +74,8 @@ class Slimming(Stage):
         if not schedule.drops:
             return model.resume(tokens, embedded)
         with torch.autocast(tokens.device.type, enabled=False):  # who dies is decided as at inference
-            opinion = model.scorer(tokens.float(), embedded.rope, backbone, model.start)
-            likeness = opinion.alike() if model.config.heirs else None
-            plan = fixed_plan(opinion.score, likeness, schedule, embedded.grid)
-        out = run_gated(backbone, tokens, embedded.rope, plan, opinion.kin, keep_dead=not backbone.reads_class)
+            scores = model.scorer(tokens.float(), embedded.rope, backbone, model.start)
+            similarity = scores.similarities() if model.config.merge else None
+            plan = fixed_plan(scores.score, similarity, schedule, embedded.grid)
+        out = run_gated(backbone, tokens, embedded.rope, plan, scores.embedding, keep_dropped=not backbone.reads_class)
         return model.classify(out, plan)

@@ -20,11 +20,11 @@ from torch import Tensor
 from ..data import Preprocess, Sample, load_batches
 from ..errors import ConfigError, ImageError, NumericalError
 from ..io.files import locked, write_atomic
-from .targets import Lesson
+from .targets import Targets
 
-__all__ = ["LessonCache", "Photo", "checksum", "collect", "content_of"]
+__all__ = ["Photo", "TargetCache", "checksum", "collect", "content_of"]
 
-_FORMAT = 2  # of what a lesson is
+_FORMAT = 2  # of what a targets is
 _PIECE = 4096  # bytes
 _LIMIT = float(np.finfo(np.float16).max)
 
@@ -36,13 +36,13 @@ class Photo(NamedTuple):
     label: int = -1
 
 
-class LessonCache:
+class TargetCache:
     """Lessons of many photos, one row each, in half precision.
 
     Attributes:
         photos: the photo of each row.
         skipped: path, error and index (among those asked for) of each photo that could not be read.
-        content: what the lessons follow from, as a short checksum: photos (not where they lie) and model.
+        content: what the targets follow from, as a short checksum: photos (not where they lie) and model.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class LessonCache:
     def __len__(self) -> int:
         return len(self.photos)
 
-    def split(self, last: int) -> tuple[LessonCache, LessonCache]:
+    def split(self, last: int) -> tuple[TargetCache, TargetCache]:
         """(all but the last photos, the ``last`` ones): to learn from, and to look at afterwards."""
         first = len(self) - last
         return (
-            LessonCache(self.photos[:first], self.skipped, self._arrays, self._at[:first].tolist(), self.content),
-            LessonCache(self.photos[first:], [], self._arrays, self._at[first:].tolist(), self.content),
+            TargetCache(self.photos[:first], self.skipped, self._arrays, self._at[:first].tolist(), self.content),
+            TargetCache(self.photos[first:], [], self._arrays, self._at[first:].tolist(), self.content),
         )
 
     @property
@@ -75,12 +75,12 @@ class LessonCache:
         """A short checksum of photos, model and labels: what a measurement on them follows from."""
         return checksum([self.content, [photo.label for photo in self.photos]])
 
-    def lessons(self, rows: Sequence[int]) -> Lesson:
-        """The lessons of some photos, as float32 tensors."""
+    def targets(self, rows: Sequence[int]) -> Targets:
+        """The targets of some photos, as float32 tensors."""
         places = self._at[np.asarray(rows, dtype=int)]
         order = np.argsort(places)  # disks like to be read forwards
         index, inverse = places[order], torch.from_numpy(np.argsort(order))
-        return Lesson(*(torch.from_numpy(a[index].astype(np.float32))[inverse] for a in self._arrays))
+        return Targets(*(torch.from_numpy(a[index].astype(np.float32))[inverse] for a in self._arrays))
 
     def labels(self, rows: Sequence[int]) -> Tensor:
         """Class indices of some photos, -1 where unknown."""
@@ -93,25 +93,25 @@ class LessonCache:
 
 def collect(
     photos: Sequence[Photo],
-    ask: Callable[[Tensor], Lesson],
+    ask: Callable[[Tensor], Targets],
     preprocess: Preprocess,
     folder: Path,
     *,
-    about: dict[str, Any],
+    depends_on: dict[str, Any],
     batch_size: int = 32,
     limit_bytes: float = float("inf"),
     max_unreadable: float = 0.01,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> LessonCache:
+) -> TargetCache:
     """Ask the teacher about ``photos`` and keep what it said in ``folder``.
 
     Args:
         photos: the cache's rows will be in this order, whatever order they are read in; those that would not fit in
             ``limit_bytes`` are left out from the end.
-        ask: from images to their lesson.
+        ask: from images to their targets.
         preprocess: how a photo becomes an image.
         folder: where the arrays go. What an earlier run with the same photos and ``about`` left there is used.
-        about: what else the lessons depend on (weights, start block), as JSON values.
+        depends_on: what else the targets depend on (weights, start block), as JSON values.
         batch_size: photos per question.
         limit_bytes: disk that the arrays may take.
         max_unreadable: the fraction of unreadable photos above which this stops.
@@ -124,22 +124,22 @@ def collect(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "cache.lock"):  # two runs may share the folder, but not at the same time
-        return _collected(photos, ask, preprocess, folder, about, batch_size, limit_bytes, max_unreadable, report)
+        return _collected(photos, ask, preprocess, folder, depends_on, batch_size, limit_bytes, max_unreadable, report)
 
 
 def _collected(
     photos: Sequence[Photo],
-    ask: Callable[[Tensor], Lesson],
+    ask: Callable[[Tensor], Targets],
     preprocess: Preprocess,
     folder: Path,
-    about: dict[str, Any],
+    depends_on: dict[str, Any],
     batch_size: int,
     limit_bytes: float,
     max_unreadable: float,
     report: Callable[[int, int], None],
-) -> LessonCache:
+) -> TargetCache:
     """See `collect`."""
-    key = _key(photos, about, limit_bytes)
+    key = _key(photos, depends_on, limit_bytes)
     state = _interrupted(folder, key, photos) or _afresh(folder, key)
     if not state["asked"]:
         nothing = ask(torch.zeros(1, preprocess.channels, *preprocess.size))  # for its shapes
@@ -152,9 +152,9 @@ def _collected(
     todo = [wanted[index] for index in rest]
     for batch in load_batches([photo.path for photo in todo], preprocess, batch_size):
         if batch.indices:
-            lesson = ask(batch.images)
-            _check_finite(lesson, [todo[index] for index in batch.indices])
-            _store(arrays, state["rows"], lesson)
+            targets = ask(batch.images)
+            _check_finite(targets, [todo[index] for index in batch.indices])
+            _store(arrays, state["rows"], targets)
             state["rows"] += len(batch.indices)
         state["skipped"] += [
             {"path": str(todo[i].path), "error": str(error), "index": rest[i]} for i, error in batch.failures
@@ -168,8 +168,8 @@ def _collected(
     failed = {entry["index"] for entry in state["skipped"]}
     read = [index for index in order if index not in failed]
     rows = sorted(range(len(read)), key=read.__getitem__)
-    content = checksum([state["content"], about])
-    return LessonCache([wanted[read[row]] for row in rows], state["skipped"], arrays, rows, content)
+    content = checksum([state["content"], depends_on])
+    return TargetCache([wanted[read[row]] for row in rows], state["skipped"], arrays, rows, content)
 
 
 def _reading_order(photos: Sequence[Photo]) -> list[int]:
@@ -178,28 +178,28 @@ def _reading_order(photos: Sequence[Photo]) -> list[int]:
     return sorted(range(len(photos)), key=places.__getitem__)
 
 
-def _store(arrays: list[np.memmap], row: int, lesson: Lesson) -> None:
-    """Write the photos of a lesson from ``row`` on."""
-    for array, values in zip(arrays, lesson, strict=True):
+def _store(arrays: list[np.memmap], row: int, targets: Targets) -> None:
+    """Write the photos of a targets from ``row`` on."""
+    for array, values in zip(arrays, targets, strict=True):
         array[row : row + len(values)] = values.float().clamp(-_LIMIT, _LIMIT).half().cpu().numpy()
 
 
 def _files(folder: Path) -> list[Path]:
-    return [folder / f"{name}.npy" for name in Lesson._fields]
+    return [folder / f"{name}.npy" for name in Targets._fields]
 
 
 def _open(folder: Path) -> list[np.memmap]:
     return [np.load(path, mmap_mode="r+") for path in _files(folder)]
 
 
-def _create(folder: Path, lesson: Lesson, rows: int) -> None:
-    for path, values in zip(_files(folder), lesson, strict=True):
+def _create(folder: Path, targets: Targets, rows: int) -> None:
+    for path, values in zip(_files(folder), targets, strict=True):
         np.lib.format.open_memmap(path, "w+", np.float16, (rows, *values.shape[1:]))
 
 
-def _capacity(lesson: Lesson, limit_bytes: float, wanted: int) -> int:
+def _capacity(targets: Targets, limit_bytes: float, wanted: int) -> int:
     """How many of the wanted photos fit into the disk that was granted."""
-    each = sum(2 * values[0].numel() for values in lesson)
+    each = sum(2 * values[0].numel() for values in targets)
     if limit_bytes < each:
         raise ConfigError(
             f"one photo's features take {each / 1e9:.4f} GB, the cache may take {limit_bytes / 1e9:.4f}; raise cache_gb"
@@ -207,10 +207,10 @@ def _capacity(lesson: Lesson, limit_bytes: float, wanted: int) -> int:
     return int(min(wanted, limit_bytes / each))
 
 
-def _key(photos: Sequence[Photo], about: dict[str, Any], limit_bytes: float) -> str:
+def _key(photos: Sequence[Photo], depends_on: dict[str, Any], limit_bytes: float) -> str:
     paths = (photo.path for photo in photos)
     names = [path.place if isinstance(path, Sample) else str(path.resolve()) for path in paths]
-    said = json.dumps([_FORMAT, names, about, str(limit_bytes)], sort_keys=True)
+    said = json.dumps([_FORMAT, names, depends_on, str(limit_bytes)], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 
 
@@ -258,8 +258,8 @@ def _afresh(folder: Path, key: str) -> dict[str, Any]:
     return {"key": key, "asked": 0, "rows": 0, "skipped": []}
 
 
-def _check_finite(lesson: Lesson, photos: list[Photo]) -> None:
-    good = torch.stack([values.flatten(1).isfinite().all(dim=1) for values in lesson]).all(dim=0)
+def _check_finite(targets: Targets, photos: list[Photo]) -> None:
+    good = torch.stack([values.flatten(1).isfinite().all(dim=1) for values in targets]).all(dim=0)
     bad = [str(photo.path) for photo, fine in zip(photos, good.tolist(), strict=True) if not fine]
     if bad:
         raise NumericalError(f"the dense model answers NaN or infinity for {', '.join(bad[:5])}; check its weights")

@@ -11,23 +11,23 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..slimming.scorers import attention_received
 
-__all__ = ["Lesson", "middle_block", "teach"]
+__all__ = ["Targets", "compute_targets", "middle_block"]
 
 
-class Lesson(NamedTuple):
+class Targets(NamedTuple):
     """A batch as the teacher sees it.
 
     Attributes:
         tokens: what enters the start block: the head's input.
-        worth: how much the later blocks read from each patch; sums to 1 over an image.
-        kin: the patches as they enter the middle block, less their mean: whoever is alike there can be
+        importance: how much the later blocks read from each patch; sums to 1 over an image.
+        embedding: the patches as they enter the middle block, less their mean: whoever is alike there can be
             merged at the start block. Similarity at the start block itself is a poor guide to it.
         logits: the dense model's answer.
     """
 
     tokens: Float[Tensor, "batch tokens dim"]
-    worth: Float[Tensor, "batch patches"]
-    kin: Float[Tensor, "batch patches dim"]
+    importance: Float[Tensor, "batch patches"]
+    embedding: Float[Tensor, "batch patches dim"]
     logits: Float[Tensor, "batch classes"]
 
 
@@ -37,25 +37,25 @@ def middle_block(start: int, depth: int) -> int:
 
 
 @torch.no_grad()
-def teach(backbone: Backbone, images: Float[Tensor, "batch channels height width"], start: int) -> Lesson:
-    """One dense pass, with the lesson gathered on the way."""
+def compute_targets(backbone: Backbone, images: Float[Tensor, "batch channels height width"], start: int) -> Targets:
+    """One dense pass, with the targets gathered on the way."""
     middle = middle_block(start, backbone.depth)
     x, rope, *_ = backbone.embed(images)
-    worths = []
-    tokens = kin = x
+    importances = []
+    tokens = embedding = x
     for index in range(backbone.depth):
         if index == start:
             tokens = x
         if index == middle:
-            kin = x[:, backbone.prefix :]
+            embedding = x[:, backbone.prefix :]
         if index >= start:
-            worths.append(_read(x, rope, backbone, index))
+            importances.append(_read(x, rope, backbone, index))
         x = backbone.block(index, x, backbone.rope_of(rope, index))
-    worth = torch.stack(worths).mean(dim=0)
-    return Lesson(
+    importance = torch.stack(importances).mean(dim=0)
+    return Targets(
         tokens,
-        worth,
-        kin - kin.mean(dim=1, keepdim=True),
+        importance,
+        embedding - embedding.mean(dim=1, keepdim=True),
         backbone.classify(backbone.norm(x)),
     )
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 
 from ..backbones import signature
-from ..config import LearnConfig
+from ..config import TrainingConfig
 from ..data import Preprocess
 from ..errors import ConfigError
 from ..slimming import SlimModel
 from .cached_evaluation import evaluate_cached
 from .log import Log
-from .stage import Course, Stage
-from .target_cache import LessonCache, Photo, collect
-from .targets import Lesson, teach
+from .stage import Stage, StageConfig
+from .target_cache import Photo, TargetCache, collect
+from .targets import Targets, compute_targets
 
-__all__ = ["BUDGETS", "MOST_PHOTOS", "Watch", "set_names"]
+__all__ = ["BUDGETS", "MOST_PHOTOS", "Validation", "set_names"]
 
 BUDGETS = (0.61, 0.45)
 """At which a set is measured."""
@@ -30,10 +30,10 @@ BUDGETS = (0.61, 0.45)
 MOST_PHOTOS = 500
 """Of a set that are looked at."""
 
-_CHEAP = 8  # a stage with blocks is looked at twice an epoch if an epoch has this many times the photos watched
+_CHEAP = 8  # a stage with blocks is looked at twice an epoch if an epoch has this many times the photos validated
 
 
-class Watch:
+class Validation:
     """Measures a model that is learning, on photos and labels of its own.
 
     Attributes:
@@ -41,7 +41,7 @@ class Watch:
         sets: the photos, by name.
     """
 
-    def __init__(self, model: SlimModel, sets: Mapping[str, LessonCache]) -> None:
+    def __init__(self, model: SlimModel, sets: Mapping[str, TargetCache]) -> None:
         self.model, self.sets = model, dict(sets)
 
     @classmethod
@@ -51,21 +51,28 @@ class Watch:
         sets: Mapping[str, Sequence[Photo]],
         preprocess: Preprocess,
         folder: Path,
-        config: LearnConfig,
-    ) -> Watch:
+        config: TrainingConfig,
+    ) -> Validation:
         """Ask the dense model about all sets once; what it says is kept in ``folder``, about 75 kB a photo (ViT-Tiny).
 
         Raises ImageError and NumericalError as `collect` does.
         """
         backbone = model.backbone
         device = next(backbone.parameters()).device
-        about = {"backbone": signature(backbone), "start": model.start, "preprocess": preprocess.to_dict(), "watch": 1}
+        depends_on = {
+            "backbone": signature(backbone),
+            "start": model.start,
+            "preprocess": preprocess.to_dict(),
+            "validation": 1,
+        }
 
-        def ask(images: torch.Tensor) -> Lesson:
-            lesson = teach(backbone, images.to(device), model.start)
-            return lesson._replace(worth=lesson.worth[:, :0], kin=lesson.kin[:, :0])  # nobody learns from these
+        def ask(images: torch.Tensor) -> Targets:
+            targets = compute_targets(backbone, images.to(device), model.start)
+            return targets._replace(
+                importance=targets.importance[:, :0], embedding=targets.embedding[:, :0]
+            )  # nobody learns from these
 
-        gather = {"about": about, "max_unreadable": config.max_unreadable}
+        gather = {"depends_on": depends_on, "max_unreadable": config.max_unreadable}
         return cls(
             model,
             {
@@ -74,17 +81,17 @@ class Watch:
             },
         )
 
-    def look(self, stage: Stage, course: Course, photos: int, step: int, log: Log) -> None:
-        """Write what the model is worth after ``step`` steps, if it is time for that; the model stays as it is.
+    def look(self, stage: Stage, stage_config: StageConfig, photos: int, step: int, log: Log) -> None:
+        """Write what the model is importance after ``step`` steps, if it is time for that; the model stays as it is.
 
         Args:
             stage: what learns.
-            course: how; its epochs say when to look: at their ends, and at the very beginning.
+            stage_config: how; its epochs say when to look: at their ends, and at the very beginning.
             photos: in an epoch.
             step: steps behind us.
             log: where to write. What it has already is not measured again.
         """
-        epoch = max(1, photos // course.batch_size)
+        epoch = max(1, photos // stage_config.batch_size)
         model: SlimModel | None = getattr(stage, "model", None)
         twice = model is not None and photos >= _CHEAP * sum(map(len, self.sets.values()))
         if not log.active or (step % epoch and not (twice and step % epoch == epoch // 2)):
@@ -101,12 +108,12 @@ def set_names(folders: Sequence[str]) -> list[str]:
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise ConfigError(f"watch: expected folders that differ, got {', '.join(folders)}; name each once")
+    raise ConfigError(f"validation: expected folders that differ, got {', '.join(folders)}; name each once")
 
 
 @torch.no_grad()
 def _measured(
-    model: SlimModel, sets: Mapping[str, LessonCache], wanted: Sequence[tuple[float, str]]
+    model: SlimModel, sets: Mapping[str, TargetCache], wanted: Sequence[tuple[float, str]]
 ) -> Iterator[dict[str, str | float]]:
     """Scores of each (budget, set), in fixed mode; budgets that a late start block cannot reach are left out."""
     embedded = model.backbone.embed(model.backbone.blank())
@@ -118,4 +125,4 @@ def _measured(
                 continue
             cache = sets[name]
             score = evaluate_cached(lambda tokens: model.resume(tokens, embedded), cache, embedded.tokens.device)
-            yield {"watch": name, "photos": cache.seen, "budget": budget, **score._asdict()}
+            yield {"validation": name, "photos": cache.seen, "budget": budget, **score._asdict()}

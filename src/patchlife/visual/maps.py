@@ -75,7 +75,7 @@ def strip(
     *,
     width: int = 240,
 ) -> Image.Image:
-    """Draw what is alive at some blocks, side by side: survivors in colour, the dead in night blue.
+    """Draw what is alive at some blocks, side by side: kept in colour, the dead in night blue.
 
     Args:
         photo: as for `draw`.

@@ -1,4 +1,4 @@
-"""The small backbone that peers are tested on, and blocks of it run slowly and plainly to compare with."""
+"""The small backbone that baselines are tested on, and blocks of it run slowly and plainly to compare with."""
 
 from __future__ import annotations
 

@@ -29,23 +29,23 @@ def build(name: str, family: str, target: float):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", METHODS)
 def test_stated_flops_are_executed_flops(name: str, family: str) -> None:
-    peer, batch = build(name, family, TARGETS[1]), photos(family, 4)
+    baseline, batch = build(name, family, TARGETS[1]), photos(family, 4)
     try:
-        executed, logits = counted(peer, batch)
+        executed, logits = counted(baseline, batch)
     except UnsupportedModelError as refusal:
         pytest.skip(str(refusal))
     assert logits.shape == built(family)(batch).shape
     assert torch.isfinite(logits).all()
-    assert peer.flops(batch) == pytest.approx(executed / len(batch), rel=0.005)
+    assert baseline.flops(batch) == pytest.approx(executed / len(batch), rel=0.005)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", SLIM)
 def test_the_target_is_met(name: str, target: float) -> None:
-    peer = build(name, "vit", target)
-    spent = peer.flops(images()) / dense_flops(backbone(), images())
-    assert spent == pytest.approx(target, abs=0.03), peer.knob  # a patch of 36 is a large step
-    assert peer.knob
+    baseline = build(name, "vit", target)
+    spent = baseline.flops(images()) / dense_flops(backbone(), images())
+    assert spent == pytest.approx(target, abs=0.03), baseline.knob  # a patch of 36 is a large step
+    assert baseline.knob
 
 
 def test_dense_is_the_backbone_itself() -> None:
@@ -54,9 +54,9 @@ def test_dense_is_the_backbone_itself() -> None:
 
 @pytest.mark.parametrize("name", [n for n in SLIM if n != "ats"])
 def test_images_do_not_depend_on_their_batch(name: str) -> None:
-    peer = build(name, "vit", 0.65)
-    together = peer(images())
-    alone = torch.cat([peer(one[None]) for one in images()])
+    baseline = build(name, "vit", 0.65)
+    together = baseline(images())
+    alone = torch.cat([baseline(one[None]) for one in images()])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 

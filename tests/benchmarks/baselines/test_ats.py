@@ -44,8 +44,8 @@ def test_significance_is_attention_times_value_norm() -> None:
     bb = backbone()
     tokens = bb.embed(images()).tokens
     attention, value = attention_maps(bb.vit, 1, tokens)
-    worth = attention[:, :, 0, 1:] * value[:, :, 1:].norm(dim=-1)
-    expected = (worth / worth.sum(dim=-1, keepdim=True)).sum(dim=1)
+    importance = attention[:, :, 0, 1:] * value[:, :, 1:].norm(dim=-1)
+    expected = (importance / importance.sum(dim=-1, keepdim=True)).sum(dim=1)
     logits, v = bb.class_row(1, tokens), bb.project(1, tokens).v
     assert torch.allclose(significance(logits[..., 1:], v[:, 1:]), expected, atol=1e-5)
 
@@ -55,8 +55,8 @@ def test_a_sampling_block_asks_with_the_chosen_and_looks_at_all() -> None:
     bb = backbone()
     x, block = bb.embed(images()[:1]).tokens, bb.vit.blocks[1]
     attention, value = attention_maps(bb.vit, 1, x)
-    worth = attention[:, :, 0, 1:] * value[:, :, 1:].norm(dim=-1)
-    kept, _ = sample((worth / worth.sum(-1, keepdim=True)).sum(1), 15)
+    importance = attention[:, :, 0, 1:] * value[:, :, 1:].norm(dim=-1)
+    kept, _ = sample((importance / importance.sum(-1, keepdim=True)).sum(1), 15)
     rows = torch.cat((torch.zeros(1, dtype=torch.long), kept[0] + 1))
     y = x[:, rows] + block.attn.proj((attention @ value)[:, :, rows].transpose(1, 2).flatten(2))
     got, real = AdaptiveSampling(bb, 15).sampling_block(1, x, None)

@@ -7,7 +7,7 @@ from plain_blocks import attention_maps, backbone, images
 
 from patchlife.benchmarks.baselines import METHODS
 from patchlife.benchmarks.baselines.class_attention import ClassAttention
-from patchlife.slimming.scorers import AttentionRule
+from patchlife.slimming.scorers import AttentionScorer
 
 
 def test_class_attention_is_the_mean_row_of_the_attention_matrix() -> None:
@@ -27,8 +27,8 @@ def test_random_is_one_draw_for_all_images() -> None:
 def test_limit_runs_the_first_patches_of_the_grid() -> None:
     """Patches that the limit never looks at after the drop change nothing from there on."""
     bb = backbone()
-    limit = METHODS["limit"].build(bb, 0.65, images())
-    counts = limit.schedule.survivors
+    limit = METHODS["no-decision-bound"].build(bb, 0.65, images())
+    counts = limit.schedule.kept
     x = bb.embed(images()).tokens
     for index, n in enumerate(counts):
         x = bb.vit.blocks[index](x[:, : 1 + n])
@@ -37,7 +37,7 @@ def test_limit_runs_the_first_patches_of_the_grid() -> None:
 
 def test_ours_is_the_library_with_its_own_rule() -> None:
     model = METHODS["ours-fixed"].build(backbone(), 0.65, images()).model
-    assert isinstance(model.scorer, AttentionRule)
-    assert model.config.heirs
-    assert not METHODS["ours-slices"].build(backbone(), 0.65, images()).model.config.heirs
+    assert isinstance(model.scorer, AttentionScorer)
+    assert model.config.merge
+    assert not METHODS["ours-slices"].build(backbone(), 0.65, images()).model.config.merge
     assert METHODS["ours-adaptive"].build(backbone(), 0.65, images()).model.config.mode == "adaptive"

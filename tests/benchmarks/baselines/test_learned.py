@@ -28,10 +28,10 @@ def adapter(tmp_path: Path) -> Path:
 def test_an_adapter_meets_the_target_with_its_own_head(adapter: Path, mode: str) -> None:
     bb = backbone()
     method = learned(adapter, mode)
-    peer = method.build(bb, 0.65, images())
-    assert isinstance(peer.model.scorer, LifeRegressor)
-    assert peer.model.config.mode == mode
-    assert peer.backbone.vit is bb.vit
-    assert peer.flops(images()) / dense_flops(bb, images()) == pytest.approx(0.65, abs=0.05)
+    baseline = method.build(bb, 0.65, images())
+    assert isinstance(baseline.model.scorer, LifeRegressor)
+    assert baseline.model.config.mode == mode
+    assert baseline.backbone.vit is bb.vit
+    assert baseline.flops(images()) / dense_flops(bb, images()) == pytest.approx(0.65, abs=0.05)
     assert method.name == f"ours-learned-{mode}"
     assert method.ours

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from .ats import ATS
 from .avit import AVIT
-from .base import Method, Peer
+from .base import Baseline, Method
 from .class_attention import CLASS_ATTENTION
 from .dense import DENSE
 from .dynamicvit import DYNAMICVIT, trained_dynamicvit
 from .evit import EVIT
-from .no_decision_bound import LIMIT
+from .no_decision_bound import NO_DECISION_BOUND
 from .ours import OURS_ADAPTIVE, OURS_FIXED, OURS_SLICES, learned
 from .random import RANDOM
 from .tome import TOME
 
-__all__ = ["METHODS", "Method", "Peer", "learned", "trained_dynamicvit"]
+__all__ = ["METHODS", "Baseline", "Method", "learned", "trained_dynamicvit"]
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         DENSE,
-        LIMIT,
+        NO_DECISION_BOUND,
         RANDOM,
         CLASS_ATTENTION,
         EVIT,

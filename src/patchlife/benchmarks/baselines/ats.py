@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, sdpa
-from ...backbones.branches import attention_branch, check_halves, half_cost, mlp_branch
-from .base import Images, Method, Peer, check_class_token, check_no_rope, closest, dense_flops, take
+from ...backbones.branches import attention_branch, branch_cost, check_branches, mlp_branch
+from .base import Baseline, Images, Method, check_class_token, check_no_rope, closest, dense_flops, take
 
 __all__ = ["ATS", "AdaptiveSampling", "sample", "significance"]
 
@@ -28,8 +28,8 @@ def significance(
     class_logits: Float[Tensor, "batch heads patches"], value: Float[Tensor, "batch patches heads dim"]
 ) -> Float[Tensor, "batch patches"]:
     """Attention times value norm, each head normalised to sum to one, heads summed."""
-    worth = class_logits.float().softmax(dim=-1) * value.float().norm(dim=-1).transpose(1, 2)
-    return (worth / worth.sum(dim=-1, keepdim=True)).sum(dim=1)
+    importance = class_logits.float().softmax(dim=-1) * value.float().norm(dim=-1).transpose(1, 2)
+    return (importance / importance.sum(dim=-1, keepdim=True)).sum(dim=1)
 
 
 def sample(
@@ -48,12 +48,12 @@ def sample(
     return kept, torch.arange(most, device=score.device) < counts[:, None]
 
 
-class AdaptiveSampling(Peer):
+class AdaptiveSampling(Baseline):
     """Samples ``samples`` times in every block from a quarter of the depth on."""
 
     def __init__(self, backbone: Backbone, samples: int) -> None:
         check_class_token(backbone, "ATS")
-        check_halves(backbone, "ATS", all_queries=False)
+        check_branches(backbone, "ATS", all_queries=False)
         self.first = max(1, backbone.depth // 4)
         super().__init__(backbone, f"K {samples} in every block from {self.first} on")
         self.samples = samples
@@ -101,13 +101,13 @@ class AdaptiveSampling(Peer):
             widths = self.run(images)[1]
         total = float(self.outer_flops(images))
         for index, (n, after) in enumerate(itertools.pairwise(widths)):
-            cost = half_cost(self.backbone, index)
+            cost = branch_cost(self.backbone, index)
             row = cost.pair // 2 * n if index >= self.first else 0
             total += cost.project * n + row + cost.pair * n * after + (cost.out + cost.mlp) * after
         return total
 
 
-def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
     rows, cols = backbone.grid_of(images)
     wanted = target * dense_flops(backbone, images)
     samples = closest(lambda k: AdaptiveSampling(backbone, k).flops(images), wanted, 1, 4 * rows * cols)

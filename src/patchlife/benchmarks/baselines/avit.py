@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...backbones import Attend, Backbone, sdpa
 from ...errors import UnsupportedModelError
-from .base import Images, Method, Peer, bisect, check_class_token, check_no_rope, dense_flops
+from .base import Baseline, Images, Method, bisect, check_class_token, check_no_rope, dense_flops
 
 __all__ = ["AVIT", "AViT"]
 
@@ -26,7 +26,7 @@ STEEPNESS = 5.0  # the paper's gamma
 SLACK = 0.01  # the paper's epsilon: a sum of 0.99 counts as done
 
 
-class AViT(Peer):
+class AViT(Baseline):
     """Halting score ``sigmoid(5 * first channel + shift)``; the larger ``shift``, the sooner tokens halt."""
 
     def __init__(self, backbone: Backbone, shift: float) -> None:
@@ -88,7 +88,7 @@ def _per_image(counts: list[int]) -> Attend:
     return lambda q, k, v: torch.cat([sdpa(q[None, p], k[None, p], v[None, p])[0] for p in pieces])
 
 
-def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
     wanted = target * dense_flops(backbone, images)
     patience = bisect(lambda p: AViT(backbone, -p).flops(images), wanted, -60.0, 60.0, steps=14)
     return AViT(backbone, -patience)

@@ -13,8 +13,8 @@ from ...backbones import Backbone
 from ...errors import ConfigError, UnsupportedModelError
 
 __all__ = [
+    "Baseline",
     "Method",
-    "Peer",
     "bisect",
     "check_class_token",
     "check_no_rope",
@@ -27,7 +27,7 @@ __all__ = [
 Images = Float[Tensor, "batch channels height width"]
 
 
-class Peer(nn.Module):
+class Baseline(nn.Module):
     """A backbone slimmed in some way. Called as the backbone is.
 
     Attributes:
@@ -48,7 +48,7 @@ class Peer(nn.Module):
         """FLOPs per image that ``images``, as one batch, cost."""
         raise NotImplementedError
 
-    def exportable(self) -> nn.Module:
+    def tensor_module(self) -> nn.Module:
         """What stands for it where graphs are exported: itself, or a `SlimModel`, whose export is proved."""
         return self
 
@@ -80,7 +80,7 @@ class Method:
     title: str
     source: str
     training: str
-    build: Callable[[Backbone, float, Images], Peer]
+    build: Callable[[Backbone, float, Images], Baseline]
     trained: bool = True
     shapes: Literal["static", "dynamic"] = "static"
     exports: bool = False

@@ -8,27 +8,27 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...backbones import Backbone
-from ...slimming import LifeHead
-from ...slimming.scorers import Opinion
-from .base import Images, Method, Peer, check_class_token
+from ...slimming import Scorer
+from ...slimming.scorers import Scores
+from .base import Baseline, Images, Method, check_class_token
 from .slim_model import decided_once
 
 __all__ = ["CLASS_ATTENTION", "ClassAttention"]
 
 
-class ClassAttention(LifeHead):
+class ClassAttention(Scorer):
     """Attention of the class token, mean over the heads."""
 
     kind = "class-attention"
 
-    def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Opinion:
+    def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Scores:
         """Judge the patches of ``tokens``, which are about to enter block ``start``."""
         logits = backbone.class_row(start, tokens, backbone.token_rope(rope, start))
         score = logits.float().softmax(dim=-1).mean(dim=1)[:, backbone.prefix :]
-        return Opinion(score, tokens[:, backbone.prefix :])
+        return Scores(score, tokens[:, backbone.prefix :])
 
 
-def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
     check_class_token(backbone, "class attention")
     return decided_once(backbone, target, ClassAttention())
 

@@ -7,19 +7,19 @@ from torch import Tensor
 from ...backbones import Backbone
 from ...config import LifeConfig
 from ...slimming import SlimModel
-from .base import Images, Method, Peer, dense_flops
+from .base import Baseline, Images, Method, dense_flops
 
 __all__ = ["DENSE"]
 
 
-class Dense(Peer):
+class Dense(Baseline):
     """The model itself."""
 
     def forward(self, images: Images) -> Tensor:
         """Logits."""
         return self.backbone.vit(images)
 
-    def exportable(self) -> SlimModel:
+    def tensor_module(self) -> SlimModel:
         """The same graph, by way of a model that slims nothing."""
         return SlimModel(self.backbone, LifeConfig(budget=1.0)).eval()
 
@@ -28,7 +28,7 @@ class Dense(Peer):
         return dense_flops(self.backbone, images)
 
 
-def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
     return Dense(backbone)
 
 

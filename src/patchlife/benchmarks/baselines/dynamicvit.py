@@ -16,13 +16,23 @@ from torch import Tensor, nn
 
 from ...backbones import Backbone
 from ...errors import CheckpointError
-from .base import Images, Method, Peer, bisect, check_class_token, check_no_rope, dense_flops, reduction_blocks, take
+from .base import (
+    Baseline,
+    Images,
+    Method,
+    bisect,
+    check_class_token,
+    check_no_rope,
+    dense_flops,
+    reduction_blocks,
+    take,
+)
 
 __all__ = ["DYNAMICVIT", "DynamicViT", "Predictor", "trained_dynamicvit"]
 
 
 class Predictor(nn.Module):
-    """How likely each patch is worth keeping, from itself and from what all of them share."""
+    """How likely each patch is importance keeping, from itself and from what all of them share."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -40,7 +50,7 @@ class Predictor(nn.Module):
         return self.decide(both).log_softmax(dim=-1)[..., 0]
 
 
-class DynamicViT(Peer):
+class DynamicViT(Baseline):
     """Keeps the fractions ``rho``, ``rho**2`` and ``rho**3`` of the grid's patches."""
 
     def __init__(self, backbone: Backbone, rho: float, predictors: nn.ModuleList | None = None) -> None:
@@ -102,7 +112,7 @@ def untrained(backbone: Backbone) -> nn.ModuleList:
 def trained_dynamicvit(path: Path) -> Method:
     """DynamicViT with trained predictors from a safetensors file (names as in ``nn.ModuleList[Predictor]``)."""
 
-    def build(backbone: Backbone, target: float, images: Images) -> Peer:
+    def build(backbone: Backbone, target: float, images: Images) -> Baseline:
         from ...backbones.checkpoint import read_weights
 
         predictors, weights = untrained(backbone), read_weights(path)
@@ -123,7 +133,7 @@ def _solved(backbone: Backbone, target: float, images: Images, predictors: nn.Mo
     return DynamicViT(backbone, rho, predictors)
 
 
-def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
     return _solved(backbone, target, images, untrained(backbone))
 
 

@@ -18,8 +18,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...backbones import Backbone, sdpa
-from ...backbones.branches import attention_branch, check_halves, half_cost, mlp_branch
-from .base import Images, Method, Peer, bisect, check_class_token, check_no_rope, dense_flops, reduction_blocks, take
+from ...backbones.branches import attention_branch, branch_cost, check_branches, mlp_branch
+from .base import (
+    Baseline,
+    Images,
+    Method,
+    bisect,
+    check_class_token,
+    check_no_rope,
+    dense_flops,
+    reduction_blocks,
+    take,
+)
 
 __all__ = ["EVIT", "EViT", "fuse"]
 
@@ -34,12 +44,12 @@ def fuse(
     return torch.cat((patches[:, :keep], weight[:, None] @ patches[:, keep:]), dim=1)
 
 
-class EViT(Peer):
+class EViT(Baseline):
     """Keeps ``ceil(rate * patches)`` of the patches at each of three blocks."""
 
     def __init__(self, backbone: Backbone, rate: float) -> None:
         check_class_token(backbone, "EViT")
-        check_halves(backbone, "EViT")
+        check_branches(backbone, "EViT")
         super().__init__(backbone, f"keep rate {rate:.3f} in blocks {reduction_blocks(backbone.depth)}")
         self.rate = rate
         self.at = frozenset(reduction_blocks(backbone.depth))
@@ -82,7 +92,7 @@ class EViT(Peer):
         rows, cols = bb.grid_of(images)
         n, total = bb.prefix + rows * cols, float(self.outer_flops(images))
         for index in range(bb.depth):
-            cost, after = half_cost(bb, index), n
+            cost, after = branch_cost(bb, index), n
             total += (cost.project + cost.out) * n + cost.pair * n**2
             if index in self.at and (kept := self.keep(n - bb.prefix)) < n - bb.prefix:
                 fused = 2 * bb.dim * (n - bb.prefix - kept)
@@ -93,7 +103,7 @@ class EViT(Peer):
         return total
 
 
-def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
     limit = target * dense_flops(backbone, images)
     return EViT(backbone, bisect(lambda rate: EViT(backbone, rate).flops(images), limit, 0.02, 1.0))
 

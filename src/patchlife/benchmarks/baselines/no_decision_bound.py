@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone
-from ...slimming.schedule import Cost, Schedule, resolve_drops, solve
-from .base import Images, Method, Peer
+from ...slimming.cost import Cost
+from ...slimming.schedule import Schedule, resolve_drops, solve
+from .base import Baseline, Images, Method
 
-__all__ = ["LIMIT", "Limit"]
+__all__ = ["NO_DECISION_BOUND", "NoDecisionBound"]
 
 
-class Limit(Peer):
+class NoDecisionBound(Baseline):
     """The first n patches of the grid, whatever they show. Its accuracy means nothing."""
 
     def __init__(self, backbone: Backbone, schedule: Schedule) -> None:
@@ -24,7 +25,7 @@ class Limit(Peer):
         bb = self.backbone
         embedded = bb.embed(images)
         x, rope, tails = embedded.tokens, embedded.rope, []
-        for index, n in enumerate(self.schedule.survivors):
+        for index, n in enumerate(self.schedule.kept):
             if bb.prefix + n < x.shape[1]:
                 tails.append(x[:, bb.prefix + n :])
                 x = x[:, : bb.prefix + n].contiguous()
@@ -36,7 +37,7 @@ class Limit(Peer):
 
     def flops(self, images: Images) -> float:
         """FLOPs per image."""
-        return _cost(self.backbone, images).total(self.schedule.survivors)
+        return _cost(self.backbone, images).total(self.schedule.kept)
 
 
 def _cost(bb: Backbone, images: Images) -> Cost:
@@ -46,11 +47,17 @@ def _cost(bb: Backbone, images: Images) -> Cost:
     return Cost(rows * cols, bb.prefix, outer, 0, tuple(bb.block_flops(i) for i in range(bb.depth)))
 
 
-def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
     start, drops = resolve_drops(backbone.depth, None, None)
-    return Limit(backbone, solve(_cost(backbone, images), target, start, drops))
+    return NoDecisionBound(backbone, solve(_cost(backbone, images), target, start, drops))
 
 
-LIMIT = Method(
-    "limit", "limit (slices, nothing decided)", "control", "nothing to train", _build, trained=False, exports=True
+NO_DECISION_BOUND = Method(
+    "no-decision-bound",
+    "limit (slices, nothing decided)",
+    "control",
+    "nothing to train",
+    _build,
+    trained=False,
+    exports=True,
 )

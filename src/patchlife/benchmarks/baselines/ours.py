@@ -7,7 +7,7 @@ from pathlib import Path
 from ...backbones import Backbone
 from ...config import LifeConfig, Mode
 from ...slimming import SlimModel
-from .base import Images, Method, Peer
+from .base import Baseline, Images, Method
 from .slim_model import Slimmed
 
 __all__ = ["OURS_ADAPTIVE", "OURS_FIXED", "OURS_SLICES", "learned"]
@@ -15,15 +15,15 @@ __all__ = ["OURS_ADAPTIVE", "OURS_FIXED", "OURS_SLICES", "learned"]
 _RULE = "training-free rule (coverage of class attention); nothing trained"
 
 
-def _fixed(backbone: Backbone, target: float, images: Images) -> Peer:
+def _fixed(backbone: Backbone, target: float, images: Images) -> Baseline:
     return Slimmed(SlimModel(backbone, LifeConfig(budget=target)).eval())
 
 
-def _slices(backbone: Backbone, target: float, images: Images) -> Peer:
-    return Slimmed(SlimModel(backbone, LifeConfig(budget=target, heirs=False)).eval())
+def _slices(backbone: Backbone, target: float, images: Images) -> Baseline:
+    return Slimmed(SlimModel(backbone, LifeConfig(budget=target, merge=False)).eval())
 
 
-def _adaptive(backbone: Backbone, target: float, images: Images) -> Peer:
+def _adaptive(backbone: Backbone, target: float, images: Images) -> Baseline:
     model = SlimModel(backbone, LifeConfig(budget=target, mode="adaptive")).eval()
     return Slimmed(model.calibrate([images]))
 
@@ -36,8 +36,8 @@ OURS_ADAPTIVE = Method("ours-adaptive", "ours, adaptive", "this project", _RULE,
 def learned(adapter: Path, mode: Mode) -> Method:
     """Ours with what a life adapter learned: its head, and its change to the backbone if it has one."""
 
-    def build(backbone: Backbone, target: float, images: Images) -> Peer:
-        from ...adapters.adapter import load
+    def build(backbone: Backbone, target: float, images: Images) -> Baseline:
+        from ...adapters import load
 
         model = load(adapter, backbone.vit).eval().set_budget(target)
         if mode == "adaptive" and model.calibration is None:

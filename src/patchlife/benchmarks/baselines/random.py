@@ -6,27 +6,27 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone
-from ...slimming import LifeHead
-from ...slimming.scorers import Opinion
-from .base import Images, Method, Peer
+from ...slimming import Scorer
+from ...slimming.scorers import Scores
+from .base import Baseline, Images, Method
 from .slim_model import decided_once
 
 __all__ = ["RANDOM"]
 
 
-class RandomScores(LifeHead):
+class RandomScores(Scorer):
     """Scores from a fixed draw, the same for all images (so runs repeat and images do not depend on mates)."""
 
     kind = "random"
 
-    def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Opinion:
+    def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Scores:
         """Judge without looking."""
         patches = tokens.shape[1] - backbone.prefix
         drawn = torch.rand(patches, generator=torch.Generator().manual_seed(0)).to(tokens.device)
-        return Opinion(drawn.expand(len(tokens), -1), tokens[:, backbone.prefix :])
+        return Scores(drawn.expand(len(tokens), -1), tokens[:, backbone.prefix :])
 
 
-def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
     return decided_once(backbone, target, RandomScores())
 
 

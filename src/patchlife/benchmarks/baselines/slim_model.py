@@ -6,14 +6,14 @@ from torch import Tensor
 
 from ...backbones import Backbone
 from ...config import LifeConfig
-from ...slimming import LifeHead, SlimModel
-from .base import Images, Peer
+from ...slimming import Scorer, SlimModel
+from .base import Baseline, Images
 
 __all__ = ["Slimmed", "decided_once"]
 
 
-class Slimmed(Peer):
-    """A `SlimModel` as a peer."""
+class Slimmed(Baseline):
+    """A `SlimModel` as a baseline."""
 
     def __init__(self, model: SlimModel) -> None:
         super().__init__(model.backbone, f"patches {model.schedule()}")
@@ -23,7 +23,7 @@ class Slimmed(Peer):
         """Logits."""
         return self.model(images)
 
-    def exportable(self) -> SlimModel:
+    def tensor_module(self) -> SlimModel:
         """The model inside."""
         return self.model
 
@@ -31,11 +31,11 @@ class Slimmed(Peer):
         """FLOPs per image; in adaptive mode the mean over ``images``."""
         size = (images.shape[-2], images.shape[-1])
         if self.model.config.mode == "fixed":
-            return self.model.cost(size).total(self.model.schedule(size).survivors)
+            return self.model.cost(size).total(self.model.schedule(size).kept)
         spent = self.model.flops_of(self.model.lives(images), size)
         return sum(spent) / len(spent)
 
 
-def decided_once(backbone: Backbone, target: float, head: LifeHead) -> Peer:
+def decided_once(backbone: Backbone, target: float, head: Scorer) -> Baseline:
     """Pure slices in the order that ``head`` says, on the default schedule: no heirs, nothing of our own rule."""
-    return Slimmed(SlimModel(backbone, LifeConfig(budget=target, heirs=False), head).eval())
+    return Slimmed(SlimModel(backbone, LifeConfig(budget=target, merge=False), head).eval())

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, sdpa
-from ...backbones.branches import attention_branch, check_halves, half_cost, mlp_branch
-from .base import Images, Method, Peer, check_class_token, check_no_rope, closest, dense_flops, take
+from ...backbones.branches import attention_branch, branch_cost, check_branches, mlp_branch
+from .base import Baseline, Images, Method, check_class_token, check_no_rope, closest, dense_flops, take
 
 __all__ = ["TOME", "ToMe", "match", "merge"]
 
@@ -53,12 +53,12 @@ def merge(
     return both[..., :-1] / size[..., None], size
 
 
-class ToMe(Peer):
+class ToMe(Baseline):
     """Merges ``pairs[l]`` pairs in block l, or as many as there are."""
 
     def __init__(self, backbone: Backbone, pairs: tuple[int, ...]) -> None:
         check_class_token(backbone, "ToMe")
-        check_halves(backbone, "ToMe")
+        check_branches(backbone, "ToMe")
         more = sum(r > min(pairs) for r in pairs)
         super().__init__(backbone, f"r {min(pairs)}" + (f", {max(pairs)} in the first {more} blocks" if more else ""))
         self.pairs = pairs
@@ -102,7 +102,7 @@ class ToMe(Peer):
         rows, cols = bb.grid_of(images)
         n, total = rows * cols, float(self.outer_flops(images))
         for index in range(bb.depth):
-            cost, tokens = half_cost(bb, index), bb.prefix + n
+            cost, tokens = branch_cost(bb, index), bb.prefix + n
             total += (cost.project + cost.out) * tokens + cost.pair * tokens**2
             r = min(self.pairs[index], n // 2)
             if r:
@@ -117,7 +117,7 @@ def _pairs(more: int, depth: int) -> tuple[int, ...]:
     return tuple(more // depth + (block < more % depth) for block in range(depth))
 
 
-def _build(backbone: Backbone, target: float, images: Images) -> Peer:
+def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
     wanted, depth = target * dense_flops(backbone, images), backbone.depth
     rows, cols = backbone.grid_of(images)
 

@@ -1,4 +1,4 @@
-"""Fixed mode: put the patches in order once, then every block runs on a prefix of them. Static shapes."""
+"""Fixed mode: one gather puts the patches in order of life, then every block runs on a prefix. Static shapes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...backbones import Backbone
-from ..merging import inherit, key_bias, one_each
+from ..merging import initial_sizes, key_bias, merge
 from ..plan import Plan
 
 __all__ = ["Taps", "reorder", "run_fixed"]
 
 Taps = dict[int, Tensor]
-"""Tokens after some blocks, by the blocks' index: keys are wishes, values are filled in by a run."""
+"""Tokens after some blocks, by block index: the keys are what is asked for, a run fills in the values."""
 
 
 def run_fixed(
@@ -21,41 +21,40 @@ def run_fixed(
     tokens: Float[Tensor, "batch tokens dim"],
     rope: Tensor | None,
     plan: Plan,
-    keep_dead: bool,
+    keep_dropped: bool,
     taps: Taps | None = None,
 ) -> Float[Tensor, "batch tokens_out dim"]:
-    """Blocks ``start`` to the end on ever fewer patches.
+    """Blocks ``start`` to the end, on fewer and fewer patches.
 
-    Returns the prefix tokens, then the patches in the plan's order: the survivors only, or all of them, the dead
-    at their last state, if ``keep_dead``. ``taps`` (with ``keep_dead``) is filled in: all tokens after each block
-    that it names, in the plan's order.
+    Returns the prefix tokens, then patches in the plan's order: the kept ones, or with ``keep_dropped`` all of them,
+    dropped ones at their last state. ``taps`` (with ``keep_dropped``) gets all tokens after each block that it names.
     """
     taps = {} if taps is None else taps
-    prefix, start, survivors = backbone.prefix, plan.schedule.start, plan.schedule.survivors
-    everyone = keep_dead or plan.heirs is not None  # somebody still needs the dead
-    x, rope = reorder(tokens, rope, plan.order if everyone else plan.order[:, : survivors[start]], prefix)
-    size = one_each(plan.order.shape, x)
-    bias, tails = None, []
+    prefix, start, kept = backbone.prefix, plan.schedule.start, plan.schedule.kept
+    all_needed = keep_dropped or plan.merge_targets is not None
+    x, rope = reorder(tokens, rope, plan.order if all_needed else plan.order[:, : kept[start]], prefix)
+    size = initial_sizes(plan.order.shape, x)
+    bias, dropped = None, []
     for index in range(start, backbone.depth):
-        before, n = x.shape[1] - prefix, survivors[index]
+        before, n = x.shape[1] - prefix, kept[index]
         if n < before:
-            if keep_dead:
-                tails.append(x[:, prefix + n :])
-            if plan.heirs is not None:
-                patches, size = inherit(x[:, prefix:], size, plan.heirs.of(n, before))
+            if keep_dropped:
+                dropped.append(x[:, prefix + n :])
+            if plan.merge_targets is not None:
+                patches, size = merge(x[:, prefix:], size, plan.merge_targets.of(n, before))
                 x = torch.cat((x[:, :prefix], patches), dim=1)
                 bias = key_bias(size, prefix).to(x.dtype)
             else:
-                x = x[:, : prefix + n].contiguous()  # once per drop: a strided slice slows blocks by up to 25 %
+                x = x[:, : prefix + n].contiguous()  # once per drop point: a strided slice slows blocks by up to 25 %
             rope = None if rope is None else rope[..., :n, :]
         x = backbone.block(index, x, backbone.rope_of(rope, index), bias)
         if index in taps:
-            taps[index] = torch.cat((x, *reversed(tails)), dim=1)
-    return torch.cat((x, *reversed(tails)), dim=1) if tails else x
+            taps[index] = torch.cat((x, *reversed(dropped)), dim=1)
+    return torch.cat((x, *reversed(dropped)), dim=1) if dropped else x
 
 
 def reorder(tokens: Tensor, rope: Tensor | None, order: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:
-    """The one gather: prefix tokens, then the patches of ``order``; rotary tables go along with their patches."""
+    """The one gather: prefix tokens, then the patches of ``order``; rotary tables are gathered with their patches."""
     image = torch.arange(order.shape[0], device=order.device)[:, None]
     front = torch.arange(prefix, device=order.device).expand(order.shape[0], -1)
     x = tokens[image, torch.cat((front, order + prefix), dim=1)]

@@ -1,9 +1,8 @@
-"""Attention over a packed row: every image's tokens among themselves, whatever their number.
+"""Attention over a packed sequence: the tokens of each image attend to each other, whatever their number.
 
-Three ways to the same result. On a CPU a loop over the images is fastest (measured). On a GPU the kernel for rows of
-unequal length takes all images at once, in half precision; where it does not run, images of nearly equal length are
-padded to one length and run together. Neither GPU way has been run on a GPU by this project: their arithmetic is
-tested on the CPU.
+Three implementations with the same result. On a CPU: a loop over the images, the fastest (measured). On a GPU: torch's
+variable-length kernel, in half precision; where it does not run, images of nearly equal length are padded to one length
+and run together. The two GPU implementations are tested on the CPU by their arithmetic; they have never run on a GPU.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ _CHANNELS = 8  # head dimensions come in eights
 
 
 def packed_attention(offsets: tuple[int, ...], bias: Bias, like: Tensor) -> Attend:
-    """How the images between ``offsets`` attend, each to itself.
+    """The attention function for the images between ``offsets``.
 
     Args:
-        offsets: where each image begins in the packed row, and the end.
+        offsets: where each image begins in the packed sequence, and the end.
         bias: added to the logits of each key; None for nothing.
         like: a tensor of the device and dtype that attention will see.
     """
     if len(offsets) == 1:  # an empty batch
-        return _nobody
+        return _empty
     if not like.is_cuda:
         return partial(_one_by_one, offsets, bias)
     kernel = varlen_kernel(like)
@@ -50,7 +49,7 @@ def packed_attention(offsets: tuple[int, ...], bias: Bias, like: Tensor) -> Atte
     return partial(_in_groups, _groups(offsets, like.device), bias)
 
 
-def _nobody(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _empty(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return v
 
 
@@ -64,11 +63,11 @@ def _one_by_one(offsets: tuple[int, ...], bias: Bias, q: Tensor, k: Tensor, v: T
     )
 
 
-# ---- one kernel for rows of unequal length
+# ---- the variable-length kernel
 
 
 def varlen_kernel(like: Tensor) -> Kernel | None:
-    """torch's kernel, where this torch has it and this GPU and dtype can run it."""
+    """torch's variable-length kernel; None where this torch, GPU or dtype cannot run it."""
     if like.dtype not in (torch.float16, torch.bfloat16) or torch.cuda.get_device_capability(like.device)[0] < 8:
         return None
     try:
@@ -79,9 +78,9 @@ def varlen_kernel(like: Tensor) -> Kernel | None:
 
 
 def as_called(kernel: Kernel) -> Kernel:
-    """``kernel`` for a caller who names a scale and num_splits; torch 2.10's knew neither, later ones one or both.
+    """``kernel`` with the arguments scale and num_splits, of which torch 2.10 has neither and later ones one or both.
 
-    Where it knows no num_splits, an image's last digits may depend on its batch mates.
+    Without num_splits the last digits of an image may depend on the other images of the batch.
     """
     known = inspect.signature(kernel).parameters
     if {"scale", "num_splits"} <= set(known):
@@ -89,7 +88,7 @@ def as_called(kernel: Kernel) -> Kernel:
 
     def call(q: Tensor, *others: Any, scale: float, num_splits: int) -> Tensor:
         options = {name: value for name, value in (("scale", scale), ("num_splits", num_splits)) if name in known}
-        if "scale" not in known:  # then it divides by the root of the width that it sees
+        if "scale" not in known:  # it then scales by the root of the padded width
             q = q * (scale * q.shape[-1] ** 0.5)
         return kernel(q, *others, **options)
 
@@ -99,9 +98,10 @@ def as_called(kernel: Kernel) -> Kernel:
 def varlen_attention(
     kernel: Kernel, offsets: Tensor, longest: int, bias: Bias, q: Tensor, k: Tensor, v: Tensor
 ) -> Tensor:
-    """The kernel takes no bias, so the bias comes as channels: queries hold 1 there, keys the bias.
+    """``kernel`` with a bias for each key, which it has no argument for.
 
-    It is split into three numbers of half precision, whose sum keeps it as exact as float32 logits need.
+    The bias is given as extra channels: 1 in the queries, the bias in the keys, as three half-precision numbers whose
+    sum is as exact as float32 logits need.
     """
     width, scale = q.shape[-1], q.shape[-1] ** -0.5
     if bias is not None:
@@ -120,11 +120,11 @@ def _longest(offsets: tuple[int, ...]) -> int:
     return max(b - a for a, b in pairwise(offsets))
 
 
-# ---- images of nearly equal length together
+# ---- padding images of nearly equal length
 
 
 def _groups(offsets: tuple[int, ...], device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """(places in the packed row (images, length), which of them are real), for each group."""
+    """(places in the packed sequence (images, length), which of them are not padding), for each group."""
     by_length: dict[int, list[tuple[int, int]]] = {}
     for a, b in pairwise(offsets):
         by_length.setdefault(-(-(b - a) // _ROUND), []).append((a, b))

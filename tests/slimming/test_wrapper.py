@@ -145,8 +145,8 @@ def test_another_input_size() -> None:
     model = slim("vit", "fixed, heirs", fresh("vit"))
     model.set_input_size((64, 64))
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
-    assert model.schedule().survivors[0] == 64
-    explicit = slim("vit", vit=fresh("vit"), survivors=(36, 36, 20, 20, 20))
+    assert model.schedule().kept[0] == 64
+    explicit = slim("vit", vit=fresh("vit"), kept=(36, 36, 20, 20, 20))
     with pytest.raises(ConfigError, match="explicit schedule for 36 patches; call set_budget first"):
         explicit.set_input_size((64, 64))
 
@@ -272,7 +272,7 @@ def test_intermediates_are_the_references(name: str, way: str) -> None:
     ours = [torch.cat((pair[1], pair[0]), dim=1) if prefix else pair for pair in ours]
     assert len(ours) == 5
     for index, found in enumerate(ours):
-        alive = torch.cat((torch.ones(len(images), prefix, dtype=torch.bool), plan.lives().alive(index)), dim=1)
+        alive = torch.cat((torch.ones(len(images), prefix, dtype=torch.bool), plan.lives().present(index)), dim=1)
         assert_close(found[alive], tokens[index][alive])
     assert_close(final, features)
 

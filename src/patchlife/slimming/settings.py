@@ -1,0 +1,245 @@
+"""The settings of a slimmed model, and the schedules that follow from them: budget, mode, calibration, state dict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone, Embedded, Origin, signature
+from ..backbones.weight_delta import WeightDelta
+from ..config import LifeConfig, Mode
+from ..errors import ConfigError
+from .calibration import Calibration
+from .cost import Cost
+from .counting import count_parts
+from .lives import Lives
+from .schedule import Schedule, resolve_drops, solve
+from .scorers import AttentionScorer, Scorer
+from .wrapper import BackboneWrapper, from_bytes, to_bytes
+
+__all__ = ["SlimSettings"]
+
+ImageSize = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+class SlimSettings(BackboneWrapper):
+    """A wrapped backbone with settings that can change at run time. `SlimModel` adds the forward pass.
+
+    Every change is transactional: a setting that the model cannot meet raises ConfigError and leaves the old ones.
+
+    Attributes:
+        backbone: the wrapped model, as the parts that the method needs.
+        scorer: what scores the patches. Gradients reach a learned scorer in training mode where its parameters require
+            them; those of loaded adapters do not.
+        config: budget, mode, drop points. Change it by `set_budget`, `set_mode` and `temporarily`.
+        start: the start block. drops: the drop points.
+        calibrations: the thresholds of adaptive mode, by the number of patches of an image.
+        origin: where the backbone came from, if known.
+        base: the backbone's signature when it was wrapped; `patchlife.save` compares with it what was trained since.
+        delta: the weight delta that an adapter merged into the backbone; None for an unchanged backbone.
+    """
+
+    backbone: Backbone
+    scorer: Scorer
+
+    def __init__(self, backbone: Backbone, config: LifeConfig, scorer: Scorer | None = None) -> None:
+        super().__init__(backbone.vit, scorer or AttentionScorer())
+        self.__dict__["backbone"] = backbone  # not a child module: all its modules are children of this one already
+        self.calibrations: dict[int, Calibration] = {}
+        self.origin: Origin | None = None
+        self.base = signature(backbone)
+        self.delta: WeightDelta | None = None
+        self.start, self.drops = resolve_drops(backbone.depth, config.start, config.drops)
+        self._costs: dict[tuple, Cost] = {}
+        self._schedules: dict[tuple, Schedule] = {}
+        self.config = config
+        self._apply_config(config)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "scorer":  # thresholds and costs belong to the old one
+            self.scorer.train(self.training)
+            self.calibrations, self._costs = {}, {}
+            self._apply_config(self.config)
+
+    # ---- budget and mode
+
+    def set_budget(self, budget: float) -> Self:
+        """Spend this fraction of the dense FLOPs from now on. No retraining; returns the model itself."""
+        self._apply_config(self.config.replace(budget=budget))
+        return self
+
+    def set_mode(self, mode: Mode) -> Self:
+        """``fixed``: every image keeps the same number of patches; ``adaptive``: its own. Returns the model itself."""
+        self._apply_config(self.config.replace(mode=mode))
+        return self
+
+    @contextmanager
+    def temporarily(self, **changes: Any) -> Iterator[Self]:
+        """Change settings (fields of `LifeConfig`) inside a ``with`` block; afterwards the old ones apply again."""
+        before = self.config
+        try:
+            self._apply_config(before.replace(**changes))
+            yield self
+        finally:
+            self._apply_config(before)
+
+    def _apply_config(self, config: LifeConfig) -> None:
+        """Use ``config`` if the schedule for the model's own image size can be solved; else raise and keep the old."""
+        previous = self.config, self._schedules
+        self.config, self._schedules = config, {}
+        try:
+            self._check_attached(config)
+            self.schedule()
+        except Exception:
+            self.config, self._schedules = previous
+            raise
+
+    def _check_attached(self, config: LifeConfig) -> None:
+        adaptive = config.mode == "adaptive"
+        self.backbone.check_attached(opened=adaptive, masked=config.merge and not adaptive)
+
+    # ---- schedules and costs
+
+    def schedule(self, image_size: ImageSize | None = None) -> Schedule:
+        """Patches kept per block, for images of this size (height, width); in adaptive mode the mean over images."""
+        size = image_size or self.backbone.image_size
+        key = (size, self.backbone.settings)
+        if key not in self._schedules:
+            self._schedules[key] = self._solve(self.cost(size))
+        return self._schedules[key]
+
+    def cost(self, image_size: ImageSize | None = None) -> Cost:
+        """The FLOPs of the model's parts, for images of this size (height, width)."""
+        size = image_size or self.backbone.image_size
+        key = (size, self.config.mode, self.config.merge, self.backbone.settings)
+        if key not in self._costs:
+            self._costs[key] = Cost(*self._counted(size, self.config.merge, self.config.mode == "fixed"))
+        return self._costs[key]
+
+    def flops_of(self, lives: Lives, image_size: ImageSize | None = None) -> list[int]:
+        """FLOPs of each image of ``lives``."""
+        cost, decided = self.cost(image_size), bool(self.schedule(image_size).drops)
+        return [round(cost.total(counts, decided=decided)) for counts in lives.kept.tolist()]
+
+    @torch.compiler.assume_constant_result  # integers, computed while a graph is traced, not in the graph
+    def _counted(self, size: ImageSize, merge: bool, products: bool) -> tuple:
+        return count_parts(self.backbone, self.scorer, self.start, size, merge, products)
+
+    def _solve(self, cost: Cost) -> Schedule:
+        asked = self.config.kept
+        if asked is not None:
+            if len(asked) != cost.depth or asked[0] != cost.patches:
+                raise ConfigError(
+                    f"kept must be {cost.depth} numbers that begin with {cost.patches}, got {len(asked)}: {asked}"
+                )
+            return Schedule(asked, self.start)
+        if self.config.mode == "adaptive" and cost.patches in self.calibrations:
+            return self.calibrations[cost.patches].solve(cost, self.config.budget, self.start, self.drops)
+        return solve(cost, self.config.budget, self.start, self.drops)
+
+    def _schedule_of(self, embedded: Embedded) -> Schedule:
+        """For embedded images; where patch dropout has removed some patches, the same fractions of the rest."""
+        schedule = self.schedule(embedded.image_size)
+        patches, present = schedule.kept[0], embedded.grid[0] * embedded.grid[1]
+        if present == patches or self.config.mode == "adaptive":
+            return schedule
+        return Schedule(tuple(max(1, n * present // patches) for n in schedule.kept), self.start)
+
+    # ---- calibration of adaptive mode
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Thresholds for the model's own image size, or for the only size that was calibrated; None without any."""
+        rows, cols = self.backbone.grid
+        only = next(iter(self.calibrations.values())) if len(self.calibrations) == 1 else None
+        return self.calibrations.get(rows * cols, only)
+
+    def use_calibration(self, calibration: Calibration) -> Self:
+        """Use the thresholds of ``calibration``, which must be of this scorer on this backbone."""
+        previous, self.calibrations = self.calibrations, {**self.calibrations, calibration.patches: calibration}
+        try:
+            self._apply_config(self.config)
+        except Exception:
+            self.calibrations = previous
+            raise
+        return self
+
+    def _thresholds(self, schedule: Schedule, patches: int, image_size: ImageSize) -> Tensor:
+        """The score that a patch must exceed to enter each block (depth). Raises ConfigError for an unknown size."""
+        if patches not in self.calibrations:
+            known = ", ".join(map(str, self.calibrations)) or "none"
+            raise ConfigError(
+                f"adaptive mode has no thresholds for images of {image_size[0]} x {image_size[1]} pixels ({patches} "
+                f"patches; calibrated for: {known}); call model.calibrate(batches) with a few hundred unlabelled "
+                "images of this size, or use fixed mode"
+            )
+        return self.calibrations[patches].thresholds(schedule.kept, patches)
+
+    # ---- changes of the backbone that timm's models offer
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """As timm's: a new classifier for the backbone, and another pooling if ``global_pool`` is given."""
+        self.vit.reset_classifier(num_classes, global_pool)
+        self._apply_config(self.config)
+
+    def set_input_size(
+        self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
+    ) -> None:
+        """As timm's: another image size for the backbone. Raises ConfigError where an explicit schedule is set."""
+        if self.config.kept is not None:
+            raise ConfigError(
+                f"this model has an explicit schedule for {self.config.kept[0]} patches; call set_budget first, "
+                "so that the schedule follows the image size"
+            )
+        self.vit.set_input_size(img_size=img_size, patch_size=patch_size)
+        self._apply_config(self.config)
+
+    # ---- state dict
+
+    def get_extra_state(self) -> Tensor:
+        """Settings and calibrations, for the state dict: JSON text as a tensor of bytes."""
+        state = {
+            "config": self.config.to_dict(),
+            "start": self.start,
+            "drops": self.drops,
+            "calibrations": [calibration.to_dict() for calibration in self.calibrations.values()],
+            "base": self.base,
+            "delta": {"base": self.delta.base, "classes": self.delta.classes} if self.delta else None,
+        }
+        return to_bytes(json.dumps(state))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Apply settings and calibrations of a state dict. Raises ConfigError for a tensor that does not hold them."""
+        try:
+            values = json.loads(from_bytes(state))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"the state dict's settings (_extra_state) are damaged: {error}") from None
+        config = LifeConfig.from_dict(values["config"])
+        self.start, self.drops = resolve_drops(self.backbone.depth, values["start"], tuple(values["drops"]))
+        self.calibrations = {c.patches: c for c in map(Calibration.from_dict, values["calibrations"])}
+        self._apply_config(config)
+        self._loading = values
+
+    def weight_delta(self) -> dict[str, Tensor]:
+        """The tensors of the weight delta, which is already merged into the backbone; empty without one."""
+        return self.delta.tensors if self.delta else {}
+
+    def loaded(self, delta: dict[str, Tensor], bare: bool) -> None:
+        """Called after a state dict was loaded; ``bare``: it was the backbone's own, without entries of this class.
+
+        `patchlife.save` compares with the loaded weights from now on.
+        """
+        values = self.__dict__.pop("_loading")
+        self.base = signature(self.backbone) if bare else values["base"]
+        self.delta = None if bare or values["delta"] is None else WeightDelta(delta, **values["delta"])
+
+    def extra_repr(self) -> str:
+        """Shown by ``repr`` beside the backbone's modules."""
+        return f"budget={self.config.budget:g}, mode={self.config.mode}, kept={self.schedule()}, scorer={self.scorer}"

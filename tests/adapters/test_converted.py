@@ -1,0 +1,50 @@
+"""The committed adapters were converted from format 2 to 3, not learned again: their logits are those of the old code.
+
+``logits_of_format_2.safetensors`` was written by the code before the conversion, in float64, so that another processor's
+order of additions does not show: three of the demo's photos, by adapter, mode and budget.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from patchlife.config import ModelConfig
+from patchlife.data import list_photos, read_photo
+from patchlife.runtime.opening import demo_folder, open_pipeline
+
+ROOT = Path(__file__).parents[2]
+LOGITS = load_file(Path(__file__).with_name("logits_of_format_2.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    return {}
+
+
+def opened(name: str, request, pipelines):
+    if name not in pipelines:
+        config = ModelConfig("demo")
+        if name != "demo":
+            weights = request.getfixturevalue("shared") / "weights" / "vit_tiny_patch16_224.safetensors"
+            config = ModelConfig(str(ROOT / "recipes" / "vit_tiny" / name), checkpoint=weights)
+        pipelines[name] = open_pipeline(config)
+        pipelines[name].model.double()
+    return pipelines[name]
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.61, 0.45])
+@pytest.mark.parametrize("mode", ["fixed", "adaptive"])
+@pytest.mark.parametrize(
+    "name", ["demo", pytest.param("head", marks=pytest.mark.shared), pytest.param("adapter", marks=pytest.mark.shared)]
+)
+def test_logits_are_those_of_the_old_code(name, mode, budget, request, pipelines):
+    pipeline = opened(name, request, pipelines)
+    photos = [pipeline.preprocess(read_photo(path)) for path in list_photos([demo_folder()])[:3]]
+    model = pipeline.model.set_mode(mode).set_budget(budget)
+    with torch.inference_mode():
+        logits = model(torch.stack(photos).double())
+    torch.testing.assert_close(logits, LOGITS[f"{name}.{mode}.{budget:g}"], rtol=0, atol=1e-6)
