@@ -37,7 +37,8 @@ from patchlife.export.exporter import AGREEMENT, built
 from patchlife.export.parity import sample_images
 from patchlife.io.files import write_atomic
 from patchlife.runtime import Engine
-from patchlife.runtime.opening import Pipeline, open_pipeline
+from patchlife.runtime.pipeline import Pipeline
+from patchlife.runtime.opening import open_pipeline
 from patchlife.runtime.sessions import OnnxSession, open_session
 from patchlife.runtime.tensor_module import tensor_module
 

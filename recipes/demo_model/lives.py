@@ -23,7 +23,7 @@ from patchlife.data import Preprocess, list_photos, load_batches, read_photo
 from patchlife.evaluation.accuracy import evaluate
 from patchlife.evaluation.timing import conditions
 from patchlife.io.files import write_atomic
-from patchlife.runtime.opening import demo_backbone
+from patchlife.runtime.demo_model import demo_backbone
 from patchlife.training.fit import accelerator_for, fit
 from patchlife.training.target_cache import Photo
 

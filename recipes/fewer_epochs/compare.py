@@ -30,7 +30,8 @@ from patchlife.config import LifeConfig, ModelConfig, TrainingConfig
 from patchlife.data import list_photos
 from patchlife.evaluation.timing import conditions
 from patchlife.io.files import write_atomic
-from patchlife.runtime.opening import Pipeline, open_pipeline
+from patchlife.runtime.pipeline import Pipeline
+from patchlife.runtime.opening import open_pipeline
 from patchlife.slimming import SlimModel
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.training.cached_evaluation import evaluate_cached

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from patchlife.config import ModelConfig
 from patchlife.data import list_photos, read_photo
-from patchlife.runtime.opening import demo_folder, open_pipeline
+from patchlife.runtime.demo_model import demo_folder
+from patchlife.runtime.opening import open_pipeline
 
 ROOT = Path(__file__).parents[2]
 LOGITS = load_file(Path(__file__).with_name("logits_of_format_2.safetensors"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import built, fresh, photos
 
-from patchlife.backbones.weight_delta import add_low_rank, delta_between, merged
+from patchlife.backbones.weight_delta import add_low_rank, apply_delta, delta_between
 from patchlife.errors import AdapterError
 
 
@@ -24,10 +24,10 @@ def test_a_merged_change_computes_the_same() -> None:
         if name.endswith(".up") or name == "norm.bias":
             parameter.add_(0.1 * torch.randn_like(parameter))
     delta = delta_between(vit, built("vit"))
-    assert {name for name in change if name.endswith(".delta")} == {"norm.bias.delta"}
+    assert {name for name in delta if name.endswith(".delta")} == {"norm.bias.delta"}
     assert all(value.dtype == torch.float16 for value in delta.values())
     before = {name: value.clone() for name, value in built("vit").state_dict().items()}
-    result = merged(built("vit"), delta)
+    result = apply_delta(built("vit"), delta)
     torch.testing.assert_close(result(photos("vit")), vit(photos("vit")), atol=2e-3, rtol=2e-3)
     assert dict(result.named_parameters()).keys() == dict(built("vit").named_parameters()).keys()
     assert all(torch.equal(before[name], value) for name, value in built("vit").state_dict().items())
@@ -38,9 +38,9 @@ def test_a_whole_change_is_a_delta() -> None:
     vit.blocks[3].mlp.fc1.weight.add_(0.01)
     delta = delta_between(vit, built("vit"))
     assert list(delta) == ["blocks.3.mlp.fc1.weight.delta"]
-    torch.testing.assert_close(merged(built("vit"), delta)(photos("vit")), vit(photos("vit")), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(apply_delta(built("vit"), delta)(photos("vit")), vit(photos("vit")), atol=1e-3, rtol=1e-3)
 
 
 def test_a_change_of_another_model_is_refused() -> None:
     with pytest.raises(AdapterError, match=r"blocks\.99\.x"):
-        merged(built("vit"), {"blocks.99.x.delta": torch.zeros(1)})
+        apply_delta(built("vit"), {"blocks.99.x.delta": torch.zeros(1)})

@@ -29,7 +29,7 @@ def test_the_rehearsal_is_exact_and_leaves_its_numbers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     checks = json.loads((tmp_path / "checks.json").read_text())
     assert all(check["ok"] for check in checks["exactness"])
-    assert {"fixed, heirs", "adaptive, heirs"} <= {c["what"].partition(", ")[2] for c in checks["exactness"]}
+    assert {"fixed, merge", "adaptive, merge"} <= {c["what"].partition(", ")[2] for c in checks["exactness"]}
     assert set(checks["ceilings"]) == {"copy_gb_per_s", "bf16_matmul_tflops"}
     assert checks["left_out"] == []
     result = Result.load(tmp_path / "bench-test_vit-eager.json")

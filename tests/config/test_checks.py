@@ -110,8 +110,8 @@ def test_blocks_and_counts_of_numpy_and_torch(many: Any) -> None:
         ({"drops": np.array(3)}, "drops must be several whole numbers, .* got 3"),
         ({"drops": "36"}, "drops must be several whole numbers, .* got '36'"),
         ({"kept": np.ones((2, 2), int)}, "kept must be several whole numbers"),
-        ({"merge": "no"}, "heirs must be True or False, got 'no'"),
-        ({"merge": 1}, "heirs must be True or False, got 1"),
+        ({"merge": "no"}, "merge must be True or False, got 'no'"),
+        ({"merge": 1}, "merge must be True or False, got 1"),
     ],
 )
 def test_blocks_counts_and_switches_that_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -120,7 +120,7 @@ def test_blocks_counts_and_switches_that_are_refused(settings: dict[str, Any], m
 
 
 def test_a_switch_of_numpy() -> None:
-    assert LifeConfig(heirs=np.bool_(False)) == LifeConfig(merge=False)
+    assert LifeConfig(merge=np.bool_(False)) == LifeConfig(merge=False)
 
 
 def test_lists_of_budgets_take_the_same(tmp_path) -> None:

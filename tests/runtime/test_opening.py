@@ -17,7 +17,8 @@ import patchlife.runtime.opening as models
 from patchlife.config import LifeConfig, ModelConfig
 from patchlife.data.labels import imagenet_labels
 from patchlife.errors import AdapterError, CheckpointError, ConfigError, PatchLifeError, UnsupportedModelError
-from patchlife.runtime.opening import open_pipeline, pick_device
+from patchlife.runtime.opening import open_pipeline
+from patchlife.runtime.pipeline import pick_device
 
 
 @pytest.fixture(scope="module")

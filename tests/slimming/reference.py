@@ -43,7 +43,7 @@ class Mortality:
     ``life`` is (batch, patches) in blocks. Tokens that enter block ``start`` say who resembles whom.
     """
 
-    def __init__(self, life: Tensor, prefix: int, start: int, heirs: bool, named: MergeTargets | None) -> None:
+    def __init__(self, life: Tensor, prefix: int, start: int, merge: bool, named: MergeTargets | None) -> None:
         self.life, self.prefix, self.start, self.merge, self.named = life, prefix, start, heirs, named
         self.size = torch.ones_like(life, dtype=torch.float64)
 
@@ -81,7 +81,7 @@ class Mortality:
     def share_of(self, image: int, patch: Tensor, heir: Tensor) -> Tensor:
         """How much of a patch its heir takes over: their similarity, unless it was named."""
         if self.named is not None:
-            return self.named.share[image, patch]
+            return self.named.weight[image, patch]
         return self.similarity[image, patch, heir].clamp(0, 1)
 
     def with_prefix(self, value: Tensor, of_prefix: float) -> Tensor:
@@ -91,7 +91,7 @@ class Mortality:
 
 @contextmanager
 def mortal(
-    vit: nn.Module, life: Tensor, start: int = 0, heirs: bool = False, named: MergeTargets | None = None
+    vit: nn.Module, life: Tensor, start: int = 0, merge: bool = False, named: MergeTargets | None = None
 ) -> Iterator[None]:
     """Within it, a patch takes part in block ``l`` of ``vit`` only while ``l < life`` (batch, patches)."""
     deaths = Mortality(life, vit.num_prefix_tokens, start, heirs, named)
@@ -123,7 +123,7 @@ def masked(model: SlimModel, images: Tensor, lives: Lives, plan: Plan | None = N
     vit, named = model.backbone.vit, None
     if plan is not None and plan.merge_targets is not None:
         heir = torch.empty_like(plan.order).scatter(1, plan.order, plan.order.gather(1, plan.merge_targets.rank))
-        share = torch.empty_like(plan.merge_targets.share).scatter(1, plan.order, plan.merge_targets.share)
+        share = torch.empty_like(plan.merge_targets.weight).scatter(1, plan.order, plan.merge_targets.weight)
         named = MergeTargets(heir, share)
     with mortal(vit, lives.life, model.start, model.config.merge, named):
         features = vit.forward_features(images)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from patchlife import LifeConfig, Lives, SlimModel, wrap
 
 WAYS = {
-    f"{mode}{', heirs' if heirs else ''}": {"mode": mode, "merge": heirs}
+    f"{mode}{', merge' if merge else ''}": {"mode": mode, "merge": merge}
     for mode in ("fixed", "adaptive")
-    for heirs in (False, True)
+    for merge in (False, True)
 }
 BUDGET = 0.65  # within reach of every family from START on
 

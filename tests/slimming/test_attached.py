@@ -36,7 +36,7 @@ def linears(vit: nn.Module) -> list[tuple[nn.Module, str]]:
     return [(m, name) for m in vit.blocks.modules() for name, child in m.named_children() if type(child) is nn.Linear]
 
 
-@pytest.mark.parametrize("way", ["fixed", "fixed, heirs"])
+@pytest.mark.parametrize("way", ["fixed", "fixed, merge"])
 @pytest.mark.parametrize("name", INNER)
 def test_every_hook_fires_as_often_as_in_the_backbone(name: str, way: str) -> None:
     """The scorer, which looks at the start block before it runs, fires none of them."""
@@ -60,7 +60,7 @@ def test_hooks_inside_blocks_fire_in_adaptive_mode(name: str) -> None:
     for module in vit.modules():  # on layers only: whole blocks and attentions are refused
         if list(module.children()):
             module._forward_hooks.clear()
-    model = slim(name, "adaptive, heirs", vit)
+    model = slim(name, "adaptive, merge", vit)
     calls.clear()
     model(images)
     layers = {n: c for n, c in dense.items() if not list(vit.get_submodule(n).children()) and ".attn_drop" not in n}
@@ -74,7 +74,7 @@ def test_hooks_inside_blocks_fire_in_adaptive_mode(name: str) -> None:
 def test_a_hook_that_replaces_a_blocks_output_is_obeyed() -> None:
     vit, images = fresh("vit"), photos("vit")
     vit.blocks[-1].register_forward_hook(lambda module, args, out: out * 0)
-    for way in ("fixed", "fixed, heirs"):
+    for way in ("fixed", "fixed, merge"):
         logits = slim("vit", way, vit)(images)
         assert_close(logits, logits[:1].expand_as(logits))
 
@@ -114,7 +114,7 @@ def test_hooks_on_parallel_attentions_are_refused_where_timm_passes_over_them() 
     vit.blocks[1].attns[0].register_forward_hook(lambda *_: None)
     slim("parallel-things", "fixed", vit)(photos("parallel-things"))
     with pytest.raises(UnsupportedModelError, match=r"on blocks\.1\.attns\.0 would have no effect"):
-        slim("parallel-things", "fixed, heirs", vit)
+        slim("parallel-things", "fixed, merge", vit)
 
 
 def test_a_patched_attention_is_called_or_refused() -> None:
@@ -123,8 +123,8 @@ def test_a_patched_attention_is_called_or_refused() -> None:
     seen: list[int] = []
     theirs = vit.blocks[4].attn.forward
     vit.blocks[4].attn.forward = lambda x, **more: (seen.append(x.shape[1]), theirs(x, **more))[1]
-    model = slim("vit", "fixed, heirs", vit)
-    assert_close(model(images), slim("vit", "fixed, heirs")(images))
+    model = slim("vit", "fixed, merge", vit)
+    assert_close(model(images), slim("vit", "fixed, merge")(images))
     assert seen == [1 + model.schedule().kept[4]]
     with pytest.raises(UnsupportedModelError, match=r"a replaced forward on blocks\.4\.attn"):
         slim("vit", "adaptive", vit)
@@ -176,7 +176,7 @@ ATTACH = {"around": lowered, "pruned": pruned, "weight norm": normed, "parametri
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("way", ["fixed", "fixed, heirs", "adaptive, heirs"])
+@pytest.mark.parametrize("way", ["fixed", "fixed, merge", "adaptive, merge"])
 @pytest.mark.parametrize("attach", ATTACH)
 @pytest.mark.parametrize("name", ["vit", "siglip", "dinov3", "rope-mixed"])
 def test_computed_weights_take_effect(name: str, attach: str, way: str) -> None:
@@ -189,7 +189,7 @@ def test_computed_weights_take_effect(name: str, attach: str, way: str) -> None:
     assert far_apart(vit(images), fresh(name)(images))
 
 
-@pytest.mark.parametrize("way", ["fixed, heirs", "adaptive, heirs"])
+@pytest.mark.parametrize("way", ["fixed, merge", "adaptive, merge"])
 def test_lora_is_what_it_is_when_merged(way: str) -> None:
     peft = pytest.importorskip("peft")
     vit, images = fresh("vit"), photos("vit")
@@ -210,7 +210,7 @@ def test_lora_gets_gradients_in_every_block() -> None:
     peft = pytest.importorskip("peft")
     vit = fresh("vit").train()
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["qkv"]), vit)
-    model = slim("vit", "fixed, heirs", vit)
+    model = slim("vit", "fixed, merge", vit)
     with torch.enable_grad():
         model(photos("vit")).square().sum().backward()
     grads = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
@@ -221,7 +221,7 @@ def test_lora_gets_gradients_in_every_block() -> None:
 def test_lora_goes_onto_a_wrapped_model() -> None:
     """By the backbone's own names, a classifier to be trained beside it included."""
     peft = pytest.importorskip("peft")
-    model = slim("vit", "fixed, heirs", fresh("vit").train())
+    model = slim("vit", "fixed, merge", fresh("vit").train())
     config = peft.LoraConfig(r=2, target_modules=r"blocks\.\d+\.attn\.qkv", modules_to_save=["head"])
     tuned = peft.get_peft_model(model, config)
     with torch.enable_grad():
@@ -234,7 +234,7 @@ def test_lora_goes_onto_a_wrapped_model() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("way", ["fixed, heirs", "adaptive, heirs"])
+@pytest.mark.parametrize("way", ["fixed, merge", "adaptive, merge"])
 def test_quantised_layers(way: str, when: str) -> None:
     images = photos("vit")
     plain = slim("vit", way, fresh("vit"))
@@ -262,26 +262,26 @@ def test_compiled_blocks_run_compiled() -> None:
         model.set_mode("adaptive")
     for index in range(5):
         vit.blocks[index] = torch.compile(fresh("vit").blocks[index], backend="eager")
-    assert_close(slim("vit", "fixed, heirs", vit)(images), slim("vit", "fixed, heirs")(images))
+    assert_close(slim("vit", "fixed, merge", vit)(images), slim("vit", "fixed, merge")(images))
     torch.compiler.reset()
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov3"])
 def test_offloaded_weights_are_fetched(name: str) -> None:
     accelerate = pytest.importorskip("accelerate")
-    images, expected = photos(name), {way: slim(name, way)(photos(name)) for way in ("fixed, heirs", "adaptive, heirs")}
-    model = slim(name, "fixed, heirs", fresh(name))
+    images, expected = photos(name), {way: slim(name, way)(photos(name)) for way in ("fixed, merge", "adaptive, merge")}
+    model = slim(name, "fixed, merge", fresh(name))
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     assert all(p.is_meta for p in model.parameters())
-    assert torch.equal(model(images), expected["fixed, heirs"])
-    assert torch.equal(model.lives(images).life, slim(name, "fixed, heirs").lives(images).life)
-    assert torch.equal(model.forward_features(images), slim(name, "fixed, heirs").forward_features(images))
+    assert torch.equal(model(images), expected["fixed, merge"])
+    assert torch.equal(model.lives(images).life, slim(name, "fixed, merge").lives(images).life)
+    assert torch.equal(model.forward_features(images), slim(name, "fixed, merge").forward_features(images))
     if name == "dinov3":  # LayerScale is the block's own weight
         with pytest.raises(UnsupportedModelError, match=r"weight offloading on blocks\.0"):
             model.set_mode("adaptive")
     else:
         model.calibrate([photos(name, 8, seed=1)]).set_mode("adaptive")
-        assert torch.equal(model(images), expected["adaptive, heirs"])
+        assert torch.equal(model(images), expected["adaptive, merge"])
 
 
 def test_a_counter_that_hangs_on_linear_layers_counts_every_block() -> None:
@@ -303,9 +303,9 @@ def test_a_counter_that_hangs_on_linear_layers_counts_every_block() -> None:
 @pytest.mark.parametrize("name", FEW)
 def test_a_plan_takes_no_notice_of_onlookers(name: str) -> None:
     """Hooks that look on change no digit of the decision."""
-    plain, watched = slim(name, "fixed, heirs"), fresh(name)
+    plain, watched = slim(name, "fixed, merge"), fresh(name)
     counting(watched, skip=("", "blocks", *(n for n, _ in watched.named_modules() if n.count(".") == 3)))
-    assert torch.equal(slim(name, "fixed, heirs", watched).plan(photos(name)).score, plain.plan(photos(name)).score)
+    assert torch.equal(slim(name, "fixed, merge", watched).plan(photos(name)).score, plain.plan(photos(name)).score)
 
 
 HELD: dict[str, tuple[Callable[[nn.Module], Any], str]] = {

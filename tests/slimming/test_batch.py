@@ -17,7 +17,7 @@ from patchlife.data import Preprocess, read_photo
 from patchlife.slimming.coverage import coverage_gain
 
 
-@pytest.mark.parametrize("way", ["fixed", "adaptive, heirs"])
+@pytest.mark.parametrize("way", ["fixed", "adaptive, merge"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_alone_or_in_company(name: str, way: str) -> None:
     model, images = slim(name, way), photos(name, 4)
@@ -81,7 +81,7 @@ def assert_decided_alike(model: SlimModel, images: Tensor) -> None:
         assert_close(own[0], logits[image], 1e-4)
 
 
-@pytest.mark.parametrize("way", ["fixed, heirs", "adaptive, heirs"])
+@pytest.mark.parametrize("way", ["fixed, merge", "adaptive, merge"])
 @pytest.mark.parametrize("name", ["vit", "siglip", "dinov3"])
 def test_rounding_does_not_change_the_order(name: str, way: str) -> None:
     """Gains are small differences of near numbers; computed as differences of sums they would be rounding noise."""

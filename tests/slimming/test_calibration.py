@@ -139,18 +139,18 @@ def test_any_scores_give_a_falling_table(images: int, patches: int, seed: int, s
     assert not (score > calibration.threshold[0]).any()
 
 
-def roomy(mode: str, heirs: bool):
+def roomy(mode: str, merge: bool):
     """A small ViT of twelve blocks and 196 patches, so that whole patches are small change."""
     vit = timm.create_model(
         "vit_tiny_patch16_224", img_size=112, patch_size=8, embed_dim=48, num_heads=3, num_classes=10
     )
-    return wrap(liven(vit).eval(), LifeConfig(mode=mode, heirs=heirs))
+    return wrap(liven(vit).eval(), LifeConfig(mode=mode, merge=merge))
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_a_model_keeps_its_budget_over_its_calibration_images(heirs: bool) -> None:
+def test_a_model_keeps_its_budget_over_its_calibration_images(merge: bool) -> None:
     images = torch.randn(24, 3, 112, 112) * torch.linspace(0.05, 2, 24)[:, None, None, None]
-    model = roomy("adaptive", heirs).calibrate(images.split(8))
+    model = roomy("adaptive", merge).calibrate(images.split(8))
     for budget in (0.5, 0.65, 0.8, 0.95):
         lives = model.set_budget(budget).lives(images)
         each = model.flops_of(lives)
@@ -226,9 +226,9 @@ def test_batches_that_hold_no_images(batch: Any) -> None:
 
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("name", ["vit", "siglip", "dinov3"])
-def test_gradients_flow_through_an_adaptive_run(name: str, heirs: bool) -> None:
+def test_gradients_flow_through_an_adaptive_run(name: str, merge: bool) -> None:
     """For saliency and the like, in eval mode: those of the slow reference."""
-    model, images = slim(name, "adaptive, heirs" if heirs else "adaptive", fresh(name)), photos(name)
+    model, images = slim(name, "adaptive, merge" if merge else "adaptive", fresh(name)), photos(name)
     plan = model.plan(images)
     gradients = []
     with torch.enable_grad():

@@ -33,7 +33,7 @@ def check(name: str, way: str, backend: str, budgets: tuple[float, ...]) -> None
 
 
 def test_one_graph() -> None:
-    check("dinov3", "fixed, heirs", "eager", (0.65,))
+    check("dinov3", "fixed, merge", "eager", (0.65,))
 
 
 def test_budgets_switch_back() -> None:
@@ -43,14 +43,14 @@ def test_budgets_switch_back() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "way"),
-    [(name, way) for name in FAMILIES for way in ("fixed", "fixed, heirs") if "merge" in way or name in FEW],
+    [(name, way) for name in FAMILIES for way in ("fixed", "fixed, merge") if "merge" in way or name in FEW],
 )
 def test_one_graph_for_every_family(name: str, way: str) -> None:
     check(name, way, "aot_eager", (0.65,))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["fixed", "fixed, heirs"])
+@pytest.mark.parametrize("way", ["fixed", "fixed, merge"])
 @pytest.mark.parametrize("name", FEW)
 def test_generated_code(name: str, way: str) -> None:
     check(name, way, "inductor", (0.65, 0.8, 0.65))
@@ -59,7 +59,7 @@ def test_generated_code(name: str, way: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "siglip", "dinov3"])
 def test_batches_of_any_size(name: str) -> None:
-    model = slim(name, "fixed, heirs")
+    model = slim(name, "fixed, merge")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for count in (2, 3, 7):
         assert_close(compiled(photos(name, count)), model(photos(name, count)))
@@ -67,6 +67,6 @@ def test_batches_of_any_size(name: str) -> None:
 
 @pytest.mark.slow
 def test_features_compile_too() -> None:
-    model = slim("rope-mixed", "fixed, heirs")
+    model = slim("rope-mixed", "fixed, merge")
     compiled = torch.compile(model.forward_features, fullgraph=True, backend="aot_eager")
     assert_close(compiled(photos("rope-mixed")), model.forward_features(photos("rope-mixed")))

@@ -83,7 +83,7 @@ def test_budget_one_costs_what_the_backbone_costs(name: str) -> None:
 
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
 def test_heirs_are_part_of_the_decision(mode: str) -> None:
-    plain, heirs = slim("vit", mode), slim("vit", f"{mode}, heirs")
+    plain, heirs = slim("vit", mode), slim("vit", f"{mode}, merge")
     without, with_heirs = flops(plain).decision, flops(heirs).decision
     assert 0 < without <= with_heirs < 0.05 * flops(heirs).dense
     assert (without < with_heirs) == (

@@ -10,9 +10,9 @@ from slimmed import WAYS, assert_some_die, far_apart, slim
 from torch import Tensor
 
 from patchlife import SlimModel
-from patchlife.slimming.merging import MergeTargets, inherit
+from patchlife.slimming.merging import MergeTargets, merge
 from patchlife.slimming.run.adaptive import Stage
-from patchlife.slimming.run.adaptive import _inherit as merge_rows
+from patchlife.slimming.run.adaptive import _merge as merge_rows
 
 SHAPES = {
     "one drop": {"drops": (2,)},
@@ -48,7 +48,7 @@ def test_any_schedule(name: str, shape: str, way: str) -> None:
     check(slim(name, way, **SHAPES[shape]), photos(name, 5), way)
 
 
-@pytest.mark.parametrize("way", ["fixed", "adaptive, heirs"])
+@pytest.mark.parametrize("way", ["fixed", "adaptive, merge"])
 @pytest.mark.parametrize("name", FEW)
 def test_one_image(name: str, way: str) -> None:
     check(slim(name, way), photos(name, 1), way)
@@ -79,7 +79,7 @@ def test_one_dynamic_model_takes_several_sizes(name: str, way: str) -> None:
 def test_heirs_matter(name: str) -> None:
     """The same patches die with and without heirs, and the answers are not the same."""
     plain, images = slim(name, kept=(36, 36, 9, 9, 9)), photos(name)
-    heirs = slim(name, "fixed, heirs", kept=(36, 36, 9, 9, 9))
+    heirs = slim(name, "fixed, merge", kept=(36, 36, 9, 9, 9))
     assert torch.equal(plain.lives(images).life, heirs.lives(images).life)
     assert far_apart(plain(images), heirs(images))
 
@@ -134,7 +134,7 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in FAMILIES for d in HALF if n in FEW or d is HALF[0]])
 def test_half_precision_with_heirs(name: str, dtype: torch.dtype) -> None:
-    check_half(name, ("fixed, heirs", "adaptive, heirs"), dtype)
+    check_half(name, ("fixed, merge", "adaptive, merge"), dtype)
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -142,7 +142,7 @@ def test_merging_many_patches_stays_in_range(dtype: torch.dtype) -> None:
     """250 patches of size 300: their sum leaves float16's range, their mean does not."""
     patches = torch.full((1, 251, 4), 300.0, dtype=dtype)
     everybody = MergeTargets(torch.zeros(1, 250, dtype=torch.long), torch.ones(1, 250))
-    mean, size = inherit(patches, torch.ones(1, 251), everybody)
+    mean, size = merge(patches, torch.ones(1, 251), everybody)
     assert torch.equal(mean, patches[:, :1])
     assert size.tolist() == [[251.0]]
     rows, stage = (
@@ -174,10 +174,10 @@ def test_autocast_decides_as_without(way: str) -> None:
     plain = model.decide(tokens, embedded)
     with torch.autocast("cpu", torch.bfloat16):
         cast = model.decide(tokens, embedded)
-        patches, heirs = torch.randn(1, 3, 8), MergeTargets(torch.tensor([[1]]), torch.tensor([[0.5]]))
-        after, _ = inherit(patches, torch.ones(1, 3), heirs)
+        patches, targets = torch.randn(1, 3, 8), MergeTargets(torch.tensor([[1]]), torch.tensor([[0.5]]))
+        after, _ = merge(patches, torch.ones(1, 3), targets)
     assert torch.equal(plain.score, cast.score)
     assert torch.equal(plain.order, cast.order)
-    if plain.heirs is not None:
-        assert all(torch.equal(a, b) for a, b in zip(plain.heirs, cast.heirs, strict=True))
+    if plain.merge_targets is not None:
+        assert all(torch.equal(a, b) for a, b in zip(plain.merge_targets, cast.merge_targets, strict=True))
     assert torch.equal(after[:, 0], patches[:, 0])

@@ -65,7 +65,7 @@ def test_identity_and_exactness(name: str) -> None:
     model = wrap(vit, LifeConfig(budget=1.0))
     assert_close(model(images), dense)
     assert_close(model.forward_features(images), features)
-    for way in ("fixed, heirs", "adaptive"):
+    for way in ("fixed, merge", "adaptive"):
         model = wrap(vit, LifeConfig(**WAYS[way])).calibrate([images])
         logits, lives = model.predict(images)
         assert_some_die(lives, "fixed")

@@ -34,7 +34,7 @@ def test_budget_one_is_the_backbone(name: str, way: str) -> None:
     assert_close(model.forward_features(images), vit.forward_features(images))
 
 
-@pytest.mark.parametrize("way", ["fixed", "adaptive, heirs"])
+@pytest.mark.parametrize("way", ["fixed", "adaptive, merge"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_plan_that_drops_nothing_is_the_backbone(name: str, way: str) -> None:
     """The sorted and the packed run themselves, which budget 1.0 has no reason to enter."""

@@ -7,7 +7,7 @@ from torch import nn
 
 import patchlife
 from patchlife.flop_counter import counted
-from patchlife.slimming.merging import MergeTargets, adaptive_merge_targets, fixed_merge_targets, inherit
+from patchlife.slimming.merging import MergeTargets, adaptive_merge_targets, fixed_merge_targets, merge
 from patchlife.slimming.schedule import Schedule
 from patchlife.slimming.similarity import Similarity
 
@@ -25,7 +25,7 @@ def slow_run(model: patchlife.SlimModel, images: torch.Tensor) -> torch.Tensor:
         x, rope = embedded.tokens, embedded.rope
         order = plan.order[b].tolist()
         heir = {order[r]: order[plan.merge_targets.rank[b, r]] for r in range(len(order))}
-        share = {order[r]: plan.merge_targets.share[b, r] for r in range(len(order))}
+        share = {order[r]: plan.merge_targets.weight[b, r] for r in range(len(order))}
         size = torch.ones(len(order))
         for index in range(model.backbone.depth):
             for patch in order:
@@ -90,26 +90,26 @@ def test_heirs_survive_the_drop_and_are_the_most_similar():
     embedding = nn.functional.normalize(torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(3)), dim=-1)
     kept = (12, 12, 7, 7, 3)
     similarity, order = Similarity.of(embedding), torch.arange(12).expand(2, -1)
-    heirs = fixed_merge_targets(similarity, order, Schedule(kept, 2))
+    targets = fixed_merge_targets(similarity, order, Schedule(kept, 2))
     counts = torch.tensor(kept).expand(2, -1)
-    for fixed, adaptive in zip(heirs, adaptive_merge_targets(similarity, order, counts), strict=True):
+    for fixed, adaptive in zip(targets, adaptive_merge_targets(similarity, order, counts), strict=True):
         torch.testing.assert_close(fixed, adaptive)
     for b in range(2):
         for rank in range(12):
             left = 7 if rank >= 7 else 3
             cosines = embedding[b, :left] @ embedding[b, rank]
             expected = (rank, 1.0) if rank < 3 else (int(cosines.argmax()), float(cosines.max().clamp(0)))
-            assert heirs.rank[b, rank] == expected[0]
-            assert heirs.share[b, rank] == pytest.approx(expected[1], abs=1e-6)
+            assert targets.rank[b, rank] == expected[0]
+            assert targets.weight[b, rank] == pytest.approx(expected[1], abs=1e-6)
 
 
 def test_inheriting_keeps_the_weighted_sum_and_the_shares_of_patches():
     draw = torch.Generator().manual_seed(0)
     patches, size = torch.randn(2, 9, 4, generator=draw), torch.randint(1, 4, (2, 9), generator=draw).float()
-    heirs = MergeTargets(torch.randint(0, 5, (2, 4), generator=draw), torch.rand(2, 4, generator=draw))
-    after, grown = inherit(patches, size, heirs)
-    left = torch.cat((size[:, :5], size[:, 5:] * heirs.share), dim=1)
+    targets = MergeTargets(torch.randint(0, 5, (2, 4), generator=draw), torch.rand(2, 4, generator=draw))
+    after, grown = merge(patches, size, targets)
+    left = torch.cat((size[:, :5], size[:, 5:] * targets.weight), dim=1)
     torch.testing.assert_close((after * grown[..., None]).sum(1), (patches * left[..., None]).sum(1))
     torch.testing.assert_close(grown.sum(1), left.sum(1))
-    lonely = [i for i in range(5) if i not in heirs.rank[0].tolist()]
+    lonely = [i for i in range(5) if i not in targets.rank[0].tolist()]
     torch.testing.assert_close(after[0, lonely], patches[0, lonely])

@@ -100,9 +100,9 @@ def model_with(score: torch.Tensor, way: str, calibration: torch.Tensor | None =
     return model
 
 
-@pytest.mark.parametrize("merge", ["", ", heirs"])
-def test_equal_scores_keep_the_first_patches(heirs: str) -> None:
-    model = model_with(torch.zeros(3, 36), "fixed" + heirs)
+@pytest.mark.parametrize("merge", ["", ", merge"])
+def test_equal_scores_keep_the_first_patches(merge: str) -> None:
+    model = model_with(torch.zeros(3, 36), "fixed" + merge)
     lives = model.lives(photos("vit"))
     kept = int(lives.kept[0, -1])
     assert 1 <= kept < 36
@@ -110,23 +110,23 @@ def test_equal_scores_keep_the_first_patches(heirs: str) -> None:
     assert_close(model(photos("vit")), masked(model, photos("vit"), lives)[0])
 
 
-@pytest.mark.parametrize("merge", ["", ", heirs"])
-def test_patches_without_a_score_die_first(heirs: str) -> None:
+@pytest.mark.parametrize("merge", ["", ", merge"])
+def test_patches_without_a_score_die_first(merge: str) -> None:
     score = torch.rand(3, 36, generator=torch.Generator().manual_seed(0))
     score[:, 10:20] = NAN
-    model = model_with(score, "fixed" + heirs)
+    model = model_with(score, "fixed" + merge)
     lives = model.lives(photos("vit"))
     assert lives.kept[0, -1] <= 26
     assert not lives.present(4)[:, 10:20].any()
     assert_close(model(photos("vit")), masked(model, photos("vit"), lives)[0])
 
 
-@pytest.mark.parametrize("merge", ["", ", heirs"])
-def test_adaptive_mode_with_ties_and_odd_scores(heirs: str) -> None:
+@pytest.mark.parametrize("merge", ["", ", merge"])
+def test_adaptive_mode_with_ties_and_odd_scores(merge: str) -> None:
     """Images of only NaN, only -inf, only +inf and equal scores: one patch, one patch, all, and all or one."""
     score = torch.rand(5, 36, generator=torch.Generator().manual_seed(0))
     score[0], score[1], score[2], score[3] = NAN, -INF, INF, 0.5
-    model = model_with(score, "adaptive" + heirs, torch.rand(64, 36))
+    model = model_with(score, "adaptive" + merge, torch.rand(64, 36))
     lives = model.lives(photos("vit", 5))
     last = lives.kept[:, -1].tolist()
     assert last[:3] == [1, 1, 36]

@@ -124,10 +124,10 @@ def test_packed_stages(case: Case, prefix: int) -> None:
         assert torch.equal(stage.tokens, torch.cat(pieces))
         assert stage.offsets == (0, *torch.tensor([len(piece) for piece in pieces]).cumsum(0).tolist())
         gone = [layout[image, prefix + n : prefix + m] for image, (n, m) in enumerate(zip(after, before, strict=True))]
-        assert torch.equal(stage.dying, torch.cat(gone))
+        assert torch.equal(stage.dropped, torch.cat(gone))
         if plan.merge_targets is not None:
-            assert torch.isin(stage.heirs, stage.tokens).all()
-            assert torch.equal(stage.heirs // (prefix + patches), stage.dying // (prefix + patches))
+            assert torch.isin(stage.targets, stage.tokens).all()
+            assert torch.equal(stage.targets // (prefix + patches), stage.dropped // (prefix + patches))
         before = after
 
 

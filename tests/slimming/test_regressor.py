@@ -69,8 +69,8 @@ def learned(name: str, mode: str, **settings) -> SlimModel:
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
 @pytest.mark.parametrize("name", FEW)
-def test_exact_with_the_learned_head(name: str, mode: str, heirs: bool) -> None:
-    model, images = learned(name, mode, heirs=heirs), photos(name)
+def test_exact_with_the_learned_head(name: str, mode: str, merge: bool) -> None:
+    model, images = learned(name, mode, merge=merge), photos(name)
     lives = model.lives(images)
     assert (lives.kept[:, -1] < lives.kept[:, 0]).any()
     logits, features = masked(model, images, lives, model.plan(images))

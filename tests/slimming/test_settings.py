@@ -127,9 +127,9 @@ def test_a_refused_change_changes_nothing(way: str) -> None:
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_a_calibration_that_puts_the_budget_out_of_reach_is_refused_whole(heirs: bool) -> None:
+def test_a_calibration_that_puts_the_budget_out_of_reach_is_refused_whole(merge: bool) -> None:
     """One image keeps everything and the others one patch each: dearer on average than an even share."""
-    model = wrap(built("vit"), LifeConfig(mode="adaptive", budget=0.999, start=START, heirs=heirs))
+    model = wrap(built("vit"), LifeConfig(mode="adaptive", budget=0.999, start=START, merge=merge))
     model.calibrate([photos("vit", 8)])
     floor = model.cost().total([36, 36, 1, 1, 1]) / model.cost().dense
     model.set_budget(floor + 1e-4)

@@ -22,7 +22,7 @@ def gradients(vit: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:
     return {name: None if p.grad is None else p.grad.clone() for name, p in vit.named_parameters()}
 
 
-@pytest.mark.parametrize("way", ["fixed", "fixed, heirs"])
+@pytest.mark.parametrize("way", ["fixed", "fixed, merge"])
 @pytest.mark.parametrize("name", FEW)
 def test_gradients_are_the_references(name: str, way: str) -> None:
     vit, images = fresh(name).train(), photos(name)

@@ -88,7 +88,7 @@ def test_patch_dropout_at_budget_one(name: str) -> None:
     assert_close(ours, vit.forward_features(images))
 
 
-@pytest.mark.parametrize("way", ["fixed", "fixed, heirs"])
+@pytest.mark.parametrize("way", ["fixed", "fixed, merge"])
 @pytest.mark.parametrize("name", [*FEW, "eva02", "dynamic-eva02", "dynamic"])
 def test_patch_dropout_below_one_drops_of_what_is_left(name: str, way: str) -> None:
     vit, images = dropping(name, patch_drop_rate=0.5), photos(name)
@@ -106,7 +106,7 @@ def test_patch_dropout_below_one_drops_of_what_is_left(name: str, way: str) -> N
 
 def test_attention_dropout_takes_effect_in_every_block() -> None:
     vit, images = dropping("vit", attn_drop_rate=0.5), photos("vit")
-    model = slim("vit", "fixed, heirs", vit)
+    model = slim("vit", "fixed, merge", vit)
     for block in vit.blocks:
         block.attn.attn_drop.p = 0.0
     assert torch.equal(model(images), model(images))
@@ -116,7 +116,7 @@ def test_attention_dropout_takes_effect_in_every_block() -> None:
 
 def test_checkpointing_frees_activations_below_one() -> None:
     vit, images = fresh("vit").train(), photos("vit")
-    model = slim("vit", "fixed, heirs", vit)
+    model = slim("vit", "fixed, merge", vit)
 
     def kept_for_backward() -> int:
         kept: list[int] = []
@@ -140,9 +140,9 @@ def test_checkpointing_frees_activations_below_one() -> None:
 
 @pytest.mark.parametrize("budget", [0.65, 1.0])
 @pytest.mark.parametrize("merge", [True, False])
-def test_a_scorer_that_may_learn_gets_gradients(budget: float, heirs: bool) -> None:
+def test_a_scorer_that_may_learn_gets_gradients(budget: float, merge: bool) -> None:
     torch.manual_seed(0)
-    model = wrap(fresh("vit").train(), LifeConfig(budget=budget, start=2, heirs=heirs), LifeRegressor(48, 1))
+    model = wrap(fresh("vit").train(), LifeConfig(budget=budget, start=2, merge=merge), LifeRegressor(48, 1))
     with torch.enable_grad():
         model(photos("vit")).square().sum().backward()
     gradients = {n: p.grad for n, p in model.scorer.named_parameters()}
@@ -164,7 +164,7 @@ def test_values_do_not_depend_on_whether_the_scorer_learns() -> None:
 def test_timms_training_loop() -> None:
     """As timm's training script: its optimizer with layer decay, its schedule, its scaler."""
     vit = fresh("vit").train()
-    model, images, labels = slim("vit", "fixed, heirs", vit), photos("vit", 8), torch.arange(8)
+    model, images, labels = slim("vit", "fixed, merge", vit), photos("vit", 8), torch.arange(8)
     optimizer = create_optimizer_v2(model, "adamw", lr=2e-3, weight_decay=0.05, layer_decay=0.8)
     scheduler, epochs = create_scheduler_v2(optimizer, "cosine", num_epochs=6)
     scaler, losses = NativeScaler(device="cpu"), []

@@ -100,7 +100,7 @@ def test_names_are_the_backbones(name: str) -> None:
 
 
 def test_freezing_by_name_leaves_the_classifier() -> None:
-    model = slim("vit", "fixed, heirs", fresh("vit").train())
+    model = slim("vit", "fixed, merge", fresh("vit").train())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("head."))
     with torch.enable_grad():
@@ -109,7 +109,7 @@ def test_freezing_by_name_leaves_the_classifier() -> None:
 
 
 def test_a_layer_replaced_in_one_is_replaced_in_the_other() -> None:
-    model, images = slim("vit", "fixed, heirs", fresh("vit")), photos("vit")
+    model, images = slim("vit", "fixed, merge", fresh("vit")), photos("vit")
     model.head = nn.Linear(48, 7)
     assert model.vit.head is model.head
     assert model(images).shape == (3, 7)
@@ -125,7 +125,7 @@ def test_a_layer_replaced_in_one_is_replaced_in_the_other() -> None:
 
 
 def test_pre_logits() -> None:
-    model, images = slim("vit", "fixed, heirs"), photos("vit")
+    model, images = slim("vit", "fixed, merge"), photos("vit")
     features = model.forward_features(images)
     assert torch.equal(model.forward_head(features, pre_logits=True), model.vit.forward_head(features, pre_logits=True))
 
@@ -142,7 +142,7 @@ def test_settings_of_the_backbone_are_set_on_it() -> None:
 
 
 def test_another_input_size() -> None:
-    model = slim("vit", "fixed, heirs", fresh("vit"))
+    model = slim("vit", "fixed, merge", fresh("vit"))
     model.set_input_size((64, 64))
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
     assert model.schedule().kept[0] == 64
@@ -161,13 +161,13 @@ def test_training_mode_is_one() -> None:
 def test_the_way_back() -> None:
     vit, images = fresh("vit"), photos("vit")
     expected = vit(images)
-    back = slim("vit", "fixed, heirs", vit).unwrap()
+    back = slim("vit", "fixed, merge", vit).unwrap()
     assert back is vit
     assert torch.equal(back(images), expected)
 
 
 def test_a_wrapped_model_moves_and_copies() -> None:
-    model, images = slim("vit", "adaptive, heirs", fresh("vit")), photos("vit")
+    model, images = slim("vit", "adaptive, merge", fresh("vit")), photos("vit")
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(images), model(images))
         twin.head.weight.zero_()
@@ -253,7 +253,7 @@ def test_averages_of_weights() -> None:
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [(name, way) for name in FAMILIES for way in WAYS if name in FEW or way in ("fixed", "adaptive, heirs")],
+    [(name, way) for name in FAMILIES for way in WAYS if name in FEW or way in ("fixed", "adaptive, merge")],
 )
 def test_intermediates_are_the_references(name: str, way: str) -> None:
     """All blocks, in grid order: a hook on each block of timm's own masked run sees the same tokens."""
@@ -333,7 +333,7 @@ def test_blocks_that_are_not_there(indices: Any) -> None:
 
 def test_timms_feature_extractor() -> None:
     getter = pytest.importorskip("timm.models._features").FeatureGetterNet
-    model, images = slim("vit", "fixed, heirs", fresh("vit")), photos("vit")
+    model, images = slim("vit", "fixed, merge", fresh("vit")), photos("vit")
     found = getter(model, out_indices=(1, 3))(images)
     for a, b in zip(found, model.forward_intermediates(images, [1, 3], intermediates_only=True), strict=True):
         assert torch.equal(a, b)

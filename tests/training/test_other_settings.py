@@ -158,7 +158,7 @@ MODELS: dict[str, tuple[WeightDelta, str]] = {
     "nearly the same backbone": (backbone_moved(1e-4), r"backbone was .* weights (\w+), now .* weights (?!\1)"),
     "another start": (settled(start=1), "start was 2, now 1"),
     "other drops": (settled(drops=(2, 4)), r"drops was \[2, 3\], now \[2, 4\]"),
-    "no heirs": (settled(merge=False), "merge was True, now False"),
+    "no merge": (settled(merge=False), "merge was True, now False"),
     "a head to begin with": (
         lambda model: patchlife.wrap(model.backbone.vit, model.config, head(5)),
         r"scorer at the beginning was a new one, now life-regressor, weights \w+",

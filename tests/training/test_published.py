@@ -14,7 +14,7 @@ from patchlife.adapters import read_adapter
 from patchlife.backbones import build
 from patchlife.errors import AdapterError
 from patchlife.io.files import sha256_of
-from patchlife.runtime.opening import demo_backbone, demo_folder
+from patchlife.runtime.demo_model import demo_backbone, demo_folder
 from patchlife.slimming.regressor import LifeRegressor
 
 HOME = Path(__file__).parents[2] / "recipes" / "vit_tiny"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import cast
 
 import torch
@@ -11,16 +10,10 @@ from torch import Tensor, nn
 
 from ..slimming import SlimModel
 
-__all__ = ["EXPORTED", "engine_version", "prepared"]
+__all__ = ["EXPORTED", "prepared"]
 
 EXPORTED = ("onnx", "openvino")
 """Engines that run a graph exported to them, in float32 on the CPU."""
-
-
-def engine_version(engine: str) -> dict[str, str]:
-    """The engine's package and version, for the conditions of a number; empty where torch itself runs."""
-    package = {"onnx": "onnxruntime", "openvino": "openvino"}.get(engine)
-    return {package: version(package)} if package else {}
 
 
 def prepared(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..benchmarks.baselines import Method
     from ..benchmarks.result import Result
-    from ..runtime.opening import Pipeline
+    from ..runtime.pipeline import Pipeline
     from ..slimming import SlimModel
 
 __all__ = ["run"]
@@ -149,7 +149,8 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
 
     from ..backbones import Origin, source_of
     from ..benchmarks.engines import EXPORTED
-    from ..runtime.opening import DEMO, open_pipeline
+    from ..runtime.demo_model import DEMO
+    from ..runtime.opening import open_pipeline
 
     model, checkpoint, adapter = config.model, config.checkpoint, None
     args, size = config.model_args, config.image_size
@@ -244,7 +245,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 def _weights(config: BenchConfig, pipeline: Pipeline) -> str:
     from ..backbones import source_of
-    from ..runtime.opening import DEMO
+    from ..runtime.demo_model import DEMO
 
     origin = pipeline.model.origin
     if pipeline.name == DEMO:
@@ -257,8 +258,8 @@ def _weights(config: BenchConfig, pipeline: Pipeline) -> str:
 
 
 def _conditions(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path]) -> dict[str, Any]:
-    from ..benchmarks.engines import engine_version
     from ..evaluation.timing import conditions
+    from ..runtime.sessions import engine_version
 
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

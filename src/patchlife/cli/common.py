@@ -17,7 +17,7 @@ from ..io.files import BUNDLE, is_exported
 
 if TYPE_CHECKING:
     from ..data.labels import Labels
-    from ..runtime.opening import Pipeline
+    from ..runtime.pipeline import Pipeline
 
 __all__ = [
     "calibrate_if_needed",

@@ -20,7 +20,7 @@ from .draw import caption, save_png, tile
 if TYPE_CHECKING:
     from ..evaluation.timing import Timing
     from ..runtime.inference import Answer
-    from ..runtime.opening import Pipeline
+    from ..runtime.pipeline import Pipeline
 
 __all__ = ["Findings", "Outcome", "answer_all", "investigate", "outcome_of", "run", "time_against_dense"]
 
@@ -36,7 +36,8 @@ Table = tuple[list[str], list[list[str]]]
 
 def run(config: DemoConfig) -> int:
     """Run the demo as the command line asks; returns the exit code."""
-    from ..runtime.opening import DEMO, demo_folder, open_pipeline
+    from ..runtime.demo_model import DEMO, demo_folder
+    from ..runtime.opening import open_pipeline
 
     photos = list_photos(demo_folder() / "photos")
     pipeline = open_pipeline(ModelConfig(DEMO, life=config.life), config.run.device)

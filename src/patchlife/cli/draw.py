@@ -20,7 +20,7 @@ from .common import calibrate_if_needed, find_photos, open_classifier, progress,
 
 if TYPE_CHECKING:
     from ..runtime.inference import Answer
-    from ..runtime.opening import Pipeline
+    from ..runtime.pipeline import Pipeline
 
 __all__ = ["Sheets", "caption", "draw_all", "run", "save_png", "tile"]
 

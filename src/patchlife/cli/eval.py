@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..evaluation.accuracy import Score
-    from ..runtime.opening import Pipeline
+    from ..runtime.pipeline import Pipeline
 
 __all__ = ["run", "text_table"]
 
@@ -150,8 +150,8 @@ def _batches(
 def _result(
     config: EvalConfig, evaluated: _Judged, scores: Sequence[Score], photos: int, failures: list[str]
 ) -> dict[str, Any]:
-    from ..benchmarks.engines import engine_version
     from ..evaluation.timing import conditions
+    from ..runtime.sessions import engine_version
     from ..version import __version__
 
     return {

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..export import Exported, ExportedBundle
     from ..runtime import Metadata
-    from ..runtime.opening import Pipeline
+    from ..runtime.pipeline import Pipeline
 
 __all__ = ["prepared_photos", "run"]
 

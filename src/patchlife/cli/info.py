@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import InfoConfig
 
 if TYPE_CHECKING:
-    from ..runtime.opening import Pipeline
+    from ..runtime.pipeline import Pipeline
 
 __all__ = ["describe", "run"]
 

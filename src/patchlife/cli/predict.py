@@ -21,7 +21,7 @@ from .common import calibrate_if_needed, check_engine, classes_of, find_photos, 
 if TYPE_CHECKING:
     from ..data.labels import Labels
     from ..runtime.inference import Answer
-    from ..runtime.opening import Pipeline
+    from ..runtime.pipeline import Pipeline
 
 __all__ = ["Tally", "predict", "run"]
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..config import Mode
-from ..slimming import SlimModel
+from ..slimming.classifier import Classifier
 from .agreement import kl_divergence, same_class
 
 __all__ = ["Score", "evaluate", "paired_interval"]
@@ -52,7 +52,7 @@ class Score:
 
 @torch.inference_mode()
 def evaluate(
-    model: SlimModel,
+    model: Classifier,
     dense: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Float[Tensor, "batch 3 height width"], Int[Tensor, "batch"]]],
     settings: Sequence[tuple[float, Mode]],
@@ -65,7 +65,7 @@ def evaluate(
     go; the model's if not given (an engine in a model's place has none).
     """
     tallies = [_Tally() for _ in settings]
-    device = device or next(model.parameters()).device
+    device = device or model.device
     truth: list[Tensor] = []
     with model.temporarily():
         for images, labels in batches:
@@ -80,7 +80,7 @@ def evaluate(
                 tally.add(logits.float().cpu(), reference, labels, model.flops_of(lives))
         dense_right = torch.cat(truth)
         return [
-            tally.score(budget, mode, dense_right, model.cost().dense)
+            tally.score(budget, mode, dense_right, model.dense_flops)
             for tally, (budget, mode) in zip(tallies, settings, strict=True)
         ]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data import evenly_spaced, load_batches
 from ..errors import NumericalError
 from ..slimming import Lives
-from .opening import Pipeline
+from .pipeline import Pipeline
 
 __all__ = ["CALIBRATION_PHOTOS", "Answer", "answers", "calibrate"]
 

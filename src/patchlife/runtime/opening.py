@@ -5,18 +5,15 @@ MODEL is a timm name (hf-hub:ORG/NAME and local-dir:FOLDER are such, too), the f
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass, replace
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from safetensors.torch import load_file
 from torch import nn
 
+from ..adapters import load, read_adapter
 from ..backbones import Origin, build, check_name, pretrained_cfg, source_of
 from ..config import Device, LifeConfig, ModelConfig
 from ..data import Preprocess
@@ -24,35 +21,13 @@ from ..data.labels import Labels, imagenet_labels, numbered_labels, read_labels
 from ..errors import AdapterError, CheckpointError, ConfigError, PatchLifeError
 from ..io.files import sha256_of
 from ..slimming import SlimModel, wrap
+from .demo_model import DEMO, demo_backbone, demo_folder
+from .pipeline import Pipeline, pick_device
 
-__all__ = ["DEMO", "Pipeline", "demo_backbone", "demo_folder", "open_pipeline", "pick_device"]
-
-DEMO = "demo"
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A slimmed model with all that it takes to run it on photos.
-
-    Attributes:
-        name: what it is called: a timm name, or demo.
-        model: slimmed, in eval mode, on its device.
-        preprocess: what it wants to see.
-        labels: what its answers are called.
-    """
-
-    name: str
-    model: SlimModel
-    preprocess: Preprocess
-    labels: Labels
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
+__all__ = ["open_pipeline"]
 
 
-def open_pipeline(config: ModelConfig, device: Device = "cpu", random_weights: bool = False) -> Pipeline:
+def open_pipeline(config: ModelConfig, device: Device = "cpu", random_weights: bool = False) -> Pipeline[SlimModel]:
     """Build the model that ``config`` describes.
 
     Args:
@@ -80,22 +55,6 @@ def open_pipeline(config: ModelConfig, device: Device = "cpu", random_weights: b
     return Pipeline(name, model.to(where).eval(), preprocess, _labels_of(vit, config.labels))
 
 
-def pick_device(device: Device) -> torch.device:
-    """The device that a user means. Raises ConfigError if this machine has none of that kind."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        return torch.device("cuda" if there["cuda"] else "cpu")
-    if not there[device]:
-        found = ", ".join(name for name, usable in there.items() if usable)
-        raise ConfigError(f"torch finds no {device} device here, it finds {found}; choose --device auto")
-    return torch.device(device)
-
-
-def demo_folder() -> Path:
-    """The embedded model and its photos."""
-    return Path(str(files("patchlife") / "assets" / "demo"))
-
-
 # ---- the three kinds of MODEL
 
 
@@ -112,8 +71,6 @@ def _open_timm(config: ModelConfig, random_weights: bool) -> SlimModel:
 
 def _open_adapter(config: ModelConfig) -> SlimModel:
     """An adapter on the backbone that it names; weights from elsewhere must be the same ones."""
-    from ..adapters import load, read_adapter
-
     folder = Path(config.model)
     if not (folder / "adapter.json").is_file() and (meant := _perhaps(config.model)):
         raise AdapterError(f"{folder} is not a patchlife adapter: it has no adapter.json; {meant}")
@@ -147,8 +104,6 @@ def _perhaps(model: str) -> str:
 
 def _open_demo(config: ModelConfig) -> SlimModel:
     """The embedded model with the lives it learned; with the rule where patches shall begin to die elsewhere."""
-    from ..adapters import load
-
     if config.checkpoint or config.pretrained or config.image_size or config.model_args:
         raise ConfigError(
             "demo brings its own weights and image size; drop --checkpoint, --pretrained, --image-size, --model-args"
@@ -156,24 +111,6 @@ def _open_demo(config: ModelConfig) -> SlimModel:
     vit = demo_backbone()
     plain, learned = wrap(vit, LifeConfig.from_dict(config.life)), load(demo_folder() / "adapter", vit)
     return _resettled(learned, learned.config.replace(**config.life)) if plain.start == learned.start else plain
-
-
-def demo_backbone() -> nn.Module:
-    """The embedded Vision Transformer, in eval mode; raises CheckpointError if it is not as it was shipped."""
-    folder = demo_folder()
-    try:
-        metadata = json.loads((folder / "model.json").read_text("utf-8"))
-        weights = folder / metadata["weights"]["file"]
-        intact = sha256_of(weights) == metadata["weights"]["sha256"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the demo's model in {folder} is incomplete ({error}); reinstall patchlife") from None
-    if not intact:
-        raise CheckpointError(f"{weights} is damaged: its sha256 is not the one in model.json; reinstall patchlife")
-    vit: Any = timm.models.VisionTransformer(**metadata["architecture"])
-    vit.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
-    looks = {**metadata["input"], "input_size": metadata["input"]["size"]}
-    vit.pretrained_cfg = {"architecture": DEMO, "label_names": metadata["classes"], **looks}
-    return vit.eval()
 
 
 # ---- their parts

@@ -6,6 +6,7 @@ import io
 import os
 import zipfile
 from abc import ABC, abstractmethod
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..extras import need
 from .compiled import compiled_alone
 from .metadata import KEY, Format, metadata_in
 
-__all__ = ["ModuleSession", "OnnxSession", "Session", "open_session"]
+__all__ = ["ModuleSession", "OnnxSession", "Session", "engine_version", "open_session"]
 
 Arrays = list[np.ndarray]
 
@@ -127,3 +128,9 @@ def open_session(kind: Format, content: bytes, threads: int | None = None, weigh
 def _spinning() -> str:
     """Idle threads wait as politely as OpenMP's are told to: spinning ones starve shared cores."""
     return "0" if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE" else "1"
+
+
+def engine_version(engine: str) -> dict[str, str]:
+    """The engine's package and version, for the conditions of a number; empty where torch itself runs."""
+    package = {"onnx": "onnxruntime", "openvino": "openvino"}.get(engine)
+    return {package: version(package)} if package else {}

@@ -123,6 +123,16 @@ class SlimSettings(BackboneWrapper):
             self._costs[key] = Cost(*self._counted(size, self.config.merge, self.config.mode == "fixed"))
         return self._costs[key]
 
+    @property
+    def dense_flops(self) -> float:
+        """FLOPs per image of the dense model, for its own image size."""
+        return self.cost().dense
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model expects images."""
+        return self.backbone.device
+
     def flops_of(self, lives: Lives, image_size: ImageSize | None = None) -> list[int]:
         """FLOPs of each image of ``lives``."""
         cost, decided = self.cost(image_size), bool(self.schedule(image_size).drops)

@@ -1,0 +1,51 @@
+"""A classifier with what it takes to run it on photos: preprocessing and the names of its classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+from ..config import Device
+from ..data import Preprocess
+from ..data.labels import Labels
+from ..errors import ConfigError
+from ..slimming.classifier import Classifier
+
+__all__ = ["Pipeline", "pick_device"]
+
+Model = TypeVar("Model", bound=Classifier, covariant=True)
+
+
+@dataclass(frozen=True)
+class Pipeline(Generic[Model]):
+    """From photos to predictions.
+
+    Attributes:
+        name: of the backbone: a timm name, or demo.
+        model: a `SlimModel` in eval mode on its device, or an `EngineClassifier`.
+        preprocess: from a photo to the model's input.
+        labels: names of the classes.
+    """
+
+    name: str
+    model: Model
+    preprocess: Preprocess
+    labels: Labels
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model expects images."""
+        return self.model.device
+
+
+def pick_device(device: Device) -> torch.device:
+    """The device that a user means. Raises ConfigError if this machine has none of that kind."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return torch.device("cuda" if there["cuda"] else "cpu")
+    if not there[device]:
+        found = ", ".join(name for name, usable in there.items() if usable)
+        raise ConfigError(f"torch finds no {device} device here, it finds {found}; choose --device auto")
+    return torch.device(device)
