@@ -1,4 +1,4 @@
-"""``patchlife fit``: photos in, a life adapter out."""
+"""``patchlife fit``: train a life adapter on photos."""
 
 from __future__ import annotations
 
@@ -20,74 +20,76 @@ __all__ = ["run"]
 
 
 def run(config: FitConfig) -> int:
-    """Learn, save and say where; returns the exit code."""
-    for package in ("accelerate", "matplotlib"):  # the second one draws the report, when all is learned
+    """Train, save the adapter, and print where it is; returns the exit code."""
+    for package in ("accelerate", "matplotlib"):  # matplotlib draws the report after training
         require(package, "learn", "patchlife fit")
-    if config.learn.tensorboard:
-        require("tensorboard", "tensorboard", "--tensorboard")
+    if config.learn.tracker:
+        from ..training.log import check_tracker
+
+        check_tracker(config.learn.tracker)
     left_out: set[Path] = set()
-    found = list_samples(config.data, left_out)
+    samples = list_samples(config.data, left_out)
     from ..runtime.opening import open_pipeline
     from ..training.fit import accelerator_for, fit, work_folder
 
     pipeline = open_pipeline(config.model)  # on the CPU: accelerate moves it
-    accelerator = accelerator_for(config.device)
+    work = work_folder(config.out)
+    accelerator = accelerator_for(config.device, config.learn.tracker, work)
     order = config.model.class_order
-    photos = _Photos(found, pipeline.labels if config.learn.label_weight else None, order)
-    validated = _validated(config.validation, pipeline.labels, order)
+    photos = _Photos(samples, pipeline.labels if config.learn.label_weight else None, order)
+    validation = _validation_sets(config.validation, pipeline.labels, order)
     if accelerator.is_main_process:
         say_left_out(left_out)
-        for reading in dict.fromkeys(given.reading for given in (photos, *validated.values()) if given.reading):
-            say(reading)
-    seen = {name: _seen(given) for name, given in validated.items()}
-    fitted = fit(pipeline.model, photos, pipeline.preprocess, config.out, config.learn, accelerator, seen)
+        for note in dict.fromkeys(part.class_note for part in (photos, *validation.values()) if part.class_note):
+            say(note)
+    chosen = {name: _validation_photos(part) for name, part in validation.items()}
+    fitted = fit(pipeline.model, photos, pipeline.preprocess, config.out, config.learn, accelerator, chosen)
     if accelerator.is_main_process:
         skipped = fitted.cache.skipped
         if skipped:
             say(f"{len(skipped)} photos could not be read, the first: {skipped[0]['error']}")
         say(f"{config.out}: learned from {len(fitted.cache)} photos in {fitted.summary['seconds']:.0f} s")
-        say(
-            f"{work_folder(config.out) / 'report.html'} shows how it went; delete that folder with its caches when done"
-        )
+        say(f"{work / 'report.html'} has curves and results; {work} holds caches and can be deleted")
+    accelerator.end_training()
     return 0
 
 
-def _validated(folders: Sequence[str], labels: Labels, order: ClassOrder | None) -> dict[str, _Photos]:
-    """The photos of each folder that is looked at, with their classes."""
+def _validation_sets(folders: Sequence[str], labels: Labels, order: ClassOrder | None) -> dict[str, _Photos]:
+    """The photos of each validation folder, with their classes, by the name of the set."""
     from ..training.validation import set_names
 
     names = set_names(folders)
     return {name: _Photos(list_samples([folder]), labels, order) for name, folder in zip(names, folders, strict=True)}
 
 
-def _seen(photos: _Photos) -> list[Photo]:
-    """Those of the photos that are looked at. Raises ConfigError if one has no label."""
-    from ..training.validation import MOST_PHOTOS
+def _validation_photos(photos: _Photos) -> list[Photo]:
+    """The photos of a validation set that are used. Raises ConfigError if one has no label."""
+    from ..training.validation import MAX_PHOTOS
 
-    chosen = evenly_spaced(photos, MOST_PHOTOS)
-    if unknown := [photo.path for photo in chosen if photo.label < 0]:
+    chosen = evenly_spaced(photos, MAX_PHOTOS)
+    if unlabelled := [photo.path for photo in chosen if photo.label < 0]:
         raise ConfigError(
-            f"validation: expected labelled photos, got {unknown[0]} without a label; label it, or leave it"
+            f"validation: expected labelled photos, got {unlabelled[0]} without a label; label it or leave it out"
         )
     return chosen
 
 
 class _Photos(Sequence["Photo"]):
-    """The photos, with the class that their folder, shard or data set names if labels are wanted.
+    """Photos, with the class of their folder, shard or data set if ``labels`` are given.
 
-    A sample's label is read from its shard when the photo is taken: of a million, a fit may draw a thousand.
-    ``reading`` says how the names of folders are read; it is empty where none are.
+    The label of a sample is read from its shard only when the photo is used: a fit may use a thousand of a million.
+    ``class_note`` says how names of folders are read as classes; it is empty if no folder is read.
     """
 
-    def __init__(self, found: Sequence[Path | Sample], labels: Labels | None, order: ClassOrder | None) -> None:
-        files = [path for path in found if isinstance(path, Path)]  # these come first
-        self._found, self._labels = found, labels
+    def __init__(self, samples: Sequence[Path | Sample], labels: Labels | None, order: ClassOrder | None) -> None:
+        files = [path for path in samples if isinstance(path, Path)]  # files come first
+        self._samples, self._labels = samples, labels
         by_folder = labels if files else None
         self._classes = by_folder.classes_of(files, order) if by_folder else [-1] * len(files)
-        self.reading = by_folder.reading(files, order) if by_folder else ""
+        self.class_note = by_folder.reading(files, order) if by_folder else ""
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._samples)
 
     @overload
     def __getitem__(self, index: int) -> Photo: ...
@@ -98,7 +100,7 @@ class _Photos(Sequence["Photo"]):
             return [self[i] for i in range(*index.indices(len(self)))]
         from ..training.target_cache import Photo
 
-        source = self._found[index]
+        source = self._samples[index]
         if isinstance(source, Sample):
             return Photo(source, self._labels.class_said(source.label, source) if self._labels else -1)
         return Photo(source, self._classes[index])
