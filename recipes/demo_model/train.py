@@ -170,7 +170,7 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def mirror(images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and targets, mirrored left-right; the teacher's tokens of a mirrored photo are nearly the mirrored ones."""
+    """Images and targets, mirrored left-right; the teacher's tokens of a mirrored photo are nearly mirrored."""
     patches = targets[:, :, 1:].unflatten(2, (14, 14)).flip(3).flatten(2, 3)
     return images.flip(-1), torch.cat([targets[:, :, :1], patches], dim=2)
 
