@@ -49,6 +49,11 @@ def write_report(
             f"{len(summary['skipped'])} photos could not be read and were skipped."
         ),
         heading("Training"),
+        paragraph(
+            "Stage regression trains the scorer to predict how much the later blocks of the dense model read from each "
+            "patch (importance), and which patches are similar. Stage slimming, if it was run, trains the later blocks "
+            "on fewer patches to give the predictions of the dense model."
+        ),
         *[figure(picture, caption, lossless=True) for picture, caption in _curves(stages)],
         *[figure(picture, caption, lossless=True) for picture, caption in _validation(stages, summary["validation"])],
     ]
