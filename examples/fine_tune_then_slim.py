@@ -38,7 +38,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("fine-tuned"))
     parser.add_argument("--epochs", type=int, default=2, help="epochs of the dense fine-tuning")
     parser.add_argument("--slim-epochs", type=int, default=3, help="epochs of stage 2")
-    parser.add_argument("--finetune", choices=("adapter", "full"), default="full", help="what stage 2 trains: low-rank deltas or all weights")
+    parser.add_argument(
+        "--finetune",
+        choices=("adapter", "full"),
+        default="full",
+        help="what stage 2 trains: low-rank deltas or all weights",
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -55,7 +60,9 @@ def main() -> None:
 
     preprocess = Preprocess.from_timm_cfg(vit.pretrained_cfg)
     training = TrainingConfig(finetune=args.finetune, finetune_epochs=args.slim_epochs)
-    fitted = fit(patchlife.wrap(vit), labelled(args.data / "train", classes), preprocess, args.out / "adapter", training)
+    fitted = fit(
+        patchlife.wrap(vit), labelled(args.data / "train", classes), preprocess, args.out / "adapter", training
+    )
 
     test = labelled(args.data / "test", classes)
     scores = evaluate(fitted.model, vit, batches(test, preprocess), [(b, "fixed") for b in BUDGETS])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import exported_models
@@ -9,6 +11,7 @@ import pytest
 from exported_models import Shipped
 
 from patchlife.export import export
+from patchlife.export.exporter import FORMATS
 from patchlife.runtime import open_engine
 
 
@@ -19,21 +22,27 @@ def _shipped(folder: Path, kind: str, **options) -> Shipped:
 
 
 @pytest.fixture(scope="session")
-def onnx_file(tmp_path_factory) -> Shipped:
-    return _shipped(tmp_path_factory.mktemp("onnx"), "onnx")
+def shipped_as(tmp_path_factory) -> Callable[[str], Shipped]:
+    """The small model in one format, exported when it is first used."""
+    return cache(lambda kind: _shipped(tmp_path_factory.mktemp(kind), kind))
 
 
 @pytest.fixture(scope="session")
-def openvino_file(tmp_path_factory) -> Shipped:
-    return _shipped(tmp_path_factory.mktemp("openvino"), "openvino")
+def onnx_file(shipped_as) -> Shipped:
+    return shipped_as("onnx")
 
 
 @pytest.fixture(scope="session")
-def torch_file(tmp_path_factory) -> Shipped:
-    return _shipped(tmp_path_factory.mktemp("torch"), "torch")
+def openvino_file(shipped_as) -> Shipped:
+    return shipped_as("openvino")
 
 
-@pytest.fixture(params=["onnx", "openvino", "torch"])
-def shipped(request) -> Shipped:
-    """The small model in each format."""
-    return request.getfixturevalue(f"{request.param}_file")
+@pytest.fixture(scope="session")
+def torch_file(shipped_as) -> Shipped:
+    return shipped_as("torch")
+
+
+@pytest.fixture(params=FORMATS)
+def shipped(request, shipped_as) -> Shipped:
+    """The small model in each format; a new format is tested without a new fixture."""
+    return shipped_as(request.param)
