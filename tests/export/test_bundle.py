@@ -17,7 +17,7 @@ from patchlife.export import export_bundle
 from patchlife.io.files import check_sums, is_exported
 from patchlife.runtime import Bundle, open_engine
 from patchlife.runtime.bundle import bundle_json
-from patchlife.runtime.describe import describe
+from patchlife.runtime.metadata import metadata_of
 
 BUDGETS = (0.6, 1.0)
 
@@ -65,14 +65,14 @@ def test_each_graph_answers_as_the_model(package):
 
 
 def test_each_graph_says_where_int8_begins():
-    metadata = describe(exported_models.small(), "onnx", precision="int8-dynamic")
+    metadata = metadata_of(exported_models.small(), "onnx", precision="int8-dynamic")
     _, text = bundle_json([replace(metadata, budget=1.0, int8_from=0), replace(metadata, int8_from=1)])
     assert [graph["int8_from"] for graph in json.loads(text)["graphs"]] == [0, 1]
 
 
 def test_each_graph_says_what_it_is(package):
     whole = Bundle(package)
-    for budget, metadata in whole.metadatas.items():
+    for budget, metadata in whole.graphs_metadata.items():
         assert metadata.budget == metadata.config["budget"] == budget
         assert metadata.budgets == (1.0, 0.6)
         assert metadata.kept == exported_models.small(budget=budget).schedule().kept
@@ -174,9 +174,9 @@ def test_a_graph_that_answers_otherwise_leaves_the_old_package(copied, monkeypat
     def wrong(*_):
         raise ExportError("decides otherwise")
 
-    monkeypatch.setattr(packaging, "built", lambda *_: (copied / "budget-0.6.onnx").read_bytes())
-    monkeypatch.setattr(packaging, "detached", lambda kind, content, weights: content)
-    monkeypatch.setattr(packaging, "checked", wrong)
+    monkeypatch.setattr(packaging, "build_file", lambda *_: (copied / "budget-0.6.onnx").read_bytes())
+    monkeypatch.setattr(packaging, "without_weights", lambda kind, content, weights: content)
+    monkeypatch.setattr(packaging, "compare_with_model", wrong)
     with pytest.raises(ExportError, match="decides otherwise"):
         export_bundle(exported_models.small(), copied, (0.7,), "onnx")
     assert {path.name for path in copied.parent.iterdir()} == {"package"}

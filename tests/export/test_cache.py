@@ -16,8 +16,8 @@ from patchlife.data.labels import numbered_labels
 from patchlife.errors import ExportError
 from patchlife.export import cache
 from patchlife.export.cache import cache_folder, cached_engine
-from patchlife.runtime.describe import describe
-from patchlife.runtime.engine import sum_file
+from patchlife.runtime.metadata import metadata_of
+from patchlife.runtime.engine import checksum_file
 
 ABOUT = (numbered_labels(7), Preprocess(size=(48, 48)))
 
@@ -31,7 +31,7 @@ def exports(onnx_file, tmp_path, monkeypatch):
     def copy(model, out, *args, **kwargs):
         calls.append(out)
         shutil.copy(onnx_file.exported.path, out)
-        shutil.copy(sum_file(onnx_file.exported.path), sum_file(Path(out)))
+        shutil.copy(checksum_file(onnx_file.exported.path), checksum_file(Path(out)))
 
     monkeypatch.setattr(cache, "export", copy)
     return calls
@@ -97,7 +97,7 @@ def test_a_model_that_was_built_from_its_class(exports, card):
     model.backbone.vit.pretrained_cfg = card
     if card == "none at all":
         del model.backbone.vit.pretrained_cfg
-    metadata = describe(model, "onnx")
+    metadata = metadata_of(model, "onnx")
     assert (metadata.model, metadata.labels) == ("VisionTransformer", ())
     cached_engine(model, "onnx")
     assert len(exports) == 1

@@ -17,10 +17,10 @@ from patchlife.export import Parity, export, exporter
 from patchlife.export.parity import check_decision, check_outputs, sample_images
 from patchlife.io.files import sha256_of
 from patchlife.runtime import eager_engine, open_engine
-from patchlife.runtime.engine import sum_file
+from patchlife.runtime.engine import checksum_file
 from patchlife.runtime.metadata import FORMAT
 from patchlife.runtime.sessions import ModuleSession
-from patchlife.runtime.tensor_module import Decision, TensorModule, tensor_module
+from patchlife.runtime.tensor_module import DecisionModule, TensorModule, tensor_module
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 17])
@@ -80,7 +80,7 @@ def test_the_model_is_left_as_it_was(onnx_file):
 
 def test_the_sum_lies_beside_it(shipped):
     path = shipped.exported.path
-    assert sum_file(path).read_text() == f"{sha256_of(path)}  {path.name}\n"
+    assert checksum_file(path).read_text() == f"{sha256_of(path)}  {path.name}\n"
 
 
 def test_openvino_keeps_the_order_of_ties(openvino_file):
@@ -175,7 +175,7 @@ def _let_nan_pass(logits, life):
 def test_a_graph_that_answers_otherwise_leaves_no_file(tmp_path, monkeypatch, spoil, message):
     model = exported_models.small()
     wrong = ModuleSession(Wrong(tensor_module(model), spoil))
-    monkeypatch.setattr(exporter, "built", lambda *_: b"")
+    monkeypatch.setattr(exporter, "build_file", lambda *_: b"")
     monkeypatch.setattr(exporter, "open_session", lambda *_: wrong)
     with pytest.raises(ExportError, match=message):
         export(model, tmp_path / "a.pt2", "torch")
@@ -223,7 +223,7 @@ def test_answers_that_hang_on_a_rounding_are_left_out():
 def copied(shipped, tmp_path):
     """A private copy of an exported file and its sum."""
     path = tmp_path / shipped.exported.path.name
-    for original in (shipped.exported.path, sum_file(shipped.exported.path)):
+    for original in (shipped.exported.path, checksum_file(shipped.exported.path)):
         shutil.copy(original, tmp_path)
     return path
 
@@ -237,7 +237,7 @@ def test_a_flipped_bit_is_noticed(copied):
 
 
 def test_a_file_without_its_sum(copied):
-    sum_file(copied).unlink()
+    checksum_file(copied).unlink()
     with pytest.raises(ExportError, match=r"has no .*\.sha256 beside it"):
         open_engine(copied)
 
@@ -250,7 +250,7 @@ def test_no_file(tmp_path):
 def test_a_file_of_something_else(tmp_path):
     path = tmp_path / "a.onnx"
     path.write_bytes(b"not a model")
-    sum_file(path).write_text(f"{sha256_of(path)}  a.onnx\n")
+    checksum_file(path).write_text(f"{sha256_of(path)}  a.onnx\n")
     with pytest.raises(ExportError, match="cannot be read by its engine"):
         open_engine(path)
 
@@ -263,7 +263,7 @@ def test_a_file_of_a_newer_version(openvino_file, tmp_path):
             if name == "patchlife.json":
                 content = json.dumps(json.loads(content) | {"format": FORMAT + 1, "patchlife": "9.0"})
             new.writestr(name, content)
-    sum_file(path).write_text(f"{sha256_of(path)}  newer\n")
+    checksum_file(path).write_text(f"{sha256_of(path)}  newer\n")
     with pytest.raises(ExportError, match=r"patchlife 9\.0 in format 2; .*pip install -U patchlife"):
         open_engine(path)
 
@@ -276,7 +276,7 @@ def test_a_model_that_patchlife_did_not_export(tmp_path):
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "plain", [x], [y])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    sum_file(path).write_text(f"{sha256_of(path)}  plain.onnx\n")
+    checksum_file(path).write_text(f"{sha256_of(path)}  plain.onnx\n")
     with pytest.raises(ExportError, match="was not exported by patchlife"):
         open_engine(path)
 

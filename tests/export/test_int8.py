@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 import patchlife
 from patchlife.errors import ExportError, MissingExtraError
 from patchlife.export import exporter, graph
-from patchlife.export.exporter import built, export, exported_graph
+from patchlife.export.exporter import built, export, export_graph
 from patchlife.export.parity import check_int8, sample_images
 from patchlife.export.per_token_int8 import SHIFT, quantised_per_token, rounded_weight
-from patchlife.runtime.describe import describe
+from patchlife.runtime.metadata import metadata_of
 from patchlife.runtime.engine import Engine
 from patchlife.runtime.sessions import ModuleSession, OnnxSession, open_session
 from patchlife.runtime.tensor_module import tensor_module
@@ -29,8 +29,8 @@ from patchlife.runtime.tensor_module import tensor_module
 
 def _content(kind: str, precision: str) -> tuple[bytes, Engine]:
     model = exported_models.small()
-    metadata = describe(model, kind, precision=precision)
-    content = built(tensor_module(model), metadata, exported_models.images(8, seed=1))
+    metadata = metadata_of(model, kind, precision=precision)
+    content = build_file(tensor_module(model), metadata, exported_models.images(8, seed=1))
     return content, Engine(open_session(kind, content), metadata)
 
 
@@ -61,8 +61,8 @@ def test_late_int8_leaves_the_first_blocks(block):
     import onnx
 
     model = exported_models.small(start=2, drops=(2,), budget=0.85)
-    metadata = replace(describe(model, "onnx", precision="int8-dynamic"), int8_from=block)
-    content = built(tensor_module(model), metadata, exported_models.images(8, seed=1))
+    metadata = replace(metadata_of(model, "onnx", precision="int8-dynamic"), int8_from=block)
+    content = build_file(tensor_module(model), metadata, exported_models.images(8, seed=1))
     names = [n.op_type for n in onnx.load_from_string(content).graph.node]
     assert names.count("MatMulIntegerToFloat") == 4 * (3 - block), "4 linears in each block left"
     decided_first = names.index("TopK") < names.index("MatMulIntegerToFloat")
@@ -81,11 +81,11 @@ def test_every_linear_layer_after_the_first_blocks_is_rounded(name):
     vit = timm.create_model("vit_tiny_patch16_224", **wide) if name == "wide" else families.built(name)
     model = patchlife.wrap(families.liven(vit).eval(), patchlife.LifeConfig(budget=0.85, start=2, drops=(2,)))
     images = sample_images(2, 3, model.backbone.image_size)
-    metadata = describe(model, "onnx", precision="int8-dynamic")
+    metadata = metadata_of(model, "onnx", precision="int8-dynamic")
     module = tensor_module(model)
-    graph = exported_graph(module, metadata)
+    graph = export_graph(module, metadata)
     for block in range(model.start + 1):
-        content = built(module, replace(metadata, int8_from=block), images, graph)
+        content = build_file(module, replace(metadata, int8_from=block), images, graph)
         rounded = [n for n in onnx.load_from_string(content).graph.node if n.op_type == "MatMulIntegerToFloat"]
         left = [m for b in model.backbone.vit.blocks[block:] for m in b.modules() if isinstance(m, torch.nn.Linear)]
         assert len(rounded) == len(left)
@@ -214,8 +214,8 @@ def test_too_little_agreement_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=r"same class as float32 for 15 of 20 images \(75\.0 %\), at least 98 %"):
         check_int8(session, module, exported_models.images(20), 0.98)
     assert check_int8(session, module, exported_models.images(20), 0.7).agreement == 0.75
-    monkeypatch.setattr(exporter, "built", lambda *_: b"")
-    monkeypatch.setattr(exporter, "exported_graph", lambda *_: None)
+    monkeypatch.setattr(exporter, "build_file", lambda *_: b"")
+    monkeypatch.setattr(exporter, "export_graph", lambda *_: None)
     monkeypatch.setattr(exporter, "open_session", lambda *_: session)
     with pytest.raises(ExportError, match="at least 98 %"):
         export(exported_models.small(), tmp_path / "a.onnx", images=exported_models.images(20), int8="dynamic")
@@ -224,20 +224,20 @@ def test_too_little_agreement_is_refused(tmp_path, monkeypatch):
 
 def test_too_little_agreement_is_tried_again_a_block_later(monkeypatch):
     asked = []
-    monkeypatch.setattr(exporter, "built", lambda module, metadata, *_: asked.append(metadata.int8_from) or b"")
-    monkeypatch.setattr(exporter, "exported_graph", lambda *_: None)
+    monkeypatch.setattr(exporter, "build_file", lambda module, metadata, *_: asked.append(metadata.int8_from) or b"")
+    monkeypatch.setattr(exporter, "export_graph", lambda *_: None)
     model = exported_models.small(start=2, drops=(2,), budget=0.85)
     module, images = tensor_module(model), exported_models.images(20)
-    metadata = describe(module.model, "onnx", precision="int8-dynamic")
+    metadata = metadata_of(module.model, "onnx", precision="int8-dynamic")
     monkeypatch.setattr(exporter, "open_session", lambda *_: ModuleSession(module))
-    _, form, parity = exporter.proved(module, metadata, images, images)
+    _, form, parity = exporter.build_and_compare(module, metadata, images, images)
     assert (asked, form.int8_from, parity.agreement) == ([0], 0, 1)
     monkeypatch.setattr(exporter, "open_session", lambda *_: ModuleSession(Other(module) if len(asked) < 3 else module))
-    _, form, _ = exporter.proved(module, metadata, images, images)
+    _, form, _ = exporter.build_and_compare(module, metadata, images, images)
     assert (asked, form.int8_from) == ([0, 0, 1], 1)
     monkeypatch.setattr(exporter, "open_session", lambda *_: ModuleSession(Other(module)))
     with pytest.raises(ExportError, match="at least 98 %"):
-        exporter.proved(module, metadata, images, images)
+        exporter.build_and_compare(module, metadata, images, images)
     assert asked[3:] == [0, 1, 2], "no further than the decision"
 
 

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 import patchlife
 from patchlife.errors import ExportError
 from patchlife.export import export_bundle, exporter, int8
-from patchlife.export.exporter import built, exported_graph
+from patchlife.export.exporter import built, export_graph
 from patchlife.export.parity import Parity, sample_images
 from patchlife.export.per_token_int8 import largest_pair, rounded_weight
 from patchlife.runtime import Bundle
-from patchlife.runtime.describe import describe
+from patchlife.runtime.metadata import metadata_of
 from patchlife.runtime.sessions import OnnxSession
 from patchlife.runtime.tensor_module import tensor_module
 
@@ -116,10 +116,10 @@ def _model(name: str) -> patchlife.SlimModel:
 @pytest.mark.parametrize("name", ["wide", "eva02"])
 def test_no_sum_of_a_pair_leaves_16_bits(name):
     model = _model(name)
-    metadata, module = describe(model, "onnx", precision="int8-dynamic"), tensor_module(model)
-    graph, images = exported_graph(module, metadata), sample_images(2, 3, model.backbone.image_size)
+    metadata, module = metadata_of(model, "onnx", precision="int8-dynamic"), tensor_module(model)
+    graph, images = export_graph(module, metadata), sample_images(2, 3, model.backbone.image_size)
     for block in range(model.start + 1):
-        weights = _integer_weights(built(module, replace(metadata, int8_from=block), images, graph))
+        weights = _integer_weights(build_file(module, replace(metadata, int8_from=block), images, graph))
         assert len(weights) >= 4 * (model.backbone.depth - block)
         assert max(map(worst_pair, weights)) <= 2**15 - 1
 
@@ -127,8 +127,8 @@ def test_no_sum_of_a_pair_leaves_16_bits(name):
 def test_the_engine_gives_exact_integers():
     """On this processor; where it has no VNNI, this failed for weights of 8 bits each."""
     model = exported_models.small()
-    metadata = describe(model, "onnx", precision="int8-dynamic")
-    weights = _integer_weights(built(tensor_module(model), metadata, exported_models.images(2)))
+    metadata = metadata_of(model, "onnx", precision="int8-dynamic")
+    weights = _integer_weights(build_file(tensor_module(model), metadata, exported_models.images(2)))
     plain = np.sign(np.random.default_rng(1).standard_normal((64, 48)))
     for weight in [*weights, rounded_weight(plain.astype(np.float32))[0]]:
         activations = extreme_activations(weight)
@@ -161,8 +161,8 @@ def test_a_file_says_where_its_integers_are_the_same(tmp_path):
     package = export_bundle(
         exported_models.small(), tmp_path / "p", (0.7,), images=exported_models.images(4), int8="dynamic"
     )
-    (metadata,) = package.metadatas
-    assert metadata == Bundle(package.path).metadatas[0.7]
+    (metadata,) = package.graphs_metadata
+    assert metadata == Bundle(package.path).graphs_metadata[0.7]
     assert "two neighbours at most 128 together" in metadata.integers
     assert metadata.integers.endswith("products are exact on every x86 and ARM processor")
     assert metadata.parity["agreement"] >= exporter.AGREEMENT
@@ -176,7 +176,7 @@ def test_static_for_onnx_has_seven_bits():
     import onnx
 
     model = exported_models.small()
-    content = built(tensor_module(model), describe(model, "onnx", precision="int8-static"), exported_models.images(8))
+    content = build_file(tensor_module(model), metadata_of(model, "onnx", precision="int8-static"), exported_models.images(8))
     tensors = onnx.load_from_string(content).graph.initializer
     arrays = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8]
     weights = [array for array in arrays if array.ndim == 2]
@@ -191,8 +191,8 @@ def test_static_for_openvino_has_seven_bits_and_attention_in_float():
     import openvino
 
     model = exported_models.small()
-    content = built(
-        tensor_module(model), describe(model, "openvino", precision="int8-static"), exported_models.images(8)
+    content = build_file(
+        tensor_module(model), metadata_of(model, "openvino", precision="int8-static"), exported_models.images(8)
     )
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         read = openvino.Core().read_model(archive.read("model.xml"), archive.read("model.bin"))

@@ -19,7 +19,7 @@ from patchlife.errors import ExportError
 from patchlife.export import export_bundle
 from patchlife.io.files import sha256_of
 from patchlife.runtime import open_engine
-from patchlife.runtime.engine import sum_file
+from patchlife.runtime.engine import checksum_file
 
 
 class Trap:
@@ -63,7 +63,7 @@ def trapped(request, torch_file, tmp_path) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in parts.items():
             archive.writestr(f"{root}/{name}", content)
-    sum_file(path).write_text(f"{sha256_of(path)}  {path.name}\n")
+    checksum_file(path).write_text(f"{sha256_of(path)}  {path.name}\n")
     return path
 
 
@@ -92,12 +92,12 @@ def test_torch_would_have_run_it(trapped):
 @pytest.mark.parametrize("name", ["vit.onnx", "vit.openvino.zip", "vit"])
 def test_another_name_is_no_way_round(trapped, name):
     path = trapped.rename(trapped.with_name(name))
-    sum_file(path).write_text(f"{sha256_of(path)}  {path.name}\n")
+    checksum_file(path).write_text(f"{sha256_of(path)}  {path.name}\n")
     _refused(path)
 
 
 def test_the_sum_is_looked_at_first(trapped):
-    sum_file(trapped).write_text("0" * 64)
+    checksum_file(trapped).write_text("0" * 64)
     for trust in (False, True):
         with pytest.raises(ExportError, match="is damaged"):
             open_engine(trapped, trust=trust)

@@ -58,9 +58,9 @@ def test_export_says_what_it_did(desk, capsys, monkeypatch):
     from patchlife.export import exporter
 
     monkeypatch.chdir(desk)
-    monkeypatch.setattr(exporter, "built", lambda *_: b"")  # the export itself is tested above
-    monkeypatch.setattr(exporter, "restated", lambda *_: b"")
-    monkeypatch.setattr(exporter, "checked", lambda *_: Parity(3, 0.0, 1.0))
+    monkeypatch.setattr(exporter, "build_file", lambda *_: b"")  # the export itself is tested above
+    monkeypatch.setattr(exporter, "with_metadata", lambda *_: b"")
+    monkeypatch.setattr(exporter, "compare_with_model", lambda *_: Parity(3, 0.0, 1.0))
     said = ["--budget", "0.7", "--format", "torch"]
     assert main(["export", *_model(desk), *said]) == 0
     printed = capsys.readouterr()
@@ -74,17 +74,17 @@ def test_export_says_what_it_did(desk, capsys, monkeypatch):
 def test_export_says_where_int8_begins(desk, capsys, monkeypatch):
     from patchlife.export import exporter
 
-    monkeypatch.setattr(exporter, "built", lambda *_: b"")
-    monkeypatch.setattr(exporter, "restated", lambda *_: b"")
+    monkeypatch.setattr(exporter, "build_file", lambda *_: b"")
+    monkeypatch.setattr(exporter, "with_metadata", lambda *_: b"")
     answers = [ExportError("int8 names the same class too rarely"), Parity(4, 0.0, 1.0)]
 
-    def checked(*_):
+    def compare_with_model(*_):
         answer = answers.pop(0)
         if isinstance(answer, ExportError):
             raise answer
         return answer
 
-    monkeypatch.setattr(exporter, "checked", checked)
+    monkeypatch.setattr(exporter, "compare_with_model", checked)
     said = ["--budget", "0.7", "--int8", "dynamic", "--out", str(desk / "late.onnx")]
     assert main(["export", *_model(desk), *said]) == 0
     printed = capsys.readouterr().out

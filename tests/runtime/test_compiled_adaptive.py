@@ -20,7 +20,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
 from patchlife.errors import ConfigError
-from patchlife.runtime.experimental_compiled_adaptive import CompiledAdaptive, rounded_up
+from patchlife.runtime.experimental_compiled_adaptive import ExperimentalCompiledAdaptive, rounded_up
 from patchlife.slimming import SlimModel
 
 
@@ -58,7 +58,7 @@ def adaptive(**settings: Any) -> SlimModel:
 
 def test_it_answers_as_the_model() -> None:
     model = adaptive()
-    fast = CompiledAdaptive(model, backend="eager", kernel=kernel)
+    fast = ExperimentalCompiledAdaptive(model, backend="eager", kernel=kernel)
     for seed in range(4):
         for budget in (0.6, 0.75, 1.0):
             images = exported_models.images(5, seed=seed)
@@ -68,7 +68,7 @@ def test_it_answers_as_the_model() -> None:
 
 def test_lengths_are_few_and_each_compiles_once() -> None:
     model, counter = adaptive(), CompileCounter()
-    fast = CompiledAdaptive(model, backend=counter, kernel=kernel)
+    fast = ExperimentalCompiledAdaptive(model, backend=counter, kernel=kernel)
     lengths = set()
     for seed in range(12):
         images = exported_models.images(5, seed=seed)
@@ -81,7 +81,7 @@ def test_lengths_are_few_and_each_compiles_once() -> None:
 
 
 def test_an_image_does_not_depend_on_its_batch_mates() -> None:
-    fast = CompiledAdaptive(adaptive(), backend="eager", kernel=kernel)
+    fast = ExperimentalCompiledAdaptive(adaptive(), backend="eager", kernel=kernel)
     images = exported_models.images(4)
     torch.testing.assert_close(fast(images[1:2], 0.6), fast(images, 0.6)[1:2], atol=1e-5, rtol=1e-4)
 
@@ -95,10 +95,10 @@ def test_rounding_up_costs_little(tokens: int) -> None:
 
 def test_what_it_does_not_take() -> None:
     with pytest.raises(ConfigError, match="take CompiledBudgets for fixed mode"):
-        CompiledAdaptive(exported_models.small(), kernel=kernel)
+        ExperimentalCompiledAdaptive(exported_models.small(), kernel=kernel)
     with pytest.raises(ConfigError, match=r"Ampere GPU or newer.*got torch.float32 on cpu"):
-        CompiledAdaptive(adaptive())
+        ExperimentalCompiledAdaptive(adaptive())
     model = adaptive()
     model.train()
     with pytest.raises(ConfigError, match=r"call \.eval\(\) first"):
-        CompiledAdaptive(model, kernel=kernel)
+        ExperimentalCompiledAdaptive(model, kernel=kernel)
