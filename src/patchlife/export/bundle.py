@@ -81,7 +81,7 @@ def export_bundle(
         raise ConfigError("a bundle holds at least one budget, got none")
     if format == "torch":
         raise ConfigError(
-            "expected format onnx or openvino for a bundle, got torch: a .pt2 file holds the weights of one graph; export "
+            "expected format onnx or openvino for a bundle, got torch, whose .pt2 files hold their own weights; export "
             "one file per budget, or in Python use one model for all budgets: patchlife.runtime.CompiledBudgets"
         )
     check_request(format, int8, images, calibration)

@@ -127,7 +127,7 @@ def products_of_activations(model: Any) -> list[str]:
 def nodes_before(model: Any, block: int) -> list[str]:
     """Names of the nodes of the embedding and of the blocks before ``block``, and of their outputs; none for block 0.
 
-    ``block`` is at most the start block: only up to there do blocks run as the backbone's modules, which name the nodes.
+    ``block`` is at most the start block: only blocks before it run as the backbone's modules, which name the nodes.
     """
     names = []
     for node in model.graph.node:

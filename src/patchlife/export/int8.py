@@ -25,8 +25,8 @@ __all__ = ["integers_of", "quantised_openvino"]
 
 _INTEGERS: dict[tuple[str, str], str] = {
     ("onnx", "int8-dynamic"): (
-        "weights of 8 bits, two neighbours at most 128 together; activations of 8 bits, a scale for each token; products "
-        "are exact on every x86 and ARM processor"
+        "weights of 8 bits, two neighbours at most 128 together; activations of 8 bits, a scale for each token; "
+        "products are exact on every x86 and ARM processor"
     ),
     ("openvino", "int8-dynamic"): (
         "weights of 8 bits; OpenVINO rounds activations to 8 bits, a scale for 64 channels of a token, on x86 "

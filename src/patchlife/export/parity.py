@@ -1,7 +1,7 @@
 """Parity: comparing the outputs of an exported graph with those of the model that it was made from.
 
-Images run through both at batch 1, 2 and 5; one image is NaN. The decision is also compared alone, on scores that photos
-rarely give: tied, all equal, NaN, infinite.
+Images run through both at batch 1, 2 and 5; one image is NaN. The decision is also compared alone, on scores that
+photos rarely give: tied, all equal, NaN, infinite.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def check_outputs(
         same += int((expected[0].argmax(1) == actual[0].argmax(1))[~different].sum())
     if undecided > 1 + _MAX_UNDECIDED * compared:
         raise ExportError(
-            f"the prediction changes under rounding noise for {undecided} of {undecided + compared} images, which is too "
-            "many to compare; give photos like those that the model is used for"
+            f"the prediction changes under rounding noise for {undecided} of {undecided + compared} images, too "
+            "many for a comparison; give photos like those that the model is used for"
         )
     _check_nan(reference, session, images[:3].clone(), tolerance)
     return Parity(compared, largest, same / compared, undecided)
@@ -97,8 +97,9 @@ def check_int8(
         count += len(batch)
     if same < minimum * count:
         raise ExportError(
-            f"int8 predicts the same class as float32 for {same} of {count} images ({100 * same / count:.1f} %), expected "
-            f"at least {100 * minimum:g} %; give photos like those that the model is used for, or export without int8"
+            f"int8 predicts the same class as float32 for {same} of {count} images ({100 * same / count:.1f} %), "
+            f"expected at least {100 * minimum:g} %; give photos like those that the model is used for, or export "
+            "without int8"
         )
     return Parity(count, largest, same / count)
 
@@ -118,7 +119,7 @@ def check_decision(session: Session, schedule: Schedule, grid: tuple[int, int]) 
 
 
 def hard_cases(patches: int) -> tuple[list[str], Float[Tensor, "6 patches 1_and_8"]]:
-    """(names, scores and similarity embeddings) of cases that engines may sort differently, with many equal embeddings."""
+    """(names, scores and similarity embeddings) of cases that engines may sort differently. Embeddings repeat."""
     draw = torch.Generator().manual_seed(0)
     score = torch.randn(6, patches, generator=draw)
     score[1] = (score[1] * 2).round()
@@ -163,7 +164,7 @@ def _largest(logits: np.ndarray) -> float:
 
 
 def _changes_under_rounding(reference: Session, image: Tensor, tolerance: float) -> bool:
-    """Whether noise of the size of rounding errors in the pixels changes the model's own lives, or its logits as much."""
+    """Whether pixel noise of the size of rounding errors changes the model's own lives, or its logits as much."""
     draw = torch.Generator().manual_seed(0)
     noisy_images = image + _ROUNDING * image.std() * torch.randn(8, *image.shape[1:], generator=draw)
     plain, noisy = reference.run(image.numpy()), reference.run(noisy_images.numpy())
@@ -184,8 +185,8 @@ def _first_difference(expected: list, actual: list, image: int, batch: int, modu
         )
     place = np.unravel_index(int(np.abs(expected[0][image] - actual[0][image]).argmax()), expected[0][image].shape)
     return (
-        f"the exported graph makes the same decision but its logits differ: {where}, logit {'.'.join(map(str, place))} is "
-        f"{actual[0][image][place]:.6f}, {expected[0][image][place]:.6f} in torch; nothing was written"
+        f"the exported graph makes the same decision but its logits differ: {where}, logit {'.'.join(map(str, place))} "
+        f"is {actual[0][image][place]:.6f}, {expected[0][image][place]:.6f} in torch; nothing was written"
     )
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int8, Shaped
 __all__ = ["PAIR", "SHIFT", "largest_pair", "quantised_per_token", "rounded_weight"]
 
 PAIR = 128
-"""Largest sum of the absolute values of two neighbouring weights: times 255, the largest activation, it fits in 16 bits."""
+"""Largest sum of two neighbouring weights' absolute values: times 255, the largest activation, it fits in 16 bits."""
 
 SHIFT = 0.1701
 """GELU is never below -SHIFT. Its output plus SHIFT needs no sign, which halves the size of the steps."""
@@ -57,15 +57,15 @@ def rounded_weight(
 ) -> tuple[Int8[np.ndarray, "inputs outputs"], Float[np.ndarray, "outputs"]]:
     """(integers, scales) whose product is the weight, up to rounding.
 
-    The scale of a column follows from its largest pair of neighbouring weights. 7 bits for each weight would be as safe,
-    but on timm's ViT-Tiny the steps would be one and a half times as large.
+    The scale of a column follows from its largest pair of neighbouring weights. 7 bits for each weight would be as
+    safe, but on timm's ViT-Tiny the steps would be one and a half times as large.
     """
     scale = np.maximum(largest_pair(weight), _TINY) / (PAIR - 1)  # rounding adds at most 1/2 to each of the two
     return np.round(weight / scale).astype(np.int8), scale.astype(np.float32)
 
 
 def largest_pair(weight: Shaped[np.ndarray, "inputs outputs"]) -> Shaped[np.ndarray, "outputs"]:
-    """The largest sum of the absolute values of two neighbouring weights (inputs 0 and 1, 2 and 3, ...) in each column."""
+    """The largest sum of two neighbouring weights' absolute values (inputs 0 and 1, 2 and 3, ...) in each column."""
     sizes = np.abs(weight if weight.dtype.kind == "f" else weight.astype(int))
     return np.add.reduceat(sizes, range(0, len(sizes), 2), axis=0).max(axis=0)
 

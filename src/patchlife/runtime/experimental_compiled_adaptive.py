@@ -107,7 +107,7 @@ class ExperimentalCompiledAdaptive:
     def _run_stage(
         self, longest: int, backbone: Backbone, stage: Stage, x: Tensor, bias: Tensor | None, tables: list[Tensor]
     ) -> Tensor:
-        """Run a stage through the graph for its blocks, batch size and length; ``longest`` bounds the tokens per image."""
+        """Run a stage through its compiled graph. No image has more tokens than ``longest``."""
         longest = max(longest, _step(len(x)))  # the padding may be longer than any image
         offsets = torch.tensor(stage.offsets, dtype=torch.int32, device=x.device)
         key = (f"blocks {stage.blocks[0]} to {stage.blocks[-1]}", len(offsets) - 2, len(x), longest)

@@ -1,4 +1,4 @@
-"""Running a pipeline on many photos: one result per photo, in order. A failure of one photo does not stop the others."""
+"""Running a pipeline on many photos: one result per photo, in order. Failed photos do not stop the others."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Metadata:
 
     @classmethod
     def from_json(cls, text: str | bytes | None, where: object) -> Metadata:
-        """The inverse of `to_json`. Raises ExportError if ``text``, found in ``where``, is not metadata of this format."""
+        """The inverse of `to_json`. Raises ExportError, which names ``where``, for text that is not of this format."""
         try:
             values = json.loads(text or "")
             file_format, exporter_version = values["format"], values["patchlife"]

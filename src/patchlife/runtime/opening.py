@@ -117,7 +117,7 @@ def _open_demo(config: ModelConfig) -> SlimModel:
 
 
 def _is_folder(model: str) -> bool:
-    """Whether ``model`` is a path rather than a name. A timm name wins over a folder of the same name without adapter."""
+    """Whether ``model`` is a path, not a name. A timm name wins over a folder of the same name without adapter."""
     if source_of(model):
         return False
     folder = Path(model)

@@ -64,8 +64,8 @@ class OpenVinoSession(Session):
         threads: CPU threads; torch's number of threads if not given.
         weights: the file that holds the weights of a bundle.
         group: where weights are int8 and activations are not, OpenVINO rounds activations at run time, with one scale
-            per ``group`` channels of a token. So a large token or channel does not coarsen the steps of the others. Only
-            processors with VNNI do this; 0 computes as the other processors do, with activations in float.
+            per ``group`` channels of a token, so a large token or channel does not enlarge the steps of the others.
+            Only processors with VNNI do this. 0 computes as the other processors do, with activations in float.
     """
 
     def __init__(
