@@ -1,4 +1,4 @@
-"""One small model, exported once to each format: exporting takes seconds, running what was exported does not."""
+"""One small model, exported once per session to each format, because exporting takes seconds."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from pathlib import Path
 
 import exported_models
 import pytest
-from exported_models import Shipped
+from exported_models import ExportedModel
 
 from patchlife.export import export
 from patchlife.export.exporter import FORMATS
 from patchlife.runtime import open_engine
 
 
-def _shipped(folder: Path, kind: str, **options) -> Shipped:
+def _exported(folder: Path, kind: str, **options) -> ExportedModel:
     model = exported_models.small()
     exported = export(model, folder / f"vit.{kind}", kind, images=exported_models.images(9), **options)
-    return Shipped(model, exported, open_engine(exported.path, threads=1, trust=kind == "torch"))
+    return ExportedModel(model, exported, open_engine(exported.path, threads=1, trust=kind == "torch"))
 
 
 @pytest.fixture(scope="session")
-def shipped_as(tmp_path_factory) -> Callable[[str], Shipped]:
-    """The small model in one format, exported when it is first used."""
-    return cache(lambda kind: _shipped(tmp_path_factory.mktemp(kind), kind))
+def export_as(tmp_path_factory) -> Callable[[str], ExportedModel]:
+    """From a format to the small model in it, which is exported on first use."""
+    return cache(lambda kind: _exported(tmp_path_factory.mktemp(kind), kind))
 
 
 @pytest.fixture(scope="session")
-def onnx_file(shipped_as) -> Shipped:
-    return shipped_as("onnx")
+def onnx_file(export_as) -> ExportedModel:
+    return export_as("onnx")
 
 
 @pytest.fixture(scope="session")
-def openvino_file(shipped_as) -> Shipped:
-    return shipped_as("openvino")
+def openvino_file(export_as) -> ExportedModel:
+    return export_as("openvino")
 
 
 @pytest.fixture(scope="session")
-def torch_file(shipped_as) -> Shipped:
-    return shipped_as("torch")
+def torch_file(export_as) -> ExportedModel:
+    return export_as("torch")
 
 
 @pytest.fixture(params=FORMATS)
-def shipped(request, shipped_as) -> Shipped:
-    """The small model in each format; a new format is tested without a new fixture."""
-    return shipped_as(request.param)
+def exported_model(request, export_as) -> ExportedModel:
+    """The small model in each format; a new format needs no new fixture."""
+    return export_as(request.param)
