@@ -152,7 +152,7 @@ def _build_all(
     for method in methods:
         for target in targets if method.name != _DENSE else ():
             if not method.trained:
-                reason = f"no accuracy without training ({method.training})"
+                reason = f"its accuracy is not meaningful ({method.training})"
                 left_out.append(Accuracy(method.name, target, left_out=reason))
                 continue
             try:

@@ -31,7 +31,7 @@ FORMAT_1_PHRASES = {
     "training-free rule (coverage of class attention); nothing trained": "nothing to train (attention scorer)",
     "nothing: fresh predictors, for speed only": "nothing: untrained predictors, for speed only",
     "nothing: halting as it falls, for speed only": "nothing: untrained halting scores, for speed only",
-    "its accuracy means nothing untrained": "no accuracy without training",
+    "its accuracy means nothing untrained": "its accuracy is not meaningful",
     "the interval reaches further, so more photos may tell otherwise": (
         "the interval exceeds the allowed drop, so evaluate more photos"
     ),
