@@ -36,7 +36,7 @@ from patchlife.benchmarks.result import MethodInfo, Result
 from patchlife.evaluation.memory import peak_bytes
 from patchlife.evaluation.timing import alternate, conditions
 from patchlife.io.files import write_atomic
-from patchlife.runtime import ExperimentalCompiledAdaptive, CompiledBudgets
+from patchlife.runtime import CompiledBudgets, ExperimentalCompiledAdaptive
 
 MODELS = {
     "vit_tiny_patch16_224": {},
