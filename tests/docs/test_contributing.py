@@ -13,13 +13,13 @@ SOURCE = ROOT / "src" / "patchlife"
 
 
 def layers() -> list[list[str]]:
-    """The rooms of each layer in pyproject.toml, from the top down."""
+    """The subpackages of each layer in pyproject.toml, from the top down."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     lines = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
-    return [[room.strip().removeprefix("patchlife.") for room in line.split("|")] for line in lines]
+    return [[name.strip().removeprefix("patchlife.") for name in line.split("|")] for line in lines]
 
 
-def test_the_table_of_rooms_equals_the_layers() -> None:
+def test_the_table_of_subpackages_equals_the_layers() -> None:
     table = (ROOT / "CONTRIBUTING.md").read_text().partition("## Rooms")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`[^|]*`) \|", table, re.MULTILINE)
     assert [re.findall(r"`(\w+)`", row) for row in rows] == layers()
@@ -31,9 +31,9 @@ def test_the_layers_of_the_architecture_page_are_the_same() -> None:
     assert [[part.split()[0] for part in line.split("│")] for line in lines] == layers()
 
 
-def test_every_room_is_in_a_layer() -> None:
-    rooms = {path.stem for path in SOURCE.iterdir() if path.is_dir() or path.suffix == ".py"}
-    assert rooms - {"__init__", "__main__", "__pycache__", "assets", "version"} == {
+def test_every_subpackage_is_in_a_layer() -> None:
+    subpackages = {path.stem for path in SOURCE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert subpackages - {"__init__", "__main__", "__pycache__", "assets", "version"} == {
         r for line in layers() for r in line
     }
 
