@@ -150,7 +150,7 @@ def test_a_nan_photo_leaves_its_mates_alone(patchlife, model, photos, monkeypatc
     monkeypatch.setattr(inference, "load_batches", poisoned)
     said = patchlife("predict", *model, *photos)
     assert said.code == 1
-    assert "the model's answer is NaN or infinite" in said.records[2]["error"]
+    assert "the model's probabilities are NaN or infinite" in said.records[2]["error"]
     assert all(close(said.records[i], expected[i]) for i in (0, 1, 3, 4, 5, 6))
 
 

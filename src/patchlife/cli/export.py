@@ -43,7 +43,7 @@ def run(config: ExportConfig) -> int:
     if config.budgets:
         package = export_bundle(pipeline.model, out, config.budgets, config.format, **how)
         _report_package(package)
-        budgets = [metadata.budget for metadata in package.metadatas]
+        budgets = [metadata.budget for metadata in package.graphs_metadata]
     else:
         exported = export(pipeline.model, out, config.format, **how)
         _report(exported)
@@ -105,11 +105,11 @@ def _report_integers(metadata: Metadata) -> None:
 
 
 def _report_package(package: ExportedBundle) -> None:
-    metadata = package.metadatas[0]
-    made = f"{metadata.kind}, {metadata.precision}, {len(package.metadatas)} budgets"
+    metadata = package.graphs_metadata[0]
+    made = f"{metadata.kind}, {metadata.precision}, {len(package.graphs_metadata)} budgets"
     print(f"{package.path}: {made}, {package.size / 1e6:.1f} MB together")
     _report_integers(metadata)
-    for metadata, parity in zip(package.metadatas, package.parities, strict=True):
+    for metadata, parity in zip(package.graphs_metadata, package.parities, strict=True):
         late = f", int8{_late(metadata)}" if metadata.int8_from else ""
         print(
             f"budget {metadata.budget:g}: {metadata.flops / metadata.dense_flops:.3f} of the dense FLOPs{late}; {parity}"

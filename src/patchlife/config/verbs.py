@@ -125,10 +125,10 @@ class ExportConfig:
         format: onnx, openvino (a zip of model.xml and model.bin) or torch (.pt2, which can run code when it is
             opened: predict and eval open it with --trust only).
         lives: Give the file a second output, how many blocks each patch lives.
-        int8: Blocks in 8-bit integers, the life head in float (onnx, openvino). dynamic finds the range of each token
-            as it runs; static takes one for all from the photos. If too few photos agree, as many of the blocks
-            before the decision as it takes stay in float, too. Products of integers are exact on every
-            processor; but dynamic in OpenVINO rounds activations only on processors with VNNI.
+        int8: Compute blocks in 8-bit integers, the scorer in float. dynamic (onnx, openvino) computes the range of each
+            token at run time; static (openvino) takes one range for all tokens from --photos. If the predictions agree
+            on too few images, as many of the blocks before the decision as needed stay in float. Integer products are
+            exact on every processor, but openvino with dynamic rounds activations only on processors with VNNI.
         photos: Photos, folders or globs to calibrate int8 on and to compare the file with the model on.
         max_photos: At most so many of the photos, evenly spread.
         labelled: Each photo lies in the folder of its class (see --class-order): also say how often model and file
@@ -307,9 +307,9 @@ class BenchConfig:
         batch_sizes: Images in a batch.
         flops: Fractions of the dense model's FLOPs at which the methods meet.
         engine: compile runs methods of static shapes through torch.compile. onnx and openvino, on the CPU, run dense,
-            limit and ours in fixed mode as exported graphs, made on the first run and kept in a cache folder
-            ($PATCHLIFE_CACHE says where); others say why they are absent. Dense is also timed eagerly in torch, which
-            is where top-1 is always measured.
+            no-decision-bound and ours in fixed mode as exported graphs, made on the first run and kept in a cache
+            folder ($PATCHLIFE_CACHE says where); others say why they are absent. Dense is also timed eagerly in torch,
+            which is where top-1 is always measured.
         dtype: Number format of weights and images.
         rounds: How often all methods take turns.
         patience: For each batch size and fraction, begin no new round after so many seconds; five are always run.

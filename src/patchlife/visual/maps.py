@@ -187,7 +187,7 @@ def _panel(seen: Image.Image, life: Float[np.ndarray, "rows cols"], block: int) 
     dead = _tinted(seen, colours(np.zeros(1), first=0, last=1))
     picture = _to_image(shown * _to_pixels(seen) + (1 - shown) * dead)
     count = int(alive.sum())
-    return captioned(picture, f"block {block} · {count} patch{'' if count == 1 else 'es'}")
+    return captioned(picture, f"block {block} · {count} kept")
 
 
 def _to_pixels(image: Image.Image) -> Float[np.ndarray, "height width ..."]:
