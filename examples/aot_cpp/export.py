@@ -14,7 +14,7 @@ import patchlife
 
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "vit_tiny_patch16_224"
-    weights = sys.argv[2] if len(sys.argv) > 2 else ""  # random ones if not given
+    weights = sys.argv[2] if len(sys.argv) > 2 else ""  # random weights if not given
     model = patchlife.wrap(timm.create_model(name, checkpoint_path=weights).eval(), patchlife.LifeConfig(budget=0.6))
     images = torch.randn(2, 3, *model.backbone.image_size, generator=torch.Generator().manual_seed(0))
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
@@ -24,8 +24,8 @@ def main() -> None:
         logits = model(images)
     images.numpy().tofile("images.bin")  # float32, batch x channels x height x width
     print(f"{path}: {model.schedule()} patches")
-    for image, row in enumerate(logits):
-        print(f"image {image}: class {row.argmax()}, logit {row.max():.4f}")
+    for image, image_logits in enumerate(logits):
+        print(f"image {image}: class {image_logits.argmax()}, logit {image_logits.max():.4f}")
 
 
 if __name__ == "__main__":

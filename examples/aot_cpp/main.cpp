@@ -1,4 +1,4 @@
-// Runs a package of export.py on images that are ready for the model: float32, batch x 3 x height x width.
+// Runs a model compiled by export.py on prepared images: float32, batch x 3 x height x width.
 //
 //   ./classify vit.pt2 images.bin 224
 
@@ -15,19 +15,19 @@
 
 int main(int argc, char** argv) try {
   if (argc != 4) {
-    std::cerr << "usage: classify BUNDLE IMAGES SIDE\n";
+    std::cerr << "usage: classify MODEL IMAGES SIDE\n";
     return 2;
   }
   const int64_t side = std::atoll(argv[3]);
   std::ifstream file(argv[2], std::ios::binary);
   std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
-  const int64_t one = 3 * side * side * static_cast<int64_t>(sizeof(float));
+  const int64_t image_bytes = 3 * side * side * static_cast<int64_t>(sizeof(float));
   const int64_t size = static_cast<int64_t>(bytes.size());
-  if (side < 1 || size == 0 || size % one != 0) {
-    std::cerr << argv[2] << ": expected images of " << one << " bytes each, got " << size << " bytes\n";
+  if (side < 1 || size == 0 || size % image_bytes != 0) {
+    std::cerr << argv[2] << ": expected images of " << image_bytes << " bytes each, got " << size << " bytes\n";
     return 2;
   }
-  const torch::Tensor images = torch::from_blob(bytes.data(), {size / one, 3, side, side}, torch::kFloat32);
+  const torch::Tensor images = torch::from_blob(bytes.data(), {size / image_bytes, 3, side, side}, torch::kFloat32);
 
   c10::InferenceMode guard;
   torch::inductor::AOTIModelPackageLoader model(argv[1]);

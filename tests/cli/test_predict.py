@@ -290,7 +290,7 @@ def test_a_bug_is_not_mistaken_for_bad_photos(patchlife, model, photos, monkeypa
     def broken(*_):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(inference, "answers", broken)
+    monkeypatch.setattr(inference, "predict_photos", broken)
     said = patchlife("predict", *model, *photos)
     assert said.code == 70
     assert said.err.splitlines()[-1].startswith("patchlife: error: this is a bug (ZeroDivisionError)")

@@ -87,7 +87,7 @@ def test_another_kind_of_file_is_left_alone(finished, tmp_path, patchlife):
 def test_ctrl_c_loses_nothing(finished, tmp_path, patchlife, monkeypatch):
     line, whole = finished
     out = tmp_path / "out.jsonl"
-    real = inference.answers
+    real = inference.predict_photos
 
     def interrupted(*args):
         for count, answer in enumerate(real(*args)):
@@ -96,7 +96,7 @@ def test_ctrl_c_loses_nothing(finished, tmp_path, patchlife, monkeypatch):
             yield answer
 
     with monkeypatch.context() as patched:
-        patched.setattr(inference, "answers", interrupted)
+        patched.setattr(inference, "predict_photos", interrupted)
         said = patchlife(*line, "--out", out)
     assert said.code == 130
     assert "3 of 5 photos are done; go on with --resume" in said.err

@@ -19,7 +19,7 @@ from .draw import caption, save_png, tile
 
 if TYPE_CHECKING:
     from ..evaluation.timing import Timing
-    from ..runtime.inference import Answer
+    from ..runtime.inference import Prediction
     from ..runtime.pipeline import Pipeline
 
 __all__ = ["Findings", "Outcome", "answer_all", "investigate", "outcome_of", "run", "time_against_dense"]
@@ -86,7 +86,7 @@ class Findings:
     settings: str
     outcomes: list[Outcome]
     timings: dict[int, Timing]
-    slimmed: list[Answer]
+    slimmed: list[Prediction]
 
 
 def investigate(pipeline: Pipeline, photos: Sequence[Path], config: DemoConfig) -> Findings:
@@ -113,12 +113,12 @@ def _name(asked: LifeConfig) -> str:
     return f"{_SLIMMED}, " + ("own schedule" if asked.kept else f"budget {asked.budget:g}")
 
 
-def answer_all(pipeline: Pipeline, photos: Sequence[Path], config: DemoConfig) -> list[Answer]:
+def answer_all(pipeline: Pipeline, photos: Sequence[Path], config: DemoConfig) -> list[Prediction]:
     """The model's answers, every one of them: these photos are known to be sound."""
-    from ..runtime.inference import Failure, answers
+    from ..runtime.inference import Failure, predict_photos
 
-    found: list[Answer] = []
-    results = answers(pipeline, photos, config.run.batch_size, config.run.workers)
+    found: list[Prediction] = []
+    results = predict_photos(pipeline, photos, config.run.batch_size, config.run.workers)
     for result in progress(results, len(photos), config.run.progress):
         if isinstance(result, Failure):
             raise ImageError(f"{result.error}; reinstall patchlife")
@@ -126,7 +126,7 @@ def answer_all(pipeline: Pipeline, photos: Sequence[Path], config: DemoConfig) -
     return found
 
 
-def outcome_of(name: str, found: Sequence[Answer], dense: Sequence[Answer], pipeline: Pipeline) -> Outcome:
+def outcome_of(name: str, found: Sequence[Prediction], dense: Sequence[Prediction], pipeline: Pipeline) -> Outcome:
     """Count what was right."""
     said, truth = _classes(found), pipeline.labels.classes_of(answer.path for answer in found)
     flops = sum(answer.flops for answer in found) / len(found)
@@ -151,7 +151,7 @@ def time_against_dense(pipeline: Pipeline, photos: Sequence[Path], batch_size: i
     return alternate(runs, rounds, device=pipeline.device, patience=_PATIENCE, metadata=about)
 
 
-def _classes(found: Sequence[Answer]) -> list[int]:
+def _classes(found: Sequence[Prediction]) -> list[int]:
     return [int(answer.probabilities.argmax()) for answer in found]
 
 
@@ -183,7 +183,7 @@ def _text(columns: list[str], rows: list[list[str]]) -> str:
 # ---- pictures and the report
 
 
-def _contact_sheet(pipeline: Pipeline, found: Sequence[Answer]) -> Image.Image:
+def _contact_sheet(pipeline: Pipeline, found: Sequence[Prediction]) -> Image.Image:
     from ..visual import contact_sheet
 
     truth = pipeline.labels.classes_of(answer.path for answer in found)
@@ -194,7 +194,7 @@ def _contact_sheet(pipeline: Pipeline, found: Sequence[Answer]) -> Image.Image:
     return contact_sheet(tiles, columns=8, width=150)
 
 
-def _strips(pipeline: Pipeline, found: Sequence[Answer]) -> Image.Image:
+def _strips(pipeline: Pipeline, found: Sequence[Prediction]) -> Image.Image:
     """What is alive at five blocks, for a few photos from the whole range of classes."""
     from ..visual import strip
     from ..visual.layout import stacked

@@ -19,7 +19,7 @@ from ..io.files import write_atomic
 from .common import calibrate_if_needed, find_photos, open_classifier, progress, say
 
 if TYPE_CHECKING:
-    from ..runtime.inference import Answer
+    from ..runtime.inference import Prediction
     from ..runtime.pipeline import Pipeline
 
 __all__ = ["Sheets", "caption", "draw_all", "run", "save_png", "tile"]
@@ -45,11 +45,11 @@ def run(config: DrawConfig) -> int:
 
 def draw_all(pipeline: Pipeline, photos: Sequence[Path], config: DrawConfig) -> Iterator[str | None]:
     """Draw photos into ``config.out``; yields for each, in their order, None or why it could not be drawn."""
-    from ..runtime.inference import Failure, answers
+    from ..runtime.inference import Failure, predict_photos
 
     sheets = Sheets(config.out) if config.sheet else None
     places = _places(photos, config.out)
-    for result in answers(pipeline, photos, config.run.batch_size, config.run.workers):
+    for result in predict_photos(pipeline, photos, config.run.batch_size, config.run.workers):
         if isinstance(result, Failure):
             yield result.error
             continue
@@ -66,14 +66,14 @@ def draw_all(pipeline: Pipeline, photos: Sequence[Path], config: DrawConfig) -> 
         sheets.close()
 
 
-def tile(photo: Image.Image, pipeline: Pipeline, answer: Answer) -> Image.Image:
+def tile(photo: Image.Image, pipeline: Pipeline, answer: Prediction) -> Image.Image:
     """A small life map, for a contact sheet."""
     from ..visual import draw
 
     return draw(photo, answer.lives, preprocess=pipeline.preprocess, width=220, legend=False)
 
 
-def caption(pipeline: Pipeline, answer: Answer) -> str:
+def caption(pipeline: Pipeline, answer: Prediction) -> str:
     """What the model says about a photo: "tench 96 %"."""
     probability, index = answer.probabilities.max(dim=0)
     return f"{pipeline.labels.names[int(index)]} {100 * float(probability):.0f} %"
@@ -117,7 +117,7 @@ class Sheets:
             self._waiting.clear()
 
 
-def _draw(photo: Image.Image, pipeline: Pipeline, answer: Answer, place: Path, config: DrawConfig) -> None:
+def _draw(photo: Image.Image, pipeline: Pipeline, answer: Prediction, place: Path, config: DrawConfig) -> None:
     """Write one photo's pictures to ``place``, with endings of their own."""
     from ..visual import draw, strip
 

@@ -20,7 +20,7 @@ from .common import calibrate_if_needed, check_engine, classes_of, find_photos, 
 
 if TYPE_CHECKING:
     from ..data.labels import Labels
-    from ..runtime.inference import Answer
+    from ..runtime.inference import Prediction
     from ..runtime.pipeline import Pipeline
 
 __all__ = ["Tally", "predict", "run"]
@@ -82,10 +82,10 @@ def predict(
     probability of the likeliest), ``flops``, ``fraction_of_dense`` (of the dense model's FLOPs) and
     ``kept`` (patches that enter each block).
     """
-    from ..runtime.inference import Failure, answers
+    from ..runtime.inference import Failure, predict_photos
 
     dense = pipeline.model.dense_flops
-    for result in answers(pipeline, photos, batch_size, workers):
+    for result in predict_photos(pipeline, photos, batch_size, workers):
         if isinstance(result, Failure):
             yield {_KEY: str(result.path), "error": result.error}
             continue
@@ -149,7 +149,7 @@ class Tally:
 # ---- a record's parts
 
 
-def _likeliest(answer: Answer, labels: Labels, top: int) -> list[Record]:
+def _likeliest(answer: Prediction, labels: Labels, top: int) -> list[Record]:
     best = answer.probabilities.topk(min(top, len(labels.names)))
     ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [{"class": c, "label": labels.names[c], "probability": round(p, 6)} for c, p in ranked]

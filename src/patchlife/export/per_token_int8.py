@@ -137,7 +137,7 @@ def _product(
     from onnx.helper import make_node
 
     last = graph.add("last_axis", np.array([-1], np.int64))
-    flat = graph.add(f"rows_of_{len(integers)}", np.array([-1, len(integers)], np.int64))
+    flat = graph.add(f"tokens_of_{len(integers)}", np.array([-1, len(integers)], np.int64))
     point = graph.add(f"zero_{zero}", np.array(zero, np.uint8))
     step = graph.add(f"step_{steps}", np.array(1 / steps, np.float32))
     tiny, one = graph.add("tiny", np.array(_TINY, np.float32)), graph.add("one", np.array(1, np.float32))
@@ -156,14 +156,16 @@ def _product(
     yield sized
     yield made("ReduceMax", "largest", sized.output[0], last, keepdims=1)
     yield made("Mul", "step", f"{node.name}_largest", step)
-    yield made("Max", "row", f"{node.name}_step", tiny)
-    yield made("Reshape", "rows", f"{node.name}_row", last)
+    yield made("Max", "token_scale", f"{node.name}_step", tiny)
+    yield made("Reshape", "token_scales", f"{node.name}_token_scale", last)
     yield made("Reshape", "flat", source, flat)
-    yield made("Shape", "count", f"{node.name}_rows")
+    yield made("Shape", "count", f"{node.name}_token_scales")
     yield made("Expand", "zeros", point, f"{node.name}_count")
-    yield made("QuantizeLinear", "rounded", f"{node.name}_flat", f"{node.name}_rows", f"{node.name}_zeros", axis=0)
+    yield made(
+        "QuantizeLinear", "rounded", f"{node.name}_flat", f"{node.name}_token_scales", f"{node.name}_zeros", axis=0
+    )
     yield made("Shape", "shape", source)
     yield made("Reshape", "input", f"{node.name}_rounded", f"{node.name}_shape")
     product = (f"{node.name}_input", weight, one, scales, point)
     yield made("MatMulIntegerToFloat", "columns", *product, domain=_RUNTIME)
-    yield make_node("Mul", [f"{node.name}_columns", f"{node.name}_row"], [node.output[0]], name=node.name)
+    yield make_node("Mul", [f"{node.name}_columns", f"{node.name}_token_scale"], [node.output[0]], name=node.name)

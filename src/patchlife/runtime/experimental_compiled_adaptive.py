@@ -1,4 +1,4 @@
-"""Experimental: torch.compile for adaptive mode. It has never run on a GPU.
+"""Experimental, has never run on a GPU: torch.compile for adaptive mode.
 
 The number of tokens differs from batch to batch, so it is rounded up; then few different lengths occur.
 """

@@ -16,14 +16,14 @@ from ..errors import NumericalError
 from ..slimming import Lives
 from .pipeline import Pipeline
 
-__all__ = ["CALIBRATION_PHOTOS", "Answer", "answers", "calibrate"]
+__all__ = ["CALIBRATION_PHOTOS", "Failure", "Prediction", "calibrate", "predict_photos"]
 
 CALIBRATION_PHOTOS = 256
 _CALIBRATION_BATCH = 16  # a constant, because thresholds must not depend on the batch size of the run
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """The result for one photo.
 
     Attributes:
@@ -52,9 +52,9 @@ class Failure:
     error: str
 
 
-def answers(
+def predict_photos(
     pipeline: Pipeline, photos: Sequence[Path], batch_size: int = 16, workers: int | None = None
-) -> Iterator[Answer | Failure]:
+) -> Iterator[Prediction | Failure]:
     """Run ``pipeline`` on photos. Yields one result per photo, in their order, after each batch.
 
     A photo that cannot be read, or whose logits are not finite, gives a `Failure` and does not affect the others. If a
@@ -96,7 +96,7 @@ def _calibration_batches(
             return
 
 
-def _results(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Answer | Failure]:
+def _results(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Prediction | Failure]:
     """One result per image. A batch that fails is halved until only single images fail."""
     if not len(images):
         return []
@@ -111,14 +111,14 @@ def _results(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[
 
 
 @torch.inference_mode()
-def _run(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Answer | Failure]:
+def _run(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Prediction | Failure]:
     logits, on_device = pipeline.model.predict(images.to(pipeline.device))
     lives = Lives(on_device.life.cpu(), on_device.kept.cpu(), on_device.score.cpu(), on_device.grid)
     probabilities = logits.float().softmax(dim=-1).cpu()
     size = (images.shape[-2], images.shape[-1])
     flops = pipeline.model.flops_of(lives, size)
     return [
-        Answer(path, probabilities[i], lives[i], flops[i])
+        Prediction(path, probabilities[i], lives[i], flops[i])
         if probabilities[i].isfinite().all()
         else Failure(path, f"{path}: the model's probabilities are NaN or infinite; check the weights and the photo")
         for i, path in enumerate(paths)
