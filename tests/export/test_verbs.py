@@ -133,7 +133,7 @@ def test_a_package_predicts_at_the_budget_that_is_asked_for(desk, capsys):
 
 def test_budget_and_budgets_do_not_go_together(desk, capsys):
     assert main(["export", *_model(desk), "--budgets", "1.0,0.6", "--speedup", "2"]) == 2
-    assert "got --speedup as well; give one of both" in capsys.readouterr().err
+    assert "got --speedup as well" in capsys.readouterr().err
 
 
 def test_labels_may_be_given_anew(desk, file, capsys):
@@ -152,7 +152,7 @@ def test_a_damaged_file(desk, file, tmp_path, capsys):
 
 def test_labelled_needs_photos(desk, capsys):
     assert main(["export", *_model(desk), "--labelled"]) == 2
-    assert "labelled is about photos, got none" in capsys.readouterr().err
+    assert "labelled needs photos, got none" in capsys.readouterr().err
 
 
 def test_engines_run_fixed_mode_only(desk, capsys):
