@@ -73,7 +73,7 @@ def test_a_rope_family_rotates() -> None:
 def test_a_timm_that_changed_its_block_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = Block.forward
     monkeypatch.setattr(Block, "forward", lambda self, x, **more: theirs(self, x, **more) * 1.01)
-    with pytest.raises(UnsupportedModelError, match="does not compute what patchlife knows of it"):
+    with pytest.raises(UnsupportedModelError, match="Block of the installed timm computes something else"):
         wrap(fresh("vit"))
 
 

@@ -66,7 +66,7 @@ def test_weights_from_two_places(vit_file):
 
 def test_a_tag_nobody_knows(vit_file):
     for config in (ModelConfig(f"{NAME}.x"), ModelConfig(f"{NAME}.x", checkpoint=vit_file)):
-        with pytest.raises(UnsupportedModelError, match=f"no weights tagged 'x' for {NAME}; it knows {NAME}.r160_in1k"):
+        with pytest.raises(UnsupportedModelError, match=f"no weights tagged 'x' for {NAME}; tags are {NAME}.r160_in1k"):
             open_pipeline(config)
 
 
