@@ -16,7 +16,7 @@ from patchlife.cli.main import VERBS, main
 
 LIGHT = """
 import sys
-from patchlife.cli import VERBS, main
+from patchlife.cli.main import VERBS, main
 lines = [["--help"], ["--version"], [], ["predict", "m", "p", "--top", "x"], ["predict", "m", "/no/such/photo"]]
 for argv in [*lines, *([verb, "--help"] for verb in VERBS)]:
     try:
