@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..data import Preprocess
 from ..data.labels import Labels
 from ..errors import ExportError
-from ..io.files import replace_folder, steadily
+from ..io.files import read_consistently, replace_folder
 from ..runtime.describe import describe
 from ..runtime.engine import Engine, verified
 from ..runtime.metadata import Format
@@ -81,10 +81,10 @@ def _kept(key: str, name: str, make: Callable[[Path], object], read: Callable[[P
     """What ``read`` gets from the file ``name`` in the cache entry ``key``, which ``make`` wrote now or earlier."""
     place = cache_folder() / key
     with suppress(ExportError):
-        return steadily(place, lambda: read(place / name))
+        return read_consistently(place, lambda: read(place / name))
     with replace_folder(place) as fresh:  # nothing is removed before: another process may have made it anew by now
         make(fresh / name)
-    return steadily(place, lambda: read(place / name))
+    return read_consistently(place, lambda: read(place / name))
 
 
 def _key(model: nn.Module, description: str) -> str:
