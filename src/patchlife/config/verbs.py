@@ -314,8 +314,9 @@ class BenchConfig:
         batch_sizes: Batch sizes.
         flops: Budgets at which the methods are compared, as fractions of the dense model's FLOPs.
         engine: eager: plain torch. compile: torch.compile for methods with static shapes. onnx, openvino: exported
-            graphs on the CPU, for dense, the no-decision bound and ours in fixed mode; the other methods are listed as
-            left out, with the reason. Exported files are kept in a cache folder (environment variable PATCHLIFE_CACHE).
+            graphs on the CPU, for dense, the no-decision bound and patchlife in fixed mode; the other methods are
+            listed as left out, with the reason. Exported files are kept in a cache folder (environment variable
+            PATCHLIFE_CACHE).
             The dense model is timed in eager mode as well; accuracy is always measured in eager mode.
         dtype: Number format of weights and images.
         rounds: Number of timing rounds; each round times every method once.
