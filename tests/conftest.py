@@ -1,4 +1,4 @@
-"""How every test runs: on one thread, with gradients only where something learns; and what test folders share."""
+"""Settings of all tests (one thread, no gradients in folders without training) and shared fixtures."""
 
 from __future__ import annotations
 
@@ -14,34 +14,37 @@ TESTS = Path(__file__).parent
 NO_GRADIENTS = tuple(
     TESTS / folder for folder in ("adapters", "backbones", "benchmarks/baselines", "export", "runtime", "slimming")
 )
-"""Folders that never learn, or say where they do; elsewhere a test finds torch as a user finds it."""
+"""Folders whose tests run without gradients, unless a test enables them. Elsewhere torch's default applies."""
 
-# A busy machine is slow, not wrong: `timeout` in pyproject.toml ends what hangs.
+# No deadline, because a busy machine is slow. `timeout` in pyproject.toml ends tests that hang.
 settings.register_profile("any machine", settings(), deadline=None)
 settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:
-    """Cores are shared by processes: the workers and whatever tests start take one thread each."""
+    """One thread per process: workers and processes that tests start share the cores."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """A single file runs in this process, for a worker needs seconds to start; all else on every core."""
+    """No workers for a single test file, because a worker takes seconds to start; otherwise one worker per core."""
     return 0 if len(config.args) == 1 and ".py" in config.args[0] else None
 
 
 def pytest_collection_finish() -> None:
-    """Modules and tests stay to the end: looking for garbage among them again and again was a seventh of the time."""
-    wake_hypothesis()
+    """Exclude modules and tests from garbage collection: scanning them took a seventh of the run time."""
+    initialise_hypothesis()
     gc.collect()
     gc.freeze()
 
 
 @settings(max_examples=1, database=None)
 @given(strategies.none())
-def wake_hypothesis(_: None) -> None:
-    """Its first run looks for holders of its random state, and frozen ones are not found (seen where CI is set)."""
+def initialise_hypothesis(_: None) -> None:
+    """Run hypothesis once before objects are frozen: its first run searches for references to its random state.
+
+    It does not find frozen objects and then warns (if the environment variable CI is set).
+    """
 
 
 def pytest_sessionfinish() -> None:
@@ -50,7 +53,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Exports that are kept by content: never the user's, and not another worker's."""
+    """A cache folder for exported files that neither the user nor another worker uses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATCHLIFE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -58,8 +61,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tiny models run fastest on one thread, and mostly without gradients."""
-    import torch  # seconds that the process which only hands out tests can do without
+    """One thread, which is fastest for tiny models, and no gradients in `NO_GRADIENTS`."""
+    import torch  # imported here: the process that only distributes tests does not need torch
 
     torch.set_num_threads(1)
     with torch.set_grad_enabled(not any(request.path.is_relative_to(folder) for folder in NO_GRADIENTS)):
@@ -68,7 +71,7 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The local folder with real weights and photos; PATCHLIFE_SHARED says where, if not next to the repo."""
+    """Local folder with real weights and photos: PATCHLIFE_SHARED, or the folder "shared" beside the repository."""
     folder = Path(os.environ.get("PATCHLIFE_SHARED") or TESTS.parents[1] / "shared")
     if not (folder / "data").is_dir():
         pytest.skip("no local folder with the shared data")

@@ -1,8 +1,8 @@
-"""One small random-weight model of every family that patchlife claims to slim, built by timm itself.
+"""A small model with random weights for every family that patchlife supports, built by timm.
 
-A variant keeps what is special about its family (prefix tokens, rotations, norms, pooling, block type) and is
-small in everything else. Freshly initialised models hide bugs: LayerScale near zero makes blocks do nothing,
-norms are the identity, class tokens and heads are tied or zero. `liven` makes all of it count.
+Each model keeps the special parts of its family (prefix tokens, rotations, norms, pooling, block type) and is small
+otherwise. Freshly initialised models hide bugs: with LayerScale near zero blocks have no effect, norms are the
+identity, class tokens and classifiers are zero. So `liven` gives all parameters random values.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from versions import needs_timm, older_timm
 
 SMALL = {"depth": 5, "embed_dim": 48, "num_heads": 3, "num_classes": 10, "patch_size": 8, "img_size": 48}
-START = 2  # of the five blocks; most tests start dropping here
+START = 2  # start block in most tests, of five blocks
 
 
 class GatedAttention(Attention):
-    """timm's attention with its output gate, which no registered ViT switches on."""
+    """timm's attention with its output gate. No ViT that is registered in timm uses the gate."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, gated=True, **kwargs)
@@ -34,26 +34,27 @@ class GatedAttention(Attention):
 
 @dataclass(frozen=True)
 class Family:
-    """A timm model and what makes it small.
+    """A timm model and the arguments that make it small.
 
     Attributes:
-        entry: the timm model whose special parts are kept.
-        changes: arguments on top of `SMALL`.
-        images: (height, width) of the images it is tested on.
-        make: how to build it; timm's own factory unless a part cannot be asked for there.
-        since: (version, what it brought) of the first timm that can build it, where the oldest supported one cannot.
+        entry: name of the timm model.
+        overrides: arguments in addition to `SMALL`.
+        images: (height, width) of the test images.
+        make: function that builds the model; timm's factory unless it lacks a needed argument.
+        since: (version, feature): the first timm version that can build the model, if the oldest supported one cannot,
+            and the feature that it needs.
     """
 
     entry: str
-    changes: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
     images: tuple[int, int] = (48, 48)
     make: Callable[..., nn.Module] = timm.create_model
     since: tuple[str, str] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Everything that differs from the full-size model."""
-        return {**SMALL, **self.changes}
+        """All arguments that differ from the full-size model."""
+        return {**SMALL, **self.overrides}
 
 
 def _eva(_: str, **arguments: Any) -> nn.Module:
@@ -69,7 +70,7 @@ _MROPE = {
     "global_pool": "token",
 }
 _DYNAMIC = {"dynamic_img_size": True}
-OTHER_SIZE = (40, 56)  # not what any model here was built for, and not square
+OTHER_SIZE = (40, 56)  # different from the size of all models here, and not square
 
 FAMILIES = {
     "vit": Family("vit_tiny_patch16_224"),
@@ -138,17 +139,17 @@ FAMILIES = {
 }
 
 PRESENT = tuple(name for name, family in FAMILIES.items() if not (family.since and older_timm(family.since[0])))
-"""Names of those that the installed timm can build; `built` skips the others' tests."""
+"""Names of the families that the installed timm can build. `built` skips the tests of the others."""
 
 FEW = ("vit", "deit-distilled", "siglip", "gap-registers", "parallel-things", "dinov3", "rope-mixed")
-"""Names that between them have each kind of prefix, pooling, rotation and residual; for costlier checks."""
+"""Names of a few families that cover all kinds of prefix, pooling, rotation and residual; for slow checks."""
 
 
 @cache
 def built(name: str) -> nn.Module:
-    """The small model of a family, lively and in eval mode. Shared by all tests: read it, never change it.
+    """The small model of a family, with `liven`'s weights, in eval mode. Shared by all tests: do not change it.
 
-    Skips the test that asks for a family that the installed timm does not have.
+    Skips the calling test if the installed timm cannot build the model.
     """
     family = FAMILIES[name]
     if family.since:
@@ -157,7 +158,7 @@ def built(name: str) -> nn.Module:
 
 
 def fresh(name: str) -> nn.Module:
-    """A copy of `built` that a test may change."""
+    """A copy of `built` that tests may change."""
     return copy.deepcopy(built(name))
 
 
@@ -169,7 +170,7 @@ def cast(name: str, dtype: torch.dtype) -> nn.Module:
 
 
 def photos(name: str, count: int = 3, seed: int = 0) -> Tensor:
-    """Random images that a family's model takes, of unequal contrast so that their patches' lives differ."""
+    """Random images for the model of a family. Their contrasts differ, so that the lives of their patches differ."""
     generator = torch.Generator().manual_seed(seed)
     channels = FAMILIES[name].arguments.get("in_chans", 3)
     images = torch.randn(count, channels, *FAMILIES[name].images, generator=generator)
@@ -178,7 +179,7 @@ def photos(name: str, count: int = 3, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def liven(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random values wherever a fresh model has ones, zeros or almost zeros; returns the model."""
+    """Give all parameters random values that have an effect on the output. Returns the model."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         last = name.rsplit(".", 1)[-1]

@@ -1,4 +1,4 @@
-"""What every other test relies on, in whichever process it runs."""
+"""The test environment that all other tests rely on, in every worker process."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def test_warnings_are_errors() -> None:
         warnings.warn("anything", stacklevel=1)
 
 
-def test_the_cache_is_this_processes_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_cache_folder_belongs_to_this_process(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert cache_folder().is_relative_to(tmp_path_factory.getbasetemp())
 
 
-def test_one_thread_here_and_in_what_is_started() -> None:
+def test_one_thread_in_this_process_and_in_child_processes() -> None:
     assert torch.get_num_threads() == 1
     code = "import torch; print(torch.get_num_threads())"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert int(said) == int(os.environ["OMP_NUM_THREADS"])
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(output) == int(os.environ["OMP_NUM_THREADS"])
 
 
-def test_gradients_are_there_as_for_a_user() -> None:
+def test_gradients_are_enabled_outside_the_listed_folders() -> None:
     assert torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""What the oldest supported timm does not have: tests that need it are skipped there, and say why."""
+"""Skipping tests of features that the installed timm does not have yet."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import timm
 
 
 def older_timm(version: str) -> bool:
-    """Whether the installed timm came before ``version``, such as "1.0.31"."""
+    """Whether the installed timm is older than ``version``, such as "1.0.31"."""
     return _numbers(timm.__version__) < _numbers(version)
 
 
-def needs_timm(version: str, what: str) -> None:
-    """Skip the test that asks for ``what`` where the installed timm came before ``version``."""
+def needs_timm(version: str, feature: str) -> None:
+    """Skip the calling test if the installed timm is older than ``version``, which introduced ``feature``."""
     if older_timm(version):
-        import pytest  # the GPU script uses the small models without it
+        import pytest  # imported here: the GPU script uses the small models without pytest
 
-        pytest.skip(f"{what} came with timm {version}; {timm.__version__} is installed")
+        pytest.skip(f"{feature} needs timm {version}, got {timm.__version__}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

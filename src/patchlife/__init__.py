@@ -1,6 +1,6 @@
-"""PatchLife: one small module decides, once, how many blocks each image patch should live.
+"""PatchLife makes Vision Transformers faster: it decides once, early, how many blocks each image patch takes part in.
 
-Names load when they are first used: importing patchlife imports neither torch nor timm.
+The public names are imported on first use, so ``import patchlife`` imports neither torch nor timm.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .slimming import wrap as wrap
     from .visual import draw as draw
 
-_HOME = {
+_MODULES = {
     "Flops": "slimming",
     "LifeConfig": "config",
     "Scorer": "slimming",
@@ -39,12 +39,12 @@ _HOME = {
     "wrap": "slimming",
 }
 
-__all__ = [*_HOME, "__version__"]
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module 'patchlife' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""``python -m patchlife`` is ``patchlife``."""
+"""``python -m patchlife`` runs the command line."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Every error that patchlife raises on purpose. Messages say what was expected, what came, what to do."""
+"""All errors that patchlife raises. A message states what was expected, what was got, and how to fix it."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ __all__ = [
 
 
 class PatchLifeError(Exception):
-    """Parent of all errors below: catch this one to catch them all."""
+    """Base class of all errors of patchlife."""
 
 
 class ConfigError(PatchLifeError, ValueError):
-    """A setting that cannot work: a budget of 60, a start block the model does not have."""
+    """An invalid setting, such as a budget of 60 or a start block beyond the model's depth."""
 
 
 class UnsupportedModelError(PatchLifeError, TypeError):
-    """A backbone whose tokens cannot be dropped exactly (windows, convolutions, unknown blocks)."""
+    """A model whose patches cannot be dropped exactly (windows, convolutions, unknown blocks)."""
 
 
 class CheckpointError(PatchLifeError):
-    """Backbone weights that are missing, of another model, damaged, or in a format we refuse to open."""
+    """Backbone weights that are missing, damaged, of another model, or in a format that is not opened."""
 
 
 class AdapterError(PatchLifeError):
-    """A life adapter that is damaged, incomplete, or was made for another backbone."""
+    """An adapter that is damaged, incomplete, or made for another backbone."""
 
 
 class ExportError(PatchLifeError):
-    """An exported file that is damaged, too new, or does not answer as the model it was made from."""
+    """An exported file that is damaged, too new, or whose outputs differ from those of its model."""
 
 
 class ImageError(PatchLifeError):
-    """A photo that cannot be read safely. Only that photo fails; its batch mates go on."""
+    """A photo that cannot be read safely. Only this photo fails; the other images of the batch are processed."""
 
 
 class NumericalError(PatchLifeError):
-    """NaN or infinity where numbers should be."""
+    """NaN or infinite values."""
 
 
 class MissingExtraError(PatchLifeError, ImportError):
-    """An optional dependency is not installed; the message is the install line."""
+    """An optional dependency is not installed. The message holds the install command."""
 
     def __init__(self, package: str, extra: str, what: str) -> None:
         super().__init__(f"{what} needs {package}, which is not installed: pip install 'patchlife[{extra}]'")
 
 
 def shortened(parts: Sequence[str], most: int = 5) -> str:
-    """A list in words that does not fill the screen."""
+    """The first ``most`` parts as text, and the number of the others."""
     return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")

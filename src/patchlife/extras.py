@@ -1,4 +1,4 @@
-"""Packages that only some verbs need: looked for before any work is done, and asked for by name."""
+"""Optional dependencies. They are checked before any work is done; the error holds the install command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RUNNERS = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be imported; it is not imported."""
+    """Whether a package can be imported. The package is not imported."""
     try:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):
@@ -24,13 +24,16 @@ def installed(package: str) -> bool:
 
 
 def require(package: str, extra: str, what: str) -> None:
-    """Raise MissingExtraError, with the install line of ``extra``, unless ``package`` is there for ``what``."""
+    """Raise MissingExtraError with the install command of ``extra`` unless ``package`` is installed.
+
+    ``what`` names the feature that needs the package.
+    """
     if not installed(package):
         raise MissingExtraError(package, extra, what)
 
 
 def require_export(format: str, int8: bool = False, what: str = "") -> None:
-    """Raise MissingExtraError unless a model can be exported to ``format`` and compared there."""
+    """Raise MissingExtraError unless the packages for exporting to ``format`` and verifying the file are installed."""
     what = what or f"export to {format}"
     extra = "onnx,openvino" if format == "openvino" else format
     for package in _WRITERS.get(format, ()):
@@ -40,17 +43,17 @@ def require_export(format: str, int8: bool = False, what: str = "") -> None:
 
 
 def require_engine(kind: str, what: str) -> None:
-    """Raise MissingExtraError unless a file of this kind (onnx, openvino; others run in torch) can be run."""
+    """Raise MissingExtraError unless the engine for files of this kind is installed (onnx, openvino; else torch)."""
     if kind in _RUNNERS:
         require(_RUNNERS[kind], kind, what)
 
 
 def need(module: str, what: str) -> Any:
-    """Import ``module``. Raises MissingExtraError with the install line when its package is not there."""
+    """Import and return ``module``. Raises MissingExtraError with the install command if it is not installed."""
     package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != package:  # its own dependency: not ours to explain
+        if (error.name or "").partition(".")[0] != package:  # a dependency of the package is missing
             raise
         raise MissingExtraError(package, _EXTRA[package], what) from None

@@ -177,10 +177,10 @@ def test_a_backbone_that_was_rebuilt_is_refused_by_name(tmp_path: Path) -> None:
         patchlife.save(model, tmp_path / "adapter")
     model = patchlife.wrap(fresh("vit"), CONFIG)
     model.backbone.vit.blocks[1].extra = nn.Linear(2, 2)
-    with pytest.raises(AdapterError, match=r"blocks\.1\.extra\.weight was not there, is 2x2"):
+    with pytest.raises(AdapterError, match=r"blocks\.1\.extra\.weight was missing, is 2x2"):
         patchlife.save(model, tmp_path / "adapter")
     del model.backbone.vit.blocks[1].extra, model.backbone.vit.norm.bias
-    with pytest.raises(AdapterError, match=r"norm\.bias was 48, is not there"):
+    with pytest.raises(AdapterError, match=r"norm\.bias was 48, is missing"):
         patchlife.save(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 

@@ -1,4 +1,4 @@
-"""Which models are accepted, what is known of them, and what the refusals say."""
+"""Which models are accepted, how they are described, and which errors others raise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from patchlife.errors import ConfigError, PatchLifeError, UnsupportedModelError
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_known_of_a_family(name: str) -> None:
+def test_depth_width_prefix_and_grid_of_a_family(name: str) -> None:
     vit, backbone = built(name), adapt(built(name))
     features = vit.forward_features(photos(name))
     rows, cols = backbone.grid_of(photos(name))
@@ -28,7 +28,7 @@ def test_what_is_known_of_a_family(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "prefix", "reads_class", "words"),
+    ("name", "prefix", "reads_class", "description"),
     [
         ("vit", 1, True, "VisionTransformer, 1 prefix tokens, reads the class token"),
         ("deit-distilled", 2, True, "VisionTransformerDistilled, 2 prefix tokens"),
@@ -40,13 +40,13 @@ def test_what_is_known_of_a_family(name: str) -> None:
         ("dinov3", 5, True, "Eva, RoPE, 5 prefix tokens"),
     ],
 )
-def test_what_it_says_of_itself(name: str, prefix: int, reads_class: bool, words: str) -> None:
+def test_the_description_of_a_model(name: str, prefix: int, reads_class: bool, description: str) -> None:
     backbone = adapt(built(name))
     assert (backbone.prefix, backbone.reads_class) == (prefix, reads_class)
-    assert words in backbone.family
+    assert description in backbone.family
 
 
-def test_sizes() -> None:
+def test_patch_size_image_size_grid_and_channels() -> None:
     backbone = adapt(built("not-square-patches"))
     assert backbone.patch_size == (8, 6)
     assert backbone.image_size == (48, 48)
@@ -54,22 +54,22 @@ def test_sizes() -> None:
     assert adapt(built("qk-norm")).channels == 1
 
 
-class OwnForward(VisionTransformer):
+class ReplacedForward(VisionTransformer):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * 2
 
 
-class OwnFeatures(VisionTransformer):
+class ReplacedFeatures(VisionTransformer):
     def forward_features(self, x: Tensor) -> Tensor:
         return self.norm(self.blocks(self.patch_embed(x)))
 
 
-class OwnPositions(VisionTransformer):
+class ReplacedPositions(VisionTransformer):
     def _pos_embed(self, x: Tensor) -> Tensor:
         return super()._pos_embed(x).flip(1)
 
 
-def own(kind: type[VisionTransformer]) -> VisionTransformer:
+def small(kind: type[VisionTransformer]) -> VisionTransformer:
     return kind(**SMALL)
 
 
@@ -93,33 +93,36 @@ REFUSED = {
         "DiffParallelScalingBlock",
     ),
     "not a vit": (lambda: nn.Linear(3, 3), "Linear"),
-    "own forward": (lambda: own(OwnForward), "OwnForward replaces forward of timm's VisionTransformer"),
-    "own features": (lambda: own(OwnFeatures), "OwnFeatures replaces forward_features"),
-    "own positions": (lambda: own(OwnPositions), "OwnPositions replaces _pos_embed"),
+    "replaced forward": (
+        lambda: small(ReplacedForward),
+        "ReplacedForward replaces forward of timm's VisionTransformer",
+    ),
+    "replaced features": (lambda: small(ReplacedFeatures), "ReplacedFeatures replaces forward_features"),
+    "replaced positions": (lambda: small(ReplacedPositions), "ReplacedPositions replaces _pos_embed"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_other_models_are_refused_by_name(what: str) -> None:
-    make, found = REFUSED[what]
+    make, message = REFUSED[what]
     if what.startswith("differential"):
         needs_timm("1.0.23", "differential attention")
     with pytest.raises(UnsupportedModelError) as caught:
         wrap(make())
-    assert found in str(caught.value)
+    assert message in str(caught.value)
     assert isinstance(caught.value, PatchLifeError)
     assert isinstance(caught.value, TypeError)
 
 
-@pytest.mark.parametrize("what", ["swin", "convnext", "relative positions", "beit", "not a vit", "own forward"])
+@pytest.mark.parametrize("what", ["swin", "convnext", "relative positions", "beit", "not a vit", "replaced forward"])
 def test_refusals_name_the_families_that_work(what: str) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         wrap(REFUSED[what][0]())
     assert KNOWN in str(caught.value)
 
 
-def test_a_forward_put_on_the_object_is_refused() -> None:
-    """As libraries that patch models do; its result would silently be ignored."""
+def test_a_forward_set_on_the_instance_is_refused() -> None:
+    """Libraries that patch models do this. Without the refusal the patch would have no effect."""
     vit = fresh("vit")
     vit.forward = lambda x: x
     with pytest.raises(UnsupportedModelError, match="replaces forward"):
@@ -137,10 +140,10 @@ def test_a_forward_put_on_the_object_is_refused() -> None:
         ("dynamic", (2, 3, 44, 48), "44 x 48 pixels cannot be cut into patches of 8 x 8"),
     ],
 )
-def test_images_that_do_not_fit(name: str, shape: tuple[int, ...], message: str) -> None:
+def test_images_that_do_not_fit_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         wrap(built(name))(torch.zeros(shape))
 
 
-def test_any_size_fits_a_padding_model() -> None:
+def test_a_padding_model_takes_any_image_size() -> None:
     assert wrap(built("dynamic-padded"))(torch.zeros(1, 3, 44, 50)).shape == (1, 10)

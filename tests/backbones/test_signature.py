@@ -1,4 +1,4 @@
-"""What tells two backbones apart: rounding does not, everything else does."""
+"""Signatures differ if the weights or the architecture differ, except for rounding."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from patchlife.backbones import adapt, build, pretrained_cfg, signature
-from patchlife.backbones.identity import changed, differences, fingerprints, weights_of
+from patchlife.backbones.identity import changed_weights, differences, fingerprints, weights_of
 
 
-def told(one: nn.Module, other: nn.Module) -> list[str]:
-    """What tells ``other`` from ``one``, after a trip through JSON, as in an adapter; the same from both sides."""
+def found_differences(one: nn.Module, other: nn.Module) -> list[str]:
+    """Differences of ``other`` from ``one``, of signatures that went through JSON. Checks that they are symmetric."""
     a, b = (json.loads(json.dumps(signature(adapt(vit)))) for vit in (one, other))
     assert bool(differences(a, b)) == bool(differences(b, a))
     return differences(a, b)
 
 
 @torch.no_grad()
-def noisy(vit: nn.Module, part: float, seed: int = 0) -> nn.Module:
-    """Change every parameter by ``part`` of its own spread."""
+def noisy(vit: nn.Module, fraction: float, seed: int = 0) -> nn.Module:
+    """Add noise to every parameter, of ``fraction`` of its standard deviation."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in vit.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.add_(part * parameter.std(correction=0).nan_to_num() * noise)
+        parameter.add_(fraction * parameter.std(correction=0).nan_to_num() * noise)
     return vit
 
 
-def raw(entry: str) -> Callable[[], nn.Module]:
-    """A model as timm makes it: constants, zeros, LayerScale of 1e-5 or less."""
+def initialised(entry: str) -> Callable[[], nn.Module]:
+    """A freshly initialised model: constants, zeros, LayerScale of 1e-5 or less."""
 
     def make() -> nn.Module:
         torch.manual_seed(0)
@@ -47,12 +47,12 @@ def raw(entry: str) -> Callable[[], nn.Module]:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {name: lambda name=name: fresh(name) for name in FAMILIES}
-MODELS |= {f"raw {name}": raw(name) for name in ("vit_tiny_patch16_224", "deit3_small_patch16_224")}
-MODELS |= {f"raw {name}": raw(name) for name in ("vit_small_patch14_dinov2", "eva02_tiny_patch14_224")}
+MODELS |= {f"initialised {name}": initialised(name) for name in ("vit_tiny_patch16_224", "deit3_small_patch16_224")}
+MODELS |= {f"initialised {name}": initialised(name) for name in ("vit_small_patch14_dinov2", "eva02_tiny_patch14_224")}
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_precision_and_a_copy_are_the_same_backbone(name: str) -> None:
+def test_other_precisions_are_the_same_backbone(name: str) -> None:
     make = MODELS[name]
     casts = [
         make(),
@@ -63,7 +63,7 @@ def test_precision_and_a_copy_are_the_same_backbone(name: str) -> None:
         make().half().float(),
     ]
     for one in casts:
-        assert all(told(one, other) == [] for other in casts)
+        assert all(found_differences(one, other) == [] for other in casts)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -71,10 +71,10 @@ def test_one_percent_of_noise_is_another_backbone(name: str) -> None:
     make = MODELS[name]
     other = noisy(make(), 0.01)
     for cast in (other, noisy(make(), 0.01).bfloat16(), noisy(make(), 0.01).half(), noisy(make(), 0.01).double()):
-        assert told(make(), cast)
-    assert told(make(), noisy(make(), 0.003))
-    assert told(make(), noisy(make(), 0.003).half())
-    assert told(make(), noisy(make(), 0.0003))
+        assert found_differences(make(), cast)
+    assert found_differences(make(), noisy(make(), 0.003))
+    assert found_differences(make(), noisy(make(), 0.003).half())
+    assert found_differences(make(), noisy(make(), 0.0003))
 
 
 @pytest.mark.shared
@@ -85,13 +85,13 @@ def test_real_weights(shared: Path) -> None:
         return build("vit_tiny_patch16_224", shared / "weights" / "vit_tiny_patch16_224.safetensors")[0]
 
     for cast in (copy_().bfloat16(), copy_().half(), copy_().double()):
-        assert told(vit, cast) == []
+        assert found_differences(vit, cast) == []
     for other in (noisy(copy_(), 0.01), noisy(copy_(), 0.01).bfloat16(), noisy(copy_(), 0.003)):
-        assert told(vit, other)
+        assert found_differences(vit, other)
 
 
 def small_changes() -> dict[str, Callable[[nn.Module], object]]:
-    """Changes of one place, by what they are."""
+    """Functions that change one place of a model, by name."""
 
     def swap(vit: nn.Module) -> None:
         vit.blocks[1], vit.blocks[2] = vit.blocks[2], vit.blocks[1]
@@ -109,68 +109,71 @@ def small_changes() -> dict[str, Callable[[nn.Module], object]]:
         "a constant": lambda vit: vit.norm.weight.fill_(1.0),
         "zeros": lambda vit: vit.cls_token.zero_(),
         "blocks swapped": swap,
-        "rows turned over": rows,
+        "rows reversed": rows,
         "one weight of one token": lambda vit: vit.cls_token[0, 0, 5].add_(0.1),
     }
 
 
 @pytest.mark.parametrize("what", small_changes())
 @torch.no_grad()
-def test_any_place_counts(what: str) -> None:
+def test_a_change_of_any_place_is_found(what: str) -> None:
     vit = fresh("vit")
     small_changes()[what](vit)
-    assert told(built("vit"), vit)
+    assert found_differences(built("vit"), vit)
 
 
 @torch.no_grad()
-def test_entries_between_those_that_are_looked_at_count() -> None:
+def test_a_change_outside_the_sample_is_found() -> None:
     one, other = (timm.create_model("vit_tiny_patch16_224", depth=2).eval() for _ in range(2))
     other.load_state_dict(one.state_dict())
-    assert told(one, other) == []
-    other.blocks[1].mlp.fc1.weight[0, 1] += 1e-3  # of 147456 entries every ninth is looked at
-    assert told(one, other) == ["blocks.1.mlp.fc1.weight has other values"]
+    assert found_differences(one, other) == []
+    other.blocks[1].mlp.fc1.weight[0, 1] += 1e-3  # the sample is every ninth of 147456 entries
+    assert found_differences(one, other) == ["blocks.1.mlp.fc1.weight has other values"]
 
 
 @pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16, torch.float64])
 @torch.no_grad()
-def test_rounding_of_all_does_not_hide_a_change_of_some(cast: torch.dtype) -> None:
-    for what in ("a bias", "the classifier, scaled", "rows turned over", "a sign", "one weight of one token"):
+def test_rounding_of_all_weights_does_not_hide_a_change_of_one(cast: torch.dtype) -> None:
+    for what in ("a bias", "the classifier, scaled", "rows reversed", "a sign", "one weight of one token"):
         vit = fresh("vit")
         small_changes()[what](vit)
-        assert told(built("vit"), vit.to(cast))
+        assert found_differences(built("vit"), vit.to(cast))
 
 
 @torch.no_grad()
-def test_an_adapter_merged_and_taken_out_again_leaves_the_same_backbone() -> None:
+def test_adding_and_subtracting_a_delta_leaves_the_same_backbone() -> None:
     vit = fresh("vit")
     for parameter in vit.parameters():
         other = torch.randn_like(parameter)
         parameter.add_(other).sub_(other)
-    assert changed(signature(adapt(built("vit"))), signature(adapt(vit)))  # by a few last bits
-    assert told(built("vit"), vit) == []
+    assert changed_weights(signature(adapt(built("vit"))), signature(adapt(vit)))  # in the last bits
+    assert found_differences(built("vit"), vit) == []
 
 
 @torch.no_grad()
-def test_equal_numbers_are_equal_whatever_their_sign_of_zero() -> None:
+def test_the_sign_of_zero_does_not_matter() -> None:
     one, other = fresh("vit"), fresh("vit")
     one.norm.bias.zero_()
     other.norm.bias.zero_().neg_()
-    assert told(one, other) == []
+    assert found_differences(one, other) == []
 
 
-def test_the_differences_name_what_differs() -> None:
-    assert told(built("vit"), built("deit-distilled"))[0] == "prefix is 2, expected 1"
+def test_differences_name_the_tensor_and_the_difference() -> None:
+    assert found_differences(built("vit"), built("deit-distilled"))[0] == "prefix is 2, expected 1"
     other = fresh("vit")
     other.reset_classifier(7)
-    assert told(built("vit"), other) == ["head.weight is 7x48, expected 10x48", "head.bias is 7, expected 10"]
+    assert found_differences(built("vit"), other) == [
+        "head.weight is 7x48, expected 10x48",
+        "head.bias is 7, expected 10",
+    ]
     other.reset_classifier(0)
-    assert told(built("vit"), other) == ["head.weight is missing", "head.bias is missing"]
+    assert found_differences(built("vit"), other) == ["head.weight is missing", "head.bias is missing"]
     other = fresh("vit")
     with torch.no_grad():
         other.blocks[3].mlp.fc1.weight.mul_(-1)
         other.norm.bias.add_(0.001)
     names = ["blocks.3.mlp.fc1.weight has other values", "norm.bias has other values"]
-    assert told(built("vit"), other) == names
+    assert found_differences(built("vit"), other) == names
     a, b = (signature(adapt(vit)) for vit in (built("vit"), other))
     assert differences(a, b, ignored=("norm.bias", "blocks.3.mlp.fc1.weight")) == []
 
@@ -178,37 +181,37 @@ def test_the_differences_name_what_differs() -> None:
 def test_another_image_size_is_the_same_backbone() -> None:
     other = fresh("vit")
     other.set_input_size(img_size=(64, 64))
-    assert told(built("vit"), other) == []
+    assert found_differences(built("vit"), other) == []
 
 
-def test_names_do_not_count_where_another_library_has_its_own() -> None:
-    mine = signature(adapt(built("vit")))
+def test_names_of_another_library_do_not_matter() -> None:
+    expected = signature(adapt(built("vit")))
     for cast in (torch.float32, torch.bfloat16):
-        theirs = signature(adapt(fresh("vit").to(cast)))
-        theirs["weights"] = {f"encoder.{i}": found for i, found in enumerate(reversed(theirs["weights"].values()))}
-        assert differences(mine, theirs) == []
+        renamed = signature(adapt(fresh("vit").to(cast)))
+        renamed["weights"] = {f"encoder.{i}": values for i, values in enumerate(reversed(renamed["weights"].values()))}
+        assert differences(expected, renamed) == []
     other = signature(adapt(noisy(fresh("vit"), 0.01)))
-    other["weights"] = {f"encoder.{name}": found for name, found in other["weights"].items()}
-    assert differences(mine, other)
+    other["weights"] = {f"encoder.{name}": values for name, values in other["weights"].items()}
+    assert differences(expected, other)
     other["weights"].popitem()
-    assert any("is missing" in part for part in differences(mine, other))
+    assert any("is missing" in part for part in differences(expected, other))
 
 
-def test_it_knows_its_backbone_without_timms_card() -> None:
+def test_a_signature_does_not_need_timms_pretrained_cfg() -> None:
     vit = fresh("vit")
     named = signature(adapt(vit))
-    for card in (None, {}, {"input_size": (3, 48, 48)}):
-        vit.pretrained_cfg = card
-        assert pretrained_cfg(vit) == (card or {})
-        found = signature(adapt(vit))
-        assert found["name"] is None
-        assert differences(named, found) == []
+    for cfg in (None, {}, {"input_size": (3, 48, 48)}):
+        vit.pretrained_cfg = cfg
+        assert pretrained_cfg(vit) == (cfg or {})
+        unnamed = signature(adapt(vit))
+        assert unnamed["name"] is None
+        assert differences(named, unnamed) == []
     del vit.pretrained_cfg
     assert pretrained_cfg(vit) == {}
     assert differences(named, signature(adapt(vit))) == []
 
 
-# ---- what is looked at
+# ---- fingerprints
 
 
 class Half(nn.Module):
@@ -216,7 +219,7 @@ class Half(nn.Module):
         return weight / 2
 
 
-def test_weights_are_what_is_computed_with() -> None:
+def test_weights_are_the_values_that_the_model_computes_with() -> None:
     vit = fresh("vit")
     with torch.no_grad():
         vit.blocks[0].attn.qkv.weight.mul_(2)
@@ -230,11 +233,11 @@ def test_weights_are_what_is_computed_with() -> None:
     assert all(torch.equal(weights[name], plain[name]) for name in plain if name != "blocks.1.mlp.fc1.weight")
 
 
-def test_what_has_no_values_is_passed_over() -> None:
+def test_tensors_without_readable_values_are_not_compared() -> None:
     class Special(Tensor):
         pass
 
-    found = fingerprints(
+    result = fingerprints(
         {
             "meta": torch.zeros(3, device="meta"),
             "special": torch.ones(3).as_subclass(Special),
@@ -249,47 +252,47 @@ def test_what_has_no_values_is_passed_over() -> None:
             "nan": torch.tensor([torch.nan]),
         }
     )
-    assert [name for name, value in found.items() if value is None] == list(found)[:6]
-    json.dumps(found, allow_nan=False)
-    whole = signature(adapt(built("vit")))
-    gone = whole | {"weights": {**whole["weights"], "norm.bias": None, "packed": None}}
-    gone["weights"].pop("norm.weight")
-    assert differences(whole, gone) == differences(gone, whole) == []
-    gone["weights"]["head.bias"] = ["10", "float32", 9.0, 9.0, "float32 9", "float32 9"]
-    assert differences(whole, gone) == ["head.bias has other values"]
+    assert [name for name, value in result.items() if value is None] == list(result)[:6]
+    json.dumps(result, allow_nan=False)
+    complete = signature(adapt(built("vit")))
+    partial = complete | {"weights": {**complete["weights"], "norm.bias": None, "packed": None}}
+    partial["weights"].pop("norm.weight")
+    assert differences(complete, partial) == differences(partial, complete) == []
+    partial["weights"]["head.bias"] = ["10", "float32", 9.0, 9.0, "float32 9", "float32 9"]
+    assert differences(complete, partial) == ["head.bias has other values"]
 
 
 @torch.no_grad()
-def test_what_changed_is_told_to_the_bit() -> None:
+def test_changed_weights_are_exact_to_the_bit() -> None:
     vit = fresh("vit")
     before = signature(adapt(vit))
-    assert changed(before, signature(adapt(vit))) == []
-    assert changed(before, signature(adapt(vit.double()))) == []
-    assert changed(before, signature(adapt(vit.float().bfloat16()))) == []
+    assert changed_weights(before, signature(adapt(vit))) == []
+    assert changed_weights(before, signature(adapt(vit.double()))) == []
+    assert changed_weights(before, signature(adapt(vit.float().bfloat16()))) == []
     vit = fresh("vit").bfloat16()
     bits = vit.blocks[1].mlp.fc1.weight.view(torch.int16)
-    bits[::20, 0] += 1  # one step each: less than rounding made of it
-    assert "blocks.1.mlp.fc1.weight" in changed(before, signature(adapt(vit)))
+    bits[::20, 0] += 1  # one step each: less than the rounding of the cast
+    assert "blocks.1.mlp.fc1.weight" in changed_weights(before, signature(adapt(vit)))
     vit = fresh("vit")
     vit.blocks[4].norm1.weight[3] *= 1 + 2**-22
     vit.head.bias[0] += 1e-6
-    assert changed(before, signature(adapt(vit))) == ["blocks.4.norm1.weight", "head.bias"]
+    assert changed_weights(before, signature(adapt(vit))) == ["blocks.4.norm1.weight", "head.bias"]
     vit.norm.weight.neg_()
-    both = changed(before, signature(adapt(vit.bfloat16())))  # trained and cast: nothing is what it was
+    both = changed_weights(before, signature(adapt(vit.bfloat16())))  # trained and cast: all weights count as changed
     assert {"norm.weight", "head.bias", "blocks.0.attn.qkv.weight"} <= set(both)
     vit = fresh("vit")
     vit.reset_classifier(0)
-    assert changed(before, signature(adapt(vit))) == ["head.weight", "head.bias"]
+    assert changed_weights(before, signature(adapt(vit))) == ["head.weight", "head.bias"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_a_gpu_says_the_same() -> None:
+def test_a_gpu_gives_the_same_signature() -> None:
     for cast in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         vit = fresh("vit").to(cast)
         assert signature(adapt(vit)) == signature(adapt(copy.deepcopy(vit).cuda()))
 
 
-def test_it_takes_no_time() -> None:
+def test_a_signature_takes_less_than_50_ms() -> None:
     backbone = adapt(timm.create_model("vit_tiny_patch16_224").eval())
     seconds = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""What stage 2 changes of a backbone: small, exact when merged, and never in place."""
+"""Weight deltas: their size, exact merging, and merging into a copy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from patchlife.backbones.weight_delta import add_low_rank, apply_delta, delta_be
 from patchlife.errors import AdapterError
 
 
-def test_low_rank_begins_as_no_change() -> None:
+def test_a_new_low_rank_delta_has_no_effect() -> None:
     vit = fresh("vit")
     add_low_rank(vit.blocks[2:], rank=2)
     torch.testing.assert_close(vit(photos("vit")), built("vit")(photos("vit")))
     assert all(not name.endswith(".delta") for name in delta_between(vit, built("vit")))
 
 
-def test_a_merged_change_computes_the_same() -> None:
+def test_a_merged_delta_gives_the_same_outputs() -> None:
     vit = fresh("vit")
     add_low_rank(vit.blocks[2:], rank=2)
     for name, parameter in vit.named_parameters():
@@ -33,7 +33,7 @@ def test_a_merged_change_computes_the_same() -> None:
     assert all(torch.equal(before[name], value) for name, value in built("vit").state_dict().items())
 
 
-def test_a_whole_change_is_a_delta() -> None:
+def test_a_trained_weight_is_a_full_delta() -> None:
     vit = fresh("vit")
     vit.blocks[3].mlp.fc1.weight.add_(0.01)
     delta = delta_between(vit, built("vit"))
@@ -43,6 +43,6 @@ def test_a_whole_change_is_a_delta() -> None:
     )
 
 
-def test_a_change_of_another_model_is_refused() -> None:
+def test_a_delta_of_another_model_is_refused() -> None:
     with pytest.raises(AdapterError, match=r"blocks\.99\.x"):
         apply_delta(built("vit"), {"blocks.99.x.delta": torch.zeros(1)})

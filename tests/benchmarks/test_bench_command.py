@@ -96,7 +96,7 @@ def test_a_report_is_drawn_from_files_alone(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give one of both"),
+        ([], "got neither"),
         (["test_vit", "--flops", "60"], "did you mean 0.6"),
         (["test_vit", "--methods", "limit"], "--methods must be of dense, no-decision-bound"),
         (["test_vit", "--methods", "evil"], "got evil"),
@@ -108,7 +108,7 @@ def test_a_report_is_drawn_from_files_alone(tmp_path: Path, capsys: pytest.Captu
         (["test_vit", "--engine", "openvino", "--device", "cuda"], "got float32 on cuda; drop --dtype and --device"),
         ([__file__], "is an exported model"),
         (["--report", "nowhere.json"], "nowhere.json is not a result file"),
-        (["test_vit", "--no-speed"], "without speed there is accuracy only, which takes labelled photos"),
+        (["test_vit", "--no-speed"], "--no-speed measures accuracy only, which needs labelled photos"),
     ],
 )
 def test_invalid_options_are_refused(

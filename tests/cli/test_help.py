@@ -16,7 +16,7 @@ from patchlife.cli.main import VERBS, main
 
 LIGHT = """
 import sys
-from patchlife.cli import VERBS, main
+from patchlife.cli.main import VERBS, main
 lines = [["--help"], ["--version"], [], ["predict", "m", "p", "--top", "x"], ["predict", "m", "/no/such/photo"]]
 for argv in [*lines, *([verb, "--help"] for verb in VERBS)]:
     try:
@@ -95,7 +95,7 @@ def test_without_a_verb_it_shows_what_there_is(capsys):
         ("predict m p --budget 60", "budget must be in (0, 1], got 60; did you mean 0.6?"),
         ("predict m p --budget lots", "argument --budget: expected a number, got 'lots'"),
         ("predict m p --speedup 0.5", "speedup must be at least 1, got 0.5"),
-        ("predict m p --budget 0.5 --speedup 2", "budget and speedup say the same thing in different ways"),
+        ("predict m p --budget 0.5 --speedup 2", "budget and speedup are alternatives; give only one of them"),
         ("predict m p --drops 3,x", "argument --drops: expected a whole number, got 'x'"),
         ("predict m p --mode fast", "argument --mode: invalid choice: 'fast'"),
         ("predict m p --device tpu", "argument --device: invalid choice: 'tpu'"),

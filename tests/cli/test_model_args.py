@@ -116,7 +116,7 @@ def test_a_folder_as_timm_writes_it(patchlife, photos, tmp_path, monkeypatch):
     assert (about["model"], about["weights"]) == (NAME, f"local-dir:{tmp_path / 'mine'}")
     said = patchlife("info", "local-dir:nowhere")
     assert said.code == 2
-    assert "local-dir:nowhere: expected a folder with config.json as timm writes it, found No such file" in said.err
+    assert "local-dir:nowhere: expected a folder with config.json as timm writes it, got No such file" in said.err
 
 
 def labelled(photos: list[Path]) -> Path:
@@ -132,7 +132,7 @@ def labelled(photos: list[Path]) -> Path:
 def test_a_tag_that_timm_does_not_know(patchlife):
     said = patchlife("info", f"{NAME}.nonsense")
     assert said.code == 2
-    assert f"timm has no weights tagged 'nonsense' for {NAME}; it knows {NAME}.r160_in1k" in said.err
+    assert f"timm has no weights tagged 'nonsense' for {NAME}; tags are {NAME}.r160_in1k" in said.err
     assert "Traceback" not in said.err
 
 

@@ -1,4 +1,4 @@
-"""Numbers as numpy, torch and divisions make them: accepted where they mean what is asked for, and stored plain."""
+"""Settings accept numbers of numpy and torch and rounding errors, and store plain Python numbers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_budget_is_stored_as_a_plain_float(given: Any, stored: float) -> None:
         (None, "got None"),
     ],
 )
-def test_a_budget_that_is_refused_is_shown_with_all_its_digits(given: Any, message: str) -> None:
+def test_an_invalid_budget_is_refused_and_shown_with_all_digits(given: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LifeConfig(budget=given)
 
@@ -80,18 +80,18 @@ def test_a_speedup_of_one_is_the_dense_model(given: Any) -> None:
 
 
 @pytest.mark.parametrize("given", [0.99, 0, -2, "2", True, np.bool_(True), [2], math.nan, math.inf])
-def test_a_speedup_that_is_refused(given: Any) -> None:
+def test_an_invalid_speedup_is_refused(given: Any) -> None:
     with pytest.raises(ConfigError, match=r"speedup must be at least 1, got .*; 1.6 means 1.6 times fewer FLOPs"):
         LifeConfig(speedup=given)
 
 
-def test_a_speedup_of_numpy_is_the_plain_one() -> None:
+def test_a_speedup_of_numpy() -> None:
     assert LifeConfig(speedup=np.float32(1.6)) == LifeConfig(speedup=1.6)
 
 
-@pytest.mark.parametrize("many", [list, tuple, np.array, torch.tensor, lambda values: map(np.int64, values)])
-def test_blocks_and_counts_of_numpy_and_torch(many: Any) -> None:
-    config = LifeConfig(start=np.int64(2), drops=many([2, 4]), kept=many([9, 9, 4, 4, 1]))
+@pytest.mark.parametrize("sequence", [list, tuple, np.array, torch.tensor, lambda values: map(np.int64, values)])
+def test_blocks_and_counts_of_numpy_and_torch(sequence: Any) -> None:
+    config = LifeConfig(start=np.int64(2), drops=sequence([2, 4]), kept=sequence([9, 9, 4, 4, 1]))
     assert config == LifeConfig(start=2, drops=(2, 4), kept=(9, 9, 4, 4, 1))
     assert {type(n) for n in (config.start, *config.drops, *config.kept)} == {int}
     assert LifeConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -114,7 +114,7 @@ def test_blocks_and_counts_of_numpy_and_torch(many: Any) -> None:
         ({"merge": 1}, "merge must be True or False, got 1"),
     ],
 )
-def test_blocks_counts_and_switches_that_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_blocks_counts_and_switches_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LifeConfig(**settings)
 
@@ -123,7 +123,7 @@ def test_a_switch_of_numpy() -> None:
     assert LifeConfig(merge=np.bool_(False)) == LifeConfig(merge=False)
 
 
-def test_lists_of_budgets_take_the_same(tmp_path) -> None:
+def test_lists_of_budgets_are_checked_like_a_budget(tmp_path) -> None:
     budgets, model = (*np.arange(0.5, 1.05, 0.25), 1.0000000000000002), ModelConfig("demo")
     for stored in (
         EvalConfig(model, tmp_path, budgets=budgets).budgets,
@@ -140,7 +140,7 @@ def test_lists_of_budgets_take_the_same(tmp_path) -> None:
         BenchConfig("demo", flops=(60,))
 
 
-def test_settings_of_a_model_hold_what_is_stored() -> None:
+def test_a_model_config_stores_plain_settings() -> None:
     given = {"budget": 1.0000005, "drops": np.array([3, 6]), "merge": np.bool_(False)}
     assert ModelConfig("demo", life=given).life == {"budget": 1.0, "drops": (3, 6), "merge": False}
     assert ModelConfig("demo", life={"speedup": 2}).life == {"speedup": 2}
@@ -149,7 +149,7 @@ def test_settings_of_a_model_hold_what_is_stored() -> None:
         ModelConfig("demo", image_size=9.5)
 
 
-def test_the_command_line_takes_them_too(capsys) -> None:
+def test_the_command_line_accepts_rounding_errors(capsys) -> None:
     from patchlife.cli.main import main
 
     for option, value in [("--budget", "1.0000000000000002"), ("--speedup", "0.9999999")]:

@@ -143,7 +143,7 @@ def test_a_bundle_predicts_at_the_given_budget(desk, capsys):
 
 def test_budget_and_budgets_do_not_go_together(desk, capsys):
     assert main(["export", *_model(desk), "--budgets", "1.0,0.6", "--speedup", "2"]) == 2
-    assert "got --speedup as well; give one of both" in capsys.readouterr().err
+    assert "got --speedup as well" in capsys.readouterr().err
 
 
 def test_labels_can_be_replaced(desk, file, capsys):

@@ -17,18 +17,18 @@ from patchlife.io.files import (
     SUMS,
     check_sums,
     locked,
+    read_consistently,
     recover,
+    remove_leftovers,
     replace_folder,
     sha256_of,
-    steadily,
-    sweep,
     write_atomic,
 )
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 
 
-def test_bytes_and_text(tmp_path):
+def test_bytes_and_text_are_written(tmp_path):
     path = tmp_path / "a.bin"
     assert write_atomic(path, b"\0\1") == path
     assert path.read_bytes() == b"\0\1"
@@ -37,7 +37,7 @@ def test_bytes_and_text(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+def test_a_failure_leaves_the_old_file_and_no_temporary_files(tmp_path, monkeypatch):
     path = write_atomic(tmp_path / "a.txt", "old")
 
     def fail(*_):
@@ -50,14 +50,14 @@ def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_permissions_are_those_of_a_plain_file(tmp_path):
-    plain, ours = tmp_path / "plain", tmp_path / "ours"
-    plain.touch()
-    write_atomic(ours, b"")
-    assert ours.stat().st_mode == plain.stat().st_mode
-    ours.chmod(0o600)
-    write_atomic(ours, b"again")
-    assert ours.stat().st_mode & 0o777 == 0o600
+def test_permissions_are_those_of_an_ordinary_file(tmp_path):
+    ordinary, written = tmp_path / "ordinary", tmp_path / "written"
+    ordinary.touch()
+    write_atomic(written, b"")
+    assert written.stat().st_mode == ordinary.stat().st_mode
+    written.chmod(0o600)
+    write_atomic(written, b"again")
+    assert written.stat().st_mode & 0o777 == 0o600
 
 
 def test_sha256(tmp_path):
@@ -68,80 +68,80 @@ def test_sha256(tmp_path):
 # ---- folders
 
 
-def put(path: Path, word: str, count: int = 3) -> None:
-    """Replace ``path`` by a folder whose files all hold ``word``, under names that tell how many there are."""
-    with replace_folder(path) as fresh:
+def write_folder(path: Path, word: str, count: int = 3) -> None:
+    """Replace ``path`` by a folder of ``count`` files that hold ``word``. The file names contain the count."""
+    with replace_folder(path) as new:
         for index in range(count):
-            (fresh / f"{index}of{count}").write_text(word)
+            (new / f"{index}of{count}").write_text(word)
 
 
-def held(path: Path) -> str:
-    """The word in all of its files; fails if the folder is not whole, or a mixture."""
+def word_in(path: Path) -> str:
+    """The word that all files of a folder hold. Fails if the folder is incomplete or a mixture of two versions."""
 
     def read() -> set[str]:
-        found = check_sums(path, AdapterError)
-        assert {int(name.partition("of")[2]) for name in found} == {len(found)}
-        return {file.read_text() for file in found.values()}
+        paths = check_sums(path, AdapterError)
+        assert {int(name.partition("of")[2]) for name in paths} == {len(paths)}
+        return {file.read_text() for file in paths.values()}
 
-    (word,) = steadily(path, read)
+    (word,) = read_consistently(path, read)
     return word
 
 
-@pytest.fixture(params=["exchange", "two steps"])
-def way(request, monkeypatch) -> str:
-    """How a folder takes the place of another one: on this system, and on one that can only rename."""
-    if request.param == "two steps":
-        monkeypatch.setattr(files, "_exchange", lambda: None)
+@pytest.fixture(params=["swap", "two renames"])
+def method(request, monkeypatch) -> str:
+    """How a folder replaces another one: by the swap call of this system, or by two renames where it is missing."""
+    if request.param == "two renames":
+        monkeypatch.setattr(files, "_swap_call", lambda: None)
     return request.param
 
 
-def test_this_system_exchanges_folders():
+def test_linux_has_a_swap_call():
     if os.uname().sysname == "Linux":
-        assert files._exchange() is not None
+        assert files._swap_call() is not None
 
 
-def test_a_folder_is_replaced_whole(tmp_path, way):
+def test_a_folder_is_replaced_completely(tmp_path, method):
     path = tmp_path / "a" / "b"
     for word in ("first", "second", "third"):
-        put(path, word, len(word))
-        assert held(path) == word
+        write_folder(path, word, len(word))
+        assert word_in(path) == word
         assert [entry.name for entry in path.parent.iterdir()] == ["b"]
     (tmp_path / "empty").mkdir()
-    put(tmp_path / "empty", "full")
-    assert held(tmp_path / "empty") == "full"
+    write_folder(tmp_path / "empty", "full")
+    assert word_in(tmp_path / "empty") == "full"
 
 
-def test_a_link_stays_one(tmp_path, way):
-    put(tmp_path / "there", "old")
+def test_a_link_is_kept_and_its_folder_replaced(tmp_path, method):
+    write_folder(tmp_path / "there", "old")
     (tmp_path / "link").symlink_to("there")
-    put(tmp_path / "link", "new")
+    write_folder(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink()
-    assert held(tmp_path / "there") == held(tmp_path / "link") == "new"
+    assert word_in(tmp_path / "there") == word_in(tmp_path / "link") == "new"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "there"]
 
 
-def test_an_error_leaves_the_old_folder(tmp_path, way):
-    put(tmp_path / "a", "old")
+def test_an_error_leaves_the_old_folder(tmp_path, method):
+    write_folder(tmp_path / "a", "old")
     with pytest.raises(KeyError), replace_folder(tmp_path / "a"):
         raise KeyError
     with pytest.raises(NotADirectoryError), replace_folder(write_atomic(tmp_path / "file", "mine")):
         pass
-    assert held(tmp_path / "a") == "old"
+    assert word_in(tmp_path / "a") == "old"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "file"]
 
 
 def killed(steps: dict[str, int], when: str, work: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Run ``work`` in a process that is killed before or after the n-th call of a function; whether it was."""
+    """Run ``work`` in a process that is killed before or after the n-th call of a function. Returns whether it was."""
 
-    def deadly(function: Callable, at: int) -> Callable:
+    def with_kill(function: Callable, at: int) -> Callable:
         calls = 0
 
-        def call(*given, **named):
+        def call(*args, **kwargs):
             nonlocal calls
             calls += 1
             if calls == at and when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = function(*given, **named)
+            result = function(*args, **kwargs)
             if calls == at and when == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
@@ -152,7 +152,7 @@ def killed(steps: dict[str, int], when: str, work: Callable[[], None], monkeypat
         for name, at in steps.items():
             owner, _, attribute = name.rpartition(".")
             owner = {"os": os, "shutil": files.shutil, "files": files}[owner]
-            monkeypatch.setattr(owner, attribute, deadly(getattr(owner, attribute), at))
+            monkeypatch.setattr(owner, attribute, with_kill(getattr(owner, attribute), at))
         work()
 
     process = multiprocessing.get_context("fork").Process(target=run)
@@ -162,123 +162,123 @@ def killed(steps: dict[str, int], when: str, work: Callable[[], None], monkeypat
 
 
 POINTS = {
-    "exchange": ["os.fsync", "files._sync_folder", "files._put", "files._exchanged", "shutil.rmtree", "os.close"],
-    "two steps": ["os.fsync", "files._put", "os.rename", "files._moved", "shutil.rmtree"],
+    "swap": ["os.fsync", "files._sync_folder", "files._move_into_place", "files._swapped", "shutil.rmtree", "os.close"],
+    "two renames": ["os.fsync", "files._move_into_place", "os.rename", "files._renamed_if_free", "shutil.rmtree"],
 }
 
 
 @FORK
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_kill_9_at_every_step_leaves_the_old_folder_or_the_new_one(tmp_path, way, when, monkeypatch):
-    died = set()
-    for point in POINTS[way]:
+def test_kill_9_at_every_step_leaves_the_old_folder_or_the_new_one(tmp_path, method, when, monkeypatch):
+    killed_at = set()
+    for point in POINTS[method]:
         for at in range(1, 6):
             path = tmp_path / f"{point}-{at}" / "adapter"
-            put(path, "old", 2)
-            if killed({point: at}, when, lambda path=path: put(path, "new", 3), monkeypatch):
-                died.add(point)
-            assert held(path) in ("old", "new")
-            put(path, "newer", 4)
-            assert held(path) == "newer"
+            write_folder(path, "old", 2)
+            if killed({point: at}, when, lambda path=path: write_folder(path, "new", 3), monkeypatch):
+                killed_at.add(point)
+            assert word_in(path) in ("old", "new")
+            write_folder(path, "newer", 4)
+            assert word_in(path) == "newer"
             assert [entry.name for entry in path.parent.iterdir()] == ["adapter"], (point, at)
-    assert died == set(POINTS[way])
+    assert killed_at == set(POINTS[method])
 
 
 @FORK
-def test_exchanging_never_leaves_a_moment_without_the_folder(tmp_path, monkeypatch):
-    """Without `recover`, as any other program sees it."""
+def test_with_the_swap_call_the_folder_is_never_missing(tmp_path, monkeypatch):
+    """`recover` is switched off: other programs do not call it."""
     monkeypatch.setattr(files, "recover", lambda path: None)
-    for point in POINTS["exchange"]:
+    for point in POINTS["swap"]:
         for at in range(1, 5):
             path = tmp_path / f"{point}-{at}" / "adapter"
-            put(path, "old")
-            killed({point: at}, "after", lambda path=path: put(path, "new"), monkeypatch)
+            write_folder(path, "old")
+            killed({point: at}, "after", lambda path=path: write_folder(path, "new"), monkeypatch)
             assert (path / SUMS).is_file()
-            assert held(path) in ("old", "new")
+            assert word_in(path) in ("old", "new")
 
 
 @FORK
-def test_a_reader_gets_back_what_a_kill_between_two_renames_took(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_exchange", lambda: None)
+def test_a_folder_that_is_missing_after_a_kill_between_two_renames_is_restored(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_swap_call", lambda: None)
     path = tmp_path / "adapter"
-    put(path, "old")
-    assert killed({"os.rename": 1}, "after", lambda: put(path, "new"), monkeypatch)
+    write_folder(path, "old")
+    assert killed({"os.rename": 1}, "after", lambda: write_folder(path, "new"), monkeypatch)
     assert not path.exists()
     recover(path)
-    assert held(path) == "old"
-    assert killed({"os.rename": 1}, "after", lambda: put(path, "new"), monkeypatch)
-    sweep(tmp_path)
-    assert held(path) == "old"
+    assert word_in(path) == "old"
+    assert killed({"os.rename": 1}, "after", lambda: write_folder(path, "new"), monkeypatch)
+    remove_leftovers(tmp_path)
+    assert word_in(path) == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
 
 
 def write_often(path: Path, word: str, count: int) -> None:
     for _ in range(25):
-        put(path, word, count)
+        write_folder(path, word, count)
 
 
 @FORK
-def test_of_several_writers_the_last_one_wins_whole(tmp_path, way):
+def test_of_several_writers_the_folder_of_the_last_one_remains(tmp_path, method):
     path, context = tmp_path / "adapter", multiprocessing.get_context("fork")
-    put(path, "first")
+    write_folder(path, "first")
     writers = [context.Process(target=write_often, args=(path, f"word {count}", count)) for count in (1, 4, 9)]
     for writer in writers:
         writer.start()
     seen = set()
     while any(writer.is_alive() for writer in writers):
-        seen.add(held(path))
+        seen.add(word_in(path))
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert seen <= {"first", "word 1", "word 4", "word 9"}
-    assert held(path) in seen | {"word 1", "word 4", "word 9"}
-    put(path, "last")
+    assert word_in(path) in seen | {"word 1", "word 4", "word 9"}
+    write_folder(path, "last")
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_a_living_writers_folder_is_not_swept(tmp_path, way):
-    put(tmp_path / "step-1", "old")
-    dead = tmp_path / f".step-9.{'0' * 32}"
-    dead.mkdir()
-    with replace_folder(tmp_path / "step-2") as fresh:
-        (fresh / "0of1").write_text("new")
-        sweep(tmp_path, "step-")
-        put(tmp_path / "step-1", "other")
-        assert fresh.is_dir()
-        assert dead.is_dir()
-    sweep(tmp_path, "step-")
+def test_the_folder_of_a_running_writer_is_not_removed(tmp_path, method):
+    write_folder(tmp_path / "step-1", "old")
+    leftover = tmp_path / f".step-9.{'0' * 32}"
+    leftover.mkdir()
+    with replace_folder(tmp_path / "step-2") as new:
+        (new / "0of1").write_text("new")
+        remove_leftovers(tmp_path, "step-")
+        write_folder(tmp_path / "step-1", "other")
+        assert new.is_dir()
+        assert leftover.is_dir()
+    remove_leftovers(tmp_path, "step-")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-1", "step-2"]
-    assert held(tmp_path / "step-2") == "new"
+    assert word_in(tmp_path / "step-2") == "new"
 
 
-def test_without_locks_only_old_leftovers_are_swept(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_acquired", lambda *given: False)
+def test_without_locks_only_old_leftovers_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_acquire", lambda *args: False)
     new, old = (tmp_path / f".step-{n}.{str(n) * 32}" for n in (1, 2))
     for entry in (new, old):
         entry.mkdir()
     os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
-    put(tmp_path / "step-3", "new")
-    sweep(tmp_path, "step-")
+    write_folder(tmp_path / "step-3", "new")
+    remove_leftovers(tmp_path, "step-")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([new.name, "step-3"])
 
 
-def test_only_leftovers_of_that_name_are_swept(tmp_path):
-    ours, others = f".a.{'1' * 32}", [f".b.{'1' * 32}", ".a", ".a.txt", "a", f"a.{'1' * 32}"]
-    for name in (ours, *others):
+def test_only_leftovers_of_the_given_name_are_removed(tmp_path):
+    leftover, others = f".a.{'1' * 32}", [f".b.{'1' * 32}", ".a", ".a.txt", "a", f"a.{'1' * 32}"]
+    for name in (leftover, *others):
         (tmp_path / name).mkdir()
     write_atomic(tmp_path / f".a.{'2' * 32}", "a file")
-    sweep(tmp_path, "a")
+    remove_leftovers(tmp_path, "a")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([*others, f".a.{'2' * 32}"])
-    sweep(tmp_path / "nowhere")
+    remove_leftovers(tmp_path / "nowhere")
 
 
-def test_a_long_name(tmp_path, way):
+def test_a_folder_with_a_long_name(tmp_path, method):
     path = tmp_path / ("long" * 50)
     for word in ("one", "two"):
-        put(path, word)
-    assert held(path) == "two"
+        write_folder(path, word)
+    assert word_in(path) == "two"
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_one_at_a_time(tmp_path):
+def test_a_lock_admits_one_at_a_time(tmp_path):
     inside, most = 0, 0
 
     def work() -> None:
@@ -297,18 +297,18 @@ def test_one_at_a_time(tmp_path):
     assert most == 1
 
 
-def test_what_is_read_is_of_one_version(tmp_path):
+def test_a_reader_gets_files_of_one_version(tmp_path):
     path = tmp_path / "adapter"
-    put(path, "old", 2)
+    write_folder(path, "old", 2)
     tries = []
 
     def read() -> list[str]:
         first = (path / "0of2").read_text() if (path / "0of2").exists() else (path / "0of3").read_text()
         tries.append(first)
         if len(tries) == 1:
-            put(path, "new", 3)
+            write_folder(path, "new", 3)
         return [first, (path / "1of3").read_text()]
 
-    assert steadily(path, read) == ["new", "new"]
+    assert read_consistently(path, read) == ["new", "new"]
     with pytest.raises(FileNotFoundError):
-        steadily(path, lambda: (path / "none").read_text())
+        read_consistently(path, lambda: (path / "none").read_text())

@@ -11,7 +11,7 @@ WHOLE = b"".join(LINES)
 
 
 @pytest.mark.parametrize("cut", range(len(WHOLE) + 1))
-def test_cut_anywhere_the_whole_lines_survive(cut, tmp_path):
+def test_a_file_cut_anywhere_keeps_its_complete_lines(cut, tmp_path):
     file = tmp_path / "out.jsonl"
     file.write_bytes(WHOLE[:cut])
     kept = WHOLE[:cut].count(b"\n")
@@ -19,9 +19,9 @@ def test_cut_anywhere_the_whole_lines_survive(cut, tmp_path):
     assert file.read_bytes() == b"".join(LINES[:kept])
 
 
-@pytest.mark.parametrize("place", ["none", "/dev/zero"])
-def test_no_file_is_an_empty_one(place, tmp_path):
-    assert recover(tmp_path / place, "path") == []
+@pytest.mark.parametrize("path", ["none", "/dev/zero"])
+def test_a_missing_file_counts_as_empty(path, tmp_path):
+    assert recover(tmp_path / path, "path") == []
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_no_file_is_an_empty_one(place, tmp_path):
         (LINES[0] + b'{"path": "half\n' + LINES[2], 2),
     ],
 )
-def test_another_kind_of_file_is_left_alone(content, line, tmp_path):
+def test_another_kind_of_file_is_refused_unchanged(content, line, tmp_path):
     file = tmp_path / "out.jsonl"
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"line {line} of .* is no record that begins with 'path'"):
+    with pytest.raises(ConfigError, match=f"line {line} of .* is not a record that begins with 'path'"):
         recover(file, "path")
     assert file.read_bytes() == content

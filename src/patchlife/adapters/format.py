@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..errors import AdapterError
-from ..io.files import check_sums, recover, replace_folder, steadily
+from ..io.files import check_sums, read_consistently, recover, replace_folder
 from ..version import __version__
 
 __all__ = ["FORMAT", "check_free", "read_adapter", "under", "write_adapter"]
@@ -48,7 +48,7 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
 
     Raises AdapterError when the folder is not an adapter, is damaged, or is of another format.
     """
-    return steadily(folder, lambda: _read(Path(folder)))
+    return read_consistently(folder, lambda: _read(Path(folder)))
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

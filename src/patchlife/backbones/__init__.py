@@ -1,4 +1,4 @@
-"""The only folder that knows timm's private names."""
+"""Vision Transformers as the parts that the method needs. Only this package uses timm's private names."""
 
 from .attached import resident
 from .backbone import FAMILIES, Backbone, Embedded, adapt

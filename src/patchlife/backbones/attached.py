@@ -1,8 +1,9 @@
 """What users attach to a model's modules: hooks, adapters, parametrisations, sharding, offloading.
 
-Blocks are called, so what is attached to them takes effect by itself. Two places need more care. The scorer looks at
-a block's projections *before* the block runs: it applies them without firing hooks, which belong to the block's own
-run. And adaptive mode opens blocks: what is attached to a module that it does not call has to be refused.
+Blocks are called as modules, so most attachments take effect without further code. There are two exceptions. The
+scorer reads a block's projections *before* the block runs; it applies them without firing hooks, so that each hook
+fires once a forward pass. Adaptive mode calls the modules inside a block but not the block itself; attachments of
+modules that are not called are refused.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ _HOOKS = {
     "_backward_pre_hooks": "a backward pre-hook",
     "_backward_hooks": "a backward hook",
 }
-_WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)  # pre-hooks that compute the weight, and do nothing else
+_WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)  # pre-hooks that only compute the weight
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # torch.compile's and torch's own checkpoint wrapper
 
 
 def attachments(module: nn.Module) -> str:
-    """What is attached to ``module`` itself (not to modules inside it), in words; empty where nothing is."""
-    found = [words for name, words in _HOOKS.items() if getattr(module, name)]
+    """Description of what is attached to ``module`` itself, not to modules inside it; empty for nothing."""
+    found = [description for name, description in _HOOKS.items() if getattr(module, name)]
     if "forward" in module.__dict__ and "_hf_hook" not in module.__dict__:
         found.append("a replaced forward")
     if module.__dict__.get("_compiled_call_impl") is not None:
@@ -43,7 +44,7 @@ def attachments(module: nn.Module) -> str:
 
 
 def original(module: Any) -> Any:
-    """The module inside wrappers that change how it runs and not what it computes."""
+    """The module inside wrappers that do not change its result (torch.compile, activation checkpointing)."""
     for name in _WRAPPERS:
         if name in getattr(module, "_modules", ()):
             return original(module._modules[name])
@@ -51,9 +52,9 @@ def original(module: Any) -> Any:
 
 
 def is_plain_linear(layer: nn.Module) -> bool:
-    """Whether ``layer`` is a linear layer whose weight says all: nothing computes the weight, nothing is added to it.
+    """Whether ``layer`` is an nn.Linear that computes exactly ``x @ weight.T + bias``, with an ordinary weight.
 
-    Hooks that look on do not count: the scorer does not fire them.
+    Hooks are ignored, because the scorer does not fire them.
     """
     if type(layer) is not nn.Linear or "forward" in layer.__dict__:
         return False
@@ -62,9 +63,9 @@ def is_plain_linear(layer: nn.Module) -> bool:
 
 
 def without_hooks(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)`` without its hooks, except those that compute its weights.
+    """``module(x)`` without firing its hooks, except those that compute its weights.
 
-    A layer whose weights are distributed tensors is called as usual, for hooks bring its input there.
+    A layer whose weights are distributed tensors is called with its hooks: they distribute its input.
     """
     if _is_distributed(module):
         return module(x)
@@ -75,19 +76,19 @@ def without_hooks(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def gathered(block: nn.Module) -> AbstractContextManager[object]:
-    """Within it the weights of ``block`` are there, though FSDP shards them or accelerate keeps them elsewhere."""
+    """Context in which all weights of ``block`` are loaded, if FSDP shards them or accelerate offloads them."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         from torch.distributed.fsdp import FSDPModule
 
         for module in block.modules():
             if isinstance(module, FSDPModule):
-                module.unshard()  # the block, which runs next, frees them
-    away = [module for module in block.modules() if "_hf_hook" in module.__dict__ and module._parameters]
-    return _fetched(away) if away else nullcontext()
+                module.unshard()  # freed by the block, which runs next
+    offloaded = [module for module in block.modules() if "_hf_hook" in module.__dict__ and module._parameters]
+    return _fetched(offloaded) if offloaded else nullcontext()
 
 
 def resident(module: nn.Module) -> AbstractContextManager[object]:
-    """Within it the own weights of ``module`` (not of modules inside it) are there, brought by accelerate's hook."""
+    """Context in which the weights of ``module``, without submodules, are loaded, if accelerate offloads them."""
     return _fetched([module]) if "_hf_hook" in module.__dict__ else nullcontext()
 
 

@@ -1,15 +1,15 @@
-"""timm's transformer blocks, opened up just enough to hand the attention to somebody else.
+"""timm's transformer blocks: running a block with another attention function, and reading its projections.
 
-Fixed mode calls a block as it is. Two things cannot: adaptive batches (attention per image inside packed tokens) and
-the scorer (which looks at queries and keys before the block runs). For adaptive batches `run_block` calls the block's
-own modules in the block's own order and leaves only the attention itself to the caller. `check_block` compares the
-two ways when a model is wrapped, so a timm release that changes a block is refused by name instead of being silently
-wrong. The scorer reads the block's projections through `attached.without_hooks`.
+Fixed mode calls a block as a module. Two parts of the method need more. Adaptive mode computes attention per image
+inside a batch of packed tokens: `run_block` calls the modules inside the block in the block's order, and the caller
+supplies the attention function. The scorer reads queries and keys before the block runs: `project` and `class_row`
+apply the block's projections through `attached.without_hooks`. `check_block` compares `run_block` with the block
+itself when a model is wrapped, so that a block that changed in a timm release is refused instead of computing
+something else.
 
-Blocks are `Any` here: timm's attributes are private, and types would only pretend to know them.
+Blocks have the type `Any`, because the attributes used here are private to timm.
 
-Everywhere here tokens come before heads: ``q`` is ``(..., tokens, heads, head_dim)``, and ``...`` is a batch
-or nothing at all.
+Tokens come before heads everywhere: ``q`` is ``(..., tokens, heads, head_dim)``, with or without a batch dimension.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ __all__ = [
 
 Heads = Float[Tensor, "*batch tokens heads head_dim"]
 Attend = Callable[[Heads, Heads, Heads], Heads]
-"""What a caller supplies: queries, keys and values in, attended values out."""
+"""An attention function: (queries, keys, values) to attended values."""
 
 Call = Callable[[nn.Module, Tensor], Tensor]
-"""How a module is applied: called as usual, or without its hooks."""
+"""A function that applies a module: a plain call, or a call without hooks."""
 
 ATTENTION_TYPES = (Attention, EvaAttention, AttentionRope)
 
@@ -63,43 +63,43 @@ class Projected(NamedTuple):
 
 
 def sdpa(q: Heads, k: Heads, v: Heads, bias: Tensor | None = None) -> Heads:
-    """Fused attention on tokens-before-heads tensors; ``bias`` broadcasts to (batch, heads, queries, keys)."""
+    """Fused attention. ``bias``, added to the logits, broadcasts to (batch, heads, queries, keys)."""
     out = F.scaled_dot_product_attention(q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2), bias)
     return out.transpose(-3, -2)
 
 
 def run_block(block: Any, x: Tensor, attend: Attend, rope: Tensor | None = None) -> Tensor:
-    """One block on ``x`` (..., tokens, dim), its attention done by ``attend``.
+    """The output of ``block`` for ``x`` (..., tokens, dim), with ``attend`` as its attention.
 
-    ``rope`` is (..., tokens, 1 or heads, 2 * head_dim) and covers *all* tokens: prefix rows hold the identity
-    rotation (see `Backbone.token_rope`).
+    ``rope`` is (..., tokens, 1 or heads, 2 * head_dim) and covers *all* tokens. The rows of prefix tokens hold the
+    identity rotation (see `Backbone.token_rope`).
     """
-    return _RUN[type(block)](block, x, attend, rope)
+    return _RUNNERS[type(block)](block, x, attend, rope)
 
 
 def check_openable(block: Any, index: int, opened: bool) -> None:
-    """Raise UnsupportedModelError where something that is attached to ``block`` would be passed over.
+    """Raise UnsupportedModelError if an attachment of ``block`` or of its attention would have no effect.
 
-    `run_block` (``opened``) does not call the block as a whole, nor its attention. A block with parallel attentions
-    that gets a bias does not call these as wholes either: that is timm's way.
+    `run_block` (``opened``) calls neither the block itself nor its attention module, only the modules inside. In
+    timm, a block with parallel attentions that gets a bias does not call the attention modules either.
     """
     inside = getattr(block, "_modules", {})
-    whole = [("", block), ("attn", inside.get("attn"))] if opened else []
-    for name, module in [*whole, *_branches(inside.get("attns"), opened)]:
-        found = attachments(module) if module is not None else ""
+    not_called = [("", block), ("attn", inside.get("attn"))] if opened else []
+    for name, module in [*not_called, *_parallel_attentions(inside.get("attns"), opened)]:
+        attached = attachments(module) if module is not None else ""
         if opened and "_hf_hook" in block.__dict__ and block._parameters:
-            found = "weight offloading"
-        if found:
+            attached = "weight offloading"
+        if attached:
             where = f"blocks.{index}" + (f".{name}" if name else "")
-            way = "use fixed mode, which calls whole blocks" if opened else "choose merge targets off (merge=False)"
+            remedy = "use fixed mode, which calls whole blocks" if opened else "switch merging off (merge=False)"
             raise UnsupportedModelError(
-                f"the modules inside {where} are called one by one, so {found} on {where} would have no effect; remove "
-                f"it, attach it to a module inside (qkv, proj, mlp, norm1, ...), or {way}"
+                f"the modules inside {where} are called one by one, so {attached} on {where} would have no effect; "
+                f"remove it, attach it to a module inside (qkv, proj, mlp, norm1, ...), or {remedy}"
             )
 
 
-def _branches(attentions: Any, opened: bool) -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules of parallel attentions that are not called as wholes."""
+def _parallel_attentions(attentions: Any, opened: bool) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of parallel attentions that are not called themselves."""
     for index, branch in enumerate(attentions if attentions is not None else ()):
         yield f"attns.{index}", branch
         if opened:
@@ -107,40 +107,40 @@ def _branches(attentions: Any, opened: bool) -> Iterator[tuple[str, nn.Module]]:
 
 
 def project(block: Any, x: Tensor, rope: Tensor | None = None) -> Projected:
-    """Queries, keys and values that ``block`` would compute for ``x`` (parallel attentions: the first one).
+    """Queries, keys and values that ``block`` computes for ``x`` (of parallel attentions, the first one's).
 
-    For whoever looks at a block before it runs: hooks on the block's modules do not fire.
+    Hooks on the block's modules do not fire.
     """
     block = original(block)
     with gathered(block):
         if isinstance(block, ParallelScalingBlock):
             y = without_hooks(block.in_proj, without_hooks(block.in_norm, x))
             return _split_parallel(block, y, without_hooks)[1]
-        attn, y = _entrance(block, x)
+        attn, y = _attention_input(block, x)
         return _project(attn, y, rope, without_hooks)
 
 
 def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> Float[Tensor, "batch heads tokens"]:
     """The attention logits of the class token's query in ``block``. Hooks on the block's modules do not fire.
 
-    Without rotations and key norms the query meets the key *weights* first, ``(q W_k) y`` for ``q (W_k y)``: one
-    row costs a vector a head where projecting every key costs a matrix. The constant of a row (the key bias) is
-    left out, because softmax does not see it. Only plain linear layers are read in this way.
+    Without rotations and key norms, ``(q W_k) y`` is computed instead of ``q (W_k y)``: it needs one product with the
+    key weights instead of one per token. The key bias is left out: it adds a constant to each row, which softmax
+    ignores. This shortcut is taken only for plain linear layers.
     """
     block = original(block)
-    if rope is not None or isinstance(block, ParallelScalingBlock) or not _keys_can_wait(block):
+    if rope is not None or isinstance(block, ParallelScalingBlock) or not _can_skip_keys(block):
         q, k, _ = project(block, x, rope)
         return torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k)
     with gathered(block):
-        attn, y = _entrance(block, x)
+        attn, y = _attention_input(block, x)
         (w_q, b_q), (w_k, _), _ = _weights(attn)
         q = without_hooks(attn.q_norm, F.linear(y[:, 0], w_q, b_q).unflatten(-1, (attn.num_heads, -1)))
         q = q * head_dim(attn) ** -0.5
         return torch.einsum("bhd,hdc->bhc", q, w_k.unflatten(0, (attn.num_heads, -1))) @ y.transpose(1, 2)
 
 
-def _keys_can_wait(block: Any) -> bool:
-    """Whether a query may meet the key weights instead of the keys, and the weights may be read."""
+def _can_skip_keys(block: Any) -> bool:
+    """Whether `class_row` may multiply the query with the key weights instead of computing the keys."""
     attn: Any = block.attns[0].attn if isinstance(block, ParallelThingsBlock) else block.attn
     layers = [attn.qkv] if attn.qkv is not None else [attn.q_proj, attn.k_proj]
     return (
@@ -150,8 +150,8 @@ def _keys_can_wait(block: Any) -> bool:
     )
 
 
-def _entrance(block: Any, x: Tensor) -> tuple[Any, Tensor]:
-    """A block's (first) attention and what that attention is given for ``x``."""
+def _attention_input(block: Any, x: Tensor) -> tuple[Any, Tensor]:
+    """(the block's first attention module, its input for ``x``)."""
     kind = type(block)
     if kind is ParallelThingsBlock:
         return block.attns[0].attn, without_hooks(block.attns[0].norm, x)
@@ -161,7 +161,7 @@ def _entrance(block: Any, x: Tensor) -> tuple[Any, Tensor]:
 
 
 def head_dim(attn: Any) -> int:
-    """Width of one head; not every attention of every timm release names it, but all scale logits by its root."""
+    """Width of one head. Some timm releases have no ``head_dim``; there it follows from ``scale``."""
     return getattr(attn, "head_dim", None) or round(attn.scale**-2)
 
 
@@ -174,13 +174,13 @@ def _kv_heads(attn: Any) -> int:
 
 
 def _qkv_bias(attn: Any) -> Tensor | None:
-    if getattr(attn, "q_bias", None) is not None:  # EVA keeps them apart: no bias on keys
+    if getattr(attn, "q_bias", None) is not None:  # EVA stores the biases separately; its key bias is zero
         return torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
     return attn.qkv.bias
 
 
 def _weights(attn: Any) -> list[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of queries, keys and values."""
+    """(weight, bias) of the projections to queries, keys and values."""
     if attn.qkv is None:
         return [(p.weight, p.bias) for p in (attn.q_proj, attn.k_proj, attn.v_proj)]
     bias = _qkv_bias(attn)
@@ -207,13 +207,13 @@ def _project(attn: Any, y: Tensor, rope: Tensor | None, call: Call = _call) -> P
 
 
 def _qkv(attn: Any, y: Tensor, call: Call) -> Tensor:
-    """Queries, keys and values side by side, by the same call of the layer as timm's."""
+    """Concatenated queries, keys and values, computed by the same call of the layer as in timm."""
     if getattr(attn, "q_bias", None) is None:
         return call(attn.qkv, y)
     bias: Any = _qkv_bias(attn)
     if attn.qkv_bias_separate:
         return call(attn.qkv, y) + bias
-    return F.linear(y, attn.qkv.weight, bias)  # as timm does: EVA's layer is never called
+    return F.linear(y, attn.qkv.weight, bias)  # as in timm: EVA's qkv layer is not called
 
 
 def _attention(attn: Any, y: Tensor, attend: Attend, rope: Tensor | None) -> Tensor:
@@ -264,7 +264,7 @@ def _run_parallel_scaling(b: Any, x: Tensor, attend: Attend, rope: Tensor | None
     return x + b.drop_path(b.ls(y))
 
 
-_RUN: dict[type, Callable[..., Tensor]] = {
+_RUNNERS: dict[type, Callable[..., Tensor]] = {
     Block: _run_block,
     EvaBlock: _run_eva,
     EvaBlockPostNorm: _run_post_norm,
@@ -272,14 +272,14 @@ _RUN: dict[type, Callable[..., Tensor]] = {
     ParallelThingsBlock: _run_parallel_things,
     ParallelScalingBlock: _run_parallel_scaling,
 }
-BLOCK_TYPES = tuple(_RUN)
+BLOCK_TYPES = tuple(_RUNNERS)
 
 
 def block_flops(block: Any) -> tuple[int, int]:
-    """(per token, per token squared): a block on n tokens costs ``a * n + c * n**2`` floating-point operations.
+    """(a, c): ``block`` costs ``a * n + c * n**2`` FLOPs on n tokens.
 
-    Counted as torch's FlopCounterMode counts: matrix products only, two operations a multiply-add. A linear layer is
-    counted by its size: a quantised one as what it replaces, one with LoRA as if it were merged.
+    Counted as torch's FlopCounterMode counts: matrix products only, two operations per multiply-add. A linear layer is
+    counted by its size: a quantised layer like a float one, a layer with LoRA as if LoRA were merged.
     """
     linear = sum(2 * m.in_features * m.out_features for m in linear_layers(block))
     attentions = [m for m in block.modules() if isinstance(m, (*ATTENTION_TYPES, ParallelScalingBlock))]
@@ -288,34 +288,38 @@ def block_flops(block: Any) -> tuple[int, int]:
 
 @torch.no_grad()
 def check_block(block: Any, dim: int, prefix: int, rope_width: int | None) -> None:
-    """Raise UnsupportedModelError unless `run_block` gives what the block itself gives.
+    """Raise UnsupportedModelError unless `run_block` gives the same output as the block itself.
 
-    Works on a copy of the block's structure with random weights: nothing that is attached to the block is called.
+    The check runs on a copy of the block with random weights and without attachments.
+
+    Args:
+        block: a block of timm. dim: token width. prefix: number of prefix tokens.
+        rope_width: last dimension of the rotation tables; None for blocks without rotary positions.
     """
     attentions = [m for m in block.modules() if isinstance(m, ATTENTION_TYPES)]
-    if type(block) not in _RUN or not (attentions or isinstance(block, ParallelScalingBlock)):
+    if type(block) not in _RUNNERS or not (attentions or isinstance(block, ParallelScalingBlock)):
         raise UnsupportedModelError(
             f"expected blocks of {', '.join(t.__name__ for t in BLOCK_TYPES)} with standard attention, got "
             f"{type(block).__name__} with {type(getattr(block, 'attn', block)).__name__}"
         )
-    twin = randomised(skeleton(block))
+    copy = randomised(skeleton(block))
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(1, prefix + 5, dim, generator=draw)
-    rope, whole = {}, None
+    rope, rope_of_all = {}, None
     if rope_width is not None:
         angle = torch.randn(5, rope_width // 2, generator=draw)
         rope["rope"] = torch.cat((angle.sin(), angle.cos()), -1)
-        whole = identity_prefix(rope["rope"], prefix).unsqueeze(-2)
-    theirs, ours = twin(x, **rope), run_block(twin, x, sdpa, whole)
-    error = (theirs - ours).abs().max() / (theirs - x).abs().max().clamp(min=1e-6)
+        rope_of_all = identity_prefix(rope["rope"], prefix).unsqueeze(-2)
+    expected, got = copy(x, **rope), run_block(copy, x, sdpa, rope_of_all)
+    error = (expected - got).abs().max() / (expected - x).abs().max().clamp(min=1e-6)
     if not error < 1e-3:
         raise UnsupportedModelError(
-            f"{type(block).__name__} of the installed timm does not compute what patchlife knows of it "
+            f"{type(block).__name__} of the installed timm computes something else than patchlife expects "
             f"(relative difference {error:.1e}); please report your timm version"
         )
 
 
 def identity_prefix(rope: Tensor, prefix: int) -> Tensor:
-    """Put ``prefix`` rows that rotate nothing (sin 0, cos 1) before a (..., patches, 2 * head_dim) table."""
+    """A (..., patches, 2 * head_dim) table with ``prefix`` identity rotations (sin 0, cos 1) put in front."""
     sin = rope.new_zeros(*rope.shape[:-2], prefix, rope.shape[-1] // 2)
     return torch.cat((torch.cat((sin, sin + 1), -1), rope), -2)

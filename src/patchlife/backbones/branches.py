@@ -1,6 +1,6 @@
-"""A timm block in two halves: attention, then MLP. Only baselines need it, who remove tokens in between.
+"""The attention branch and the MLP branch of a timm block, separately.
 
-`run_block` in `blocks.py` runs both; the method itself never comes in here.
+Only baselines that remove tokens between the two branches use this module. The method runs whole blocks (`blocks.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["BranchCost", "attention_branch", "branch_cost", "check_branches", "m
 
 
 class BranchCost(NamedTuple):
-    """What a block's parts cost, in FLOPs (two a multiply-add).
+    """FLOPs of a block's parts (two per multiply-add).
 
     Attributes:
-        project: for each token that becomes query, key and value.
-        pair: for each pair of a query and a key.
-        out: for each token that attention puts out. mlp: for each token that enters the MLP.
-        head_dim: no cost, but what a key is wide in one head.
+        project: per token that is projected to query, key and value.
+        pair: per pair of a query and a key.
+        out: per output token of the attention. mlp: per token that enters the MLP.
+        head_dim: width of a key in one head (not a cost).
     """
 
     project: int
@@ -35,22 +35,25 @@ class BranchCost(NamedTuple):
     head_dim: int
 
 
-def check_branches(backbone: Backbone, who: str, all_queries: bool = True) -> None:
-    """Raise UnsupportedModelError unless attention and MLP of every block come one after the other.
+def check_branches(backbone: Backbone, method: str, all_queries: bool = True) -> None:
+    """Raise UnsupportedModelError unless attention and MLP run one after the other in every block.
 
-    Where not ``all_queries`` get an answer, a gate on the attention's output would not know whose it is.
+    If a method computes attention for some queries only (``all_queries`` is False), blocks whose attention output is
+    gated per token are refused as well. ``method`` is its name, for the error.
     """
     for block in backbone.vit.blocks:
         if not isinstance(block, Block | EvaBlock | ResPostBlock | EvaBlockPostNorm):
             raise UnsupportedModelError(
-                f"{who} removes tokens between attention and MLP; in a {type(block).__name__} both run at once"
+                f"{method} removes tokens between attention and MLP; in a {type(block).__name__} both run in parallel"
             )
         if not all_queries and getattr(block.attn, "gate", None) is not None:
-            raise UnsupportedModelError(f"{who} asks with some tokens only; this model gates attention by all")
+            raise UnsupportedModelError(
+                f"{method} computes attention for some tokens only; this model's attention has a gate for every token"
+            )
 
 
 def attention_branch(backbone: Backbone, index: int, x: Tensor, attend: Attend, rope: Tensor | None = None) -> Tensor:
-    """What block ``index``'s attention adds to ``x``, for the queries that ``attend`` answers: maybe not all."""
+    """Output of the attention branch of block ``index``, before the residual sum, for the queries of ``attend``."""
     b = backbone.vit.blocks[index]
     match b:
         case Block():
@@ -63,7 +66,7 @@ def attention_branch(backbone: Backbone, index: int, x: Tensor, attend: Attend, 
 
 
 def mlp_branch(backbone: Backbone, index: int, x: Tensor) -> Tensor:
-    """What block ``index``'s MLP adds to ``x``."""
+    """Output of the MLP branch of block ``index``, before the residual sum."""
     b = backbone.vit.blocks[index]
     match b:
         case Block():
@@ -76,7 +79,7 @@ def mlp_branch(backbone: Backbone, index: int, x: Tensor) -> Tensor:
 
 
 def branch_cost(backbone: Backbone, index: int) -> BranchCost:
-    """What the halves of block ``index`` cost."""
+    """`BranchCost` of block ``index``."""
     block = backbone.vit.blocks[index]
     total, pair = block_flops(block)
     out = 2 * block.attn.proj.weight.numel()

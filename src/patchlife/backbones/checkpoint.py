@@ -1,4 +1,4 @@
-"""Weights from a safetensors file, under whatever names a training script left them, into a timm model."""
+"""Loading weights from a safetensors file into a timm model. Prefixes that training scripts add to keys are removed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["load_weights", "read_weights", "without_prefix"]
 
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"}
 
-# Parts of a key that a wrapper of torch's added: data parallel, torch.compile, sharding, activation checkpoints.
+# Parts of keys added by torch's wrappers: data parallel, torch.compile, sharding, activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
-# What a key that does not fit says about how the model was built: (which list it is on, its beginning, arguments).
-_BUILT_WITH = (
+# Model arguments that explain a key that does not fit: (list of the key, beginning of the key, arguments).
+_ARGUMENT_HINTS = (
     ("extra", "fc_norm.", "global_pool=avg"),
     ("missing", "fc_norm.", "global_pool=token"),
     ("extra", "attn_pool.", "global_pool=map"),
@@ -33,13 +33,13 @@ _BUILT_WITH = (
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file. Pickles are refused: opening one can run anything."""
+    """Tensors of a safetensors file. Pickles are refused, because opening one can run code. Raises CheckpointError."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; expected a .safetensors file")
     if path.suffix.lower() in _PICKLES:
         raise CheckpointError(
-            f"{path} is a pickle, which can run code when it is opened; convert it once where you trust it: "
+            f"{path} is a pickle, which can run code when it is opened; if you trust it, convert it once: "
             "safetensors.torch.save_file(weights, 'model.safetensors'), where weights is what torch.load(path, "
             "weights_only=True) returns, or the dict of tensors in it"
         )
@@ -52,29 +52,33 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def without_prefix(weights: Mapping[str, Tensor], wanted: Collection[str], name: str | Path) -> dict[str, Tensor]:
-    """Weights under the names that the model itself has, of which ``wanted`` are most.
+    """``weights`` with the keys of the model, without prefixes.
 
-    Wrappers of torch's are left out of the keys (``module.``, ``_orig_mod.``, also between two parts), and so is the
-    one prefix under which at least half of the model is found (``model.``, ``state_dict.backbone.``). Keys outside of
-    it stay as they are: a classifier may be there, and `load_weights` names the others.
+    The names of torch's wrappers are removed anywhere in a key (``module.``, ``_orig_mod.``). So is the prefix of at
+    least half of the model's keys (``model.``, ``state_dict.backbone.``). Keys without this prefix stay unchanged:
+    the classifier may be among them, and `load_weights` names the others.
 
-    Raises CheckpointError, naming the prefixes, when a file holds several models, such as one and its average.
+    Args:
+        weights: tensors of the file. wanted: keys of the model. name: the file, for the error.
+
+    Raises:
+        CheckpointError: the file holds several models, such as a model and its running average.
     """
     plain = {_unwrapped(key): value for key, value in weights.items()}
     if len(plain) < len(weights):
-        plain = dict(weights)  # with and without a wrapper: two models, told apart by it
-    found = [prefix for prefix, count in _prefixes(plain, wanted).items() if 2 * count >= len(wanted)]
-    if len(found) > 1:
-        shown = ", ".join(repr(prefix) if prefix else "none" for prefix in sorted(found))
+        plain = dict(weights)  # keys with and without a wrapper: two models in one file
+    prefixes = [prefix for prefix, count in _prefixes(plain, wanted).items() if 2 * count >= len(wanted)]
+    if len(prefixes) > 1:
+        shown = ", ".join(repr(prefix) if prefix else "none" for prefix in sorted(prefixes))
         raise CheckpointError(
-            f"{name} holds {len(found)} models, whose keys have the prefixes {shown}; save one of them to its own file"
+            f"{name} holds {len(prefixes)} models, whose keys have the prefixes {shown}; save one of them to a file"
         )
-    prefix = found[0] if found else ""
+    prefix = prefixes[0] if prefixes else ""
     return {key.removeprefix(prefix): value for key, value in plain.items()}
 
 
 def load_weights(vit: nn.Module, weights: Mapping[str, Tensor], name: str | Path) -> None:
-    """Load ``weights`` into ``vit``; every missing, extra or ill-shaped key is named in the CheckpointError."""
+    """Load ``weights`` into ``vit``. Raises CheckpointError that names missing, extra and misshaped keys."""
     wanted = vit.state_dict()
     missing = sorted(wanted.keys() - weights.keys())
     extra = sorted(weights.keys() - wanted.keys())
@@ -102,11 +106,11 @@ def _unwrapped(key: str) -> str:
 
 
 def _prefixes(keys: Collection[str], wanted: Collection[str]) -> Counter[str]:
-    """How many of the wanted keys there are behind each prefix; "" is one, too."""
+    """Number of wanted keys found behind each prefix; the prefix can be empty."""
     counts: Counter[str] = Counter()
     for key in keys:
         parts = key.split(".")
-        for cut in range(len(parts)):  # the longest ending: attn_pool.norm.weight is not norm.weight
+        for cut in range(len(parts)):  # the longest match: attn_pool.norm.weight is not norm.weight
             if ".".join(parts[cut:]) in wanted:
                 counts["".join(f"{part}." for part in parts[:cut])] += 1
                 break
@@ -114,10 +118,10 @@ def _prefixes(keys: Collection[str], wanted: Collection[str]) -> Counter[str]:
 
 
 def _hint(missing: list[str], extra: list[str], weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Arguments of the model under which the file may fit, as far as its keys tell; empty if they do not."""
+    """Text that suggests model arguments with which the file may fit, found from its keys; may be empty."""
     lists = {"missing": missing, "extra": extra}
     arguments = [
-        argument for where, begin, argument in _BUILT_WITH if any(key.startswith(begin) for key in lists[where])
+        argument for which, start, argument in _ARGUMENT_HINTS if any(key.startswith(start) for key in lists[which])
     ]
     if "reg_token" in extra and weights["reg_token"].ndim == 3:
         arguments.append(f"reg_tokens={weights['reg_token'].shape[1]}")
@@ -126,16 +130,16 @@ def _hint(missing: list[str], extra: list[str], weights: Mapping[str, Tensor], w
 
 
 def _shape_arguments(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Arguments that the shapes of the patches' embedding and of the positions tell."""
-    arguments, same = [], torch.empty(0, 0, 0, 0)
-    theirs, ours = (tensors.get("patch_embed.proj.weight", same).shape for tensors in (weights, wanted))
-    if len(theirs) == len(ours) == 4 and theirs[0] == ours[0]:
-        if theirs[1] != ours[1]:
-            arguments.append(f"in_chans={theirs[1]}")
-        if theirs[2:] != ours[2:]:
-            arguments.append(f"patch_size={theirs[2]},{theirs[3]}")
-    theirs, ours = (tensors.get("pos_embed", same).shape for tensors in (weights, wanted))
-    if len(theirs) == len(ours) == 3 and theirs != ours and theirs[2] == ours[2]:
+    """Model arguments found from the shapes of the patch embedding and of the position embeddings."""
+    arguments, missing = [], torch.empty(0, 0, 0, 0)
+    in_file, in_model = (tensors.get("patch_embed.proj.weight", missing).shape for tensors in (weights, wanted))
+    if len(in_file) == len(in_model) == 4 and in_file[0] == in_model[0]:
+        if in_file[1] != in_model[1]:
+            arguments.append(f"in_chans={in_file[1]}")
+        if in_file[2:] != in_model[2:]:
+            arguments.append(f"patch_size={in_file[2]},{in_file[3]}")
+    in_file, in_model = (tensors.get("pos_embed", missing).shape for tensors in (weights, wanted))
+    if len(in_file) == len(in_model) == 3 and in_file != in_model and in_file[2] == in_model[2]:
         arguments.append("img_size=HEIGHT,WIDTH")
     return arguments
 

@@ -1,7 +1,8 @@
-"""Which backbone an adapter belongs to: its architecture, and a fingerprint of every weight.
+"""Signatures of backbones: architecture and a fingerprint of every weight. An adapter stores its backbone's signature.
 
-A fingerprint is a few numbers of a tensor's content. It does not change with the device and, up to rounding, not with
-the precision; two trainings do not share it, not even two short ones that began at the same weights.
+A fingerprint is a few numbers computed from a tensor. It does not depend on the device and, apart from rounding, not
+on the precision. Weights of two trainings have different fingerprints, even after short trainings from the same
+weights.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from .backbone import Backbone
 
 __all__ = [
     "CLASSIFIERS",
-    "changed",
+    "changed_weights",
     "differences",
     "fingerprints",
     "plain_name",
@@ -29,29 +30,49 @@ __all__ = [
 ]
 
 CLASSIFIERS = ("head.", "head_dist.")
-"""How the names of timm's classifiers begin."""
+"""Prefixes of the names of timm's classifier weights."""
 
-Fingerprint = list[Any]
-"""See `fingerprints`."""
 
-_FACTS = ("depth", "dim", "prefix", "patch_size", "family")
-_POSITIONS = "pos_embed"  # interpolated for another image size, which is no other backbone
-_SAMPLE = 16384  # entries of a tensor that are looked at, evenly spread
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an entry
+class Fingerprint(NamedTuple):
+    """A few numbers computed from a tensor. Signatures hold them as lists, for JSON.
+
+    Attributes:
+        shape: such as "10x48".
+        precision: the coarsest type that holds the values exactly. For a float32 model that was loaded from a bfloat16
+            file it is bfloat16.
+        rms: root mean square of the sample. The sample of a tensor is up to 16384 entries, evenly spaced.
+        projection: cosine of the sample and a fixed direction, times the square root of the number of entries. It is
+            distributed as about N(0, 1) for random entries.
+        checksum: type of the tensor, and checksum of all its entries.
+        sample_checksums: checksum of the sample in its own type and rounded to each coarser type.
+    """
+
+    shape: str
+    precision: str
+    rms: float
+    projection: float
+    checksum: str
+    sample_checksums: str
+
+
+_ARCHITECTURE_KEYS = ("depth", "dim", "prefix", "patch_size", "family")
+_POSITION_TABLE = "pos_embed"  # another image size changes it, but is the same backbone
+_SAMPLE_SIZE = 16384  # entries
+_INTEGER_TYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per entry
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # torch.compile, activation checkpointing
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # from fine to coarse
+_FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # from fine to coarse
 
-# How far rounding moves a fingerprint, by precision. About twice what was measured: root mean squares of 0.0018
-# (bfloat16) and 0.0002 (float16), where noise of 1 % of the weights makes 0.009.
+# Relative change of a fingerprint by rounding, by precision. About twice the measured root mean squares of 0.0018
+# (bfloat16) and 0.0002 (float16). Noise of 1 % of the weights gives 0.009.
 _ROUNDING = {"float16": 5e-4, "bfloat16": 3e-3}
-_EXACT = 2e-5  # in other precisions: sums in another order, a change that was made and taken back
-_HALF_STEP = {"float16": 2.0**-25}  # the smallest difference that a precision knows, where weights may be as small
+_DEFAULT_ROUNDING = 2e-5  # other precisions: another order of summation, a delta added and subtracted again
+_ABSOLUTE_ROUNDING = {"float16": 2.0**-25}  # half the smallest step; matters for tiny weights
 
 
 def signature(backbone: Backbone) -> dict[str, Any]:
-    """What tells two backbones apart, as JSON values: architecture, and `fingerprints` of all weights.
+    """Architecture and `fingerprints` of all weights, as JSON values.
 
-    About 20 ms for ViT-Tiny on one thread. ``name`` is for people; it takes no part in `differences`.
+    Takes about 20 ms for ViT-Tiny on one thread. ``name`` is informative only; `differences` ignores it.
     """
     return {
         "name": pretrained_cfg(backbone.vit).get("architecture"),
@@ -65,7 +86,7 @@ def signature(backbone: Backbone) -> dict[str, Any]:
 
 
 def pretrained_cfg(vit: nn.Module) -> dict[str, Any]:
-    """What timm says about where a model came from; empty for a model that was built from its class."""
+    """timm's ``pretrained_cfg`` of a model as a dict; empty for a model that was built from its class."""
     cfg = getattr(vit, "pretrained_cfg", None) or {}
     if dataclasses.is_dataclass(cfg) and not isinstance(cfg, type):
         return dataclasses.asdict(cfg)
@@ -74,30 +95,30 @@ def pretrained_cfg(vit: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def weights_of(vit: nn.Module) -> dict[str, Any]:
-    """Parameters and saved buffers by name, with the values that the model computes with.
+    """Parameters and saved buffers by plain name, with the values that the model computes with.
 
-    A parametrised or pruned weight is the result, under the plain name. Wrappers that only change names are left out.
-    What a module stores besides tensors (packed weights of quantised layers, say) is there as it is.
+    The value of a parametrised or pruned weight is the result of the parametrisation or pruning. Names of wrappers are
+    removed. Values that are not tensors, such as packed weights of quantised layers, are included unchanged.
     """
     stored = vit.state_dict(keep_vars=True)
     weights: dict[str, Any] = {}
     for key in stored:
-        name, value = _computed(vit, key, stored)
+        name, value = _name_and_value(vit, key, stored)
         weights[plain_name(name)] = value.detach() if isinstance(value, Tensor) else value
     return weights
 
 
 def plain_name(name: str) -> str:
-    """A weight's name without the wrappers around its module."""
+    """Name of a weight without the wrappers around its module."""
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name
 
 
-def _computed(vit: nn.Module, key: str, stored: Mapping[str, Any]) -> tuple[str, Any]:
-    """(plain name, value) of the weight that ``key`` is a part of."""
+def _name_and_value(vit: nn.Module, key: str, stored: Mapping[str, Any]) -> tuple[str, Any]:
+    """(name, value) of the weight that entry ``key`` of the state dict belongs to."""
     *path, name = key.split(".")
-    if "parametrizations" in path:  # a.b.parametrizations.weight.0.up is a part of a.b.weight
+    if "parametrizations" in path:  # a.b.parametrizations.weight.0.up belongs to a.b.weight
         at = path.index("parametrizations")
         name = [*path, name][at + 1]
         return ".".join([*path[:at], name]), getattr(vit.get_submodule(".".join(path[:at])), name)
@@ -111,67 +132,65 @@ def _computed(vit: nn.Module, key: str, stored: Mapping[str, Any]) -> tuple[str,
 
 
 @torch.no_grad()
-def fingerprints(weights: Mapping[str, Any]) -> dict[str, Fingerprint | None]:
-    """[shape, precision, root mean square, projection, checksum, checksums of the sample] of each tensor.
+def fingerprints(weights: Mapping[str, Any]) -> dict[str, list[Any] | None]:
+    """The `Fingerprint` of each tensor, as a list.
 
-    The sample are up to 16384 entries, evenly spread, that root mean square and projection are of, too. The projection
-    on a fixed direction, relative to the length, is about N(0, 1) for random entries. The precision is the coarsest
-    that holds the values, so that a float32 model from a bfloat16 file is known as such. The sample has a checksum for
-    each precision that it can be rounded to.
-
-    None for what has no values of its own here: meta, quantised, sharded and other special tensors.
+    None for tensors whose values cannot be read: meta, quantised, sharded and other special tensors.
     """
     plain = {name: tensor for name, tensor in weights.items() if _is_plain(tensor)}
-    samples = dict(zip(plain, _fetched([_sample(tensor) for tensor in plain.values()]), strict=True))
-    sums = dict(zip(plain, _fetched([_checksum(tensor.flatten()) for tensor in plain.values()]), strict=True))
+    samples = dict(zip(plain, _on_cpu([_sample(tensor) for tensor in plain.values()]), strict=True))
+    sums = dict(zip(plain, _on_cpu([_checksum(tensor.flatten()) for tensor in plain.values()]), strict=True))
     precisions = _precisions(plain, samples)
-    found: dict[str, Fingerprint | None] = dict.fromkeys(weights)
+    result: dict[str, list[Any] | None] = dict.fromkeys(weights)
     for name, tensor in plain.items():
         shape = "x".join(map(str, tensor.shape))
-        root, projection = _measures(samples[name].double())
-        checksum = f"{_name(tensor.dtype)} {int(sums[name]) % 2**64:016x}"
-        found[name] = [shape, precisions[tensor.dtype], root, projection, checksum, _rounded(samples[name])]
-    return found
+        rms, projection = _rms_and_projection(samples[name].double())
+        checksum = f"{_type_name(tensor.dtype)} {int(sums[name]) % 2**64:016x}"
+        result[name] = [
+            *Fingerprint(shape, precisions[tensor.dtype], rms, projection, checksum, _sample_checksums(samples[name]))
+        ]
+    return result
 
 
 def _is_plain(tensor: Any) -> bool:
     if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout != torch.strided:
         return False
-    listed = tensor.dtype in _FLOATS or not (tensor.is_floating_point() or tensor.is_complex())
-    return listed and not (tensor.is_meta or tensor.is_quantized)
+    known_type = tensor.dtype in _FLOAT_TYPES or not (tensor.is_floating_point() or tensor.is_complex())
+    return known_type and not (tensor.is_meta or tensor.is_quantized)
 
 
 def _sample(tensor: Tensor) -> Tensor:
     flat = tensor.flatten()
-    return flat[:: max(1, -(-len(flat) // _SAMPLE))]
+    return flat[:: max(1, -(-len(flat) // _SAMPLE_SIZE))]
 
 
 def _checksum(flat: Tensor) -> Tensor:
-    """The sum of all entries' bits, each times a number of its place: the same on every device. (1,)"""
+    """Sum over the entries of their bits, read as integers, times fixed factors. Shape (1,); equal on all devices."""
     if flat.is_floating_point():
-        flat = (flat + 0.0).view(_INTEGERS[flat.element_size()])  # -0.0 becomes 0.0, which it equals
-    factors, rows = _factors(flat.device), len(flat) // _SAMPLE
-    total = (flat[rows * _SAMPLE :] * factors[: len(flat) - rows * _SAMPLE]).sum()
+        flat = (flat + 0.0).view(_INTEGER_TYPES[flat.element_size()])  # + 0.0 turns -0.0 into 0.0
+    factors, rows = _checksum_factors(flat.device), len(flat) // _SAMPLE_SIZE
+    total = (flat[rows * _SAMPLE_SIZE :] * factors[: len(flat) - rows * _SAMPLE_SIZE]).sum()
     if rows:
-        total = total + (flat[: rows * _SAMPLE].view(rows, _SAMPLE).sum(dim=0, dtype=torch.int64) * factors).sum()
+        columns = flat[: rows * _SAMPLE_SIZE].view(rows, _SAMPLE_SIZE).sum(dim=0, dtype=torch.int64)
+        total = total + (columns * factors).sum()
     return total.reshape(1)
 
 
 @cache
-def _factors(device: torch.device) -> Tensor:
-    """Fixed odd numbers of 63 bits."""
+def _checksum_factors(device: torch.device) -> Tensor:
+    """Fixed odd integers of 63 bits."""
     generator = torch.Generator("cpu").manual_seed(0)
-    return (torch.randint(-(2**62), 2**62, (_SAMPLE,), generator=generator, device="cpu") * 2 + 1).to(device)
+    return (torch.randint(-(2**62), 2**62, (_SAMPLE_SIZE,), generator=generator, device="cpu") * 2 + 1).to(device)
 
 
-def _rounded(sample: Tensor) -> str:
-    """Checksums of a sample in its own type and in all coarser ones."""
-    types = _FLOATS[_FLOATS.index(sample.dtype) :] if sample.dtype in _FLOATS else (sample.dtype,)
-    return " ".join(f"{_name(dtype)} {int(_checksum(sample.to(dtype))) % 2**64 >> 32:08x}" for dtype in types)
+def _sample_checksums(sample: Tensor) -> str:
+    """Checksums of a sample in its own type and in all coarser types, as text."""
+    types = _FLOAT_TYPES[_FLOAT_TYPES.index(sample.dtype) :] if sample.dtype in _FLOAT_TYPES else (sample.dtype,)
+    return " ".join(f"{_type_name(dtype)} {int(_checksum(sample.to(dtype))) % 2**64 >> 32:08x}" for dtype in types)
 
 
-def _fetched(pieces: list[Tensor]) -> list[Tensor]:
-    """The same on the CPU: one transfer for each device and precision."""
+def _on_cpu(pieces: list[Tensor]) -> list[Tensor]:
+    """The tensors on the CPU, with one transfer per device and type."""
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for index, piece in enumerate(pieces):
         groups.setdefault((piece.device, piece.dtype), []).append(index)
@@ -183,147 +202,159 @@ def _fetched(pieces: list[Tensor]) -> list[Tensor]:
     return result
 
 
-def _measures(sample: Tensor) -> tuple[float, float]:
-    """(root mean square, projection on a fixed direction relative to the length), to about six digits."""
-    length, direction = float(sample.norm()), _direction()[: len(sample)]
-    if not 0 < length < math.inf:  # all zero, empty, or no numbers
+def _rms_and_projection(sample: Tensor) -> tuple[float, float]:
+    """`Fingerprint.rms` and `Fingerprint.projection` of a sample, rounded to about six digits."""
+    length, direction = float(sample.norm()), _projection_direction()[: len(sample)]
+    if not 0 < length < math.inf:  # all zeros, empty, or with NaN or infinity
         return 0.0, 0.0
-    along = float(sample @ direction / direction.norm()) / length
-    return float(f"{length / len(sample) ** 0.5:.6g}"), round(along * len(sample) ** 0.5, 6)
+    cosine = float(sample @ direction / direction.norm()) / length
+    return float(f"{length / len(sample) ** 0.5:.6g}"), round(cosine * len(sample) ** 0.5, 6)
 
 
 @cache
-def _direction() -> Tensor:
-    return torch.arange(1, _SAMPLE + 1, dtype=torch.double, device="cpu").mul(math.e).sin()
+def _projection_direction() -> Tensor:
+    return torch.arange(1, _SAMPLE_SIZE + 1, dtype=torch.double, device="cpu").mul(math.e).sin()
 
 
 def _precisions(weights: Mapping[str, Tensor], samples: Mapping[str, Tensor]) -> dict[torch.dtype, str]:
-    """For each type of the weights the coarsest one that holds their values; a few entries of each tensor tell."""
+    """For each type of the weights, the coarsest type that holds them exactly, judged by 64 entries of each tensor."""
     few: dict[torch.dtype, list[Tensor]] = {}
     for name, tensor in weights.items():
         few.setdefault(tensor.dtype, []).append(samples[name][:64])
-    return {dtype: _coarsest(torch.cat(values)) for dtype, values in few.items()}
+    return {dtype: _coarsest_exact_type(torch.cat(values)) for dtype, values in few.items()}
 
 
-def _coarsest(values: Tensor) -> str:
-    types = reversed(_FLOATS) if values.is_floating_point() else ()
-    return _name(next((d for d in types if torch.equal(values.to(d).to(values.dtype), values)), values.dtype))
+def _coarsest_exact_type(values: Tensor) -> str:
+    types = reversed(_FLOAT_TYPES) if values.is_floating_point() else ()
+    return _type_name(next((d for d in types if torch.equal(values.to(d).to(values.dtype), values)), values.dtype))
 
 
-def _name(dtype: torch.dtype) -> str:
+def _type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 # ---- comparing
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of the weights of one backbone that are not the same, to the bit, in two `signature`s of it.
+def changed_weights(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the weights that changed between two `signature`s of one backbone.
 
-    Weights that were brought to another precision, and that only, are the same. Names that only one of them has, or
-    with another shape, are in the list.
+    The comparison is exact to the bit, except that a pure change of precision does not count. Names that are in only
+    one of the signatures are included, and so are weights of another shape.
     """
-    ours, theirs = _comparable(before["weights"], now["weights"], ())
-    one_sided = [name for name in {**ours, **theirs} if name not in ours or name not in theirs]
-    both = [name for name in ours if name in theirs]
-    recast = [name for name in both if ours[name][0] == theirs[name][0] and _kinds(ours[name]) != _kinds(theirs[name])]
-    only_cast = all(_agree(ours[name], theirs[name]) for name in recast)
-    same = {name for name in both if ours[name] == theirs[name]} | (set(recast) if only_cast else set())
-    return one_sided + [name for name in both if name not in same]
+    old, new = _comparable(before["weights"], now["weights"], ())
+    in_one = [name for name in {**old, **new} if name not in old or name not in new]
+    in_both = [name for name in old if name in new]
+    recast = [
+        name
+        for name in in_both
+        if old[name].shape == new[name].shape and _type_and_precision(old[name]) != _type_and_precision(new[name])
+    ]
+    only_recast = all(_equal_after_rounding(old[name], new[name]) for name in recast)
+    same = {name for name in in_both if old[name] == new[name]} | (set(recast) if only_recast else set())
+    return in_one + [name for name in in_both if name not in same]
 
 
 def differences(saved: Mapping[str, Any], found: Mapping[str, Any], ignored: Collection[str] = ()) -> list[str]:
-    """What tells the backbone ``found`` from ``saved`` (two `signature`s), in words; nothing for the same weights.
+    """Descriptions of the differences between two `signature`s; empty for the same backbone, apart from rounding.
 
-    Names count only where both sides use the same ones: another library's names are passed over, and each tensor is
-    compared with the one that is nearest. Weights named in ``ignored`` do not count at all, nor does a position table
-    for another image size, nor what has no fingerprint.
+    If the sides use different names, as different libraries do, each tensor is compared with the most similar tensor
+    of its shape. Not compared are: weights named in ``ignored``, the position table if the image sizes differ, and
+    weights without a fingerprint.
     """
-    facts = [f"{key} is {found[key]}, expected {saved[key]}" for key in _FACTS if saved[key] != found[key]]
-    if facts:
-        return facts
-    ours, theirs = _comparable(saved["weights"], found["weights"], ignored)
-    if _POSITIONS in ours and _POSITIONS in theirs and ours[_POSITIONS][0] != theirs[_POSITIONS][0]:
-        del ours[_POSITIONS], theirs[_POSITIONS]
-    if ours.keys() != theirs.keys() and _shapes(ours) != _shapes(theirs):
-        lacking = [f"{name} is missing" for name in ours if name not in theirs]
-        return lacking + [f"{name} is not expected" for name in theirs if name not in ours]
-    pairs = _pairs(ours, theirs)
-    shapes = [f"{name} is {b[0]}, expected {a[0]}" for name, a, b in pairs if a[0] != b[0]]
-    agreeing = [_agree(a, b) for _, a, b in pairs if "x" in a[0]]  # not those that may be zeros or ones in any model
-    rounding = _EXACT if 2 * sum(agreeing) > len(agreeing) else 0.0  # where most do, it does not excuse the others
+    architecture = [
+        f"{key} is {found[key]}, expected {saved[key]}" for key in _ARCHITECTURE_KEYS if saved[key] != found[key]
+    ]
+    if architecture:
+        return architecture
+    expected, got = _comparable(saved["weights"], found["weights"], ignored)
+    tables = [side.get(_POSITION_TABLE) for side in (expected, got)]
+    if tables[0] and tables[1] and tables[0].shape != tables[1].shape:
+        del expected[_POSITION_TABLE], got[_POSITION_TABLE]
+    if expected.keys() != got.keys() and _shapes(expected) != _shapes(got):
+        missing = [f"{name} is missing" for name in expected if name not in got]
+        return missing + [f"{name} is not expected" for name in got if name not in expected]
+    pairs = _matched(expected, got)
+    shapes = [f"{name} is {b.shape}, expected {a.shape}" for name, a, b in pairs if a.shape != b.shape]
+    # only tensors of two or more dimensions: vectors can be all zeros or all ones in any model
+    equal = [_equal_after_rounding(a, b) for _, a, b in pairs if "x" in a.shape]
+    # if most tensors are equal after rounding, rounding does not explain differences of the others
+    rounding = _DEFAULT_ROUNDING if 2 * sum(equal) > len(equal) else 0.0
     return shapes or _other_values({name: _distance(a, b, rounding) for name, a, b in pairs})
 
 
 def _comparable(
-    saved: Mapping[str, Fingerprint | None], found: Mapping[str, Fingerprint | None], ignored: Collection[str]
+    saved: Mapping[str, list[Any] | None], found: Mapping[str, list[Any] | None], ignored: Collection[str]
 ) -> tuple[dict[str, Fingerprint], dict[str, Fingerprint]]:
-    """Both sides without what cannot or need not be compared."""
-    unknown = {name for side in (saved, found) for name, print_ in side.items() if print_ is None}
+    """The fingerprints of both sides, without those that are not compared."""
+    unknown = {name for side in (saved, found) for name, values in side.items() if values is None}
     skipped = unknown | set(ignored)
-    if unknown:  # what replaced a weight may be stored under names of its own
+    if unknown:  # a quantised layer may store its weight under other names
         skipped |= saved.keys() ^ found.keys()
-    ours, theirs = (
-        {name: print_ for name, print_ in side.items() if print_ is not None and name not in skipped}
+    expected, got = (
+        {name: Fingerprint(*values) for name, values in side.items() if values is not None and name not in skipped}
         for side in (saved, found)
     )
-    return ours, theirs
+    return expected, got
 
 
 def _shapes(weights: Mapping[str, Fingerprint]) -> list[str]:
-    return sorted(print_[0] for print_ in weights.values())
+    return sorted(fingerprint.shape for fingerprint in weights.values())
 
 
-def _pairs(
-    ours: Mapping[str, Fingerprint], theirs: Mapping[str, Fingerprint]
+def _matched(
+    expected: Mapping[str, Fingerprint], got: Mapping[str, Fingerprint]
 ) -> list[tuple[str, Fingerprint, Fingerprint]]:
-    """What to compare with what: (our name, our fingerprint, theirs)."""
-    if ours.keys() == theirs.keys():
-        return [(name, print_, theirs[name]) for name, print_ in ours.items()]
-    left, pairs = list(theirs.values()), []
-    for name, print_ in ours.items():
-        nearest = min((other for other in left if other[0] == print_[0]), key=partial(_moved, print_))
-        left.remove(nearest)
-        pairs.append((name, print_, nearest))
+    """(name, expected fingerprint, fingerprint to compare with it) for each expected weight."""
+    if expected.keys() == got.keys():
+        return [(name, fingerprint, got[name]) for name, fingerprint in expected.items()]
+    unmatched, pairs = list(got.values()), []
+    for name, fingerprint in expected.items():
+        same_shape = (other for other in unmatched if other.shape == fingerprint.shape)
+        nearest = min(same_shape, key=partial(_relative_change, fingerprint))
+        unmatched.remove(nearest)
+        pairs.append((name, fingerprint, nearest))
     return pairs
 
 
-def _moved(ours: Fingerprint, theirs: Fingerprint) -> float:
-    """By how much a tensor's length or direction is another one, relative to the length."""
-    small, large = sorted((ours[2], theirs[2]))
-    return max(abs(ours[3] - theirs[3]), (large - small) / large if large else 0.0)
+def _relative_change(a: Fingerprint, b: Fingerprint) -> float:
+    """Change of the root mean square or of the projection, whichever is larger, relative to the length."""
+    small, large = sorted((a.rms, b.rms))
+    return max(abs(a.projection - b.projection), (large - small) / large if large else 0.0)
 
 
-def _kinds(print_: Fingerprint) -> tuple[str, str]:
-    """(type of the values, precision)."""
-    return print_[4].partition(" ")[0], print_[1]
+def _type_and_precision(fingerprint: Fingerprint) -> tuple[str, str]:
+    return fingerprint.checksum.partition(" ")[0], fingerprint.precision
 
 
-def _agree(ours: Fingerprint, theirs: Fingerprint) -> bool:
-    """Whether one is the other, rounded to the coarser of their precisions."""
-    mine, other = (dict(zip(*2 * [iter(side[5].split())], strict=True)) for side in (ours, theirs))
-    coarser = next((name for name in (theirs[1], ours[1]) if name in mine and name in other), None)
-    return coarser is not None and mine[coarser] == other[coarser]
+def _equal_after_rounding(a: Fingerprint, b: Fingerprint) -> bool:
+    """Whether both samples are equal when they are rounded to the coarser of the two precisions."""
+    sums_a, sums_b = (dict(zip(*2 * [iter(side.sample_checksums.split())], strict=True)) for side in (a, b))
+    coarser = next((name for name in (b.precision, a.precision) if name in sums_a and name in sums_b), None)
+    return coarser is not None and sums_a[coarser] == sums_b[coarser]
 
 
-def _distance(ours: Fingerprint, theirs: Fingerprint, rounding: float) -> float:
-    """How far two fingerprints are apart, in what ``rounding`` (if 0, that of their precisions) accounts for."""
-    if ours[4:] == theirs[4:]:
+def _distance(a: Fingerprint, b: Fingerprint, rounding: float) -> float:
+    """Distance of two fingerprints in units of ``rounding``; if that is 0, of the rounding of their precisions."""
+    if a.checksum == b.checksum and a.sample_checksums == b.sample_checksums:
         return 0.0
-    if ours[2:4] == theirs[2:4] and ours[5] == theirs[5]:
-        return math.inf  # only what is not in the sample differs, and no rounding does that
-    if _agree(ours, theirs):
+    if (a.rms, a.projection, a.sample_checksums) == (b.rms, b.projection, b.sample_checksums):
+        return math.inf  # only entries outside the sample differ: rounding would change the sample too
+    if _equal_after_rounding(a, b):
         return 0.0
-    large = max(ours[2], theirs[2])
-    rounding = rounding or max(_ROUNDING.get(side[1], _EXACT) for side in (ours, theirs))
-    steps = sum(_HALF_STEP.get(side[1], 0.0) for side in (ours, theirs))
-    return _moved(ours, theirs) / (rounding + (steps / large if large else 0.0))
+    large = max(a.rms, b.rms)
+    relative = rounding or max(_ROUNDING.get(side.precision, _DEFAULT_ROUNDING) for side in (a, b))
+    absolute = sum(_ABSOLUTE_ROUNDING.get(side.precision, 0.0) for side in (a, b))
+    return _relative_change(a, b) / (relative + (absolute / large if large else 0.0))
 
 
 def _other_values(distances: Mapping[str, float]) -> list[str]:
-    """The tensors that rounding does not account for, the farthest first, each by itself and all together."""
-    moved = {name: far for name, far in distances.items() if far > 0}
-    mean = math.sqrt(sum(far**2 for far in moved.values()) / max(1, len(moved)))
-    if max(moved.values(), default=0.0) <= 4 and mean <= 1 + 3 / math.sqrt(max(1, len(moved))):
+    """Descriptions of the tensors whose distances rounding does not explain, largest distance first.
+
+    Rounding explains them if every single distance is at most 4 and their root mean square is close to 1.
+    """
+    nonzero = {name: distance for name, distance in distances.items() if distance > 0}
+    rms = math.sqrt(sum(distance**2 for distance in nonzero.values()) / max(1, len(nonzero)))
+    if max(nonzero.values(), default=0.0) <= 4 and rms <= 1 + 3 / math.sqrt(max(1, len(nonzero))):
         return []
-    return [f"{name} has other values" for name in sorted(moved, key=lambda name: -moved[name])]
+    return [f"{name} has other values" for name in sorted(nonzero, key=lambda name: -nonzero[name])]

@@ -1,4 +1,4 @@
-"""Building a backbone by its timm name, with weights from a file, from timm's hub, or from a folder."""
+"""Building a backbone by its timm name, with weights from a file, from the hub, or from a folder."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from .checkpoint import load_weights, read_weights, without_prefix
 __all__ = ["Origin", "build", "check_name", "rebuild", "source_of"]
 
 _SOURCES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir"}
-_NOT_THE_MODELS_OWN = {*inspect.signature(timm.create_model).parameters} - {"kwargs"}
+_ARGUMENTS_OF_TIMM = {*inspect.signature(timm.create_model).parameters} - {"kwargs"}  # not of the model
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a backbone came from, so that an adapter can find it again.
+    """How a backbone was built. Adapters store it to build the backbone again.
 
     Attributes:
-        model: timm's name for the architecture, or hf-hub:ORG/NAME or local-dir:FOLDER.
+        model: timm's name of the architecture, or hf-hub:ORG/NAME or local-dir:FOLDER.
         options: arguments for ``timm.create_model``.
-        checkpoint: safetensors file with the weights. sha256: of that file.
-        pretrained: the weights are timm's own for this name, or those of the hub or the folder.
-        image_size: side in pixels that the model was brought to, where that is not ``options["img_size"]``.
+        checkpoint: safetensors file with the weights. sha256: checksum of this file.
+        pretrained: the weights are those that timm provides for this name, or those of the hub or folder.
+        image_size: height and width in pixels that the model was resized to, if that is not ``options["img_size"]``.
     """
 
     model: str
@@ -50,7 +50,7 @@ class Origin:
 
     def __post_init__(self) -> None:
         options = {name: _plain(value) for name, value in self.options.items()}
-        object.__setattr__(self, "options", options)  # equal before and after JSON, which knows no tuples
+        object.__setattr__(self, "options", options)  # equal before and after JSON, which turns tuples into lists
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -64,23 +64,23 @@ def build(
     image_size: int | None = None,
     model_args: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Origin]:
-    """A timm model in eval mode, and where it came from.
+    """(timm model in eval mode, its `Origin`).
 
-    The number of classes follows the checkpoint, unless ``model_args`` names it. So does the image size: the file's
-    positions are loaded at the size that they were made for, and interpolated if another one is asked for.
+    The number of classes is that of the checkpoint, unless ``model_args`` gives it. The position embeddings are loaded
+    at the image size that they were trained for, and interpolated if another size is requested.
 
     Args:
         model: timm's name, hf-hub:ORG/NAME, or local-dir:FOLDER. The last two bring their weights.
         checkpoint: a safetensors file with the weights.
-        pretrained: take timm's own weights.
-        image_size: side of the images in pixels; the model's own if not given.
+        pretrained: use the weights that timm provides.
+        image_size: height and width of the images in pixels; the model's own if not given.
         model_args: further arguments for ``timm.create_model``. ``img_size`` (an int, or height and width) is the size
-            that the model is built for, and what the file's positions are for if their number allows it.
+            that the model is built for. The file's position embeddings are of this size if their number fits.
 
     Raises:
         UnsupportedModelError: timm has no model of this name or tag.
-        CheckpointError: the file is missing, no safetensors, damaged, or of another model.
-        ConfigError: arguments that the model does not take or cannot be built with.
+        CheckpointError: the file is missing, damaged, of another model, or not in the safetensors format.
+        ConfigError: the model does not take these arguments or cannot be built with them.
     """
     model = check_name(model)
     options = {name: _plain(value) for name, value in (model_args or {}).items()}
@@ -103,7 +103,7 @@ def build(
 
 
 def rebuild(origin: Origin, checkpoint: str | Path | None = None) -> nn.Module:
-    """The backbone that came from ``origin``; ``checkpoint`` says where its file is now, if it has moved."""
+    """The backbone of ``origin``. ``checkpoint`` replaces the path of its weights if the file was moved."""
     file = checkpoint or origin.checkpoint
     return build(origin.model, file, origin.pretrained and not file, origin.image_size, origin.options)[0]
 
@@ -112,16 +112,19 @@ def rebuild(origin: Origin, checkpoint: str | Path | None = None) -> nn.Module:
 
 
 def source_of(model: str) -> str:
-    """``hf-hub`` or ``local-dir`` where a model's name begins with one of them and a colon; else empty."""
+    """``hf-hub`` or ``local-dir`` if a model's name starts with it and a colon; otherwise empty."""
     source, colon, _ = model.partition(":")
     return _SOURCES.get(source.lower(), "") if colon else ""
 
 
 def check_name(model: str) -> str:
-    """The name, a folder in it made absolute. Raises UnsupportedModelError or CheckpointError if it means nothing."""
+    """The name, with an absolute path if it holds a folder.
+
+    Raises UnsupportedModelError for names that timm does not have, CheckpointError for folders without a model.
+    """
     if source := source_of(model):
-        place = model.partition(":")[2]
-        return f"{source}:{_checked_folder(Path(place))}" if source == "local-dir" else f"{source}:{place}"
+        path = model.partition(":")[2]
+        return f"{source}:{_checked_folder(Path(path))}" if source == "local-dir" else f"{source}:{path}"
     if not timm.is_model(model):
         near = ", ".join(timm.list_models(f"*{model.split('.')[0][:14]}*")[:5])
         raise UnsupportedModelError(
@@ -132,29 +135,29 @@ def check_name(model: str) -> str:
     if dot and model not in tagged:
         raise UnsupportedModelError(
             f"timm has no weights tagged {tag!r} for {architecture}; "
-            + (f"it knows {', '.join(tagged)}" if tagged else "it knows no tags of this model, so give its name alone")
+            + (f"tags are {', '.join(tagged)}" if tagged else "this model has no tags, so give its name alone")
         )
     return model
 
 
 def _checked_folder(folder: Path) -> Path:
-    """The absolute path of a folder as timm writes it for the hub: config.json, model.safetensors."""
+    """The absolute path of a folder that timm saved for the hub. Raises an error if its files are missing or wrong."""
     config = folder / "config.json"
     try:
-        about = json.loads(config.read_text("utf-8"))
-        architecture = about.get("architecture", about.get("pretrained_cfg", {}).get("architecture"))
+        hub_config = json.loads(config.read_text("utf-8"))
+        architecture = hub_config.get("architecture", hub_config.get("pretrained_cfg", {}).get("architecture"))
     except (OSError, ValueError, AttributeError) as error:
-        found = getattr(error, "strerror", None) or "another content"
+        problem = getattr(error, "strerror", None) or "other content"
         raise CheckpointError(
-            f"local-dir:{folder}: expected a folder with config.json as timm writes it, found {found} at {config}; "
+            f"local-dir:{folder}: expected a folder with config.json as timm writes it, got {problem} at {config}; "
             "check the path"
         ) from None
     if not isinstance(architecture, str) or not timm.is_model(architecture):
-        raise UnsupportedModelError(f"{config} names the architecture {architecture!r}, which timm does not know")
-    if not (folder / "model.safetensors").is_file():  # timm would take a pickle for it
+        raise UnsupportedModelError(f"{config} names the architecture {architecture!r}, which timm does not have")
+    if not (folder / "model.safetensors").is_file():  # timm would open a pickle instead
         raise CheckpointError(
-            f"local-dir:{folder} holds no model.safetensors; pickles (.bin, .pth) are not opened, because that can "
-            "run code: write it anew with timm.models.save_for_hf(model, folder, safe_serialization=True)"
+            f"local-dir:{folder} has no model.safetensors; pickles (.bin, .pth) are not opened, because that can "
+            "run code: save the model again with timm.models.save_for_hf(model, folder, safe_serialization=True)"
         )
     return folder.resolve()
 
@@ -163,35 +166,36 @@ def _checked_folder(folder: Path) -> Path:
 
 
 def _created(model: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
-    """What timm builds. Raises ConfigError when it does so without the options only."""
-    if foreign := sorted(_NOT_THE_MODELS_OWN & options.keys()):
+    """The model that timm builds. Raises ConfigError if timm can build it only without ``options``."""
+    if not_of_model := sorted(_ARGUMENTS_OF_TIMM & options.keys()):
         raise ConfigError(
-            f"{foreign[0]} is not an argument of the model; weights come from --checkpoint FILE or --pretrained"
+            f"{not_of_model[0]} is not an argument of the model; weights come from --checkpoint FILE or --pretrained"
         )
     try:
         return timm.create_model(model, pretrained=pretrained, **options)
     except Exception as error:
-        if options and _builds(model) and not _builds(model, **options):
-            raise ConfigError(_refused(model, options, error)) from None
+        if options and _can_build(model) and not _can_build(model, **options):
+            raise ConfigError(_options_error(model, options, error)) from None
         raise
 
 
 def _check_classifier(vit: Any, pretrained: bool, options: Mapping[str, Any]) -> None:
-    """Refuse the random classifier that timm puts on its own weights for another number of classes."""
-    asked, there = options.get("num_classes"), (getattr(vit, "pretrained_cfg", None) or {}).get("num_classes")
-    if pretrained and asked and asked != there:
+    """Raise ConfigError if timm would put a random classifier on its weights, for another number of classes."""
+    asked = options.get("num_classes")
+    trained = (getattr(vit, "pretrained_cfg", None) or {}).get("num_classes")
+    if pretrained and asked and asked != trained:
         raise ConfigError(
-            f"num_classes={asked} would put a random classifier on weights of {there} classes; leave it out, or give a "
-            "fine-tuned model with --checkpoint FILE"
+            f"num_classes={asked} would put a random classifier on weights of {trained} classes; leave it out, or give "
+            "a fine-tuned model with --checkpoint FILE"
         )
 
 
 def _plain(value: Any) -> Any:
-    """An argument as JSON and numpy bring it, as timm and JSON want it."""
+    """A model argument with tuples for lists and plain Python numbers, for timm and for JSON."""
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else plain(value)
 
 
-def _builds(model: str, **options: Any) -> bool:
+def _can_build(model: str, **options: Any) -> bool:
     try:
         timm.create_model(model, **options)
     except Exception:
@@ -199,8 +203,8 @@ def _builds(model: str, **options: Any) -> bool:
     return True
 
 
-def _refused(model: str, options: Mapping[str, Any], error: Exception) -> str:
-    """What is wrong with the options that a model could not be built with."""
+def _options_error(model: str, options: Mapping[str, Any], error: Exception) -> str:
+    """Error text for options that timm cannot build a model with."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unknown and unknown[1] in options:
         known = {*inspect.signature(VisionTransformer).parameters, *inspect.signature(Eva).parameters}
@@ -208,13 +212,13 @@ def _refused(model: str, options: Mapping[str, Any], error: Exception) -> str:
         return f"{model} takes no model argument {unknown[1]!r}" + (
             f"; did you mean {', '.join(near)}?" if near else ""
         )
-    said = " ".join(f"{name}={value}" for name, value in options.items())
-    return f"timm cannot build {model} with the model arguments {said}: {str(error) or type(error).__name__}"
+    arguments = " ".join(f"{name}={value}" for name, value in options.items())
+    return f"timm cannot build {model} with the model arguments {arguments}: {str(error) or type(error).__name__}"
 
 
 def _load(vit: Any, checkpoint: str | Path, options: Mapping[str, Any], image_size: int | None) -> int:
-    """Load a file into ``vit``, made to fit its classes and its positions; returns the number of classes."""
-    adapt(vit)  # other kinds of models are refused before their weights are looked at
+    """Load a file into ``vit``, with classifier and positions resized to the file. Returns the number of classes."""
+    adapt(vit)  # refuses unsupported models before the weights are read
     weights = without_prefix(read_weights(checkpoint), vit.state_dict().keys(), checkpoint)
     if "num_classes" not in options:
         vit.reset_classifier(_classes_in(weights, vit))
@@ -224,17 +228,17 @@ def _load(vit: Any, checkpoint: str | Path, options: Mapping[str, Any], image_si
 
 
 def _classes_in(weights: Mapping[str, Tensor], vit: Any) -> int:
-    """Rows of the file's classifier, whatever it is called; 0 if there is none."""
+    """Number of classes of the file's classifier; 0 if it has no classifier."""
     names = vit.pretrained_cfg.get("classifier") or "head"
     heads = [weights.get(f"{name}.weight") for name in ([names] if isinstance(names, str) else names)]
     return next((len(head) for head in heads if head is not None and head.ndim == 2), 0)
 
 
 def _fit_positions(vit: Any, weights: Mapping[str, Tensor], image_size: int | None) -> None:
-    """Bring ``vit`` to the image size that the file's positions are for, if their number says one.
+    """Set the image size of ``vit`` to that of the file's position embeddings.
 
-    That is the first of these with as many patches: the size that the model was built for, its own, the one that is
-    asked for, a square.
+    Only the number of positions is known. The first of these sizes with as many patches is taken: the size that the
+    model was built for, the default of its name, ``image_size``, a square.
     """
     positions = weights.get("pos_embed")
     if positions is None or positions.ndim != 3 or vit.pos_embed is None:
@@ -252,7 +256,7 @@ def _fit_positions(vit: Any, weights: Mapping[str, Tensor], image_size: int | No
 
 
 def _resize(vit: Any, name: str, size: Any) -> None:
-    """Make the backbone take images of another size; timm interpolates its positions."""
+    """Set the image size of the backbone; timm interpolates the position embeddings. ``name``: for the error."""
     rows, cols = adapt(vit).patch_size
     pair = (size, size) if isinstance(size, int) else size
     if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):

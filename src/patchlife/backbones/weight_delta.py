@@ -1,7 +1,7 @@
-"""Weight deltas: learned changes of a backbone's weights, saved in adapters and merged into a copy when loaded.
+"""Weight deltas: learned differences of a backbone's weights. Adapters store them; loading merges them into a copy.
 
-Stage 2 of a fit saves differences in half precision, of low rank (``up @ down``) or full (``delta``). Weights that
-other code trained after the model was wrapped are saved as they are (``whole``).
+Stage 2 of a fit stores differences in half precision, of low rank (``up @ down``) or full (``delta``). Weights that
+other code trained after the model was wrapped are stored with their new values (``whole``).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError, shortened
 from . import Backbone, signature
-from .identity import CLASSIFIERS, changed, plain_name, weights_of
+from .identity import CLASSIFIERS, changed_weights, plain_name, weights_of
 
 __all__ = ["LowRank", "WeightDelta", "add_low_rank", "apply_delta", "delta_between", "delta_since", "revert_delta"]
 
 
 @dataclass(frozen=True)
 class WeightDelta:
-    """A change of a backbone's weights.
+    """Differences of a backbone's weights from those it was built with.
 
     Attributes:
-        tensors: by weight and kind, such as ``norm.bias.delta`` (see above).
-        base: the signature of the backbone without the delta (see `identity.py`).
-        classes: number of classes of the classifier, if it was replaced.
+        tensors: by name of the weight and kind of the tensor, such as ``norm.bias.delta`` (see above).
+        base: signature of the backbone without the delta (see `identity.py`).
+        classes: number of classes, if the classifier was replaced.
     """
 
     tensors: dict[str, Tensor]
@@ -38,31 +38,31 @@ class WeightDelta:
 
     @property
     def learned(self) -> bool:
-        """Whether stage 2 of a fit changed the backbone; it is then no dense teacher any more."""
+        """Whether stage 2 of a fit trained the backbone. It then differs from the dense model."""
         return any(not key.endswith(".whole") for key in self.tensors)
 
     @property
     def replaced(self) -> set[str]:
-        """Names of the weights that are saved as they are, so that their old values do not matter."""
+        """Names of the weights stored with their new values, so that their old values have no effect."""
         return {_weight(key) for key in self.tensors if key.endswith(".whole")}
 
 
 class LowRank(nn.Module):
-    """A parametrization of a weight matrix: the weight plus ``up @ down``, which starts at 0."""
+    """Parametrization of a weight matrix: the weight plus ``up @ down``, which is 0 at the start."""
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
-        out, into = weight.shape
-        self.down = nn.Parameter(torch.randn(rank, into, device=weight.device) / into**0.5)
-        self.up = nn.Parameter(torch.zeros(out, rank, device=weight.device))
+        outputs, inputs = weight.shape
+        self.down = nn.Parameter(torch.randn(rank, inputs, device=weight.device) / inputs**0.5)
+        self.up = nn.Parameter(torch.zeros(outputs, rank, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight with the delta."""
+        """The weight plus the delta."""
         return weight + self.up @ self.down
 
 
 def add_low_rank(modules: Iterable[nn.Module], rank: int) -> None:
-    """Add a `LowRank` delta to every linear layer in ``modules``; the weights themselves are frozen."""
+    """Add a `LowRank` delta to every linear layer in ``modules`` and freeze the weights of these layers."""
     for module in modules:
         for layer in [m for m in module.modules() if isinstance(m, nn.Linear)]:
             layer.weight.requires_grad_(False)
@@ -70,7 +70,7 @@ def add_low_rank(modules: Iterable[nn.Module], rank: int) -> None:
 
 
 def delta_between(trained: nn.Module, original: nn.Module) -> dict[str, Tensor]:
-    """The difference between two models of one architecture, by parameter; factors where there are `LowRank` ones."""
+    """Tensors of the weight delta from ``original`` to ``trained``; factors for parameters with a `LowRank` delta."""
     before = dict(original.named_parameters())
     delta: dict[str, Tensor] = {}
     for path, module in trained.named_modules():
@@ -84,18 +84,19 @@ def delta_between(trained: nn.Module, original: nn.Module) -> dict[str, Tensor]:
 
 
 def delta_since(backbone: Backbone, base: dict[str, Any], earlier: WeightDelta | None = None) -> WeightDelta | None:
-    """What an adapter must save of ``backbone`` to restore it from the original one; None for nothing.
+    """The weight delta that restores ``backbone`` from the original backbone; None if no weight changed.
 
     Args:
-        backbone: as it is now.
-        base: its signature when it was wrapped. Weights trained since are saved whole.
-        earlier: the delta that was merged into it before it was wrapped.
+        backbone: the backbone with its present weights.
+        base: signature of the backbone when it was wrapped. Weights that changed since are stored whole.
+        earlier: the delta that was merged into the backbone before it was wrapped.
 
-    Raises AdapterError when weights were added or removed, or the architecture changed, except for the classifier.
+    Raises:
+        AdapterError: weights were added or removed, or the architecture changed, except for the classifier.
     """
     now = signature(backbone)
-    names = changed(base, now)
-    _check_same_parts(base, now, names)
+    names = changed_weights(base, now)
+    _check_same_architecture(base, now, names)
     weights = weights_of(backbone.vit)
     whole = {f"{name}.whole": weights[name].cpu().clone() for name in names if name in weights}
     if earlier is not None:
@@ -104,42 +105,43 @@ def delta_since(backbone: Backbone, base: dict[str, Any], earlier: WeightDelta |
     return WeightDelta(whole, base, _classes(backbone, names)) if names else None
 
 
-def _check_same_parts(base: dict[str, Any], now: dict[str, Any], names: list[str]) -> None:
-    """Raise AdapterError unless loading can bring the original backbone to these shapes."""
+def _check_same_architecture(base: dict[str, Any], now: dict[str, Any], names: list[str]) -> None:
+    """Raise AdapterError if the architecture or a shape changed, except for the classifier."""
     before, after = base["weights"], now["weights"]
-    facts = [
+    changes = [
         f"{key} was {base[key]}, is {now[key]}"
         for key in base
         if key not in ("name", "weights") and base[key] != now[key]
     ]
     for name in names:
-        was, now_is = (side[name][0] if side.get(name) else "not there" for side in (before, after))
-        if was != now_is and not name.startswith(CLASSIFIERS):
-            facts.append(f"{name} was {was}, is {now_is}")
-    if facts:
+        old, new = (side[name][0] if side.get(name) else "missing" for side in (before, after))
+        if old != new and not name.startswith(CLASSIFIERS):
+            changes.append(f"{name} was {old}, is {new}")
+    if changes:
         raise AdapterError(
-            f"the backbone was rebuilt after it was wrapped ({shortened(facts)}), so no adapter can bring the original "
-            "to that; change its parts first (merge attached adapters, set the image size), then wrap it"
+            f"the backbone was rebuilt after it was wrapped ({shortened(changes)}), and an adapter cannot store that; "
+            "change the backbone first (merge attached adapters, set the image size), then wrap it"
         )
 
 
 def _classes(backbone: Backbone, names: list[str], earlier: int | None = None) -> int | None:
-    """Number of classes of the classifier, if it was replaced."""
+    """Number of classes, if the classifier was replaced; otherwise ``earlier``."""
     return backbone.vit.num_classes if any(name.startswith(CLASSIFIERS) for name in names) else earlier
 
 
 def _weight(key: str) -> str:
-    """The name of the weight that a tensor of a delta belongs to."""
+    """Name of the weight that a tensor of a delta belongs to."""
     return key.rpartition(".")[0]
 
 
 @torch.no_grad()
 def apply_delta(vit: nn.Module, delta: dict[str, Tensor], classes: int | None = None) -> nn.Module:
-    """A copy of ``vit`` with a delta merged into its weights; inference costs nothing more.
+    """A copy of ``vit`` with a delta merged into its weights.
 
-    Whole weights are set first, then differences are added. ``classes``: of the classifier, if it was replaced.
+    Whole weights are set first, then differences are added. ``classes``: number of classes, if the classifier was
+    replaced.
 
-    Raises AdapterError when the delta is of another model.
+    Raises AdapterError if the delta is of another model.
     """
     result: Any = copy.deepcopy(vit)
     if classes is not None and result.num_classes != classes:
@@ -150,23 +152,23 @@ def apply_delta(vit: nn.Module, delta: dict[str, Tensor], classes: int | None = 
     weights = {plain_name(name): tensor for name, tensor in result.state_dict(keep_vars=True).items()}
     for name in sorted({_weight(key) for key in delta}):
         if name not in weights:
-            raise AdapterError(f"the adapter changes {name}, which this backbone does not have")
+            raise AdapterError(f"the adapter has a weight delta of {name}, which this backbone does not have")
         try:
             _apply(weights[name], name, delta)
         except RuntimeError as error:
             raise AdapterError(
-                f"the adapter's weight delta of {name} does not fit this backbone, where it is of shape "
+                f"the adapter's weight delta of {name} does not fit this backbone, where its shape is "
                 f"{tuple(weights[name].shape)} ({error}); load it onto the backbone that it was saved from"
             ) from None
     return result
 
 
 def _apply(weight: Tensor, name: str, tensors: dict[str, Tensor]) -> None:
-    """Change one weight in place."""
+    """Add the delta of one weight in place."""
     whole, delta, up = (tensors.get(f"{name}.{kind}") for kind in ("whole", "delta", "up"))
     if whole is not None:
         if whole.shape != weight.shape:
-            raise RuntimeError(f"the saved one is of shape {tuple(whole.shape)}")
+            raise RuntimeError(f"its shape in the adapter is {tuple(whole.shape)}")
         weight.copy_(whole)
     if up is not None:
         delta = up.float() @ tensors[f"{name}.down"].float()
@@ -175,9 +177,9 @@ def _apply(weight: Tensor, name: str, tensors: dict[str, Tensor]) -> None:
 
 
 def revert_delta(vit: nn.Module, delta: dict[str, Tensor]) -> nn.Module:
-    """A copy of ``vit`` with merged differences subtracted again, exact up to the rounding of one addition.
+    """A copy of ``vit`` with the merged differences subtracted, exact up to the rounding of one addition.
 
-    Whole weights stay: they belong to the dense model.
+    Whole weights are not reverted: they belong to the dense model.
     """
     differences = {name: value for name, value in delta.items() if not name.endswith(".whole")}
     return apply_delta(vit, {name: value if name.endswith(".down") else -value for name, value in differences.items()})

@@ -1,4 +1,7 @@
-"""Every setting, its default and its meaning, once. No torch here: help texts are made from these classes."""
+"""Settings: every option with its default and its documentation. The command line builds its help from these classes.
+
+This package does not import torch, so that ``--help`` is fast.
+"""
 
 from .slimming import MODES, LifeConfig, Mode
 from .training import Finetune, TrainingConfig

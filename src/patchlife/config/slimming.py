@@ -1,4 +1,4 @@
-"""How a backbone is slimmed."""
+"""Settings of slimming: budget, mode, schedule, merging."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ class LifeConfig:
     """How a backbone is slimmed.
 
     Attributes:
-        budget: Fraction of the dense model's FLOPs that an image may cost, in (0, 1].
-        mode: fixed: every image keeps the same number of patches; adaptive: each image its own.
-        start: The start block, the first block at which a patch may be missing; a quarter of the depth if not given.
-        drops: The drop points, blocks before which patches are dropped; start and half of the depth if not given.
-        kept: An explicit schedule instead of a budget: how many patches enter each block.
-        speedup: Instead of a budget: 1.6 means a budget of 1 / 1.6.
-        merge: Merge each dropped patch into the most similar kept one; if off, dropped patches have no further effect.
+        budget: FLOPs per image as a fraction of the dense model's FLOPs, in (0, 1]. In adaptive mode it is the mean
+            over images.
+        mode: fixed: every image keeps the same number of patches. adaptive: each image keeps its own number of patches.
+        start: Start block: the first block (counted from 0) that patches can be missing from. Default: a quarter of the
+            depth.
+        drops: Drop points: the blocks before which patches are dropped. Default: start and half of the depth.
+        kept: Explicit schedule instead of a budget: the number of patches that enter each block, one number for every
+            block of the model. The numbers must not increase.
+        speedup: Alternative to the budget: a speedup of 1.6 means a budget of 1 / 1.6 = 0.625.
+        merge: Merge each dropped patch into the most similar kept patch. If off, later blocks get no information from
+            dropped patches.
     """
 
     budget: float = 0.6
@@ -66,7 +70,7 @@ class LifeConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LifeConfig:
-        """The inverse of `to_dict`. Raises ConfigError for settings this version does not know."""
+        """The inverse of `to_dict`. Raises ConfigError for unknown settings."""
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"unknown settings {sorted(unknown)}; were they written by a newer patchlife?")

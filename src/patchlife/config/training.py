@@ -1,4 +1,4 @@
-"""Settings of learning lives, each with its default and its meaning, once. No torch here."""
+"""Settings of training."""
 
 from __future__ import annotations
 
@@ -16,28 +16,34 @@ Finetune = Literal["none", "adapter", "full"]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How lives are learned.
+    """How the scorer and, optionally, the backbone are trained.
+
+    Training has two stages. Stage 1 trains the scorer on features of the dense model, which are computed once and
+    cached. Stage 2, off by default, trains the backbone by distillation from the
+    dense model, and the scorer along with it.
 
     Attributes:
-        photos: Use at most this many photos, drawn at random; all of them if not given.
-        cache: Folder for cached features; beside the adapter if not given. Fits of one model on the same photos can
-            share it.
-        cache_gb: Disk that cached features may take, in GB; fewer photos are used where more would not fit.
-        epochs: Passes of stage 1 (the life head) over the cached features; 0 keeps a head that was learned before.
-        batch_size: Photos per step, over all processes together.
-        learning_rate: Peak of stage 1, reached after a short warm-up and annealed to zero along a cosine.
-        finetune: Stage 2: none, adapter (low rank, merged when loaded) or full (every weight from the start block on).
-        finetune_epochs: Passes of stage 2.
-        finetune_learning_rate: Peak of stage 2; 1e-3 for an adapter and 1e-4 for full if not given.
-        rank: Rank of the adapter's change to each weight matrix.
-        label_weight: Share of the labels in stage 2's loss, in [0, 1]; the rest is the teacher.
-        lowest_budget: Stage 2 draws a budget between this and 1 at every step.
-        max_unreadable: Stop when more than this fraction of the photos cannot be read.
+        photos: Train on at most N photos, drawn at random. Default: all photos.
+        cache: Folder for cached features. Default: beside the adapter. Several fits of the same model on the same
+            photos can share it.
+        cache_gb: Maximum size of the cached features in GB. Photos that do not fit are left out.
+        epochs: Epochs of stage 1. 0 skips stage 1 and keeps the scorer that the adapter already has.
+        batch_size: Photos per training step, summed over all processes.
+        learning_rate: Peak learning rate of stage 1, after a short warm-up and before cosine decay to zero.
+        finetune: Stage 2. none: no stage 2. adapter: low-rank deltas of the weight matrices, merged on loading. full:
+            all weights from the start block on.
+        finetune_epochs: Epochs of stage 2.
+        finetune_learning_rate: Peak learning rate of stage 2. Default: 1e-3 for adapter, 1e-4 for full.
+        rank: Rank of the low-rank deltas (--finetune adapter).
+        label_weight: Weight of the cross-entropy with the labels in the loss of stage 2, in [0, 1]. The distillation
+            loss has weight 1 - X. 0 needs no labels.
+        lowest_budget: Stage 2 draws the budget of every step at random between this value and 1.
+        max_unreadable: Stop if more than this fraction of the photos cannot be read.
         save_every: Seconds between checkpoints.
-        tracker: Also log metrics to this tracker of accelerate: tensorboard, wandb, mlflow, ...; its package must be
+        tracker: Also log metrics to this tracker of accelerate: tensorboard, wandb, mlflow, ... Its package must be
             installed.
-        restart: Discard the checkpoints and metrics of an earlier fit to the same folder; cached features stay.
-        seed: Everything random follows from it.
+        restart: Discard checkpoints and metrics of an earlier fit to the same folder. Cached features are kept.
+        seed: Seed of all random numbers.
     """
 
     photos: int | None = None
@@ -77,7 +83,7 @@ class TrainingConfig:
 
     @property
     def stage2_learning_rate(self) -> float:
-        """The peak of stage 2, with its default filled in."""
+        """Peak learning rate of stage 2, with its default filled in."""
         if self.finetune_learning_rate is not None:
             return self.finetune_learning_rate
         return 1e-4 if self.finetune == "full" else 1e-3

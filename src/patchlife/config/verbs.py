@@ -1,4 +1,7 @@
-"""What the verbs of the command line can be told. `cli/arguments.py` turns these classes into options."""
+"""Settings of the command line, one dataclass for each verb. `cli/arguments.py` turns them into options and help texts.
+
+The attribute docstrings are the help texts. The first sentence of a nested group's text is the title of the group.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,6 @@ from .checks import check_budget, check_whole
 from .slimming import MODES, LifeConfig, Mode
 from .training import TrainingConfig
 
-# ---- what the command line's verbs can be told; `arguments.py` turns these into options
-
-
 Device = Literal["auto", "cpu", "cuda", "mps"]
 EngineName = Literal["eager", "compile", "onnx", "openvino"]
 ClassOrder = Literal["number", "imagefolder"]
@@ -21,24 +21,26 @@ ClassOrder = Literal["number", "imagefolder"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model, with which weights.
+    """The model, its weights and how it is slimmed.
 
     Attributes:
-        model: A timm name, hf-hub:ORG/NAME or local-dir:FOLDER (with config.json and model.safetensors as timm writes
-            them), the folder of a life adapter, or demo: the small model inside this package.
-        checkpoint: The backbone's weights, a safetensors file. For an adapter: where that file is now. The number of
-            classes and the image size follow the file.
-        pretrained: Take timm's own weights for this name; they are downloaded once. hf-hub and local-dir always do.
-        model_args: Arguments for timm's model, such as global_pool=avg, in_chans=1 (photos are then made grey),
-            img_size=384 or img_size=256,128 (height, width). An adapter keeps its own where no others are given.
-        labels: Names of the classes, one a line; ImageNet's for a model of 1000 classes if not given.
-        class_order: What the folders of labelled photos are called: number, the number of the class; imagefolder, any
-            name, and the classes are in the order of these names as text (0, 1, 10, 11, 2, ...), as torchvision's
-            ImageFolder gave them when the model was trained. If not given: the name of the class or its WordNet id,
-            and its number where the classes have no names.
-        image_size: Side of the square that photos are brought to, in pixels; if not given, what the checkpoint's
-            positions were made for, or the model's own. Positions are interpolated.
-        life: How it is slimmed. An adapter keeps its own settings where nothing else is asked for.
+        model: Name of a timm model; hf-hub:ORG/NAME; local-dir:FOLDER (a folder that timm saved, with config.json and
+            model.safetensors); the folder of an adapter; or demo, the small model that comes with patchlife.
+        checkpoint: Weights of the backbone, a safetensors file. For an adapter: the present path of that file. The
+            number of classes and the image size are read from the file.
+        pretrained: Use the weights that timm provides for this name; they are downloaded once. hf-hub: and local-dir:
+            models always bring their weights.
+        model_args: Arguments of the timm model, such as global_pool=avg, in_chans=1 (photos are converted to grey),
+            img_size=384 or img_size=256,128 (height, width). Default for an adapter: the arguments saved in it.
+        labels: Text file with the names of the classes, one per line. Default: the ImageNet names for a model of 1000
+            classes.
+        class_order: How folder names of labelled photos map to classes. number: the name is the number of the class.
+            imagefolder: any names; the classes are the folders in text order (0, 1, 10, 11, 2, ...), as torchvision's
+            ImageFolder numbers them in training. Default: the name is the class name or its WordNet id, or the number
+            of the class if the classes have no names.
+        image_size: Height and width in pixels that photos are resized to. Position embeddings are interpolated.
+            Default: the size of the checkpoint's position embeddings, or else of the model.
+        life: How the model is slimmed. Default for an adapter: the settings saved in it.
     """
 
     model: str
@@ -59,13 +61,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where photos are run, and how many at a time.
+    """Device, batch size and photo reading.
 
     Attributes:
-        device: auto takes a CUDA GPU where there is one, else the CPU.
-        batch_size: Photos in a batch.
-        workers: Threads that read photos; one a core, at most 8, if not given.
-        progress: Draw a progress bar; only on a terminal if not given.
+        device: Device of the model. auto: a CUDA GPU if there is one, else the CPU.
+        batch_size: Photos per batch.
+        workers: Threads that read photos. Default: one per CPU core, at most 8.
+        progress: Show a progress bar. Default: only on a terminal.
     """
 
     device: Device = "auto"
@@ -79,21 +81,22 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Classify photos: one JSON line each, in the order of the paths.
+    """Classify photos; write one JSON line per photo, in the order of the paths.
 
     Attributes:
-        model: Which model, with which weights.
-        paths: Photos, folders or globs. Of folders, the files with the suffixes of JPEG, PNG and WEBP.
-        out: File for the JSON lines; without it they go to the standard output.
-        resume: Continue an interrupted --out file. A photo that has a line there, be it an error, is not run
-            again: to try failed ones once more, delete their lines.
-        top: How many classes to name for each photo.
-        labelled: Each photo lies in the folder of its class (see --class-order): say how often the model finds it.
-        engine: What runs the model; eager if not given, and an exported file or package brings its own. onnx and
-            openvino export it on the first run and keep the file in a cache folder ($PATCHLIFE_CACHE says where).
-        trust: Open a .pt2 file (export --format torch). Opening one can run any code, so do it only if you trust where
-            it came from.
-        run: Where photos are run, and how many at a time.
+        model: Model and weights.
+        paths: Photos, folders or glob patterns. In folders, all JPEG, PNG and WEBP files are used.
+        out: File for the JSON lines. Default: standard output.
+        resume: Continue an interrupted --out file. Photos that have a line in the file are skipped, also if the line is
+            an error; delete such lines to retry these photos.
+        top: Number of classes to report per photo.
+        labelled: Report the top-1 accuracy. Each photo is in the folder of its class (see --class-order).
+        engine: Engine that runs the model. onnx and openvino export the model on the first run and keep the file in a
+            cache folder (environment variable PATCHLIFE_CACHE). Default: eager, or the engine of an exported file or
+            bundle.
+        trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
+            you trust its source.
+        run: Device and batches.
     """
 
     model: ModelConfig
@@ -114,25 +117,27 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a slimmed model as one file for ONNX Runtime, OpenVINO or torch, proved to answer alike.
+    """Export a slimmed model to one file for ONNX Runtime, OpenVINO or torch, verified against the model.
 
     Attributes:
-        model: Which model, with which weights.
-        out: The file, or the folder of a package; named after model, budget and format if not given. The sha256 of
-            everything is written along.
-        budgets: Instead of --budget: a package, one folder with a graph for each of these and the weights once
-            (onnx, openvino).
-        format: onnx, openvino (a zip of model.xml and model.bin) or torch (.pt2, which can run code when it is
-            opened: predict and eval open it with --trust only).
-        lives: Give the file a second output, how many blocks each patch lives.
-        int8: Compute blocks in 8-bit integers, the scorer in float. dynamic (onnx, openvino) computes the range of each
-            token at run time; static (openvino) takes one range for all tokens from --photos. If the predictions agree
-            on too few images, as many of the blocks before the decision as needed stay in float. Integer products are
-            exact on every processor, but openvino with dynamic rounds activations only on processors with VNNI.
-        photos: Photos, folders or globs to calibrate int8 on and to compare the file with the model on.
-        max_photos: At most so many of the photos, evenly spread.
-        labelled: Each photo lies in the folder of its class (see --class-order): also say how often model and file
-            find it.
+        model: Model and weights.
+        out: File to write, or folder for a bundle. A file with SHA-256 checksums is written too. Default: a name made
+            of model, budget and format.
+        budgets: Write a bundle instead of a file: a folder with one graph per budget and shared weights (onnx,
+            openvino). Replaces --budget.
+        format: onnx; openvino (a zip of model.xml and model.bin); or torch (.pt2, which can run code when it is opened:
+            predict and eval need --trust for it).
+        lives: Add a second output to the file: the life of each patch, in blocks.
+        int8: Compute the blocks in 8-bit integers and the scorer in float. dynamic (onnx, openvino): one scale per
+            token, computed at run time. static (openvino): one scale per tensor, measured on --photos. If too few
+            predictions agree with the float model, blocks before the decision stay in float, as many as necessary.
+            Integer products are exact on every processor, but dynamic in OpenVINO rounds activations only on processors
+            with VNNI.
+        photos: Photos, folders or glob patterns. They calibrate int8, and the exported file is compared with the model
+            on them. Default: generated images for the comparison.
+        max_photos: Use at most N of the --photos, evenly spaced over their list.
+        labelled: Also report the top-1 accuracy of the model and of the file. Each of the --photos is in the folder of
+            its class (see --class-order).
     """
 
     model: ModelConfig
@@ -149,26 +154,26 @@ class ExportConfig:
         _check_at_least(1, max_photos=self.max_photos)
         if self.budgets is not None:
             object.__setattr__(self, "budgets", tuple(check_budget(budget, "budgets") for budget in self.budgets))
-        said = [f"--{name}" for name in ("budget", "speedup", "kept") if name in self.model.life]
-        if self.budgets and said:
-            raise ConfigError(f"--budgets names all budgets of a package, got {said[0]} as well; give one of both")
+        single = [f"--{name}" for name in ("budget", "speedup", "kept") if name in self.model.life]
+        if self.budgets and single:
+            raise ConfigError(f"--budgets sets the budgets of a bundle, got {single[0]} as well; give one of the two")
         if self.labelled and not self.photos:
-            raise ConfigError("labelled is about photos, got none; give some with --photos PATH,PATH")
+            raise ConfigError("labelled needs photos, got none; give --photos PATH")
 
 
 @dataclass(frozen=True)
 class DrawConfig:
-    """Draw the life of every patch over photos.
+    """Draw life maps: the life of every patch, over the photo.
 
     Attributes:
-        model: Which model, with which weights.
-        paths: Photos, folders or globs.
-        out: Folder for the pictures; made if it is not there.
-        strip: Also draw what is alive at five blocks, from the first to the last.
-        sheet: Also draw contact sheets of all life maps, with what the model says about each photo.
-        whole: Show the whole photo, with the margin that the model does not see dimmed.
-        width: Width of a life map.
-        run: Where photos are run, and how many at a time.
+        model: Model and weights.
+        paths: Photos, folders or glob patterns.
+        out: Folder for the pictures; created if missing.
+        strip: Also draw which patches are kept at five blocks, from the first to the last.
+        sheet: Also draw contact sheets of all life maps, each with the predicted class.
+        whole: Draw the whole photo, with the part outside the model's crop dimmed.
+        width: Width of a life map in pixels.
+        run: Device and batches.
     """
 
     model: ModelConfig
@@ -183,10 +188,10 @@ class DrawConfig:
 
 @dataclass(frozen=True)
 class InfoConfig:
-    """Say what a model is made of, what it costs, and what slimming saves.
+    """Show the structure of a model, its FLOPs and what slimming saves.
 
     Attributes:
-        model: Which model, with which weights; random ones will do.
+        model: Model and weights. Random weights are enough.
         json: Print JSON instead of text.
     """
 
@@ -196,13 +201,13 @@ class InfoConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Run the small model inside this package on its photos, dense against slimmed, and report.
+    """Compare the dense and the slimmed demo model on photos that come with patchlife; write a report.
 
     Attributes:
-        out: Folder for the report and its pictures; made if it is not there.
-        rounds: How often dense and slimmed take turns when they are timed.
+        out: Folder for the report and its pictures; created if missing.
+        rounds: Number of timing rounds; each round times the dense and the slimmed model once.
         life: How the model is slimmed.
-        run: Where photos are run, and how many at a time.
+        run: Device and batches.
     """
 
     out: Path = field(default=Path("patchlife-demo"), metadata={"metavar": "FOLDER"})
@@ -217,18 +222,18 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Learn the lives of a model's patches from photos; labels are not needed.
+    """Train an adapter (scorer and, optionally, weight deltas) on photos, without labels.
 
     Attributes:
-        model: Which model, with which weights.
-        data: Photos, folders or globs of them; WebDataset shards (*.tar, read where they lie, never unpacked); timm's
-            data sets as timm:NAME[:SPLIT[:ROOT]].
-        out: Folder for the adapter. An interrupted fit goes on where it stopped when the same command is given again;
-            one with other settings is refused (see --restart).
-        validation: Labelled photos (a folder for each class, see --class-order) on which to measure accuracy while learning;
-            nothing is learned from them, and of each FOLDER every k-th is taken, 500 at most.
-        device: auto takes a CUDA GPU where there is one, else the CPU.
-        learn: How lives are learned.
+        model: Model and weights.
+        data: Photos, folders or glob patterns; WebDataset shards (*.tar, read in place, not unpacked); timm data sets
+            as timm:NAME[:SPLIT[:ROOT]].
+        out: Folder for the adapter. Repeat the same command to continue an interrupted fit. A fit with other settings
+            in the same folder is refused (see --restart).
+        validation: Labelled photos for measuring accuracy during training; they are not trained on. Each FOLDER has one
+            subfolder per class (see --class-order). At most 500 photos of each FOLDER are used, evenly spaced.
+        device: Device of the training. auto: a CUDA GPU if there is one, else the CPU.
+        learn: Training.
     """
 
     model: ModelConfig
@@ -241,20 +246,21 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Measure a model's accuracy at several budgets against its dense self, on labelled photos.
+    """Measure top-1 accuracy at several budgets and compare with the dense model, on labelled photos.
 
     Attributes:
-        model: Which model, with which weights.
-        data: A folder with a folder of photos for each class; --class-order says what these are called.
-        budgets: Fractions of the dense model's FLOPs.
-        modes: fixed, adaptive, or both.
-        every: Take every so-manieth photo only.
-        engine: What runs the model; eager if not given. onnx and openvino export it at each budget on the first run
-            and keep the files in a cache folder. An exported package brings its own; its budget 1 is then dense.
-        trust: Open a .pt2 file (export --format torch). Opening one can run any code, so do it only if you trust where
-            it came from.
-        out: File for the results (JSON); a plot is drawn beside it where matplotlib is installed.
-        run: Where photos are run, and how many at a time.
+        model: Model and weights.
+        data: Folder with one subfolder of photos per class (see --class-order).
+        budgets: Budgets, as fractions of the dense model's FLOPs.
+        modes: fixed, adaptive, or both as fixed,adaptive.
+        every: Use every N-th photo.
+        engine: Engine that runs the model. onnx and openvino export the model at each budget on the first run and keep
+            the files in a cache folder. Default: eager, or the engine of an exported bundle, whose graph of budget 1 is
+            then the dense model.
+        trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
+            you trust its source.
+        out: File for the results (JSON). If matplotlib is installed, a plot is written beside it.
+        run: Device and batches.
     """
 
     model: ModelConfig
@@ -269,16 +275,16 @@ class EvalConfig:
 
     @property
     def settings(self) -> list[tuple[float, Mode]]:
-        """Every budget in every mode."""
+        """(budget, mode) for every budget in every mode."""
         return [(budget, cast(Mode, mode)) for mode in self.modes for budget in self.budgets]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budgets", tuple(check_budget(budget, "budgets") for budget in self.budgets))
         for mode in self.modes:
             if mode not in MODES:
-                raise ConfigError(f"modes must be of {', '.join(MODES)}, got {mode!r}")
+                raise ConfigError(f"modes must be from {', '.join(MODES)}, got {mode!r}")
         if "adaptive" in self.modes and self.engine not in (None, "eager"):
-            raise ConfigError(f"--engine {self.engine} runs fixed mode only, got adaptive; drop one of the two")
+            raise ConfigError(f"--engine {self.engine} runs fixed mode only, got adaptive; remove --engine or adaptive")
         if self.every < 1:
             raise ConfigError(f"every must be at least 1, got {self.every}")
 
@@ -288,38 +294,43 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Measure this and other methods side by side, on this machine: speed, and accuracy on labelled photos.
+    """Compare this method with baselines on this machine: speed, and accuracy on labelled photos.
 
     Attributes:
-        model: A timm name, hf-hub:ORG/NAME, local-dir:FOLDER, the folder of a life adapter, or demo. Random weights
-            will do for speed.
-        checkpoint: The backbone's weights, a safetensors file.
-        pretrained: Take timm's own weights for this name; they are downloaded once.
-        model_args: Arguments for timm's model, such as global_pool=avg or in_chans=1.
-        labels: Names of the classes, one a line; ImageNet's for a model of 1000 classes if not given.
-        class_order: What the folders in --data are called: number, the number of the class; imagefolder, any name, and
-            the classes are in the order of these names as text, as torchvision's ImageFolder gave them. If not given:
-            the name of the class or its WordNet id, and its number where the classes have no names.
-        image_size: Side of the square that photos are brought to; the model's own if not given.
-        data: Labelled photos, a folder for each class: measure accuracy too.
-        methods: Which methods; all of them if not given. dense is always there to compare with.
-        speed: Time the methods; --no-speed measures accuracy only, on --data.
-        batch_sizes: Images in a batch.
-        flops: Fractions of the dense model's FLOPs at which the methods meet.
-        engine: compile runs methods of static shapes through torch.compile. onnx and openvino, on the CPU, run dense,
-            no-decision-bound and ours in fixed mode as exported graphs, made on the first run and kept in a cache
-            folder ($PATCHLIFE_CACHE says where); others say why they are absent. Dense is also timed eagerly in torch,
-            which is where top-1 is always measured.
+        model: Name of a timm model, hf-hub:ORG/NAME, local-dir:FOLDER, the folder of an adapter, or demo. Random
+            weights are enough for speed.
+        checkpoint: Weights of the backbone, a safetensors file.
+        pretrained: Use the weights that timm provides for this name; they are downloaded once.
+        model_args: Arguments of the timm model, such as global_pool=avg or in_chans=1.
+        labels: Text file with the names of the classes, one per line. Default: the ImageNet names for a model of 1000
+            classes.
+        class_order: How folder names in --data map to classes. number: the name is the number of the class.
+            imagefolder: any names; the classes are the folders in text order, as torchvision's ImageFolder numbers
+            them. Default: the name is the class name or its WordNet id, or the number of the class if the classes have
+            no names.
+        image_size: Height and width in pixels that photos are resized to. Default: the model's own size.
+        data: Folder with one subfolder of photos per class. With it, accuracy is measured too.
+        methods: Methods to compare. Default: all. dense is always included as the reference.
+        speed: Measure speed. --no-speed measures accuracy only, on --data.
+        batch_sizes: Batch sizes.
+        flops: Budgets at which the methods are compared, as fractions of the dense model's FLOPs.
+        engine: eager: plain torch. compile: torch.compile for methods with static shapes. onnx, openvino: exported
+            graphs on the CPU, for dense, the no-decision bound and patchlife in fixed mode; the other methods are
+            listed as left out, with the reason. Exported files are kept in a cache folder (environment variable
+            PATCHLIFE_CACHE).
+            The dense model is timed in eager mode as well; accuracy is always measured in eager mode.
         dtype: Number format of weights and images.
-        rounds: How often all methods take turns.
-        patience: For each batch size and fraction, begin no new round after so many seconds; five are always run.
-        predictors: Trained predictors of DynamicViT, a safetensors file; without them only its speed is measured.
-        advice: Also time single blocks at several token counts and say which schedule is fastest here, or that
-            slimming does not pay. With --data also which one is fastest, over all fractions, within --max-drop.
-        max_drop: Points of top-1 that an advised schedule may lose against dense.
-        report: Draw these result files again, measure nothing.
-        device: auto takes a CUDA GPU where there is one, else the CPU.
-        out: Folder for result (JSON), report (HTML) and plot (PNG). Older results in it stay.
+        rounds: Number of timing rounds; each round times every method once.
+        patience: Start no new round after N seconds, for each batch size and budget. At least five rounds are run.
+        predictors: Trained predictors of DynamicViT, a safetensors file. Without it, only the speed of DynamicViT is
+            measured.
+        advice: Also time single blocks at several token counts and report the fastest schedule on this machine, or that
+            slimming does not pay. With --data, also report the fastest of all budgets and schedules within --max-drop.
+        max_drop: Largest loss of top-1 accuracy against the dense model, in percentage points, of the schedule that
+            --advice reports.
+        report: Draw the report of earlier result files again, without measuring.
+        device: Device of the model. auto: a CUDA GPU if there is one, else the CPU.
+        out: Folder for the result (JSON), report (HTML) and plot (PNG). Earlier results in it are kept.
     """
 
     model: str = field(default="", metadata={"positional": True})
@@ -347,14 +358,15 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         if bool(self.model) == bool(self.report):
-            raise ConfigError("bench measures a MODEL, or draws result files again with --report; give one of both")
+            got = "both" if self.model else "neither"
+            raise ConfigError(f"expected either a MODEL to measure or result files to draw (--report FILE), got {got}")
         object.__setattr__(self, "flops", tuple(check_budget(fraction, "flops") for fraction in self.flops))
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ConfigError(f"batch_sizes must be at least 1, got {self.batch_sizes}")
         if not self.speed and (self.data is None or self.advice) and not self.report:
             raise ConfigError(
-                "without speed there is accuracy only, which takes labelled photos and gives no advice; add --data "
-                "FOLDER and drop --advice, or drop --no-speed"
+                "--no-speed measures accuracy only, which needs labelled photos and gives no advice; add --data FOLDER "
+                "and remove --advice, or remove --no-speed"
             )
         if self.engine in ("onnx", "openvino") and (self.dtype != "float32" or self.device not in ("auto", "cpu")):
             raise ConfigError(
@@ -367,16 +379,16 @@ class BenchConfig:
             raise ConfigError(f"rounds must be at least 5, got {self.rounds}")
 
 
-def _check_at_least(least: int, **values: int | None) -> None:
+def _check_at_least(minimum: int, **values: int | None) -> None:
     for name, value in values.items():
-        if value is not None and value < least:
-            raise ConfigError(f"{name} must be at least {least}, got {value}")
+        if value is not None and value < minimum:
+            raise ConfigError(f"{name} must be at least {minimum}, got {value}")
 
 
 def _checked_life(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings as `LifeConfig` stores them. Refuses what no model could do before any model is built."""
+    """The settings as `LifeConfig` stores them. Raises ConfigError for invalid ones, before a model is built."""
     checked = LifeConfig.from_dict(settings)
-    targets = [name for name in ("budget", "speedup", "kept") if settings.get(name) is not None]
-    if len(targets) > 1:
-        raise ConfigError(f"{' and '.join(targets)} say the same thing in different ways; give one of them")
+    alternatives = [name for name in ("budget", "speedup", "kept") if settings.get(name) is not None]
+    if len(alternatives) > 1:
+        raise ConfigError(f"{' and '.join(alternatives)} are alternatives; give only one of them")
     return {name: value if name == "speedup" else getattr(checked, name) for name, value in settings.items()}

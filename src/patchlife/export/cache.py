@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..data import Preprocess
 from ..data.labels import Labels
 from ..errors import ExportError
-from ..io.files import replace_folder, steadily
+from ..io.files import read_consistently, replace_folder
 from ..runtime.engine import Engine, read_verified
 from ..runtime.metadata import Format, metadata_of
 from ..runtime.open_file import open_engine
@@ -84,11 +84,11 @@ def _read_or_write(key: str, name: str, write: Callable[[Path], object], read: C
     """The result of ``read`` for the file ``name`` in cache entry ``key``, which ``write`` creates if needed."""
     entry = cache_folder() / key
     with suppress(ExportError):
-        return steadily(entry, lambda: read(entry / name))
+        return read_consistently(entry, lambda: read(entry / name))
     # the damaged entry is not removed first: another process may have replaced it in the meantime
     with replace_folder(entry) as folder:
         write(folder / name)
-    return steadily(entry, lambda: read(entry / name))
+    return read_consistently(entry, lambda: read(entry / name))
 
 
 def _key(model: nn.Module, description: str) -> str:

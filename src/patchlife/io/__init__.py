@@ -1,1 +1,1 @@
-"""Files that are whole or absent, checksums, JSON lines."""
+"""Atomic writing of files and folders, checksums, JSON lines."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and the sum that tells whether they still are."""
+"""Atomic writing of files and folders: they are complete or absent. Checksums to verify them."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ __all__ = [
     "check_sums",
     "is_exported",
     "locked",
+    "read_consistently",
     "recover",
+    "remove_leftovers",
     "replace_folder",
     "sha256_of",
-    "steadily",
-    "sweep",
     "write_atomic",
 ]
 
 T = TypeVar("T")
 
 SUMS = "SHA256SUMS"
-"""A folder's list of checksums, as `sha256sum -c` reads it."""
+"""Name of a folder's list of checksums, in the format of `sha256sum -c`."""
 
 BUNDLE = "bundle.json"
-"""The file that makes a folder a package of exported graphs."""
+"""Name of the file that marks a folder as a bundle of exported graphs."""
 
-_OLD = ".old"
-_LEFT = re.compile(r"\.(.+)\.[0-9a-f]{32}(?:\.old)?")  # how `_beside` calls folders
-_TRIES = 100
-_STALE = 24 * 3600.0  # seconds after which no writer is still at it
-_PATIENCE = 10.0  # seconds to wait for a `sweep`, which takes less
+_OLD_SUFFIX = ".old"
+_LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{32}(?:\.old)?")  # names from `_temporary_path`
+_ATTEMPTS = 100
+_STALE_AFTER = 24 * 3600.0  # seconds after which a leftover cannot belong to a running writer
+_LOCK_TIMEOUT = 10.0  # seconds to wait for a running `remove_leftovers`, which takes less
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> Path:
-    """Write a file so that a crash, at any moment, leaves the old content or the new one, never a mixture.
+    """Write a file atomically: after a crash at any moment it holds the old content or the new content.
 
     Args:
         path: the file; its folder must exist.
-        data: bytes, or text to be stored as UTF-8.
+        data: bytes, or text that is encoded as UTF-8.
 
     Returns:
         The path.
     """
     path = Path(path)
     content = data.encode() if isinstance(data, str) else data
-    temporary = _beside(path)
+    temporary = _temporary_path(path)
     try:
         with open(temporary, "xb") as file:
             file.write(content)
@@ -77,98 +77,102 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> Path:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's content, as 64 hexadecimal digits."""
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty folder to fill; when the block ends well it takes the place of ``path``, checksums included.
+    """Yield an empty folder to fill. When the block ends without error, the folder replaces ``path``, with checksums.
 
-    If the block raises, or the disk fills, ``path`` stays what it was. Whenever the process is killed, ``path`` is the
-    old folder or the new one. Of several writers the last one wins, with all of its files.
+    If the block raises or the disk is full, ``path`` stays unchanged. If the process is killed, ``path`` is the old
+    folder or the new one. If several processes write, the folder of the last one remains, complete.
     """
-    path = Path(os.path.realpath(path))  # a link stays one, and what it names is replaced
+    path = Path(os.path.realpath(path))  # a link is kept; the folder that it points to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, path.name)
-    with _lock(path.parent, exclusive=False, wait=_PATIENCE):
-        fresh = _beside(path)
-        fresh.mkdir()
+    remove_leftovers(path.parent, path.name)
+    with _lock(path.parent, exclusive=False, wait=_LOCK_TIMEOUT):
+        new = _temporary_path(path)
+        new.mkdir()
         try:
-            yield fresh
-            files = sorted(p for p in fresh.iterdir() if p.is_file())
-            (fresh / SUMS).write_text("".join(f"{sha256_of(p)}  {p.name}\n" for p in files))
-            for file in [*files, fresh / SUMS]:
+            yield new
+            files = sorted(p for p in new.iterdir() if p.is_file())
+            (new / SUMS).write_text("".join(f"{sha256_of(p)}  {p.name}\n" for p in files))
+            for file in [*files, new / SUMS]:
                 with open(file, "rb") as written:
                     os.fsync(written.fileno())
-            _sync_folder(fresh)
-            _put(fresh, path)
+            _sync_folder(new)
+            _move_into_place(new, path)
             _sync_folder(path.parent)
-        finally:  # what is unfinished, or what stood there before
-            shutil.rmtree(fresh, ignore_errors=True)
+        finally:  # removes an unfinished new folder, or the replaced old one
+            shutil.rmtree(new, ignore_errors=True)
 
 
-def sweep(folder: str | os.PathLike[str], name: str = "") -> None:
-    """Remove what killed writers left in ``folder`` of paths whose names begin with ``name``.
+def remove_leftovers(folder: str | os.PathLike[str], name: str = "") -> None:
+    """Remove temporary folders that killed writers left in ``folder``, of paths whose names begin with ``name``.
 
-    Nothing is removed while any `replace_folder` is at work in ``folder``; where the disk knows no locks, only what is
-    a day old. A path that is missing because its writer was killed between two steps comes back first (see `recover`).
+    Nothing is removed while a `replace_folder` runs in ``folder``. On disks without locks, only leftovers older than a
+    day are removed. Paths that need it are recovered first (see `recover`).
     """
     folder = Path(folder)
     if not folder.is_dir():
         return
-    left = [entry for entry in folder.iterdir() if (of := _LEFT.fullmatch(entry.name)) and of[1].startswith(name[:100])]
-    if not any(entry.is_dir() for entry in left):
+    leftovers = [
+        entry
+        for entry in folder.iterdir()
+        if (match := _LEFTOVER.fullmatch(entry.name)) and match[1].startswith(name[:100])
+    ]
+    if not any(entry.is_dir() for entry in leftovers):
         return
-    with _lock(folder, exclusive=True) as alone:
-        for entry in [entry for entry in left if alone or _is_stale(entry)]:
-            path = entry.with_name(entry.name.removesuffix(_OLD)[1:-33])
+    with _lock(folder, exclusive=True) as has_lock:
+        for entry in [entry for entry in leftovers if has_lock or _is_stale(entry)]:
+            path = entry.with_name(entry.name.removesuffix(_OLD_SUFFIX)[1:-33])
             recover(path)
-            if entry.is_dir() and (path.exists() or not entry.name.endswith(_OLD)):
+            if entry.is_dir() and (path.exists() or not entry.name.endswith(_OLD_SUFFIX)):
                 shutil.rmtree(entry, ignore_errors=True)
 
 
 def _is_stale(entry: Path) -> bool:
     try:
-        return time.time() - entry.stat().st_mtime > _STALE
-    except OSError:  # its writer is done
+        return time.time() - entry.stat().st_mtime > _STALE_AFTER
+    except OSError:  # removed by its writer
         return False
 
 
 def recover(path: str | os.PathLike[str]) -> None:
-    """Put a folder back that is missing because its writer was killed between two steps (`_put_in_two_steps`)."""
+    """Restore a folder that is missing because its writer was killed in `_replace_by_two_renames`."""
     path = Path(os.path.realpath(path))
     if path.exists() or not path.parent.is_dir():
         return
-    beside = [entry for entry in path.parent.iterdir() if entry.name.startswith(f".{path.name[:100]}.")]
-    old = [entry for entry in beside if _LEFT.fullmatch(entry.name) and entry.name.endswith(_OLD)]
+    candidates = [entry for entry in path.parent.iterdir() if entry.name.startswith(f".{path.name[:100]}.")]
+    old = [entry for entry in candidates if _LEFTOVER.fullmatch(entry.name) and entry.name.endswith(_OLD_SUFFIX)]
     for entry in sorted(old, key=lambda entry: entry.stat().st_mtime)[-1:]:
-        with suppress(OSError):  # another process was first, or nothing may be written here
+        with suppress(OSError):  # another process was faster, or the folder is read-only
             os.rename(entry, path)
 
 
-def steadily(folder: str | os.PathLike[str], read: Callable[[], T]) -> T:
-    """What ``read`` gets from the files of ``folder``, all of one version: again if it was replaced meanwhile."""
-    for _ in range(_TRIES):
+def read_consistently(folder: str | os.PathLike[str], read: Callable[[], T]) -> T:
+    """The result of ``read()``, which reads files of ``folder``. Reads again if ``folder`` is replaced meanwhile."""
+    for _ in range(_ATTEMPTS):
         recover(folder)
-        before = _which(folder)
+        before = _version_of(folder)
         try:
             result = read()
         except Exception:
-            if _which(folder) == before:
+            if _version_of(folder) == before:
                 raise
             continue
-        if _which(folder) == before:
+        if _version_of(folder) == before:
             return result
     return read()
 
 
 @contextmanager
 def locked(file: str | os.PathLike[str]) -> Iterator[None]:
-    """Let one process at a time into the block, the others wait; ``file`` is made for that, and stays.
+    """Context that only one process at a time enters; others wait. ``file`` is created as the lock and stays.
 
-    Where the system has no such locks, all of them may enter.
+    On systems without file locks, the context does not exclude other processes.
     """
     Path(file).touch()
     with _lock(Path(file), exclusive=True, wait=float("inf")):
@@ -176,14 +180,14 @@ def locked(file: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def check_sums(folder: str | os.PathLike[str], error: type[PatchLifeError]) -> dict[str, Path]:
-    """The files that ``folder``'s checksum list names, each verified.
+    """Paths of the files in the checksum list of ``folder``, by name, after verifying each checksum.
 
-    Raises ``error`` when the list is missing, a file is missing, or a single byte differs.
+    Raises ``error`` if the list or a file is missing, or a checksum differs.
     """
     folder = Path(folder)
     recover(folder)
     if not (folder / SUMS).is_file():
-        raise error(f"{folder} has no {SUMS}, so it is not a complete patchlife folder; save or download it again")
+        raise error(f"{folder} has no {SUMS}, so it is not a complete folder of patchlife; save or download it again")
     files = {}
     for line in (folder / SUMS).read_text(errors="replace").splitlines():
         digest, _, name = line.partition("  ")
@@ -197,45 +201,45 @@ def check_sums(folder: str | os.PathLike[str], error: type[PatchLifeError]) -> d
 
 
 def is_exported(model: str | os.PathLike[str]) -> bool:
-    """Whether what a user calls MODEL is an exported file or package, rather than a name or an adapter's folder."""
+    """Whether a user's MODEL argument is an exported file or bundle; otherwise it is a name or an adapter."""
     return Path(model).is_file() or (Path(model) / BUNDLE).is_file()
 
 
-def _put(fresh: Path, path: Path) -> None:
-    """Give ``fresh`` the name ``path``. What had it is then called ``fresh``."""
-    for _ in range(_TRIES):
-        with suppress(FileNotFoundError):  # another writer moved what stood there just now: look again
+def _move_into_place(new: Path, path: Path) -> None:
+    """Rename ``new`` to ``path``. A folder that is at ``path`` gets the name ``new``."""
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError):  # another writer renamed it in the meantime: try again
             if path.is_dir() and any(path.iterdir()):
-                if _exchanged(fresh, path) or _put_in_two_steps(fresh, path):
+                if _swapped(new, path) or _replace_by_two_renames(new, path):
                     return
                 continue
             with suppress(OSError):  # an empty folder
                 os.rmdir(path)
-            if _moved(fresh, path):
+            if _renamed_if_free(new, path):
                 return
-    raise OSError(errno.EBUSY, "other processes replace this folder all the time", str(path))
+    raise OSError(errno.EBUSY, "other processes keep replacing this folder", str(path))
 
 
-def _put_in_two_steps(fresh: Path, path: Path) -> bool:
-    """Where two names cannot be exchanged. If the process is killed in between, `recover` puts the old one back."""
-    old = fresh.with_name(fresh.name + _OLD)
+def _replace_by_two_renames(new: Path, path: Path) -> bool:
+    """Replace ``path`` on systems that cannot swap names. After a kill between the renames, `recover` restores it."""
+    old = new.with_name(new.name + _OLD_SUFFIX)
     os.rename(path, old)
     try:
-        done = _moved(fresh, path)
+        done = _renamed_if_free(new, path)
     except BaseException:
         recover(path)
         raise
     if done:
-        os.rename(old, fresh)
-    else:  # another writer was faster: its folder is newer than the old one
+        os.rename(old, new)
+    else:  # another writer was faster: ``path`` is newer than ``old``
         shutil.rmtree(old, ignore_errors=True)
     return done
 
 
-def _moved(fresh: Path, path: Path) -> bool:
-    """Rename a folder, unless another one that is not empty has the name."""
+def _renamed_if_free(new: Path, path: Path) -> bool:
+    """Rename a folder; False if ``path`` is a folder that is not empty."""
     try:
-        os.rename(fresh, path)
+        os.rename(new, path)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return False
@@ -243,12 +247,12 @@ def _moved(fresh: Path, path: Path) -> bool:
     return True
 
 
-def _exchanged(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; False where the system or the disk's format cannot."""
-    exchange = _exchange()
-    if exchange is None:
+def _swapped(one: Path, other: Path) -> bool:
+    """Swap the names of two folders atomically; False if the system or the file system cannot."""
+    swap = _swap_call()
+    if swap is None:
         return False
-    if exchange(os.fsencode(one), os.fsencode(other)) == 0:
+    if swap(os.fsencode(one), os.fsencode(other)) == 0:
         return True
     number = ctypes.get_errno()
     if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM):
@@ -257,8 +261,8 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 @cache
-def _exchange() -> Callable[[bytes, bytes], int] | None:
-    """The system's own call, 0 on success."""
+def _swap_call() -> Callable[[bytes, bytes], int] | None:
+    """The system call that swaps two names; it returns 0 on success. None if the system has no such call."""
     if sys.platform not in ("linux", "darwin"):
         return None
     libc, here, flag = ctypes.CDLL(None, use_errno=True), -100, 2  # AT_FDCWD; RENAME_EXCHANGE and RENAME_SWAP
@@ -271,25 +275,25 @@ def _exchange() -> Callable[[bytes, bytes], int] | None:
 
 @contextmanager
 def _lock(path: Path, exclusive: bool, wait: float = 0.0) -> Iterator[bool]:
-    """Hold a lock on a file or folder that ends with the process, however it ends; yields whether we have it.
+    """Hold a lock on a file or folder; yields whether it was acquired. The lock ends with the process at the latest.
 
-    Another process that has it is waited for, up to ``wait`` seconds.
+    ``wait``: seconds to wait for other processes that hold the lock.
     """
     try:
         handle = os.open(path, os.O_RDONLY)
-    except OSError:  # a system that opens no folders
+    except OSError:  # the system cannot open folders
         yield False
         return
     try:
-        yield _acquired(handle, exclusive, wait)
+        yield _acquire(handle, exclusive, wait)
     finally:
         os.close(handle)
 
 
-def _acquired(handle: int, exclusive: bool, wait: float) -> bool:
+def _acquire(handle: int, exclusive: bool, wait: float) -> bool:
     try:
         import fcntl
-    except ImportError:  # a system without
+    except ImportError:  # the system has no such locks
         return False
     until = time.monotonic() + wait
     while True:
@@ -300,26 +304,26 @@ def _acquired(handle: int, exclusive: bool, wait: float) -> bool:
             if time.monotonic() >= until:
                 return False
             time.sleep(0.02)
-        except OSError:  # a disk without
+        except OSError:  # the file system has no locks
             return False
 
 
-def _which(folder: str | os.PathLike[str]) -> tuple[int, ...] | None:
-    """What tells a folder from another one of the same name."""
+def _version_of(folder: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """Numbers that differ between two folders that have the same path at different times; None if it is missing."""
     try:
-        found = os.stat(folder)
+        stat = os.stat(folder)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns  # numbers of removed folders come again
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns  # inode numbers are reused
 
 
-def _beside(path: Path) -> Path:
-    """A name that nothing has, in the same folder (so that renaming stays within one disk)."""
+def _temporary_path(path: Path) -> Path:
+    """An unused path in the same folder, so that renaming stays within one file system."""
     return path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself durable, where the system lets a folder be opened."""
+    """Flush the renaming to disk, on systems that can open a folder."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""JSON lines that a run may be interrupted in, at any byte, and continue later."""
+"""JSON lines files that an interrupted run can continue, even if the last line is incomplete."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Record = dict[str, Any]
 
 
 def encode(record: Record) -> str:
-    """One line. ASCII only, so that any path survives on any system."""
+    """A record as one line of JSON, in ASCII, so that any path can be read back on any system."""
     return json.dumps(record) + "\n"
 
 
 def recover(path: Path, key: str) -> list[Record]:
-    """Cut off the half-written last line of an interrupted file; returns the records before it.
+    """Cut off the incomplete last line of an interrupted file. Returns the records before it.
 
-    What is no file yet, or never will be (a device), counts as an empty one.
+    A missing file or a device counts as an empty file.
 
-    Raises ConfigError, and changes nothing, when a line is no record that begins with ``key``.
+    Raises ConfigError, and changes nothing, if a line is not a record that begins with ``key``.
     """
     content = path.read_bytes() if path.is_file() else b""  # reading a device may never end
     *lines, rest = content.split(b"\n")
     records = [_decoded(line, path, number, key) for number, line in enumerate(lines, 1)]
-    beginning = f'{{"{key}": '.encode()
-    if rest[: len(beginning)] != beginning[: len(rest)]:
-        raise _alien(path, len(lines) + 1, key)
+    start = f'{{"{key}": '.encode()
+    if rest[: len(start)] != start[: len(rest)]:
+        raise _not_a_record(path, len(lines) + 1, key)
     if rest:
         os.truncate(path, len(content) - len(rest))
     return records
@@ -44,11 +44,11 @@ def _decoded(line: bytes, path: Path, number: int, key: str) -> Record:
             return record
     except (ValueError, TypeError, StopIteration):
         pass
-    raise _alien(path, number, key)
+    raise _not_a_record(path, number, key)
 
 
-def _alien(path: Path, number: int, key: str) -> ConfigError:
+def _not_a_record(path: Path, number: int, key: str) -> ConfigError:
     return ConfigError(
-        f"line {number} of {path} is no record that begins with {key!r}, so this is another kind of file; it "
-        "was left alone, choose a new one"
+        f"line {number} of {path} is not a record that begins with {key!r}, so this is another kind of file; it "
+        "was not changed, choose another file"
     )

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, shortened
-from ..io.files import check_sums, replace_folder, sweep
+from ..io.files import check_sums, remove_leftovers, replace_folder
 
 __all__ = ["FORMAT", "Settings", "check_settings", "discard", "restore_latest", "save_checkpoint"]
 
@@ -78,7 +78,7 @@ def restore_latest(
     Raises CheckpointError, naming each setting that differs, for a checkpoint of a run with other ``settings``; None
     accepts any settings.
     """
-    sweep(folder)
+    remove_leftovers(folder)
     latest = _latest(folder)
     if latest is None:
         return 0
