@@ -1,4 +1,4 @@
-"""``patchlife bench``: this and other methods side by side on this machine, or a report from earlier results."""
+"""``patchlife bench``: benchmark PatchLife and baselines on this machine, or write a report from earlier results."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_PHOTOS = 32  # in a batch, when schedules are evaluated
+_BATCH_SIZE = 32  # for evaluating schedules
 
 
 def run(config: BenchConfig) -> int:
-    """Measure and report, or only report; returns the exit code."""
-    require("matplotlib", "bench", "patchlife bench")  # before an hour of measuring, not after
+    """Run the benchmark and write a report, or only write a report; returns the exit code."""
+    require("matplotlib", "bench", "patchlife bench")  # checked before the measurements, which may take an hour
     if config.engine in ("onnx", "openvino") and not config.report:
         require_export(config.engine, what=f"--engine {config.engine}")
     from ..benchmarks.report import text_report, write_report
@@ -43,10 +43,10 @@ def run(config: BenchConfig) -> int:
         results = {path.stem: Result.load(path) for path in config.report}
         page = write_report(results, config.out / "report")
     else:
-        path = _fresh(config)
+        path = _new_result_path(config)
         results = {path.stem: measure(config, path)}
         page = write_report(results, path.with_suffix(""))
-        say(f"numbers: {path}")
+        say(f"results: {path}")
     for result in results.values():
         print(text_report(result))
     print(f"open {page.absolute()}")
@@ -54,7 +54,7 @@ def run(config: BenchConfig) -> int:
 
 
 def measure(config: BenchConfig, path: Path) -> Result:
-    """Everything that was asked for. The file is written after each step, so an interrupted run leaves what it has."""
+    """Run the benchmark. The file is written after each step, so an interrupted run leaves its results so far."""
     from ..benchmarks.comparison import time_methods
     from ..benchmarks.result import MethodInfo, Result
     from ..benchmarks.schedule_search import advise
@@ -62,27 +62,27 @@ def measure(config: BenchConfig, path: Path) -> Result:
     pipeline, adapter = _open(config)
     methods = _methods(config, adapter)
     photos, truth = _photos(config, pipeline)
-    about = {m.name: MethodInfo(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
-    result = Result(pipeline.name, _weights(config, pipeline), _conditions(config, pipeline, photos), about)
+    infos = {m.name: MethodInfo(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
+    result = Result(pipeline.name, _weights_text(pipeline), _conditions(config, pipeline, photos), infos)
     backbone = pipeline.model.backbone
-    slimmed = _own(pipeline, adapter)
+    slimmed = _slimmed_model(pipeline, adapter)
     for batch in config.batch_sizes if config.speed else ():
         images = _images(config, pipeline, photos, batch)
         for target in config.flops:
             say(f"timing {len(methods)} methods, batch {batch}, {target:g} of the dense FLOPs")
-            with _fresh_compiler():
+            with _compiler_reset():
                 result.speed += time_methods(
                     backbone, methods, images, target, config.engine, config.rounds, config.patience
                 )
             result.save(path)
         if config.advice:
-            say(f"timing blocks at batch {batch}, for advice")
-            few = 3 if photos else 1
+            say(f"timing blocks at batch {batch}, for --advice")
+            schedules = 3 if photos else 1
             for target in config.flops:
-                with _fresh_compiler():
-                    result.advice.append(advise(slimmed, images, target, config.engine, few))
+                with _compiler_reset():
+                    result.advice.append(advise(slimmed, images, target, config.engine, schedules))
     if photos and config.advice:
-        _afford(result, config, pipeline, slimmed, photos, truth)
+        _choose_schedules(result, config, pipeline, slimmed, photos, truth)
     if photos:
         _evaluate(result, config, pipeline, methods, photos, truth)
     result.complete = True
@@ -90,7 +90,7 @@ def measure(config: BenchConfig, path: Path) -> Result:
     return result
 
 
-def _afford(
+def _choose_schedules(
     result: Result,
     config: BenchConfig,
     pipeline: Pipeline,
@@ -98,16 +98,16 @@ def _afford(
     photos: Sequence[Path],
     truth: Sequence[int],
 ) -> None:
-    """The fastest schedule at each batch size whose top-1 is still good enough."""
+    """Choose the fastest schedule at each batch size whose top-1 is at most --max-drop points lower."""
     import torch
 
     from ..benchmarks.accuracy_limit import affordable, losses
     from ..data import load_batches
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        say(f"judging the schedules that pay on {len(photos)} photos, for advice")
-        steps = -(-len(photos) // _PHOTOS)
-        for loaded in progress(load_batches(photos, pipeline.preprocess, _PHOTOS), steps, None, unit="batch"):
+        say(f"evaluating the faster schedules on {len(photos)} photos, for --advice")
+        steps = -(-len(photos) // _BATCH_SIZE)
+        for loaded in progress(load_batches(photos, pipeline.preprocess, _BATCH_SIZE), steps, None, unit="batch"):
             if loaded.indices:
                 yield loaded.images, torch.tensor([truth[i] for i in loaded.indices])
 
@@ -127,7 +127,7 @@ def _evaluate(
 
     from ..benchmarks.comparison import evaluate_methods
 
-    say(f"judging on {len(photos)} photos")
+    say(f"evaluating accuracy on {len(photos)} photos")
     result.accuracy, unread = evaluate_methods(
         pipeline.model.backbone,
         methods,
@@ -144,7 +144,7 @@ def _evaluate(
 
 
 def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
-    """The model with an untouched backbone in the wanted precision, and the adapter if MODEL is one."""
+    """(pipeline, adapter): the unmodified backbone in the requested precision, and the adapter if MODEL is one."""
     import torch
 
     from ..backbones import Origin, source_of
@@ -156,25 +156,25 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
     args, size = config.model_args, config.image_size
     if is_exported(model):
         raise ConfigError(
-            f"{model} is an exported model, and bench builds its methods on a backbone; give the MODEL that it was "
-            "made from, with --engine onnx or openvino"
+            f"bench needs a backbone, got the exported model {model}; give the MODEL that was exported, with "
+            "--engine onnx or openvino"
         )
     if Path(model).is_dir():
         from ..adapters import read_adapter
 
         adapter = Path(model)
-        about, _ = read_adapter(adapter)
-        if not about["origin"]:
-            raise ConfigError(f"{adapter} does not say where its backbone came from; bench cannot build it again")
-        origin = Origin(**about["origin"])
+        metadata, _ = read_adapter(adapter)
+        if not metadata["origin"]:
+            raise ConfigError(f'{adapter} has no entry "origin", so bench cannot build its backbone; give a timm name')
+        origin = Origin(**metadata["origin"])
         model = origin.model
         checkpoint = checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
         args, size = {**origin.options, **args}, size or origin.image_size
         config = replace(config, pretrained=config.pretrained or (origin.pretrained and not checkpoint))
-    weighty = config.pretrained or checkpoint or model == DEMO or source_of(model)
-    if config.data and not weighty:
+    has_weights = config.pretrained or checkpoint or model == DEMO or source_of(model)
+    if config.data and not has_weights:
         raise ConfigError(
-            "accuracy of random weights means nothing: give --checkpoint FILE or --pretrained with --data"
+            "--data measures accuracy, but the weights are random; give --checkpoint FILE or --pretrained"
         )
     settings = ModelConfig(
         model, checkpoint, config.pretrained, args, config.labels, config.class_order, image_size=size
@@ -185,8 +185,8 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
     return pipeline, adapter
 
 
-def _own(pipeline: Pipeline, adapter: Path | None) -> SlimModel:
-    """What advice is about: the backbone with the head, the schedule and the change that the adapter brings, if any."""
+def _slimmed_model(pipeline: Pipeline, adapter: Path | None) -> SlimModel:
+    """The model for --advice: the backbone with the scorer, schedule and weight delta of the adapter, if given."""
     if adapter is None:
         return pipeline.model
     from ..adapters import load
@@ -197,19 +197,19 @@ def _own(pipeline: Pipeline, adapter: Path | None) -> SlimModel:
 def _methods(config: BenchConfig, adapter: Path | None) -> list[Method]:
     from ..benchmarks.baselines import METHODS, learned, trained_dynamicvit
 
-    known = dict(METHODS)
+    available = dict(METHODS)
     if config.predictors:
-        known["dynamicvit"] = trained_dynamicvit(config.predictors)
+        available["dynamicvit"] = trained_dynamicvit(config.predictors)
     if adapter:
-        known |= {m.name: m for m in (learned(adapter, "fixed"), learned(adapter, "adaptive"))}
-    unknown = [name for name in config.methods or () if name not in known]
+        available |= {m.name: m for m in (learned(adapter, "fixed"), learned(adapter, "adaptive"))}
+    unknown = [name for name in config.methods or () if name not in available]
     if unknown:
-        raise ConfigError(f"no method is called {', '.join(unknown)}; there are {', '.join(known)}")
-    return [known[name] for name in dict.fromkeys(["dense", *(config.methods or known)])]
+        raise ConfigError(f"--methods: expected names out of {', '.join(available)}, got {', '.join(unknown)}")
+    return [available[name] for name in dict.fromkeys(["dense", *(config.methods or available)])]
 
 
 def _photos(config: BenchConfig, pipeline: Pipeline) -> tuple[list[Path], list[int]]:
-    """Photos and their classes; none without --data."""
+    """(photos, class indices); both empty without --data."""
     if config.data is None:
         return [], []
     photos = find_photos(config.data)
@@ -217,7 +217,7 @@ def _photos(config: BenchConfig, pipeline: Pipeline) -> tuple[list[Path], list[i
 
 
 def _images(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path], batch: int) -> Tensor:
-    """A batch to time on: photos where there are some, noise otherwise."""
+    """A batch of images for timing: photos, or noise without --data."""
     import torch
 
     from ..data import evenly_spaced, load_batches
@@ -232,29 +232,29 @@ def _images(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path], bat
 
 
 @contextmanager
-def _fresh_compiler() -> Iterator[None]:
-    """What was compiled for one batch size and fraction is of no use for the next, but would fill torch's limit."""
+def _compiler_reset() -> Iterator[None]:
+    """Discard compiled graphs afterwards: they are not used again, and torch limits their number."""
     yield
     import torch
 
     torch.compiler.reset()
 
 
-# ---- what to remember about it
+# ---- the description of a run
 
 
-def _weights(config: BenchConfig, pipeline: Pipeline) -> str:
+def _weights_text(pipeline: Pipeline) -> str:
     from ..backbones import source_of
     from ..runtime.demo_model import DEMO
 
     origin = pipeline.model.origin
     if pipeline.name == DEMO:
-        return "the package's own"
+        return "part of patchlife"
     if origin and origin.checkpoint:
         return f"{Path(origin.checkpoint).name}, sha256 {(origin.sha256 or '')[:16]}"
     if origin and source_of(origin.model):
         return origin.model
-    return "timm's own" if origin and origin.pretrained else "random"
+    return "timm (pretrained)" if origin and origin.pretrained else "random"
 
 
 def _conditions(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path]) -> dict[str, Any]:
@@ -276,8 +276,8 @@ def _conditions(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path])
     }
 
 
-def _fresh(config: BenchConfig) -> Path:
-    """A file name that no earlier run has."""
+def _new_result_path(config: BenchConfig) -> Path:
+    """A new file name in --out, from the model, the engine and the time."""
     name = Path(config.model).name
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     return config.out / f"bench-{name}-{config.engine}-{stamp}.json"
