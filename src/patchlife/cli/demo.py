@@ -224,8 +224,8 @@ def _write(measurements: Measurements, pipeline: Pipeline, folder: Path) -> Path
         [
             paragraph(
                 "One small module scores the patches of a photo once. The scores decide in how many blocks of the "
-                f"Vision Transformer each patch takes part. This report compares the embedded model ({pipeline.name}), dense "
-                f"and slimmed, on {photos} photos that were not used for training."
+                "Vision Transformer each patch takes part. This report compares the embedded model "
+                f"({pipeline.name}), dense and slimmed, on {photos} photos that were not used for training."
             ),
             table(*_outcome_table(measurements), caption=_sample_size_note(photos)),
             paragraph("All rows use the same weights: the budget is set at run time, without new training."),

@@ -100,16 +100,16 @@ class _Member(Sample):
         return data
 
 
-def is_shard(given: str) -> bool:
+def is_shard(argument: str) -> bool:
     """Whether an argument has the suffix of shards; also true for compressed shards, which get an error later."""
-    return given.lower().endswith((".tar", ".tar.gz", ".tgz"))
+    return argument.lower().endswith((".tar", ".tar.gz", ".tgz"))
 
 
-def list_shards(given: str) -> list[Path]:
+def list_shards(argument: str) -> list[Path]:
     """The shards of a path or glob, sorted. Raises ImageError if there are none."""
-    paths = [Path(given)] if Path(given).exists() else [Path(path) for path in sorted(glob.glob(given, recursive=True))]
+    paths = [Path(argument)] if Path(argument).exists() else [Path(path) for path in sorted(glob.glob(argument, recursive=True))]
     if not paths:
-        raise ImageError(f"{given}: expected a shard or a glob of shards, found no such file; check the path")
+        raise ImageError(f"{argument}: expected a shard or a glob of shards, found no such file; check the path")
     return paths
 
 
