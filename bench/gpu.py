@@ -1,6 +1,6 @@
-"""What `gpu.sh` runs: exactness on the GPU, two ceilings, then all methods on five models while time lasts.
+"""Run by `gpu.sh`: exactness on the GPU, two hardware ceilings, then all methods on five models within a time limit.
 
-Every job that did not fit into the time is named in ``checks.json``; nothing is dropped silently.
+``checks.json`` lists every job that was left out, with its reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-if importlib.util.find_spec("jaxtyping") is None:  # shapes in annotations only; a bare machine can do without
+if importlib.util.find_spec("jaxtyping") is None:  # used in annotations only, so a stand-in is enough
     stand_in = types.ModuleType("jaxtyping")
     for kind in ("Bool", "Float", "Int", "Int8"):
         setattr(stand_in, kind, type(kind, (), {"__class_getitem__": classmethod(lambda cls, item: item[0])}))
@@ -52,7 +52,7 @@ COMPILED = (
     "tome",
     "ours-fixed",
     "ours-slices",
-)  # half a minute each: the ones that decide
+)  # compiling takes half a minute for each, so only the most important ones
 DYNAMIC = ("ats", "a-vit", "ours-adaptive")
 ENGINES = ("eager", "eager-graph", "compile", "graph")
 TARGET = 0.6
@@ -61,7 +61,7 @@ EXACT = 1e-5  # largest difference in float32, relative to the larger of 1 and t
 
 @dataclass(frozen=True)
 class Job:
-    """One race."""
+    """One comparison of methods."""
 
     model: str
     engine: str
@@ -69,55 +69,55 @@ class Job:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Who takes part; those whose shapes depend on the images run in eager races only."""
+        """Names of the methods; those whose shapes depend on the images run eagerly only."""
         if self.engine == "eager":
             return (*STATIC, *DYNAMIC)
         return STATIC if self.engine == "eager-graph" else COMPILED
 
 
 def main() -> int:
-    """Run it all; returns 1 if a result was not exact."""
+    """Run all checks and jobs; returns 1 if a result is not exact."""
     args = _arguments()
     deadline = time.perf_counter() + 60 * args.minutes
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type != "cuda" and not args.tiny:
-        sys.exit("gpu.sh: torch finds no CUDA device here; --tiny rehearses on the CPU")
+        sys.exit("gpu.sh needs a CUDA device, and torch finds none; --tiny is a short test on the CPU")
     out = args.out or Path("results") / time.strftime("gpu-%Y%m%d-%H%M", time.gmtime())
     out.mkdir(parents=True, exist_ok=True)
-    about = {"kind": "patchlife-gpu-checks", "patchlife": __version__, "tiny": args.tiny}
-    about["date"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    about |= {"conditions": conditions(device), "exactness": exactness(device, args.tiny)}
-    about |= {"ceilings": ceilings(device, args.tiny), "left_out": [], "adaptive": None}
-    write_atomic(out / "checks.json", json.dumps(about, indent=1) + "\n")  # whatever comes, this much is there
+    checks = {"kind": "patchlife-gpu-checks", "patchlife": __version__, "tiny": args.tiny}
+    checks["date"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    checks |= {"conditions": conditions(device), "exactness": exactness(device, args.tiny)}
+    checks |= {"ceilings": ceilings(device, args.tiny), "left_out": [], "adaptive": None}
+    write_atomic(out / "checks.json", json.dumps(checks, indent=1) + "\n")  # kept if a later step fails
     try:
-        about["adaptive"] = adaptive_beside_fixed(device, args.tiny)
-    except Exception as error:  # the races are importance more than this
-        about["left_out"].append(f"adaptive beside fixed: {type(error).__name__}: {error}")
+        checks["adaptive"] = adaptive_beside_fixed(device, args.tiny)
+    except Exception as error:  # the comparisons are more important than this
+        checks["left_out"].append(f"adaptive beside fixed: {type(error).__name__}: {error}")
     torch.compiler.reset()
     jobs = [j for j in plan(args) if j.engine == "eager" or device.type == "cuda" or j.engine == "compile"]
     results: dict[tuple[str, str], Result] = {}
     for job in jobs:
         left = deadline - time.perf_counter()
         if left < worst_case(job, args.tiny):
-            about["left_out"].append(f"{job.model}, {job.engine}, batch {job.batch}: {left:.0f} s were left")
+            checks["left_out"].append(f"{job.model}, {job.engine}, batch {job.batch}: {left:.0f} s were left")
             continue
         print(f"{left:4.0f} s left: {job.model}, {job.engine}, batch {job.batch}", flush=True)
         try:
             run(job, results, out, device, args.tiny)
         except Exception as error:
-            about["left_out"].append(f"{job.model}, {job.engine}, batch {job.batch}: {type(error).__name__}: {error}")
+            checks["left_out"].append(f"{job.model}, {job.engine}, batch {job.batch}: {type(error).__name__}: {error}")
         torch.compiler.reset()
-    about["seconds"] = round(60 * args.minutes - (deadline - time.perf_counter()))
-    write_atomic(out / "checks.json", json.dumps(about, indent=1) + "\n")
-    _report(about, results, out)
-    return 0 if all(check["ok"] for check in about["exactness"]) else 1
+    checks["seconds"] = round(60 * args.minutes - (deadline - time.perf_counter()))
+    write_atomic(out / "checks.json", json.dumps(checks, indent=1) + "\n")
+    _report(checks, results, out)
+    return 0 if all(check["ok"] for check in checks["exactness"]) else 1
 
 
 def plan(args: argparse.Namespace) -> Iterator[Job]:
-    """Jobs, the most telling first."""
+    """Jobs, the most important first."""
     batches = sorted(args.batches, key=lambda b: (b != 32, b))
     for engine in args.engines:
-        # compiling is slow: mid-sized models first, there a reader looks first
+        # compiling is slow: mid-sized models first, because they matter most
         order = (
             sorted(args.models, key=lambda m: "base" not in m and "deit" not in m)
             if "eager" not in engine
@@ -127,7 +127,7 @@ def plan(args: argparse.Namespace) -> Iterator[Job]:
 
 
 def worst_case(job: Job, tiny: bool) -> float:
-    """Seconds that a job may take, generously: none is begun that might not end in time."""
+    """An upper estimate of a job's seconds; a job starts only if so much time is left."""
     if tiny:
         return 0.0
     size = 2.5 if "large" in job.model else 1.0
@@ -135,7 +135,7 @@ def worst_case(job: Job, tiny: bool) -> float:
 
 
 def run(job: Job, results: dict[tuple[str, str], Result], out: Path, device: torch.device, tiny: bool) -> None:
-    """One race; its rows join the file of its model and engine."""
+    """Time the methods of a job, and add the rows to the file of its model and engine."""
     key = job.model, job.engine
     dtype = torch.bfloat16
     with device:
@@ -144,11 +144,11 @@ def run(job: Job, results: dict[tuple[str, str], Result], out: Path, device: tor
     images = torch.randn(job.batch, bb.channels, *bb.image_size, device=device, dtype=dtype)
     methods = [METHODS[name] for name in job.methods]
     if key not in results:
-        about = {m.name: MethodInfo(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
-        said = {"engine": job.engine, "dtype": "bfloat16", "images": "noise", "command": "bench/gpu.sh"}
-        said |= {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "patchlife": __version__}
-        said |= {"rounds": 30, "patience_seconds": 5, "image_size": list(bb.image_size)}
-        results[key] = Result(job.model, "random", {**conditions(device), **said}, about)
+        infos = {m.name: MethodInfo(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
+        settings = {"engine": job.engine, "dtype": "bfloat16", "images": "noise", "command": "bench/gpu.sh"}
+        settings |= {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "patchlife": __version__}
+        settings |= {"rounds": 30, "patience_seconds": 5, "image_size": list(bb.image_size)}
+        results[key] = Result(job.model, "random", {**conditions(device), **settings}, infos)
     result = results[key]
     rounds, patience = (5, 1.0) if tiny else (30, 5.0)
     result.speed += time_methods(bb, methods, images, TARGET, job.engine, rounds, patience)
@@ -161,40 +161,39 @@ def run(job: Job, results: dict[tuple[str, str], Result], out: Path, device: tor
 
 @torch.no_grad()
 def exactness(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
-    """Our runs against a slow one that hides dead patches from attention, in float32 on this device."""
+    """Our runs against a slow reference that masks dropped patches in attention, in float32 on this device."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    found = []
+    checks = []
     for name in FEW[:2] if tiny else FEW:
         vit, images = fresh(name).to(device), photos(name).to(device)
         for mode in ("fixed", "adaptive"):
-            for heirs in (False, True):
-                model = wrap(vit, LifeConfig(0.65, mode=mode, start=START, heirs=heirs))
+            for merge in (False, True):
+                model = wrap(vit, LifeConfig(0.65, mode=mode, start=START, merge=merge))
                 if mode == "adaptive":
                     model.calibrate([photos(name, 8, seed=1).to(device)])
                 logits, lives = model.predict(images)
                 lives = lives if device.type == "cpu" else _moved(lives, device)
-                apart = _apart(logits, masked(model, images, lives)[0])
-                found.append(
-                    {"what": f"{name}, {mode}{', heirs' if heirs else ''}", "apart": apart, "ok": apart <= EXACT}
+                checks.append(
+                    _check(f"{name}, {mode}{', merge' if merge else ''}", logits, masked(model, images, lives)[0])
                 )
-        identity = _apart(wrap(vit, LifeConfig(1.0))(images), vit(images))
-        found.append({"what": f"{name}, budget 1", "apart": identity, "ok": identity <= EXACT})
-    return found
+        checks.append(_check(f"{name}, budget 1", wrap(vit, LifeConfig(1.0))(images), vit(images)))
+    return checks
 
 
 def _moved(lives: Any, device: torch.device) -> Any:
     return type(lives)(lives.life.to(device), lives.kept.to(device), lives.score.to(device), lives.grid)
 
 
-def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+def _check(what: str, logits: torch.Tensor, reference: torch.Tensor) -> dict[str, Any]:
+    difference = float((logits - reference).abs().max() / reference.abs().max().clamp(min=1))
+    return {"what": what, "difference": difference, "ok": difference <= EXACT}
 
 
 # ---- ceilings
 
 
 def ceilings(device: torch.device, tiny: bool) -> dict[str, float]:
-    """What the device can do at best: bytes copied (read and written) and bfloat16 products, per second."""
+    """The device's highest rates: bytes copied (read and written) and bfloat16 products, per second."""
     count, side = (2**20, 256) if tiny else (2**29, 8192)
     source = torch.empty(count, device=device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
@@ -216,41 +215,41 @@ def ceilings(device: torch.device, tiny: bool) -> dict[str, float]:
 
 
 def adaptive_beside_fixed(device: torch.device, tiny: bool) -> dict[str, Any]:
-    """Adaptive against fixed mode at the same mean FLOPs, bfloat16, batch 64; on a GPU compiled, too."""
+    """Adaptive against fixed mode at the same mean FLOPs, bfloat16, batch 64; on a GPU also compiled."""
     with device:
         vit = timm.create_model("test_vit" if tiny else "deit_small_patch16_224").eval().to(device, torch.bfloat16)
-    fixed, ragged = wrap(vit, LifeConfig(TARGET)), wrap(vit, LifeConfig(TARGET))
+    fixed, adaptive = wrap(vit, LifeConfig(TARGET)), wrap(vit, LifeConfig(TARGET))
     images = torch.randn(64, 3, *fixed.backbone.image_size, device=device, dtype=torch.bfloat16)
-    ragged.calibrate([images]).set_mode("adaptive")
-    runs: dict[str, Callable[[], object]] = {"fixed": partial(fixed, images), "adaptive": partial(ragged, images)}
+    adaptive.calibrate([images]).set_mode("adaptive")
+    runs: dict[str, Callable[[], object]] = {"fixed": partial(fixed, images), "adaptive": partial(adaptive, images)}
     with torch.inference_mode():
         peaks = {name: peak_bytes(run, device) for name, run in runs.items()}
     if device.type == "cuda":
-        whole, pieces = CompiledBudgets(fixed), CompiledAdaptive(ragged)
-        with torch.inference_mode():  # as they are timed: graphs tell one mode from the other
+        whole, pieces = CompiledBudgets(fixed), CompiledAdaptive(adaptive)
+        with torch.inference_mode():  # as in timing: compiled graphs are guarded on this mode
             whole.prepare([TARGET], images)
             for _ in range(3):
                 pieces(images, TARGET)
         runs["fixed, compiled"] = partial(whole, images, TARGET)
         runs["adaptive, compiled"] = partial(pieces, images, TARGET)
-    spent = {"fixed": flops(fixed).budget}
-    spent["adaptive"] = sum(ragged.flops_of(ragged.lives(images))) / len(images) / flops(fixed).dense
-    about = {"batch": len(images), "peak_bytes": peaks, "flops": spent}
-    return alternate(runs, rounds=5 if tiny else 30, device=device, patience=15, about=about).to_dict()
+    fractions = {"fixed": flops(fixed).budget}
+    fractions["adaptive"] = sum(adaptive.flops_of(adaptive.lives(images))) / len(images) / flops(fixed).dense
+    metadata = {"batch": len(images), "peak_bytes": peaks, "flops": fractions}
+    return alternate(runs, rounds=5 if tiny else 30, device=device, patience=15, metadata=metadata).to_dict()
 
 
-# ---- around it
+# ---- arguments and report
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/gpu.sh", description=__doc__)
     parser.add_argument("--out", type=Path, help="folder for the JSON files (default: results/gpu-DATE)")
-    parser.add_argument("--minutes", type=float, default=8.5, help="begin nothing that may take longer (default: 8.5)")
+    parser.add_argument("--minutes", type=float, default=8.5, help="start no job that may end later (default: 8.5)")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, help="default: all, in this order")
     parser.add_argument("--models", nargs="+", help=f"timm names (default: {' '.join(MODELS)})")
     parser.add_argument("--batches", nargs="+", type=int, help="default: 1 32 256")
     parser.add_argument("--device", help="default: cuda")
-    parser.add_argument("--tiny", action="store_true", help="a small model and small batches: does it run at all?")
+    parser.add_argument("--tiny", action="store_true", help="a short test with a small model and small batches")
     args = parser.parse_args()
     args.engines = args.engines or (["eager"] if args.tiny else list(ENGINES))
     args.models = args.models or (["test_vit"] if args.tiny else list(MODELS))
@@ -258,21 +257,21 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _report(about: dict[str, Any], results: dict[tuple[str, str], Result], out: Path) -> None:
+def _report(checks: dict[str, Any], results: dict[tuple[str, str], Result], out: Path) -> None:
     from patchlife.benchmarks.report import text_report
 
     for result in results.values():
         print("\n" + text_report(result))
-    wrong = [check for check in about["exactness"] if not check["ok"]]
-    print(f"\nexact: {len(about['exactness']) - len(wrong)} of {len(about['exactness'])} checks")
+    wrong = [check for check in checks["exactness"] if not check["ok"]]
+    print(f"\nexact: {len(checks['exactness']) - len(wrong)} of {len(checks['exactness'])} checks")
     for check in wrong:
-        print(f"NOT exact: {check['what']}: {check['apart']:.1e} apart, {EXACT:.0e} allowed")
-    print(", ".join(f"{name} {value:.1f}" for name, value in about["ceilings"].items()))
-    took = (about["adaptive"] or {"seconds": {}})["seconds"]
-    print("batch 64: " + ", ".join(f"{name} {1000 * spread['median']:.1f} ms" for name, spread in took.items()))
-    for job in about["left_out"]:
+        print(f"NOT exact: {check['what']}: difference {check['difference']:.1e}, allowed {EXACT:.0e}")
+    print(", ".join(f"{name} {value:.1f}" for name, value in checks["ceilings"].items()))
+    seconds = (checks["adaptive"] or {"seconds": {}})["seconds"]
+    print("batch 64: " + ", ".join(f"{name} {1000 * spread['median']:.1f} ms" for name, spread in seconds.items()))
+    for job in checks["left_out"]:
         print(f"left out: {job}")
-    print(f"{about['seconds']} s; numbers: {out}")
+    print(f"{checks['seconds']} s; numbers: {out}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Everything there is to measure on one GPU, in under 9 minutes: exactness, two ceilings, all methods on five models.
+# All GPU measurements in less than 9 minutes: exactness, two hardware ceilings, all methods on five models.
 #
 #   bash bench/gpu.sh                          # writes results/gpu-DATE/*.json
-#   bash bench/gpu.sh --engines compile        # another 9 minutes for what compiling did not leave time for
-#   bash bench/gpu.sh --tiny                   # a rehearsal on any machine, CPU included, in a minute
+#   bash bench/gpu.sh --engines compile        # 9 more minutes, for compiled jobs that were left out
+#   bash bench/gpu.sh --tiny                   # a one-minute test on any machine, also without a GPU
 #
-# Needs no installation: a copy of the working tree, and a Python with torch and timm (PYTHON=... to choose one).
+# No installation: it needs a copy of the working tree, and a Python with torch and timm (PYTHON=... selects one).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PYTHONPATH="src:tests:tests/life${PYTHONPATH:+:$PYTHONPATH}" OMP_WAIT_POLICY=PASSIVE
+export PYTHONPATH="src:tests:tests/slimming${PYTHONPATH:+:$PYTHONPATH}" OMP_WAIT_POLICY=PASSIVE
 python="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}"
 exec "$python" bench/gpu.py "$@"

@@ -1,10 +1,11 @@
-"""What deciding costs: dense, the schedule's slices with nothing decided (the limit), ours fixed, ours adaptive.
+"""Measures the time of the decision: dense, no-decision bound, ours in fixed mode, ours in adaptive mode.
 
-    python bench/overhead.py --out results/overhead_cpu.json        # about 8 minutes on 2 cores, idle
+    python bench/overhead.py --out results/overhead_cpu.json        # about 8 minutes on 2 idle cores
     python bench/overhead.py --rounds 5 --models deit_tiny_patch16_224 --batches 1
 
-All take turns in one run; weights are random, for time does not depend on them. Adaptive runs get scores that give
-images very different numbers of patches (a fifth to five thirds of the mean) with the schedule's mean.
+The no-decision bound is the slices of the schedule without scoring or sorting. All runs are timed in turns; weights are
+random, because time does not depend on them. Adaptive runs get scores that give images very different numbers of
+patches (a fifth to five thirds of the mean); the mean is the schedule's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve shared cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow shared cores down
 
 import timm
 import torch
@@ -31,24 +32,24 @@ from patchlife.slimming.regressor import LifeRegressor
 from patchlife.slimming.run.fixed import reorder
 from patchlife.slimming.scorers import AttentionScorer, Scores
 
-TARGETS = {  # (what, over what, batch): at least
-    ("slices", "no-decision-bound", 16): 0.98,
-    ("slices", "no-decision-bound", 1): 0.95,
+TARGETS = {  # (run, reference, batch): least ratio of throughputs
+    ("slices", "no-decision bound", 16): 0.98,
+    ("slices", "no-decision bound", 1): 0.95,
     ("adaptive slices", "uneven slices", 16): 0.93,
 }
-DECISION_AT_MOST = 0.015  # of dense time, at batch 16
+DECISION_AT_MOST = 0.015  # fraction of the dense time, at batch 16
 
 
 class Uneven(Scorer):
-    """Scores that make some images crowded and some easy; free of cost, so that only the running is timed."""
+    """Scores that keep many patches of some images and few of others; computing them takes no time."""
 
     kind = "uneven"
 
     def __init__(self, batch: int, patches: int) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(0)
-        ease = torch.linspace(-1, 1, batch)[torch.randperm(batch, generator=draw), None]
-        self.register_buffer("score", torch.randn(batch, patches, generator=draw) + ease)
+        shift = torch.linspace(-1, 1, batch)[torch.randperm(batch, generator=draw), None]
+        self.register_buffer("score", torch.randn(batch, patches, generator=draw) + shift)
 
     def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Scores:
         """The same scores for every batch."""
@@ -56,8 +57,8 @@ class Uneven(Scorer):
         return Scores(self.score[: len(patches)], normalize(patches, dim=-1))
 
 
-def limit(model: SlimModel, images: Tensor) -> Tensor:
-    """The model's schedule as bare slices: nothing is scored, sorted or gathered."""
+def no_decision_bound(model: SlimModel, images: Tensor) -> Tensor:
+    """Logits from the slices of the model's schedule alone: nothing is scored, sorted or gathered."""
     bb, kept = model.backbone, model.schedule().kept
     x = bb.embed(images).tokens
     for index, n in enumerate(kept):
@@ -68,14 +69,14 @@ def limit(model: SlimModel, images: Tensor) -> Tensor:
 
 
 def decision(model: SlimModel, tokens: Tensor, embedded: Embedded) -> Tensor:
-    """Head, sort and gather alone, on tokens that are about to enter the start block."""
+    """Scoring, sorting and gathering alone, on the input of the start block."""
     plan = model.decide(tokens, embedded)
     first = plan.schedule.kept[model.start]
     return reorder(tokens, None, plan.order[:, :first], model.backbone.prefix)[0]
 
 
-def contest(name: str, batch: int, budget: float, rounds: int, patience: float) -> Timing:
-    """All of them on one backbone and one batch."""
+def measure(name: str, batch: int, budget: float, rounds: int, patience: float) -> Timing:
+    """Time all runs on one backbone and one batch."""
     vit = timm.create_model(name).eval()
     images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     plain, merging = LifeConfig(budget=budget, merge=False), LifeConfig(budget=budget)
@@ -84,45 +85,46 @@ def contest(name: str, batch: int, budget: float, rounds: int, patience: float) 
     regressor = LifeRegressor(bb.dim, bb.prefix).eval()
     slices = wrap(vit, plain, AttentionScorer())
     runs = {
-        "no-decision-bound": partial(limit, slices, images),
+        "no-decision bound": partial(no_decision_bound, slices, images),
         "dense": partial(vit, images),
         "slices": partial(slices, images),
-        "slices, learned head": partial(wrap(vit, plain, regressor), images),
-        "merge": partial(wrap(vit, merging), images),
-        "heirs, learned head": partial(wrap(vit, merging, regressor), images),
+        "slices, learned scorer": partial(wrap(vit, plain, regressor), images),
+        "merging": partial(wrap(vit, merging), images),
+        "merging, learned scorer": partial(wrap(vit, merging, regressor), images),
         "uneven slices": partial(wrap(vit, plain, uneven), images),
         "adaptive slices": partial(adaptive(wrap(vit, plain, uneven), images), images),
-        "uneven heirs": partial(wrap(vit, merging, uneven), images),
-        "adaptive heirs": partial(adaptive(wrap(vit, merging, uneven), images), images),
+        "uneven merging": partial(wrap(vit, merging, uneven), images),
+        "adaptive merging": partial(adaptive(wrap(vit, merging, uneven), images), images),
     }
     with torch.inference_mode():
         embedded = bb.embed(images)
         tokens = slices.before_start(embedded)
     runs["decision"] = partial(decision, slices, tokens, embedded)
-    runs["decision, learned head"] = partial(decision, wrap(vit, plain, regressor), tokens, embedded)
-    about = {"model": name, "batch": batch, "dtype": "float32", "budget": budget, "schedule": str(slices.schedule())}
-    return alternate(runs, rounds=rounds, patience=patience, about=about)
+    runs["decision, learned scorer"] = partial(decision, wrap(vit, plain, regressor), tokens, embedded)
+    metadata = {"model": name, "batch": batch, "dtype": "float32", "budget": budget}
+    metadata["schedule"] = str(slices.schedule())
+    return alternate(runs, rounds=rounds, patience=patience, metadata=metadata)
 
 
 def adaptive(model: SlimModel, images: Tensor) -> SlimModel:
-    """The same model in adaptive mode; calibrated on these very images, so that the mean budget is met exactly."""
+    """The model in adaptive mode; calibrated on ``images``, so that their mean budget is met exactly."""
     return model.calibrate([images]).set_mode("adaptive")
 
 
 def verdicts(timing: Timing) -> list[dict]:
-    """Each target that applies to this run, and what was measured."""
-    batch, found = timing.conditions["batch"], []
-    for (what, over, at), least in TARGETS.items():
+    """Each target for this batch size, and the measured value."""
+    batch, rows = timing.conditions["batch"], []
+    for (run, reference, at), least in TARGETS.items():
         if at == batch:
-            ratio = timing.ratios[what].median / timing.ratios[over].median
-            found.append({"what": f"{what} / {over}, throughput", "target": f">= {least}", "measured": round(ratio, 3)})
+            ratio = timing.ratios[run].median / timing.ratios[reference].median
+            what = f"{run} / {reference}, throughput"
+            rows.append({"what": what, "target": f">= {least}", "measured": round(ratio, 3)})
     if batch == 16:
-        for what in ("decision", "decision, learned head"):
-            share = timing.ratios["dense"].median / timing.ratios[what].median
-            found.append(
-                {"what": f"{what} / dense, time", "target": f"<= {DECISION_AT_MOST}", "measured": round(share, 4)}
-            )
-    return found
+        for run in ("decision", "decision, learned scorer"):
+            fraction = timing.ratios["dense"].median / timing.ratios[run].median
+            what = f"{run} / dense, time"
+            rows.append({"what": what, "target": f"<= {DECISION_AT_MOST}", "measured": round(fraction, 4)})
+    return rows
 
 
 def main() -> None:
@@ -136,11 +138,11 @@ def main() -> None:
     args = parser.parse_args()
     results = []
     for name, batch in tqdm([(m, b) for m in args.models for b in args.batches]):
-        timing = contest(name, batch, args.budget, args.rounds, args.patience)
+        timing = measure(name, batch, args.budget, args.rounds, args.patience)
         results.append({**timing.to_dict(), "targets": verdicts(timing)})
         print(f"\n{name}, batch {batch}, {timing.conditions['schedule']}")
         for run, seconds in timing.seconds.items():
-            print(f"  {run:24} {1e3 * seconds.median:8.1f} ms   limit / this {timing.verdict(run)}")
+            print(f"  {run:26} {1e3 * seconds.median:8.1f} ms   speed over the bound {timing.verdict(run)}")
         for row in results[-1]["targets"]:
             print(f"  {row['what']:48} {row['measured']:<7} target {row['target']}")
     if args.out:

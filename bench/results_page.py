@@ -1,8 +1,7 @@
-"""``docs/results.md`` from the result files, and nothing else: ``python bench/results_page.py``.
+"""Generates ``docs/results.md`` from the result files: ``python bench/results_page.py``.
 
-With ``--check`` it writes nothing and fails if the page is not what the files say. Only the newest run of a kind
-(model, weights, engine, number format, device, photos) is shown; older ones are named, for files are never changed or
-deleted.
+With ``--check`` nothing is written, and the exit code is 1 if the page does not match the files. The page shows the
+newest run of each kind (model, weights, engine, dtype, device, photos) and lists the file names of older runs.
 """
 
 from __future__ import annotations
@@ -25,23 +24,28 @@ _PICTURE = "images/results.png"
 
 _INTRODUCTION = """# Results
 
-Generated from the JSON files in `results/` by `python bench/results_page.py`; a test fails when this page
-is not what they say. Do not edit it.
+`python bench/results_page.py` generates this page from the JSON files in `results/`. A test fails if the page does not
+match the files. Do not edit the page.
 
-**How to read it.** All methods run on the same backbone, in the same process, taking turns; numbers are medians over
-the rounds, with how many times as fast as the dense model in brackets (pair by pair: the dense model runs right before
-or after each method, for a shared machine's speed can change within one round). Methods are set to equal FLOPs; the
-FLOPs column is what was executed. *limit* is our schedule's slices with nothing decided: nothing on that schedule can
-be faster. *random* drops patches at random. Where a method has to be trained and was not, only its speed is given. A
-ratio whose 90th percentile is more than 1.5 times its 10th is called too noisy, and no number is given. Every method
-was written by us from its paper, on the same blocks; nothing here reproduces a published number."""
+**How to read the tables**
+
+- All methods run on the same backbone, in the same process, in turns. Numbers are medians over the rounds.
+- The number in brackets is the speed relative to the dense model. The dense model runs right before or after each
+  method, because the speed of a shared machine can change within one round; the ratio is taken from such pairs.
+- All methods are set to equal FLOPs. The FLOPs column is the executed fraction of the dense model's FLOPs.
+- *as dense %* is the percentage of photos with the same predicted class as the dense model.
+- The *no-decision bound* is the slices of our schedule without scoring or sorting: no method on that schedule can be
+  faster. *random* drops patches at random.
+- If a method needs training and was not trained, only its speed is given.
+- A ratio is *too noisy* if its 90th percentile is more than 1.5 times its 10th percentile. Its number is not given.
+- We wrote every method from its paper, on the same blocks. No number here reproduces a published one."""
 
 
 def page(results: Mapping[str, Result], checks: Mapping[str, dict[str, Any]]) -> str:
-    """The page, from results and GPU checks by file name."""
+    """The text of the page, from results and GPU checks by file name."""
     parts, shown = [_INTRODUCTION], _shown(results)
     if shown and _drawn(results[shown[0][0]]):
-        parts.append(f"![Top-1 against images per second and against FLOPs, a line a method]({_PICTURE})")
+        parts.append(f"![Top-1 against images per second and against FLOPs, one line for each method]({_PICTURE})")
     for first, *older in shown:
         parts += _section(first, results[first], older)
     if not results:
@@ -52,11 +56,11 @@ def page(results: Mapping[str, Result], checks: Mapping[str, dict[str, Any]]) ->
 
 
 def _shown(results: Mapping[str, Result]) -> list[list[str]]:
-    """File names: a list a kind, in the page's order, the newest of a kind first."""
+    """File names: one list for each kind of run in the order of the page, newest first in each list."""
     newest: dict[tuple, list[str]] = {}
     for name, result in sorted(results.items(), key=lambda item: (str(item[1].conditions.get("date")), item[0])):
         newest.setdefault(_kind(result), []).insert(0, name)
-    return sorted(newest.values(), key=lambda names: _place(results[names[0]]))
+    return sorted(newest.values(), key=lambda names: _order(results[names[0]]))
 
 
 def _drawn(result: Result) -> bool:
@@ -76,8 +80,8 @@ def _kind(result: Result) -> tuple:
     )
 
 
-def _place(result: Result) -> tuple:
-    """Accuracy and speed first, then speed alone, then accuracy alone; by what they ran on and by name."""
+def _order(result: Result) -> tuple:
+    """Sort key: speed and accuracy first, then speed alone, then accuracy alone; by device, model and engine."""
     c = result.conditions
     return not result.speed, not result.accuracy, str(c.get("device")), result.model, str(c.get("engine"))
 
@@ -89,24 +93,24 @@ def _section(name: str, result: Result, older: list[str]) -> list[str]:
     parts[-1] += f" Weights: {result.weights}. Numbers: `{name}`."
     parts.append(f"Command: `{result.conditions.get('command')}`")
     if not result.complete:
-        parts.append("**This run was interrupted**; what follows is what it had measured by then.")
+        parts.append("**This run was interrupted.** The tables hold what was measured before.")
     for target in result.targets:
         parts += [f"### At {target:g} of the dense FLOPs", _markdown(main_table(result, target))]
     parts.append("### Where ours is not the best")
-    said = findings(result)
-    parts.append("\n".join(f"- {text}" for text in said) if said else "Nowhere, in the rows above.")
+    sentences = findings(result)
+    parts.append("\n".join(f"- {text}" for text in sentences) if sentences else "In no row above.")
     columns, rows = target_rows(result)
     if rows:
-        parts += ["### Ours against the limit and against others", _markdown((columns, rows))]
+        parts += ["### Ours against the no-decision bound and against others", _markdown((columns, rows))]
     if lines := [f"- {text[0].upper()}{text[1:]}" for text in advice_lines(result)]:
-        parts += ["### Which schedule, measured here", "\n".join(lines)]
+        parts += ["### The fastest schedules on this machine", "\n".join(lines)]
     left_out = {(r.method, r.left_out) for r in result.speed if r.left_out}
     left_out |= {(r.method, r.left_out) for r in result.accuracy if r.left_out}
     if left_out:
-        lines = [f"- {title_of(result, method)}: {why}" for method, why in sorted(left_out)]
+        lines = [f"- {title_of(result, method)}: {reason}" for method, reason in sorted(left_out)]
         parts += ["### Left out", "\n".join(lines)]
     if older:
-        parts.append("Earlier runs of the same: " + ", ".join(f"`{n}`" for n in older) + ".")
+        parts.append("Earlier runs of this kind: " + ", ".join(f"`{n}`" for n in older) + ".")
     return parts
 
 
@@ -119,12 +123,10 @@ def _gpu(checks: Mapping[str, dict[str, Any]]) -> list[str]:
         wrong = [e for e in check["exactness"] if not e["ok"]]
         ceilings = check["ceilings"]
         text = f"`{name}` ({check['date']}, {check['conditions']['device']}): {right} of {len(check['exactness'])} "
-        text += (
-            f"checks within 1e-5 of the slow reference; copy {ceilings['copy_gb_per_s']:.0f} GB/s, bfloat16 products "
-        )
-        text += f"{ceilings['bf16_matmul_tflops']:.0f} TFLOP/s."
-        text += "".join(f" **Not exact: {e['what']} ({e['apart']:.1e}).**" for e in wrong)
-        text += " Left out for lack of time: " + "; ".join(check["left_out"]) + "." if check["left_out"] else ""
+        text += "checks are within 1e-5 of the slow reference. Highest rates: copy "
+        text += f"{ceilings['copy_gb_per_s']:.0f} GB/s, bfloat16 products {ceilings['bf16_matmul_tflops']:.0f} TFLOP/s."
+        text += "".join(f" **Not exact: {e['what']} (difference {e['difference']:.1e}).**" for e in wrong)
+        text += " Left out: " + "; ".join(check["left_out"]) + "." if check["left_out"] else ""
         parts.append(text)
     return parts
 
@@ -133,8 +135,8 @@ def _methods(results: Sequence[Result]) -> list[str]:
     rows: dict[tuple, list[str]] = {}
     columns: list[str] = []
     for result in results:
-        columns, some = methods_table(result)
-        rows |= {tuple(row): row for row in some}
+        columns, added = methods_table(result)
+        rows |= {tuple(row): row for row in added}
     return ["## The methods", _markdown((columns, list(rows.values())))] if rows else []
 
 
@@ -145,13 +147,13 @@ def _markdown(table: Table) -> str:
 
 
 def load_checks(folder: Path) -> dict[str, dict[str, Any]]:
-    """GPU checks under ``folder``, by their path in it; rehearsals do not count."""
-    found = {}
+    """GPU checks under ``folder``, by their path relative to it; ``--tiny`` runs are skipped."""
+    checks = {}
     for path in sorted(folder.rglob("checks.json")):
         body = json.loads(path.read_text("utf-8"))
         if body.get("kind") == "patchlife-gpu-checks" and not body.get("tiny"):
-            found[str(path.relative_to(folder))] = body
-    return found
+            checks[str(path.relative_to(folder))] = body
+    return checks
 
 
 def _draw(result: Result, path: Path) -> None:
@@ -164,21 +166,20 @@ def _draw(result: Result, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the page, or with --check compare; run it in the repository."""
-    words = sys.argv[1:] if argv is None else argv
-    check = "--check" in words
+    """Write the page, or compare it with --check; the working directory is the repository."""
+    check = "--check" in (sys.argv[1:] if argv is None else argv)
     folder, out = Path("results"), Path("docs/results.md")
     results = load_all(folder)
-    wanted = page(results, load_checks(folder))
+    content = page(results, load_checks(folder))
     if not check:
         shown = _shown(results)
         if shown and _drawn(results[shown[0][0]]):
             _draw(results[shown[0][0]], out.parent / _PICTURE)
-        print(write_atomic(out, wanted))
+        print(write_atomic(out, content))
         return 0
-    if out.exists() and out.read_text("utf-8") == wanted:
+    if out.exists() and out.read_text("utf-8") == content:
         return 0
-    print(f"{out} is not what {folder}/ says; run: python bench/results_page.py", file=sys.stderr)
+    print(f"{out} does not match the files in {folder}/; run: python bench/results_page.py", file=sys.stderr)
     return 1
 
 

@@ -71,7 +71,7 @@ def main() -> None:
     still, step = _ours(model, "full", targets, labels, 0.6)
     still.model.scorer.requires_grad_(False)
     runs["full, budget 0.6, head held still"] = partial(stage2_step, still, step)
-    timing = alternate(runs, args.rounds, warmup=1, depends_on={"model": args.model, "batch": args.batch_size})
+    timing = alternate(runs, args.rounds, warmup=1, metadata={"model": args.model, "batch": args.batch_size})
     write_atomic(args.out, json.dumps({"patchlife": __version__, **timing.to_dict()}, indent=1) + "\n")
     for name in runs:
         print(f"{name:36} {1000 * timing.seconds[name].median:7.0f} ms  {1 / timing.ratios[name].median:.2f} of dense")

@@ -1,6 +1,9 @@
-"""The README's picture: photo, life map, who is alive where. Needs the shared weights and photos (a data folder).
+"""Draws the README's picture, lives.png: for two photos, the patches kept at three blocks, then the life map.
 
-uv run python docs/images/make.py WEIGHTS CALTECH101_TEST ADAPTER
+    python docs/images/make.py WEIGHTS CALTECH101_TEST ADAPTER
+
+WEIGHTS is the ViT-Tiny checkpoint, CALTECH101_TEST a folder with the test photos of Caltech-101, ADAPTER a life adapter
+for this ViT-Tiny.
 """
 
 import sys
@@ -19,22 +22,20 @@ BUDGET, HEIGHT, GAP = 0.5, 200, 10
 
 
 def row(pipeline, path: Path) -> Image.Image:
-    """One photo's strip, then its life map with the legend."""
+    """The strip of one photo, and its life map with the legend beside it."""
     photo = read_photo(path)
     with torch.inference_mode():
         lives = pipeline.model.lives(pipeline.preprocess(photo)[None])
-    parts = [
-        strip(photo, lives, blocks=(0, 3, 6), preprocess=pipeline.preprocess, width=HEIGHT),
-        draw(photo, lives, preprocess=pipeline.preprocess, width=HEIGHT),
-    ]
-    canvas = Image.new("RGB", (sum(p.width for p in parts) + GAP, max(p.height for p in parts)), "white")
-    canvas.paste(parts[0], (0, 0))
-    canvas.paste(parts[1], (parts[0].width + GAP, 0))
+    left = strip(photo, lives, blocks=(0, 3, 6), preprocess=pipeline.preprocess, width=HEIGHT)
+    right = draw(photo, lives, preprocess=pipeline.preprocess, width=HEIGHT)
+    canvas = Image.new("RGB", (left.width + GAP + right.width, max(left.height, right.height)), "white")
+    canvas.paste(left, (0, 0))
+    canvas.paste(right, (left.width + GAP, 0))
     return canvas
 
 
 def main(weights: str, photos: str, adapter: str) -> None:
-    """Write lives.png beside this file."""
+    """Write lives.png into the folder of this file."""
     pipeline = open_pipeline(ModelConfig(adapter, checkpoint=Path(weights), life={"budget": BUDGET}))
     rows = [row(pipeline, Path(photos) / name) for name in PHOTOS]
     page = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")

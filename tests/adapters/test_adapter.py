@@ -75,7 +75,7 @@ def test_other_folders_are_left_alone(saved, tmp_path):
     model, _ = saved
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
-    with pytest.raises(AdapterError, match="is not a patchlife adapter; it was left alone"):
+    with pytest.raises(AdapterError, match="is not a patchlife adapter; nothing was written"):
         patchlife.save(model, tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
 
@@ -146,7 +146,7 @@ def test_an_older_format_says_how_to_go_on(saved):
     (folder / "adapter.json").write_text(json.dumps(about))
     seal(folder)
     with pytest.raises(
-        AdapterError, match=r"is in format 1, .* reads format 2\. Fit it again; or run recipes/resign\.py"
+        AdapterError, match=r"is in format 1; .* reads format 3: convert it with recipes/convert_adapter\.py"
     ):
         patchlife.load(folder, families.built("vit"))
 

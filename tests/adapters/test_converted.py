@@ -1,7 +1,7 @@
-"""The committed adapters were converted from format 2 to 3, not learned again: their logits are those of the old code.
+"""The committed adapters were converted from format 2 to 3, not learned again. Their logits are the old ones.
 
-``logits_of_format_2.safetensors`` was written by the code before the conversion, in float64, so that another processor's
-order of additions does not show: three of the demo's photos, by adapter, mode and budget.
+``logits_of_format_2.safetensors`` was written by the code before the conversion, for three of the demo's photos, by
+adapter, mode and budget; in float64, so that the order of additions on another processor has no effect.
 """
 
 from __future__ import annotations

@@ -37,7 +37,11 @@ def learn(model: nn.Module, parameters: list[nn.Parameter], rate: float = 1e-3) 
 def whole(folder: Path) -> set[str]:
     """Names of the weights that an adapter holds whole."""
     tensors = read_adapter(folder)[1]
-    return {name[7:-6] for name in tensors if name.startswith("weight_delta.") and name.endswith(".whole")}
+    return {
+        name[len("weight_delta.") : -len(".whole")]
+        for name in tensors
+        if name.startswith("weight_delta.") and name.endswith(".whole")
+    }
 
 
 @torch.no_grad()

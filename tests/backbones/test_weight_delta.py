@@ -38,7 +38,9 @@ def test_a_whole_change_is_a_delta() -> None:
     vit.blocks[3].mlp.fc1.weight.add_(0.01)
     delta = delta_between(vit, built("vit"))
     assert list(delta) == ["blocks.3.mlp.fc1.weight.delta"]
-    torch.testing.assert_close(apply_delta(built("vit"), delta)(photos("vit")), vit(photos("vit")), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        apply_delta(built("vit"), delta)(photos("vit")), vit(photos("vit")), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_a_change_of_another_model_is_refused() -> None:

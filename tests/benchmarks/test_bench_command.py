@@ -1,4 +1,4 @@
-"""``patchlife bench`` from end to end, on the embedded small model where there is one."""
+"""``patchlife bench`` from end to end, on a small timm model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from test_result import a_result
 
 import patchlife
 from patchlife import LifeConfig, SlimModel
-from patchlife.benchmarks import accuracy_limit as affordable
+from patchlife.benchmarks import fastest_within_drop
 from patchlife.benchmarks.result import Result
 from patchlife.cli import main as cli
 from patchlife.config import BenchConfig, ModelConfig
@@ -22,8 +22,8 @@ TINY = ["test_vit", "--batch-sizes", "1", "--flops", "0.7", "--rounds", "5", "--
 
 
 def test_speed_of_a_timm_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    some = "limit,tome,ours-fixed"
-    assert cli.main(["bench", *TINY, "--methods", some, "--advice", "--out", str(tmp_path)]) == 0
+    methods = "no-decision-bound,tome,ours-fixed"
+    assert cli.main(["bench", *TINY, "--methods", methods, "--advice", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     (path,) = tmp_path.glob("bench-test_vit-eager-*.json")
     result = Result.load(path)
@@ -36,28 +36,28 @@ def test_speed_of_a_timm_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert path.with_suffix(".png").exists()
 
 
-def test_advice_within_a_loss_of_top1(
+def test_advice_within_a_drop_of_top1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """However slow this machine is: every schedule is said to pay, so that all are evaluated."""
-    monkeypatch.setattr(affordable, "pays", lambda ratio: True)
+    """Every schedule is made to pay, so that all are evaluated on any machine."""
+    monkeypatch.setattr(fastest_within_drop, "pays", lambda ratio: True)
     weights = checkpoint(tmp_path / "vit.safetensors")
     write_photos(tmp_path / "photos" / "0", 3)
     write_photos(tmp_path / "photos" / "1", 3)
-    said = [*TINY, "--checkpoint", str(weights), "--methods", "ours-fixed", "--data", str(tmp_path / "photos")]
-    assert cli.main(["bench", *said, "--advice", "--max-drop", "100", "--out", str(tmp_path / "out")]) == 0
+    options = [*TINY, "--checkpoint", str(weights), "--methods", "ours-fixed", "--data", str(tmp_path / "photos")]
+    assert cli.main(["bench", *options, "--advice", "--max-drop", "100", "--out", str(tmp_path / "out")]) == 0
     assert "Advice, batch 1, at most 100 points of top-1 lost: start" in capsys.readouterr().out
     (path,) = (tmp_path / "out").glob("*.json")
-    (entry,) = Result.load(path).affordable
+    (entry,) = Result.load(path).within_max_drop
     assert entry["chosen"] in entry["candidates"]
-    assert {row["loss"]["photos"] for row in entry["candidates"]} == {6}
+    assert {row["accuracy"]["photos"] for row in entry["candidates"]} == {6}
 
 
 def test_accuracy_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = checkpoint(tmp_path / "vit.safetensors")
     write_photos(tmp_path / "photos" / "0", 3)
-    said = ["--checkpoint", str(weights), "--methods", "ours-fixed,tome", "--data", str(tmp_path / "photos")]
-    assert cli.main(["bench", *TINY, *said, "--no-speed", "--out", str(tmp_path / "out")]) == 0
+    options = ["--checkpoint", str(weights), "--methods", "ours-fixed,tome", "--data", str(tmp_path / "photos")]
+    assert cli.main(["bench", *TINY, *options, "--no-speed", "--out", str(tmp_path / "out")]) == 0
     (path,) = (tmp_path / "out").glob("*.json")
     result = Result.load(path)
     assert result.complete
@@ -67,20 +67,20 @@ def test_accuracy_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert path.with_suffix(".png").exists()
 
 
-def test_advice_about_an_adapter_is_about_its_own_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(affordable, "pays", lambda ratio: True)
+def test_advice_for_an_adapter_uses_the_scorer_of_the_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastest_within_drop, "pays", lambda ratio: True)
     weights = checkpoint(tmp_path / "vit.safetensors")
     write_photos(tmp_path / "photos" / "0", 2)
     plain = open_pipeline(ModelConfig("test_vit", weights)).model
-    head = LifeRegressor(plain.backbone.dim, plain.backbone.prefix, 8, 4)
-    model = SlimModel(plain.backbone, LifeConfig(0.8, start=2, drops=(2, 4)), head)
+    scorer = LifeRegressor(plain.backbone.dim, plain.backbone.prefix, 8, 4)
+    model = SlimModel(plain.backbone, LifeConfig(0.8, start=2, drops=(2, 4)), scorer)
     model.origin = plain.origin
     adapter = patchlife.save(model, tmp_path / "adapter")
-    said = [str(adapter), *TINY[1:], "--methods", "ours-learned-fixed", "--data", str(tmp_path / "photos"), "--advice"]
-    assert cli.main(["bench", *said, "--out", str(tmp_path / "out")]) == 0
+    options = ["--methods", "ours-learned-fixed", "--data", str(tmp_path / "photos"), "--advice"]
+    assert cli.main(["bench", str(adapter), *TINY[1:], *options, "--out", str(tmp_path / "out")]) == 0
     (path,) = (tmp_path / "out").glob("*.json")
-    (entry,) = Result.load(path).affordable
-    assert {row["start"] for row in entry["candidates"]} == {2}, "a learned head knows its own start only"
+    (entry,) = Result.load(path).within_max_drop
+    assert {row["start"] for row in entry["candidates"]} == {2}, "a learned scorer works at its own start block only"
     assert entry["candidates"][0]["drops"] == [2, 4]
 
 
@@ -94,26 +94,27 @@ def test_a_report_is_drawn_from_files_alone(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         ([], "give one of both"),
         (["test_vit", "--flops", "60"], "did you mean 0.6"),
-        (["test_vit", "--methods", "evil"], "no method is called evil; there are dense, limit"),
-        (["test_vit", "--data", "."], "random weights means nothing"),
+        (["test_vit", "--methods", "limit"], "--methods must be of dense, no-decision-bound"),
+        (["test_vit", "--methods", "evil"], "got evil"),
+        (["test_vit", "--data", "."], "got random weights; add --checkpoint FILE or --pretrained"),
         (
             ["test_vit", "--engine", "onnx", "--dtype", "bfloat16"],
             "--engine onnx runs float32 on the CPU, got bfloat16",
         ),
         (["test_vit", "--engine", "openvino", "--device", "cuda"], "got float32 on cuda; drop --dtype and --device"),
-        ([__file__], "is an exported model, and bench builds its methods on a backbone"),
-        (["--report", "nowhere.json"], "no result file"),
+        ([__file__], "is an exported model"),
+        (["--report", "nowhere.json"], "nowhere.json is not a result file"),
         (["test_vit", "--no-speed"], "without speed there is accuracy only, which takes labelled photos"),
     ],
 )
-def test_what_cannot_work_is_said(
-    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_options_are_refused(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["bench", *words, "--out", str(tmp_path)]) == 2
+    assert cli.main(["bench", *options, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""The comparison on small models: everybody takes part or says why not, on the same images."""
+"""The comparison on small models: every method has a row of numbers or a reason, on the same images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from PIL import Image
 
 from patchlife.backbones import adapt
 from patchlife.benchmarks.baselines import METHODS
-from patchlife.benchmarks.comparison import evaluate_methods
+from patchlife.benchmarks.comparison import evaluate_methods, time_methods
 from patchlife.data import Preprocess
 
-LOOKS = Preprocess(size=(48, 48), crop_fraction=1.0)
+PREPROCESS = Preprocess(size=(48, 48), crop_fraction=1.0)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def pictures(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_a_race_has_a_row_for_everybody() -> None:
+def test_timing_has_a_row_for_every_method() -> None:
     rows = time_methods(adapt(built("vit")), list(METHODS.values()), photos("vit", 2), 0.65, rounds=5)
     assert [r.method for r in rows] == list(METHODS)
     for row in rows:
@@ -40,32 +40,34 @@ def test_a_race_has_a_row_for_everybody() -> None:
     assert rows[0].ratio.median == 1
 
 
-def test_who_cannot_is_left_out_and_the_others_go_on() -> None:
-    some = [METHODS[n] for n in ("evit", "ours-fixed")]
-    dense, evit, ours = time_methods(adapt(built("siglip")), some, photos("siglip", 2), 0.65, rounds=5)
+def test_a_method_that_cannot_run_is_left_out_and_the_others_are_timed() -> None:
+    methods = [METHODS[n] for n in ("evit", "ours-fixed")]
+    dense, evit, ours = time_methods(adapt(built("siglip")), methods, photos("siglip", 2), 0.65, rounds=5)
     assert dense.seconds
     assert ours.seconds
     assert evit.seconds is None
     assert "class token" in evit.left_out
 
 
-def test_judging_counts_what_is_right(pictures: list[Path]) -> None:
+def test_evaluation_counts_right_predictions(pictures: list[Path]) -> None:
     bb = adapt(built("vit"))
-    some = [METHODS[n] for n in ("dense", "no-decision-bound", "tome", "ours-adaptive")]
+    methods = [METHODS[n] for n in ("dense", "no-decision-bound", "tome", "ours-adaptive")]
     with torch.no_grad():
-        truth = [int(bb.vit(LOOKS(Image.open(p))[None]).argmax()) for p in pictures]
-    rows, unread = evaluate_methods(bb, some, [0.65], pictures, truth, LOOKS, batch=4)
+        truth = [int(bb.vit(PREPROCESS(Image.open(p))[None]).argmax()) for p in pictures]
+    rows, unread = evaluate_methods(bb, methods, [0.65], pictures, truth, PREPROCESS, batch=4)
     by = {row.method: row for row in rows}
     assert unread == 0
     assert by["dense"].top1 == 100
     assert by["tome"].right == by["tome"].agreeing <= 6
     assert by["tome"].flops == pytest.approx(0.65, abs=0.03)
     assert by["ours-adaptive"].flops == pytest.approx(0.65, abs=0.05)
-    assert "means nothing untrained" in by["no-decision-bound"].left_out
+    assert "accuracy is not meaningful" in by["no-decision-bound"].left_out
 
 
-def test_an_unreadable_photo_is_counted_and_the_others_are_judged(pictures: list[Path]) -> None:
-    pictures[2].write_bytes(b"no picture")
-    rows, unread = evaluate_methods(adapt(built("vit")), [METHODS["dense"]], [0.65], pictures, [0] * 6, LOOKS, batch=4)
+def test_an_unreadable_photo_is_counted_and_the_others_are_evaluated(pictures: list[Path]) -> None:
+    pictures[2].write_bytes(b"not an image")
+    rows, unread = evaluate_methods(
+        adapt(built("vit")), [METHODS["dense"]], [0.65], pictures, [0] * 6, PREPROCESS, batch=4
+    )
     assert unread == 1
     assert rows[0].photos == 5

@@ -1,4 +1,4 @@
-"""The comparison with torch.compile: static methods compile, the others run eagerly and say so."""
+"""The comparison with torch.compile: static methods are compiled, the others run eagerly."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from patchlife.benchmarks.comparison import time_methods
 
 
 @pytest.mark.slow
-def test_a_compiled_race_shows_dense_both_ways() -> None:
-    some = [METHODS[name] for name in ("no-decision-bound", "tome", "evit", "ours-fixed", "ats")]
+def test_a_compiled_comparison_has_the_dense_model_compiled_and_eager() -> None:
+    methods = [METHODS[name] for name in ("no-decision-bound", "tome", "evit", "ours-fixed", "ats")]
     rows = {
-        row.method: row for row in time_methods(adapt(built("vit")), some, photos("vit", 2), 0.65, "compile", rounds=5)
+        row.method: row
+        for row in time_methods(adapt(built("vit")), methods, photos("vit", 2), 0.65, "compile", rounds=5)
     }
     assert {name: row.engine for name, row in rows.items()} == {
         "dense": "compile",

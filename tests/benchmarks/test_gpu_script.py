@@ -1,4 +1,4 @@
-"""``bench/gpu.sh`` runs from end to end, as a rehearsal on the CPU. On a GPU it has to be run by hand."""
+"""``bench/gpu.sh --tiny`` runs from end to end on the CPU. The full script needs a GPU and is run by hand."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from patchlife.benchmarks.result import Result
 ROOT = Path(__file__).parents[2]
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
+def run(*options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    command = ["bash", str(ROOT / "bench" / "gpu.sh"), *words]
+    command = ["bash", str(ROOT / "bench" / "gpu.sh"), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.mark.slow
-def test_the_rehearsal_is_exact_and_leaves_its_numbers(tmp_path: Path) -> None:
+def test_a_tiny_run_is_exact_and_writes_its_files(tmp_path: Path) -> None:
     done = run("--tiny", "--device", "cpu", "--batches", "1", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     checks = json.loads((tmp_path / "checks.json").read_text())
@@ -41,8 +41,8 @@ def test_the_rehearsal_is_exact_and_leaves_its_numbers(tmp_path: Path) -> None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module, its slow checks left out."""
-    for folder in ("bench", "tests/life"):
+    """The script as a module, without its slow checks."""
+    for folder in ("bench", "tests/slimming"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     module = importlib.import_module("gpu")
     monkeypatch.setattr(module, "exactness", lambda *_: [])
@@ -50,15 +50,17 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_what_time_does_not_allow_is_named(tmp_path: Path, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--tiny", "--device", "cpu", "--minutes", "-1", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
+def test_jobs_without_time_left_are_listed(tmp_path: Path, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--tiny", "--device", "cpu", "--minutes", "-1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *options])
     assert gpu.main() == 0
     left_out = json.loads((tmp_path / "checks.json").read_text())["left_out"]
     assert [text.partition(":")[0] for text in left_out] == ["test_vit, eager, batch 1", "test_vit, eager, batch 2"]
 
 
-def test_jobs_cover_what_was_asked_the_most_telling_first(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_holds_every_job_with_the_most_important_first(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     jobs = list(gpu.plan(gpu._arguments()))
     assert len(jobs) == len(set(jobs)) == 5 * 3 * 4

@@ -1,4 +1,4 @@
-"""Reports open offline, hold every table, and need matplotlib, which is said."""
+"""Reports open offline, hold every table, and name the extra that they need."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ def test_speed_alone_is_drawn_too_and_several_results_fit_one_page(tmp_path: Pat
     assert {p.name for p in tmp_path.glob("*.png")} == {"report-a.png", "report-b.png"}
 
 
-def test_the_terminal_sees_the_same() -> None:
+def test_the_text_report_has_advice_and_methods_left_out() -> None:
     advice = [{"batch": 1, "target": 0.6, "verdict": "slimming does not pay here"}]
     text = text_report(a_result(advice=advice))
     assert "Advice, batch 1, 0.6 of the FLOPs: slimming does not pay here." in text
-    assert "left out: limit: means nothing" in text
+    assert "left out: no-decision bound: not meaningful" in text
     exported = a_result()
     exported.conditions |= {"engine": "onnx", "onnxruntime": "1.2"}
     assert "engine onnx, onnxruntime 1.2, torch" in conditions_line(exported)
 
 
-def test_what_is_affordable_is_in_every_report(tmp_path: Path) -> None:
+def test_the_schedules_within_the_allowed_drop_are_in_every_report(tmp_path: Path) -> None:
     row = {"start": 3, "drops": [3, 6], "flops": 0.6, "ratio": vars(steady(1.5))}
-    chosen = {**row, "loss": {"photos": 50, "top1": 70.0, "drop": 0.5, "interval": [-0.5, 1.5]}}
-    slower = {**row, "drops": [4], "loss": None}
+    chosen = {**row, "accuracy": {"photos": 50, "top1": 70.0, "drop": 0.5, "interval": [-0.5, 1.5]}}
+    slower = {**row, "drops": [4], "accuracy": None}
     entry = {"batch": 1, "max_drop": 1.0, "candidates": [chosen, slower], "chosen": chosen, "verdict": "take it"}
-    result = a_result(affordable=[entry])
+    result = a_result(within_max_drop=[entry])
     path = result.save(tmp_path / "run.json")
-    said = "Advice, batch 1, at most 1 points of top-1 lost: take it."
-    assert said in text_report(Result.load(path))
+    advice = "Advice, batch 1, at most 1 points of top-1 lost: take it."
+    assert advice in text_report(Result.load(path))
     page = write_report({"run": Result.load(path)}, tmp_path / "run").read_text()
-    assert said in page
+    assert advice in page
     assert "0.50 (-0.50 to 1.50)" in page
     assert "chosen" in page
     assert "not faster" in page

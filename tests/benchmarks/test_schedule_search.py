@@ -1,4 +1,4 @@
-"""Advice follows the measured times, and never sells a slow-down."""
+"""Advice follows the measured times, and slimming that does not pay is never advised."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from families import built, photos
 
 from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.backbones import adapt
-from patchlife.benchmarks.schedule_search import BlockTimes, advise, candidates, fastest, verdict
-from patchlife.evaluation.timing import Spread
+from patchlife.benchmarks import schedule_search
+from patchlife.benchmarks.schedule_search import BlockTimes, advise, candidates, fastest, settings_text, verdict
+from patchlife.evaluation.timing import Spread, Timing
 from patchlife.slimming.regressor import LifeRegressor
 
 SCHEDULES = {
@@ -21,14 +22,14 @@ def around(value: float) -> Spread:
     return Spread(value, 0.98 * value, 1.02 * value)
 
 
-def test_times_are_interpolated_and_follow_the_blocks() -> None:
+def test_block_times_are_interpolated() -> None:
     times = BlockTimes(adapt(built("vit")), {36: 4.0, 18: 2.0, 4: 1.0})
     assert times.block(1, 27) == pytest.approx(3.0)
-    assert times.block(1, 2) == pytest.approx(1.0)  # below what was measured nothing gets faster
+    assert times.block(1, 2) == pytest.approx(1.0)  # below the smallest measured count the time is constant
 
 
-def test_a_staircase_is_used() -> None:
-    """A device that is fast up to 18 patches and slow above: one drop to 17 beats two that stay above for a block."""
+def test_a_step_in_the_block_times_decides_the_schedule() -> None:
+    """On a device that is fast up to 18 patches and slow above, one drop to 17 beats two drops with a slow block."""
     bb = adapt(built("vit"))
     times = BlockTimes(bb, {36: 10.0, 19: 9.9, 18: 1.0, 1: 0.9})
     model = SlimModel(bb, LifeConfig(budget=0.62)).eval()
@@ -37,21 +38,21 @@ def test_a_staircase_is_used() -> None:
     assert second != first
 
 
-def test_a_learned_head_keeps_its_start() -> None:
+def test_a_learned_scorer_keeps_its_start() -> None:
     bb = adapt(built("vit"))
     times = BlockTimes(bb, {36: 10.0, 1: 0.9})
-    head = LifeRegressor(bb.dim, bb.prefix, 8, 4)
-    model = SlimModel(bb, LifeConfig(budget=0.8, start=2), head).eval()
-    found = fastest(times, model, 0.8)
-    assert len(found) > 1
-    assert {start for start, _ in found} == {2}
+    scorer = LifeRegressor(bb.dim, bb.prefix, 8, 4)
+    model = SlimModel(bb, LifeConfig(budget=0.8, start=2), scorer).eval()
+    keys = fastest(times, model, 0.8)
+    assert len(keys) > 1
+    assert {start for start, _ in keys} == {2}
 
 
 def test_candidates_start_at_a_quarter_of_the_depth() -> None:
-    found = list(candidates(12))
-    assert min(start for start, _ in found) == 3
-    assert (3, (3, 6)) in found
-    assert all(drops[0] == start for start, drops in found)
+    keys = list(candidates(12))
+    assert min(start for start, _ in keys) == 3
+    assert (3, (3, 6)) in keys
+    assert all(drops[0] == start for start, drops in keys)
 
 
 def test_slimming_that_does_not_pay_is_refused() -> None:
@@ -77,10 +78,33 @@ def test_noise_gives_no_advice() -> None:
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov3"])
-def test_on_a_real_model(name: str) -> None:
-    found = advise(wrap(built(name)), photos(name, 2), 0.65, few=2)
-    assert found["verdict"]
-    assert "default" in found["ratios"]
-    assert set(found["ratios"]) <= {"default", "fastest", "second"}
-    assert all(schedule["flops"] <= 0.65 for schedule in found["schedules"].values())
-    assert len(found["block_ms"]) == 7
+def test_advice_is_made_from_what_was_timed(name: str) -> None:
+    model = wrap(built(name))
+    advice = advise(model, photos(name, 2), 0.65, few=2)
+    schedules, ratios = advice["schedules"], {name: Spread(**values) for name, values in advice["ratios"].items()}
+    assert (advice["verdict"], advice["pays"]) == verdict(ratios, schedules)
+    assert {"default"} < set(ratios) <= {"default", "fastest", "second"}
+    assert set(schedules) == set(ratios)
+    keys = {name: (row["start"], tuple(row["drops"])) for name, row in schedules.items()}
+    assert keys["default"] == (model.start, model.drops)
+    assert len(set(keys.values())) == len(keys), "no schedule is timed twice"
+    assert all(0.6 < row["flops"] <= 0.65 for row in schedules.values())
+    assert list(advice["block_ms"]) == [4, 9, 14, 20, 25, 31, 36]
+    assert all(milliseconds > 0 for milliseconds in advice["block_ms"].values())
+
+
+def test_advice_names_the_schedule_that_was_measured_to_be_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    vit, images = built("vit"), photos("vit", 2)
+
+    def given_times(runs: dict, **_: object) -> Timing:
+        """Blocks take time in proportion to their patches; the second schedule by prediction is the fastest."""
+        seconds = {name: around(float(name) if name.isdigit() else 1.0) for name in runs}
+        ratios = {name: around(2.0 if name == "second" else 1.5) for name in runs}
+        if "dense" in runs:
+            assert all(run().shape == vit(images).shape for run in runs.values())
+        return Timing(seconds, ratios, {})
+
+    monkeypatch.setattr(schedule_search, "alternate", given_times)
+    advice = advise(wrap(vit), images, 0.65, few=2)
+    assert advice["pays"]
+    assert advice["verdict"].startswith(f"{settings_text(advice['schedules']['second'])}: 2.00x the dense speed")

@@ -1,4 +1,4 @@
-"""Tables and sentences are what the rows say, the unflattering ones first of all."""
+"""Tables and sentences match the rows, with every comparison in which ours is not the best."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from patchlife.benchmarks.tables import findings, main_table, speed_table, targe
 from patchlife.evaluation.timing import Spread
 
 
-def test_everything_of_ours_that_is_not_best_is_named() -> None:
+def test_every_comparison_in_which_ours_is_not_the_best_has_a_sentence() -> None:
     assert findings(a_result()) == [
         "Speed, batch 1, 0.6 of the FLOPs: EViT (1.40x dense) is ahead of ours, fixed (1.38x dense).",
         "Top-1, 0.6 of the FLOPs: ToMe (77.0 %) is ahead of ours, fixed (76.0 %).",
     ]
 
 
-def test_controls_are_no_rivals() -> None:
-    """The limit is faster than ours by construction; that is what it is there for."""
-    assert "no-decision-bound" not in " ".join(findings(a_result()))
+def test_controls_are_not_in_the_findings() -> None:
+    """The no-decision bound is faster than ours by construction."""
+    assert "no-decision" not in " ".join(findings(a_result()))
 
 
-def test_noise_is_said_instead_of_a_number() -> None:
+def test_a_noisy_ratio_has_no_number() -> None:
     result = a_result()
-    wild = Spread(1.5, 1.0, 2.0)
-    result.speed = [replace(r, ratio=wild) if r.method == "evit" else r for r in result.speed]
-    assert any("too noisy to say for EViT" in text for text in findings(result))
+    noisy = Spread(1.5, 1.0, 2.0)
+    result.speed = [replace(r, ratio=noisy) if r.method == "evit" else r for r in result.speed]
+    assert any("too noisy for EViT" in text for text in findings(result))
     _, rows = speed_table(result, 1, 0.6)
     assert any(row[0] == "EViT" and "too noisy" in row[4] for row in rows)
     assert "1.50x" not in str(main_table(result, 0.6)[1][2])
@@ -42,14 +42,14 @@ def test_one_table_has_accuracy_and_time() -> None:
     assert table["EViT"][1:3] == ["", ""]
 
 
-def test_a_method_left_out_says_why() -> None:
+def test_a_method_left_out_has_its_reason_in_the_table() -> None:
     result = a_result()
-    row = replace(result.speed[2], seconds=None, ratio=None, left_out="it cannot")
+    row = replace(result.speed[2], seconds=None, ratio=None, left_out="the reason")
     result.speed[2] = row
-    assert speed_table(result, 1, 0.6)[1][2][:2] == ["EViT", "it cannot"]
+    assert speed_table(result, 1, 0.6)[1][2][:2] == ["EViT", "the reason"]
 
 
-def test_target_figures() -> None:
+def test_ratios_to_the_bound_to_the_best_baseline_and_to_tome() -> None:
     _, rows = target_rows(a_result())
     assert rows[1] == ["16", "0.6", "0.97", "", "1.07", "1.14", f"{100 * (1 - 1 / 1.6) / 0.4:.0f} %"]
     assert float(rows[0][4]) == pytest.approx(1.38 / 1.4, abs=0.01)

@@ -1,4 +1,4 @@
-"""Scores against the dense model, photo by photo."""
+"""Accuracy against the dense model, on the same photos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from patchlife.evaluation.accuracy import evaluate, paired_interval
 LABELS = torch.tensor([0, 1, 2, 3, 4, 5])
 
 
-def test_budget_one_is_the_dense_model_itself() -> None:
+def test_budget_one_is_the_dense_model() -> None:
     images, vit = photos("vit", 6), built("vit")
     with torch.no_grad():
         labels = vit(images).argmax(dim=1)
@@ -33,15 +33,15 @@ def test_budget_one_is_the_dense_model_itself() -> None:
     assert (model.config.budget, model.config.mode) == (0.7, "fixed")
 
 
-def test_adaptive_rows_state_what_was_spent() -> None:
+def test_flops_in_adaptive_mode_are_the_mean_of_the_photos() -> None:
     images, vit = photos("vit", 6), built("vit")
     model = wrap(vit, LifeConfig(start=2)).calibrate([photos("vit", 8, seed=1)])
     (score,) = evaluate(model, vit, [(images, LABELS)], [(0.7, "adaptive")])
-    spent = model.set_mode("adaptive").set_budget(0.7).flops_of(model.lives(images))
-    assert score.flops == pytest.approx(sum(spent) / 6)
+    flops = model.set_mode("adaptive").set_budget(0.7).flops_of(model.lives(images))
+    assert score.flops == pytest.approx(sum(flops) / 6)
 
 
-def test_the_model_stays_as_it_is() -> None:
+def test_the_settings_of_the_model_are_restored() -> None:
     images, vit = photos("vit", 6), built("vit")
     config = LifeConfig(kept=(36, 36, 30, 20, 9), start=2)
     model = wrap(vit, config).calibrate([photos("vit", 8, seed=1)])
@@ -63,6 +63,6 @@ def test_the_interval_is_of_paired_differences() -> None:
     before, after = torch.tensor([1, 1, 1, 0, 1, 0, 1, 1]).bool(), torch.tensor([1, 0, 1, 0, 1, 1, 0, 1]).bool()
     low, high = paired_interval(before, after)
     assert (low + high) / 2 == pytest.approx(1 / 8)
-    spread = torch.tensor([0, 1, 0, 0, 0, -1, 1, 0]).double().std().item()
-    assert (high - low) / 2 == pytest.approx(1.96 * spread / math.sqrt(8))
+    deviation = torch.tensor([0, 1, 0, 0, 0, -1, 1, 0]).double().std().item()
+    assert (high - low) / 2 == pytest.approx(1.96 * deviation / math.sqrt(8))
     assert paired_interval(before, before) == (0, 0)

@@ -1,9 +1,9 @@
-"""The method as slowly and plainly as it can be said, to compare ours with.
+"""A slow reference for the method, in the plainest form.
 
-timm's model runs on all tokens in grid order by its own code. Hooks on its blocks hide the dead patches from
-attention as keys and put back what they were before the block; with heirs, they also hand a dying patch's token to
-the patch most similar to it, as much of it as they are similar. Only the lives are taken from patchlife, and the
-strength of a bias.
+timm's model runs on all tokens in grid order by its own code. Hooks on its blocks mask dropped patches out of attention
+as keys, and restore their tokens to what they were before the block. With merging, the hooks also average the token of
+a dropped patch into the most similar kept patch, weighted by their cosine. From patchlife come only the lives and the
+factor of the key bias.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from patchlife.slimming.scorers import Scores
 
 
 class GivenScores(Scorer):
-    """A head that returns the scores it was given, whatever it sees."""
+    """A scorer that returns given scores for any tokens."""
 
     kind = "given-scores"
 
@@ -37,77 +37,77 @@ class GivenScores(Scorer):
         return Scores(score, normalize(tokens[:, -score.shape[1] :], dim=-1))
 
 
-class Mortality:
-    """Hooks that make the patches of one batch die.
+class PatchDropper:
+    """Hooks that drop the patches of one batch.
 
-    ``life`` is (batch, patches) in blocks. Tokens that enter block ``start`` say who resembles whom.
+    ``life`` is (batch, patches) in blocks. Similarities are those of the tokens that enter block ``start``.
     """
 
-    def __init__(self, life: Tensor, prefix: int, start: int, merge: bool, named: MergeTargets | None) -> None:
-        self.life, self.prefix, self.start, self.merge, self.named = life, prefix, start, heirs, named
+    def __init__(self, life: Tensor, prefix: int, start: int, merge: bool, targets: MergeTargets | None) -> None:
+        self.life, self.prefix, self.start, self.merge, self.targets = life, prefix, start, merge, targets
         self.size = torch.ones_like(life, dtype=torch.float64)
 
     def before(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """(tokens, what attention adds to each key's logit) of block ``index``."""
-        patches, alive = x[:, self.prefix :], self.life > index
+        patches, kept = x[:, self.prefix :], self.life > index
         if self.merge and index == self.start:
             embedding = normalize(patches, dim=-1)
             self.similarity = embedding @ embedding.transpose(1, 2)
         if self.merge and index >= self.start:
-            patches = torch.stack([self.inherit(index, image, row) for image, row in enumerate(patches)])
-        bias = torch.where(alive, BIAS * self.size.log(), -torch.inf).to(x.dtype)
+            patches = torch.stack([self.merged(index, image, row) for image, row in enumerate(patches)])
+        bias = torch.where(kept, BIAS * self.size.log(), -torch.inf).to(x.dtype)
         return torch.cat((x[:, : self.prefix], patches), dim=1), self.with_prefix(bias, 0)
 
-    def inherit(self, index: int, image: int, patches: Tensor) -> Tensor:
-        """One image's patches (patches, dim) after those that die before block ``index`` left an heir."""
+    def merged(self, index: int, image: int, patches: Tensor) -> Tensor:
+        """One image's patches (patches, dim) after those dropped before block ``index`` were merged."""
         life, size = self.life[image], self.size[image].clone()
-        alive = life > index
-        dying = (life <= index) & ((life > index - 1) | (index == self.start))
-        mass, grown = patches * size[:, None].to(patches.dtype), size.clone()
-        for patch in dying.nonzero().flatten():
-            heir = self.heir_of(image, patch, alive)
-            share = self.share_of(image, patch, heir)
-            mass = mass.index_add(0, heir[None], mass[patch][None] * share.to(mass.dtype))
-            grown = grown.index_add(0, heir[None], (size[patch] * share)[None].to(grown.dtype))
-        self.size = torch.cat((self.size[:image], grown[None], self.size[image + 1 :]))
-        return torch.where((grown > size)[:, None], mass / grown[:, None].to(mass.dtype), patches)
+        kept = life > index
+        dropped = (life <= index) & ((life > index - 1) | (index == self.start))
+        mass, new_size = patches * size[:, None].to(patches.dtype), size.clone()
+        for patch in dropped.nonzero().flatten():
+            target = self.target_of(image, patch, kept)
+            weight = self.weight_of(image, patch, target)
+            mass = mass.index_add(0, target[None], mass[patch][None] * weight.to(mass.dtype))
+            new_size = new_size.index_add(0, target[None], (size[patch] * weight)[None].to(new_size.dtype))
+        self.size = torch.cat((self.size[:image], new_size[None], self.size[image + 1 :]))
+        return torch.where((new_size > size)[:, None], mass / new_size[:, None].to(mass.dtype), patches)
 
-    def heir_of(self, image: int, patch: Tensor, alive: Tensor) -> Tensor:
-        """The most similar patch that lives on, unless heirs were named."""
-        if self.named is not None:
-            return self.named.rank[image, patch]
-        return self.similarity[image, patch].masked_fill(~alive, -torch.inf).argmax()
+    def target_of(self, image: int, patch: Tensor, kept: Tensor) -> Tensor:
+        """The most similar kept patch, unless targets were given."""
+        if self.targets is not None:
+            return self.targets.rank[image, patch]
+        return self.similarity[image, patch].masked_fill(~kept, -torch.inf).argmax()
 
-    def share_of(self, image: int, patch: Tensor, heir: Tensor) -> Tensor:
-        """How much of a patch its heir takes over: their similarity, unless it was named."""
-        if self.named is not None:
-            return self.named.weight[image, patch]
-        return self.similarity[image, patch, heir].clamp(0, 1)
+    def weight_of(self, image: int, patch: Tensor, target: Tensor) -> Tensor:
+        """The merge weight: the cosine of both, unless weights were given."""
+        if self.targets is not None:
+            return self.targets.weight[image, patch]
+        return self.similarity[image, patch, target].clamp(0, 1)
 
     def with_prefix(self, value: Tensor, of_prefix: float) -> Tensor:
-        """``value`` (batch, patches) with a constant in front for the tokens that never die."""
+        """``value`` (batch, patches) with a constant in front for the prefix tokens."""
         return torch.cat((value.new_full((len(value), self.prefix), of_prefix), value), dim=1)
 
 
 @contextmanager
-def mortal(
-    vit: nn.Module, life: Tensor, start: int = 0, merge: bool = False, named: MergeTargets | None = None
+def dropping(
+    vit: nn.Module, life: Tensor, start: int = 0, merge: bool = False, targets: MergeTargets | None = None
 ) -> Iterator[None]:
     """Within it, a patch takes part in block ``l`` of ``vit`` only while ``l < life`` (batch, patches)."""
-    deaths = Mortality(life, vit.num_prefix_tokens, start, heirs, named)
+    dropper = PatchDropper(life, vit.num_prefix_tokens, start, merge, targets)
     handles = []
     for index, block in enumerate(vit.blocks):
-        alive = deaths.with_prefix(life > index, True)[..., None]
+        kept = dropper.with_prefix(life > index, True)[..., None]
 
-        def hide(_: nn.Module, args: tuple, kwargs: dict, index: int = index) -> tuple:
-            x, bias = deaths.before(index, args[0])
+        def mask(_: nn.Module, args: tuple, kwargs: dict, index: int = index) -> tuple:
+            x, bias = dropper.before(index, args[0])
             return (x, *args[1:]), {**kwargs, "attn_mask": bias[:, None, None]}
 
-        def freeze(_: nn.Module, args: tuple, out: Tensor, alive: Tensor = alive) -> Tensor:
-            return torch.where(alive, out, args[0])
+        def restore(_: nn.Module, args: tuple, out: Tensor, kept: Tensor = kept) -> Tensor:
+            return torch.where(kept, out, args[0])
 
-        handles.append(block.register_forward_pre_hook(hide, with_kwargs=True))
-        handles.append(block.register_forward_hook(freeze))
+        handles.append(block.register_forward_pre_hook(mask, with_kwargs=True))
+        handles.append(block.register_forward_hook(restore))
     try:
         yield
     finally:
@@ -116,28 +116,28 @@ def mortal(
 
 
 def masked(model: SlimModel, images: Tensor, lives: Lives, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
-    """(logits, features in grid order) of ``model``'s backbone when its patches die as ``lives`` says.
+    """(logits, features in grid order) of ``model``'s backbone when its patches are dropped as in ``lives``.
 
-    A ``plan`` names the heirs too, where similarities are so coarse that ties decide who inherits.
+    A ``plan`` also gives the merge targets, for precisions so coarse that ties decide between them.
     """
-    vit, named = model.backbone.vit, None
+    vit, targets = model.backbone.vit, None
     if plan is not None and plan.merge_targets is not None:
-        heir = torch.empty_like(plan.order).scatter(1, plan.order, plan.order.gather(1, plan.merge_targets.rank))
-        share = torch.empty_like(plan.merge_targets.weight).scatter(1, plan.order, plan.merge_targets.weight)
-        named = MergeTargets(heir, share)
-    with mortal(vit, lives.life, model.start, model.config.merge, named):
+        target = torch.empty_like(plan.order).scatter(1, plan.order, plan.order.gather(1, plan.merge_targets.rank))
+        weight = torch.empty_like(plan.merge_targets.weight).scatter(1, plan.order, plan.merge_targets.weight)
+        targets = MergeTargets(target, weight)
+    with dropping(vit, lives.life, model.start, model.config.merge, targets):
         features = vit.forward_features(images)
     return vit.forward_head(features), features
 
 
-def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
-    """`distance` at most ``tolerance``; says how far apart they are, and no more."""
-    apart = distance(ours, theirs)
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Assert that `distance` is at most ``tolerance``."""
+    apart = distance(actual, expected)
     assert apart <= tolerance, f"{apart:.1e} apart, {tolerance:.0e} allowed"
 
 
-def distance(ours: Tensor, theirs: Tensor) -> float:
+def distance(actual: Tensor, expected: Tensor) -> float:
     """Largest absolute difference, relative to the larger of 1 and the largest value."""
-    assert ours.shape == theirs.shape, f"shapes differ: {tuple(ours.shape)} and {tuple(theirs.shape)}"
-    assert torch.isfinite(theirs).all(), "a reference that is not finite proves nothing"
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+    assert actual.shape == expected.shape, f"shapes differ: {tuple(actual.shape)} and {tuple(expected.shape)}"
+    assert torch.isfinite(expected).all(), "a reference that is not finite proves nothing"
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import FAMILIES, FEW, built, cast, photos
-from reference import assert_close, distance, masked, mortal
+from reference import assert_close, distance, dropping, masked
 from slimmed import WAYS, assert_some_die, far_apart, slim
 from torch import Tensor
 
@@ -91,7 +91,7 @@ def test_the_reference_hides_the_dead() -> None:
     life[:, 7] = 0
     changed = images.clone()
     changed[:, :, 8:16, 8:16] += 10  # patch 7 of a 6 x 6 grid
-    with mortal(vit, life):
+    with dropping(vit, life):
         assert torch.equal(vit(images), vit(changed))
     assert far_apart(vit(images), vit(changed))
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from families import FEW, SMALL, fresh, photos
-from reference import mortal
+from reference import dropping
 from slimmed import far_apart, slim
 from torch import Tensor, nn
 
@@ -32,7 +32,7 @@ def test_gradients_are_the_references(name: str, way: str) -> None:
     assert (lives.kept[:, -1] < lives.kept[:, 0]).all()
     with torch.enable_grad():
         ours = gradients(vit, model(images))
-        with mortal(vit, lives.life, model.start, model.config.merge):
+        with dropping(vit, lives.life, model.start, model.config.merge):
             theirs = gradients(vit, vit(images))
         dense = gradients(vit, vit(images))
     assert theirs.keys() == ours.keys()

@@ -1,1 +1,4 @@
-"""Comparison with other methods: baselines, side-by-side timing, schedule search, reports. The core never uses it."""
+"""Comparison with other methods: baselines, side-by-side timing, schedule search, reports.
+
+`patchlife bench` uses this room. The rest of the package never imports it; import-linter checks that.
+"""

@@ -1,4 +1,4 @@
-"""The comparison itself: all methods on one backbone, taking turns against the clock, then on the same photos."""
+"""Runs the comparison: all methods on one backbone, timed in turns on one batch, then evaluated on the same photos."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from .result import Accuracy, Speed
 __all__ = ["evaluate_methods", "time_methods"]
 
 SOLVE_ON = 16
-"""Images that settle the knobs whose cost depends on what is seen."""
+"""Number of images on which knobs are solved whose cost depends on the images."""
 
 _DENSE, _DENSE_EAGER = "dense", "dense-eager"
-_TORCH_ONLY = "runs in torch only; {} takes what exports with static shapes: dense, limit, and ours in fixed mode"
+_TORCH_ONLY = (
+    "runs in torch only; {} needs an export with static shapes: dense, no-decision-bound, and ours in fixed mode"
+)
 
 
 # ---- speed
@@ -41,28 +43,28 @@ def time_methods(
     rounds: int = 20,
     patience: float = 120.0,
 ) -> list[Speed]:
-    """Time all methods at one FLOPs target on one batch. The dense model comes first and is the measure.
+    """Time all methods at one FLOPs target on one batch, each against the dense model, which comes first.
 
-    A method that cannot do it is left out with its reason; the others go on.
+    A method that cannot run gets a row with the reason in ``left_out``; the others are timed.
     """
     batch, device = len(images), images.device
     dense = METHODS[_DENSE].build(backbone, 1.0, images)
-    whole = dense.flops(images)
+    dense_cost = dense.flops(images)
     runs: dict[str, Callable[[], object]] = {}
     rows: dict[str, Speed] = {}
-    for name, method, way in _entries(methods, engine):
-        row = Speed(name, batch, target, engine=way)
+    for name, method, runner in _entries(methods, engine):
+        row = Speed(name, batch, target, engine=runner)
         try:
             with torch.inference_mode():
-                if way in EXPORTED and not method.exports:
-                    raise UnsupportedModelError(_TORCH_ONLY.format(way))
+                if runner in EXPORTED and not method.exports:
+                    raise UnsupportedModelError(_TORCH_ONLY.format(runner))
                 baseline = method.build(backbone, target, images[:SOLVE_ON]).eval()
-                run = prepared(baseline.tensor_module() if way in EXPORTED else baseline, way, images)
-                run()  # compiles, where it compiles
-                seen = run if way == "compile" and device.type == "cuda" else partial(baseline, images)
-                # a graph's was set aside when it was recorded; what an engine takes is not seen from here
-                memory = None if way in EXPORTED else peak_bytes(seen, device)
-                rows[name] = replace(row, knob=baseline.knob, flops=baseline.flops(images) / whole, memory=memory)
+                run = prepared(baseline.tensor_module() if runner in EXPORTED else baseline, runner, images)
+                run()  # compiled runners compile here
+                measurable = run if runner == "compile" and device.type == "cuda" else partial(baseline, images)
+                # a CUDA graph allocates when it is recorded, and the memory of an export engine cannot be measured
+                memory = None if runner in EXPORTED else peak_bytes(measurable, device)
+                rows[name] = replace(row, knob=baseline.knob, flops=baseline.flops(images) / dense_cost, memory=memory)
                 runs[name] = run
         except (UnsupportedModelError, ConfigError, ExportError, RuntimeError) as error:
             rows[name] = replace(row, left_out=_reason(error))
@@ -76,7 +78,7 @@ def time_methods(
 
 
 def _entries(methods: Sequence[Method], engine: str) -> Iterator[tuple[str, Method, str]]:
-    """(name, method, engine) of all who take turns; the dense model comes first, in every engine that is used."""
+    """(name, method, engine) of all runs; the dense model comes first, in every engine that is used."""
     yield _DENSE, METHODS[_DENSE], engine
     if engine != "eager":
         yield _DENSE_EAGER, METHODS[_DENSE], "eager"
@@ -101,44 +103,56 @@ def evaluate_methods(
     truth: Sequence[int],
     preprocess: Preprocess,
     batch: int = 32,
-    watch: Callable[[Iterator, int], Iterator] = lambda batches, _: batches,
+    progress: Callable[[Iterator, int], Iterator] = lambda batches, _: batches,
 ) -> tuple[list[Accuracy], int]:
-    """(one row for each method and target, photos that could not be read), all on the same photos.
+    """Evaluate all methods at all FLOPs targets on the same photos.
 
-    Knobs that depend on what is seen are settled on a few photos, spread over all of them; labels are not needed
-    for that. A method that means nothing without training is left out, and says so.
+    Knobs whose cost depends on the images are solved on a few photos, evenly spaced; labels are not used for it. A
+    method that needs training and was not trained gets a row with the reason in ``left_out``.
+
+    Args:
+        backbone: the dense model's parts. methods, targets: what is evaluated.
+        photos: files. truth: class of each photo.
+        preprocess: for all methods. batch: in images.
+        progress: wraps the iterator of batches, given their number.
+
+    Returns:
+        One row for each method and target, and the number of photos that could not be read.
+
+    Raises:
+        ConfigError: no photo can be read.
     """
     reference = next(backbone.parameters())
     sample = _sample(photos, preprocess).to(reference)
-    contestants, rows = _contestants(backbone, methods, targets, sample)
-    said: dict[tuple[str, float], list[Tensor]] = {key: [] for key in contestants}
-    spent = dict.fromkeys(contestants, 0.0)
+    baselines, rows = _build_all(backbone, methods, targets, sample)
+    predicted: dict[tuple[str, float], list[Tensor]] = {key: [] for key in baselines}
+    flops = dict.fromkeys(baselines, 0.0)
     labels: list[int] = []
     unread = 0
     steps = -(-len(photos) // batch)
-    for loaded in watch(iter(load_batches(photos, preprocess, batch)), steps):
+    for loaded in progress(iter(load_batches(photos, preprocess, batch)), steps):
         unread += len(loaded.failures)
         if not loaded.indices:
             continue
         labels += [truth[i] for i in loaded.indices]
         images = loaded.images.to(reference)
-        for key, baseline in contestants.items():
+        for key, baseline in baselines.items():
             with torch.inference_mode():
-                said[key].append(baseline(images).argmax(dim=-1).cpu())
-                spent[key] += baseline.flops(images) * len(images)
-    return [*_counted(contestants, said, spent, labels, dense_flops(backbone, sample)), *rows], unread
+                predicted[key].append(baseline(images).argmax(dim=-1).cpu())
+                flops[key] += baseline.flops(images) * len(images)
+    return [*_rows(baselines, predicted, flops, labels, dense_flops(backbone, sample)), *rows], unread
 
 
-def _contestants(
+def _build_all(
     backbone: Backbone, methods: Sequence[Method], targets: Sequence[float], sample: Tensor
 ) -> tuple[dict[tuple[str, float], Baseline], list[Accuracy]]:
-    """Everybody who can be evaluated, the dense model first; and rows for those who cannot."""
+    """The baselines that can be evaluated, the dense model first; and rows for the methods that cannot."""
     baselines: dict[tuple[str, float], Baseline] = {(_DENSE, 1.0): METHODS[_DENSE].build(backbone, 1.0, sample)}
     left_out = []
     for method in methods:
         for target in targets if method.name != _DENSE else ():
             if not method.trained:
-                reason = f"its accuracy means nothing untrained ({method.training})"
+                reason = f"its accuracy is not meaningful ({method.training})"
                 left_out.append(Accuracy(method.name, target, left_out=reason))
                 continue
             try:
@@ -149,35 +163,36 @@ def _contestants(
     return baselines, left_out
 
 
-def _counted(
-    contestants: dict[tuple[str, float], Baseline],
-    said: dict[tuple[str, float], list[Tensor]],
-    spent: dict[tuple[str, float], float],
+def _rows(
+    baselines: dict[tuple[str, float], Baseline],
+    predicted: dict[tuple[str, float], list[Tensor]],
+    flops: dict[tuple[str, float], float],
     labels: list[int],
-    whole: int,
+    dense_cost: int,
 ) -> list[Accuracy]:
+    """Rows of accuracy from predicted classes, FLOPs summed over the photos, labels and the dense FLOPs per image."""
     if not labels:
-        raise ConfigError("none of the photos could be read, so there is no accuracy to report")
-    answers = {key: torch.cat(parts) for key, parts in said.items()}
-    truth, dense = torch.tensor(labels), answers[_DENSE, 1.0]
+        raise ConfigError("none of the photos can be read, so no method can be evaluated; check --data")
+    classes = {key: torch.cat(parts) for key, parts in predicted.items()}
+    truth, dense = torch.tensor(labels), classes[_DENSE, 1.0]
     return [
         Accuracy(
             name,
             target,
-            knob=contestants[name, target].knob,
-            flops=spent[name, target] / len(labels) / whole,
+            knob=baselines[name, target].knob,
+            flops=flops[name, target] / len(labels) / dense_cost,
             photos=len(labels),
-            right=int((answer == truth).sum()),
-            agreeing=int((answer == dense).sum()),
+            right=int((predictions == truth).sum()),
+            agreeing=int((predictions == dense).sum()),
         )
-        for (name, target), answer in answers.items()
+        for (name, target), predictions in classes.items()
     ]
 
 
 def _sample(photos: Sequence[Path], preprocess: Preprocess) -> Tensor:
-    """Some photos from all over the list, for settling knobs and calibrating."""
+    """Evenly spaced photos, for solving knobs and for calibration."""
     chosen = evenly_spaced(photos, 4 * SOLVE_ON)
     images = [loaded.images for loaded in load_batches(chosen, preprocess, SOLVE_ON) if loaded.indices]
     if not images:
-        raise ConfigError("none of the photos could be read, so there is no accuracy to report")
+        raise ConfigError("none of the photos can be read, so no method can be evaluated; check --data")
     return torch.cat(images)

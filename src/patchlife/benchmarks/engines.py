@@ -1,4 +1,4 @@
-"""Ways to run a model on one batch over and over."""
+"""Prepares a model to run repeatedly on one batch: in torch, compiled, as a CUDA graph or exported."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from ..slimming import SlimModel
 __all__ = ["EXPORTED", "prepared"]
 
 EXPORTED = ("onnx", "openvino")
-"""Engines that run a graph exported to them, in float32 on the CPU."""
+"""Engines that run an exported graph, in float32 on the CPU."""
 
 
 def prepared(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object]:
     """A function that runs ``model`` on ``images``.
 
-    ``engine`` is eager, compile, graph (compiled, then a CUDA graph), eager-graph, onnx or openvino. The last two
-    export on the first run and keep the file (see `deploy.cache`): a `SlimModel` is compared with its export.
+    Args:
+        model: on the device of ``images``.
+        engine: eager, compile, graph (compiled, then a CUDA graph), eager-graph, onnx or openvino. The last two
+            export on the first run and keep the file (see `export.cache`); the export of a `SlimModel` is compared with
+            the model.
+        images: one batch.
     """
     if engine in EXPORTED:
         return _exported(model, engine, images)
@@ -34,7 +38,7 @@ def prepared(model: nn.Module, engine: str, images: Tensor) -> Callable[[], obje
     return lambda: compiled(images)
 
 
-@torch.inference_mode(False)  # what is exported must be plain tensors
+@torch.inference_mode(False)  # export refuses inference tensors
 @torch.no_grad()
 def _exported(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object]:
     from ..export.cache import cached_engine, cached_session
@@ -42,15 +46,15 @@ def _exported(model: nn.Module, engine: str, images: Tensor) -> Callable[[], obj
 
     kind, array = cast(Format, engine), images.clone().numpy()
     if isinstance(model, SlimModel):
-        runs = cached_engine(model, kind, lives=False)
-        return lambda: runs(array)
+        run = cached_engine(model, kind, lives=False)
+        return lambda: run(array)
     session = cached_session(model, kind, torch.from_numpy(array))
     return lambda: session.run(array)
 
 
 @torch.inference_mode()
 def _graphed(model: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
-    """Record the model's kernels once, replay them at a single launch."""
+    """Record the model's kernels in a CUDA graph, and return a function that replays it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

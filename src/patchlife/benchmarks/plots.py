@@ -1,4 +1,4 @@
-"""Results as a picture: top-1 against images per second and against FLOPs; without photos, speed-up against FLOPs."""
+"""Plots of results: top-1 against images per second and against FLOPs; without photos, speed-up against FLOPs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARKERS = "osD^vP*X<>ph"
 
 
 def plot(result: Result) -> Image.Image:
-    """The picture of a result. Raises MissingExtraError without matplotlib."""
+    """The plot of a result. Raises MissingExtraError without matplotlib."""
     panels = _accuracy_panels(result) if result.accuracy else _speed_panels(result)
     figure = new_figure(5.2 * len(panels), 4.4, dpi=130)
     for place, panel in enumerate(panels, 1):
@@ -54,10 +54,10 @@ def _draw(axes: Any, result: Result, panel: dict[str, Any]) -> None:
 
 
 def _accuracy_panels(result: Result) -> list[dict[str, Any]]:
-    """Top-1 against throughput at each batch size, at most two, and against FLOPs.
+    """Top-1 against throughput at the smallest and largest batch size, and against FLOPs.
 
-    Throughput is the dense model's, over all races of a batch size, times the ratio to it: a machine's speed changes
-    from race to race, and the lines would show that instead.
+    A method's throughput is the dense model's median over all runs at the batch size, times the method's ratio to
+    dense: the speed of a shared machine changes from run to run, and would show in the lines otherwise.
     """
     names = list(dict.fromkeys(row.method for row in result.accuracy if row.top1 is not None))
     against_flops: dict[str, list] = {name: [] for name in names}
@@ -80,7 +80,7 @@ def _accuracy_panels(result: Result) -> list[dict[str, Any]]:
 
 
 def _speed_panels(result: Result) -> list[dict[str, Any]]:
-    """Speed-up against FLOPs, a panel a batch size (at most four); the grey line is the ideal."""
+    """Speed-up against FLOPs, one panel for each of at most four batch sizes; the grey line is the ideal."""
     panels = []
     ideal = [x / 100 for x in range(int(100 * min(result.targets, default=0.4)), 101)]
     for batch in result.batches[:4]:

@@ -1,4 +1,4 @@
-"""A report from result files: text for the terminal, one HTML page and one PNG for people."""
+"""Reports of results: text for the terminal, one HTML page, and one PNG for each result."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from .result import Result
 from .tables import (
     Table,
     advice_lines,
-    affordable_table,
     findings,
     is_ours,
     main_table,
     speed_table,
     target_rows,
     title_of,
+    within_max_drop_table,
 )
 
 __all__ = ["conditions_line", "text_report", "write_report"]
 
 
 def write_report(results: Mapping[str, Result], stem: Path) -> Path:
-    """Write ``stem``.html and one PNG a result beside it; returns the page."""
+    """Write ``stem``.html, and one PNG for each result beside it; returns the path of the page."""
     import io
 
     sections: list[html.Section] = []
@@ -33,8 +33,8 @@ def write_report(results: Mapping[str, Result], stem: Path) -> Path:
         picture = plot(result)
         stream = io.BytesIO()
         picture.save(stream, "PNG", optimize=True)
-        alone = len(results) == 1
-        write_atomic(stem.with_name(stem.name + ("" if alone else f"-{name}") + ".png"), stream.getvalue())
+        suffix = "" if len(results) == 1 else f"-{name}"
+        write_atomic(stem.with_name(f"{stem.name}{suffix}.png"), stream.getvalue())
         sections += _sections(name, result, picture)
     return html.save_page(stem.with_name(stem.name + ".html"), "Methods side by side", sections)
 
@@ -42,7 +42,7 @@ def write_report(results: Mapping[str, Result], stem: Path) -> Path:
 def _sections(name: str, result: Result, picture: object) -> list[html.Section]:
     parts = [html.heading(f"{result.model} ({result.weights} weights)"), html.note(conditions_line(result))]
     if not result.complete:
-        parts.append(html.paragraph("This run was interrupted: what follows is what it had measured by then."))
+        parts.append(html.paragraph("This run was interrupted. The report holds what was measured before."))
     parts.append(html.figure(picture, _caption(result), lossless=True))  # type: ignore[arg-type]
     parts += [
         html.table(*main_table(result, target), caption=f"At {target:g} of the dense FLOPs.")
@@ -50,41 +50,41 @@ def _sections(name: str, result: Result, picture: object) -> list[html.Section]:
     ]
     parts += [html.paragraph(text) for text in findings(result)]
     parts += [html.paragraph(f"Advice, {text}") for text in advice_lines(result)]
-    parts += [html.table(*affordable_table(e), caption=_affordable_caption(e)) for e in result.affordable]
+    parts += [html.table(*within_max_drop_table(e), caption=_candidates_caption(e)) for e in result.within_max_drop]
     parts.append(html.heading("Every measurement"))
     for batch in result.batches:
         for target in result.targets:
             caption = f"Batch {batch}, {target:g} of the dense FLOPs."
             parts.append(html.table(*speed_table(result, batch, target), caption=caption))
     if target_rows(result)[1]:
-        parts.append(html.table(*target_rows(result), caption="Ours against the limit and against others."))
+        parts.append(html.table(*target_rows(result), caption="Ours against the no-decision bound and against others."))
     parts.append(html.table(*methods_table(result), caption=f"The methods. Numbers: {name}.json."))
     return parts
 
 
 def methods_table(result: Result) -> Table:
-    """Who took part: source, and what was trained."""
+    """A row for each method: source, and what was trained."""
     columns = ["method", "source", "trained for this run"]
     return columns, [[m.title, m.source, m.training] for m in result.methods.values()]
 
 
 def conditions_line(result: Result) -> str:
-    """Under which conditions the numbers hold."""
+    """The conditions of a run in one line."""
     c = result.conditions
-    words = [f"{c.get('device')} ({c.get('cpu')})" if c.get("device") == "cpu" else str(c.get("device"))]
-    words += [f"{c.get('threads')} threads", str(c.get("dtype")), f"engine {c.get('engine')}"]
-    words += [f"{name} {c[name]}" for name in ("onnxruntime", "openvino") if name in c]
-    words += [f"torch {c.get('torch')}", f"timm {c.get('timm')}", f"load {c.get('load')} at the start"]
+    parts = [f"{c.get('device')} ({c.get('cpu')})" if c.get("device") == "cpu" else str(c.get("device"))]
+    parts += [f"{c.get('threads')} threads", str(c.get("dtype")), f"engine {c.get('engine')}"]
+    parts += [f"{name} {c[name]}" for name in ("onnxruntime", "openvino") if name in c]
+    parts += [f"torch {c.get('torch')}", f"timm {c.get('timm')}", f"load {c.get('load')} at the start"]
     if result.speed:
-        words.append(f"timed on {c.get('images')}, methods in turn, up to {c.get('rounds')} rounds, medians")
+        parts.append(f"timed on {c.get('images')}, methods in turn, up to {c.get('rounds')} rounds, medians")
     if result.data:
-        words.append(f"top-1 on {result.data['photos']} photos of {result.photos_of}")
-        words += [f"{result.data['unreadable']} unreadable"] if result.data["unreadable"] else []
-    return f"{', '.join(words)}; {c.get('date')}."
+        parts.append(f"top-1 on {result.data['photos']} photos of {result.photos_of}")
+        parts += [f"{result.data['unreadable']} unreadable"] if result.data["unreadable"] else []
+    return f"{', '.join(parts)}; {c.get('date')}."
 
 
 def text_report(result: Result) -> str:
-    """For the terminal: a table a target, then what it says."""
+    """Text for the terminal: a table for each target, then findings, advice and methods left out."""
     parts = [f"{result.model}, {result.weights} weights", conditions_line(result)]
     for target in result.targets:
         parts += ["", f"at {target:g} of the dense FLOPs", _aligned(main_table(result, target))]
@@ -98,11 +98,11 @@ def text_report(result: Result) -> str:
 
 def _caption(result: Result) -> str:
     ours = any(is_ours(result, name) for name in result.methods)
-    return "Thick lines are ours, dashed ones are others and controls." if ours else "All methods."
+    return "Thick lines: ours. Dashed lines: other methods and controls." if ours else "All methods."
 
 
-def _affordable_caption(entry: dict) -> str:
-    return f"Schedules considered at batch {entry['batch']}, for at most {entry['max_drop']:g} points of top-1 lost."
+def _candidates_caption(entry: dict) -> str:
+    return f"Schedules timed at batch {entry['batch']}, for at most {entry['max_drop']:g} points of top-1 lost."
 
 
 def _aligned(table: Table) -> str:

@@ -1,7 +1,7 @@
-"""Which schedule is fastest here, from what single blocks take at several token counts; or: leave it dense.
+"""Finds the fastest schedule on this device at a FLOPs target, or advises the dense model.
 
-FLOPs are a promise; a device keeps it where a block gets faster with fewer tokens. So blocks are timed, schedules
-are predicted from that, and the best prediction is put to the test against the dense model before it is advised.
+Fewer FLOPs save time only if a block becomes faster with fewer tokens. So single blocks are timed at several token
+counts, the time of each schedule is predicted from them, and the best predictions are timed against the dense model.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from .engines import EXPORTED, prepared
 __all__ = ["BlockTimes", "Key", "advise", "candidates", "pays", "scheduled", "settings_text", "verdict"]
 
 Key = tuple[int, tuple[int, ...]]
-"""What tells schedules at one FLOPs target apart: start block and drop points."""
+"""A schedule at one FLOPs target: (start block, drop points)."""
 
-SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1)
-"""Of the patches, at which a block is timed."""
+FRACTIONS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1)
+"""Fractions of the patches at which a block is timed."""
 
-WORTH_IT = 1.03
-"""A speed-up that slimming, or another schedule than the default, has to reach before it is advised."""
+MIN_SPEEDUP = 1.03
+"""The least speed-up at which slimming, or another schedule than the default, is advised."""
 
-_PLACES = ("fastest", "second", "third")
-"""By prediction."""
+_RANKS = ("fastest", "second", "third")
+"""Names of schedules by predicted time."""
 
 
 class BlockTimes:
-    """Seconds that a block takes on some patches, interpolated between measured counts.
+    """Predicts the seconds of a block at a number of patches, interpolated between measured counts.
 
     Args:
-        backbone: the model. seconds: measured on its middle block, by number of patches. Other blocks are taken to
-            differ as their FLOPs do.
+        backbone: the model.
+        seconds: measured on the middle block, by number of patches. The time of another block is scaled by its FLOPs.
     """
 
     def __init__(self, backbone: Backbone, seconds: dict[int, float]) -> None:
@@ -54,8 +54,8 @@ class BlockTimes:
         """Seconds of one block."""
         n = patches + self.backbone.prefix
         (a, c), (b, d) = self.backbone.block_flops(index), self.middle
-        share = (a + c * n) / (b + d * n)
-        return float(np.interp(patches, self.counts, self.seconds)) * share
+        scale = (a + c * n) / (b + d * n)
+        return float(np.interp(patches, self.counts, self.seconds)) * scale
 
     def total(self, schedule: Schedule) -> float:
         """Seconds of all blocks."""
@@ -74,16 +74,19 @@ def measure_blocks(backbone: Backbone, images: Tensor, rounds: int = 12) -> Bloc
         rope = None if embedded.rope is None else embedded.rope[..., :n, :]
         if n == patches:
             return lambda: backbone.block(index, x, backbone.rope_of(rope, index))
-        attend = partial(sdpa, bias=x.new_zeros(len(x), 1, 1, x.shape[1]))  # as with heirs
+        attend = partial(sdpa, bias=x.new_zeros(len(x), 1, 1, x.shape[1]))  # merging adds such a bias
         return lambda: backbone.block_with(index, x, attend, backbone.token_rope(rope, index))
 
-    counts = sorted({max(1, round(share * patches)) for share in SHARES}, reverse=True)
+    counts = sorted({max(1, round(fraction * patches)) for fraction in FRACTIONS}, reverse=True)
     timing = alternate({str(n): block_on(n) for n in counts}, rounds=rounds, device=images.device)
     return BlockTimes(backbone, {n: timing.seconds[str(n)].median for n in counts})
 
 
 def candidates(depth: int) -> Iterator[Key]:
-    """(start, drops): one drop or two, none before a quarter of the depth (earlier ones ruin accuracy)."""
+    """(start, drops) of all schedules with one or two drops, none before a quarter of the depth.
+
+    Earlier drops cost too much accuracy.
+    """
     for start in range(max(1, depth // 4), depth // 2 + 1):
         yield start, (start,)
         for second in range(start + 1, min(depth - 1, 3 * depth // 4) + 1):
@@ -91,23 +94,26 @@ def candidates(depth: int) -> Iterator[Key]:
 
 
 def advise(model: SlimModel, images: Tensor, target: float, engine: str = "eager", few: int = 1) -> dict[str, Any]:
-    """What to do on this device with batches like ``images`` at a fraction ``target`` of the dense FLOPs.
+    """The fastest schedule on this device for batches like ``images`` at a fraction ``target`` of the dense FLOPs.
 
-    Blocks are timed eagerly; the ``few`` (at most 3) schedules that should be fastest, and the model's own, are then
-    timed in ``engine``. The model's head decides in all of them.
+    Blocks are timed eagerly. The ``few`` (at most 3) schedules with the least predicted time, and the model's own, are
+    then timed in ``engine``. The model's scorer scores in all of them.
+
+    Returns:
+        An entry of `Result.advice`: plain values for JSON.
     """
     times = measure_blocks(model.backbone, images)
     default = scheduled(model, target, (model.start, model.drops))
     models = {"default": default}
-    for name, key in zip(_PLACES, fastest(times, default, target)[:few], strict=False):
+    for name, key in zip(_RANKS, fastest(times, default, target)[:few], strict=False):
         if key != (model.start, model.drops):
             models[name] = scheduled(model, target, key)
     own = scheduled(model, 1.0, (model.start, model.drops))
     runs = {"dense": prepared(own if engine in EXPORTED else model.backbone.vit, engine, images)}
     runs |= {name: prepared(candidate, engine, images) for name, candidate in models.items()}
     timing = alternate(runs, rounds=15, device=images.device, patience=60)
-    schedules = {name: _described(candidate) for name, candidate in models.items()}
-    text, importance = verdict({name: timing.ratios[name] for name in models}, schedules)
+    schedules = {name: _to_dict(candidate) for name, candidate in models.items()}
+    text, worthwhile = verdict({name: timing.ratios[name] for name in models}, schedules)
     return {
         "batch": len(images),
         "target": target,
@@ -115,22 +121,22 @@ def advise(model: SlimModel, images: Tensor, target: float, engine: str = "eager
         "block_ms": {n: round(1000 * s, 4) for n, s in zip(times.counts, times.seconds, strict=True)},
         "schedules": schedules,
         "ratios": {name: vars(timing.ratios[name]) for name in models},
-        "pays": importance,
+        "pays": worthwhile,
         "verdict": text,
     }
 
 
 def scheduled(model: SlimModel, target: float, key: Key) -> SlimModel:
-    """``model`` with another schedule: the same backbone and head, in fixed mode."""
+    """``model`` with another schedule: the same backbone and scorer, in fixed mode."""
     start, drops = key
     settings = model.config.replace(budget=target, mode="fixed", start=start, drops=drops)
     return SlimModel(model.backbone, settings, model.scorer).eval()
 
 
 def fastest(times: BlockTimes, model: SlimModel, target: float) -> list[Key]:
-    """Schedules that reach ``target``, those whose blocks are predicted to take least time first.
+    """Schedules that meet ``target``, the least predicted time first.
 
-    A learned head knows the tokens of its own start block only, so with one no other start is tried.
+    A learned scorer was trained on the tokens of its own start block, so no other start is tried for it.
     """
     cost, depth, own = model.cost(), model.backbone.depth, (model.start, model.drops)
     learned = next(model.scorer.parameters(), None) is not None
@@ -140,33 +146,33 @@ def fastest(times: BlockTimes, model: SlimModel, target: float) -> list[Key]:
             continue
         try:
             predicted[start, drops] = times.total(solve(cost, target, start, drops))
-        except ConfigError:  # so late a start cannot reach the target
+        except ConfigError:  # the start is too late for the target
             continue
     return sorted(predicted, key=lambda key: predicted[key])
 
 
 def pays(ratio: Spread) -> bool:
-    """Whether so much over the dense speed is importance advising."""
-    return not ratio.noisy and ratio.p10 >= 1 and ratio.median >= WORTH_IT
+    """Whether a speed-up over dense is large and steady enough to be advised."""
+    return not ratio.noisy and ratio.p10 >= 1 and ratio.median >= MIN_SPEEDUP
 
 
 def settings_text(schedule: Mapping[str, Any]) -> str:
-    """A schedule as a user sets it."""
+    """The options that set a schedule, as text."""
     return f"start {schedule['start']}, drops {', '.join(map(str, schedule['drops']))}"
 
 
-def _described(model: SlimModel) -> dict[str, Any]:
+def _to_dict(model: SlimModel) -> dict[str, Any]:
     cost, schedule = model.cost(), model.schedule()
     flops = round(cost.total(schedule.kept) / cost.dense, 4)
     return {"start": model.start, "drops": list(model.drops), "patches": str(schedule), "flops": flops}
 
 
 def verdict(ratios: dict[str, Spread], schedules: dict[str, dict[str, Any]]) -> tuple[str, bool]:
-    """(advice in words, whether slimming pays), from measured speed-ups over dense of "default" and others."""
+    """(advice as text, whether slimming pays), from the speed-ups over dense of "default" and other schedules."""
     if any(ratio.noisy for ratio in ratios.values()):
         return "too noisy to advise anything; try again on a quiet machine", False
     name = max(ratios, key=lambda n: ratios[n].median)
-    if ratios[name].median < WORTH_IT * ratios["default"].median:
+    if ratios[name].median < MIN_SPEEDUP * ratios["default"].median:
         name = "default"
     ratio, schedule = ratios[name], schedules[name]
     measured = f"{ratio.median:.2f}x the dense speed ({ratio.p10:.2f}x to {ratio.p90:.2f}x)"

@@ -1,4 +1,4 @@
-"""Results as rows of text, and what they say in words: the same for terminal, HTML and docs."""
+"""Tables and sentences made from results; terminal, HTML and docs share them."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ __all__ = [
     "Table",
     "accuracy_of",
     "advice_lines",
-    "affordable_table",
     "findings",
     "is_baseline",
     "main_table",
     "speed_table",
     "target_rows",
     "title_of",
+    "within_max_drop_table",
 ]
 
 Table = tuple[list[str], list[list[str]]]
-"""Column names, and as many cells a row."""
+"""Column names, and rows with a cell for each column."""
 
 CONTROLS = ("dense", "dense-eager", "no-decision-bound", "random")
-"""Not methods anybody would use to slim: what the others are compared with."""
+"""Methods for comparison only: nobody slims a model with them."""
 
 
 def title_of(result: Result, method: str) -> str:
-    """What a method is called in tables."""
+    """The title of a method in tables."""
     if method == "dense-eager":
         return "dense, eager in torch"
     return result.methods[method].title if method in result.methods else method
 
 
 def is_ours(result: Result, method: str) -> bool:
-    """Whether it is this project's."""
+    """Whether a method is this project's."""
     return method in result.methods and result.methods[method].ours
 
 
 def is_baseline(result: Result, method: str) -> bool:
-    """Whether it is somebody else's method, no control."""
+    """Whether a method is another project's, and not a control."""
     return method not in CONTROLS and not is_ours(result, method)
 
 
 def accuracy_of(result: Result, method: str, target: float) -> Accuracy | None:
-    """A method's row at a target; the dense model has one for all."""
+    """A method's row at a target; the dense model has one row for all targets."""
     for row in result.accuracy:
         if row.method == method and (row.target == target or method == "dense"):
             return row
@@ -54,7 +54,7 @@ def accuracy_of(result: Result, method: str, target: float) -> Accuracy | None:
 
 
 def main_table(result: Result, target: float) -> Table:
-    """Accuracy and speed of all methods at one target: a row a method, a column a batch size."""
+    """Accuracy and speed at one target: a row for each method, a column for each batch size."""
     columns = ["method", "FLOPs"]
     columns += ["top-1 %", "as dense %"] if result.accuracy else []
     columns += [f"images/s, batch {b}" for b in result.batches]
@@ -72,7 +72,7 @@ def main_table(result: Result, target: float) -> Table:
 
 
 def speed_table(result: Result, batch: int, target: float) -> Table:
-    """Everything about speed at one batch size and target."""
+    """All timing results at one batch size and target."""
     columns = ["method", "setting", "FLOPs", "engine", "ms a batch (p10 to p90)", "images/s", "vs dense (p10 to p90)"]
     columns += ["activations, MB"]
     rows = []
@@ -99,15 +99,15 @@ def speed_table(result: Result, batch: int, target: float) -> Table:
 
 
 def target_rows(result: Result) -> Table:
-    """The project's own targets: ours against the limit, the best rival and ToMe; saving that became time."""
-    columns = ["batch", "FLOPs", "ours fixed / limit", "ours slices / limit", "ours / best rival", "ours / ToMe"]
-    columns += ["saving that became time"]
+    """Throughput of ours over the no-decision bound, the fastest baseline and ToMe; and time saved over FLOPs saved."""
+    columns = ["batch", "FLOPs", "ours, fixed / bound", "ours, no merging / bound", "ours / best baseline"]
+    columns += ["ours / ToMe", "time saved / FLOPs saved"]
     rows = []
     for batch in result.batches:
         for target in result.targets:
             by = {row.method: row for row in result.at(batch, target) if row.images_per_second}
             ours = _fastest(by.values(), lambda name: is_ours(result, name))
-            rival = _fastest(by.values(), lambda name: is_baseline(result, name))
+            baseline = _fastest(by.values(), lambda name: is_baseline(result, name))
             if ours is None:
                 continue
             saved = (1 - 1 / _gain(ours)) / (1 - (ours.flops or 0))
@@ -116,67 +116,67 @@ def target_rows(result: Result) -> Table:
                 _over(by.get("ours-fixed"), by.get("no-decision-bound")),
                 _over(by.get("ours-slices"), by.get("no-decision-bound")),
             ]
-            cells += [_over(ours, rival), _over(ours, by.get("tome"))]
+            cells += [_over(ours, baseline), _over(ours, by.get("tome"))]
             rows.append([*cells, f"{100 * saved:.0f} %"])
     return columns, rows
 
 
 def advice_lines(result: Result) -> list[str]:
-    """Which schedule to take at each batch size: at a FLOPs target, and within a loss of top-1."""
-    said = [f"batch {e['batch']}, {e['target']:g} of the FLOPs: {e['verdict']}." for e in result.advice]
-    return said + [
+    """The advised schedule at each batch size: at each FLOPs target, and within the allowed drop of top-1."""
+    lines = [f"batch {e['batch']}, {e['target']:g} of the FLOPs: {e['verdict']}." for e in result.advice]
+    return lines + [
         f"batch {e['batch']}, at most {e['max_drop']:g} points of top-1 lost: {e['verdict']}."
-        for e in result.affordable
+        for e in result.within_max_drop
     ]
 
 
-def affordable_table(entry: dict[str, Any]) -> Table:
-    """The schedules that were considered at one batch size; those that are no faster than dense were not evaluated."""
+def within_max_drop_table(entry: dict[str, Any]) -> Table:
+    """The schedules timed at one batch size; those that are not faster than dense were not evaluated."""
     columns = ["start", "drops", "FLOPs", "vs dense (p10 to p90)", "top-1 %", "points lost (95 % interval)", ""]
     rows = []
     for row in entry["candidates"]:
-        ratio, loss = row["ratio"], row["loss"]
+        ratio, accuracy = row["ratio"], row["accuracy"]
         cells = [str(row["start"]), ", ".join(map(str, row["drops"])), f"{row['flops']:.3f}"]
         cells.append(f"{ratio['median']:.2f}x ({ratio['p10']:.2f}x to {ratio['p90']:.2f}x)")
-        if loss is None:
+        if accuracy is None:
             rows.append([*cells, "", "", "too noisy" if ratio["p90"] > NOISY * ratio["p10"] else "not faster"])
             continue
-        low, high = loss["interval"]
-        cells += [f"{loss['top1']:.1f}", f"{loss['drop']:.2f} ({low:.2f} to {high:.2f})"]
+        low, high = accuracy["interval"]
+        cells += [f"{accuracy['top1']:.1f}", f"{accuracy['drop']:.2f} ({low:.2f} to {high:.2f})"]
         rows.append([*cells, "chosen" if row == entry["chosen"] else ""])
     return columns, rows
 
 
 def findings(result: Result) -> list[str]:
-    """One sentence for each race and each accuracy comparison in which something of ours is not the best."""
-    said = []
+    """One sentence for each comparison, of speed or of top-1, in which one of our methods is not the best."""
+    sentences = []
     for batch in result.batches:
         for target in result.targets:
             rows = [r for r in result.at(batch, target) if r.ratio and not r.noisy]
-            named = [(r.method, _gain(r)) for r in rows if r.method not in CONTROLS]
+            gains = [(r.method, _gain(r)) for r in rows if r.method not in CONTROLS]
             where = f"Speed, batch {batch}, {target:g} of the FLOPs"
-            said += _not_best(result, where, named, lambda v: f"{v:.2f}x dense")
-            unsure = [title_of(result, r.method) for r in result.at(batch, target) if r.noisy]
-            said += [f"{where}: too noisy to say for {', '.join(unsure)}."] if unsure else []
+            sentences += _not_best(result, where, gains, lambda v: f"{v:.2f}x dense")
+            noisy = [title_of(result, r.method) for r in result.at(batch, target) if r.noisy]
+            sentences += [f"{where}: too noisy for {', '.join(noisy)}."] if noisy else []
     for target in result.targets:
         evaluated = [(r.method, r.top1) for r in result.accuracy if r.target == target and r.method not in CONTROLS]
         scores = [(name, top1) for name, top1 in evaluated if top1 is not None]
-        said += _not_best(result, f"Top-1, {target:g} of the FLOPs", scores, lambda v: f"{v:.1f} %")
-    return said
+        sentences += _not_best(result, f"Top-1, {target:g} of the FLOPs", scores, lambda v: f"{v:.1f} %")
+    return sentences
 
 
 def _not_best(result: Result, where: str, scores: list[tuple[str, float]], show: Callable[[float], str]) -> list[str]:
-    """A sentence that names all of ours that somebody else's method beats; none if nothing does."""
-    theirs = [(name, value) for name, value in scores if is_baseline(result, name)]
-    if not theirs:
+    """One sentence with the best baseline and all of our methods behind it; no sentence if none is behind."""
+    baselines = [(name, value) for name, value in scores if is_baseline(result, name)]
+    if not baselines:
         return []
-    leader, lead = max(theirs, key=lambda pair: pair[1])
+    leader, lead = max(baselines, key=lambda pair: pair[1])
     behind = [(name, value) for name, value in scores if is_ours(result, name) and value < lead]
     if not behind:
         return []
     ours = ", ".join(f"{title_of(result, name)} ({show(value)})" for name, value in behind)
-    about = result.methods.get(leader)
-    untrained = "" if about is None or about.trained else ", untrained: its answers mean nothing"
+    info = result.methods.get(leader)
+    untrained = "" if info is None or info.trained else ", untrained: speed only"
     return [f"{where}: {title_of(result, leader)} ({show(lead)}{untrained}) is ahead of {ours}."]
 
 
@@ -189,13 +189,13 @@ def _gain(row: Speed) -> float:
 
 
 def _over(ours: Speed | None, other: Speed | None) -> str:
-    """Ratio of throughputs, from the ratios to dense that were taken pair by pair."""
+    """Ratio of throughputs, as the quotient of the two ratios to dense."""
     return f"{_gain(ours) / _gain(other):.2f}" if ours and other else ""
 
 
 def _fraction(rows: list[Speed | Accuracy | None]) -> str:
-    spent = [row.flops for row in rows if row is not None and row.flops is not None]
-    return f"{spent[-1]:.3f}" if spent else ""
+    fractions = [row.flops for row in rows if row is not None and row.flops is not None]
+    return f"{fractions[-1]:.3f}" if fractions else ""
 
 
 def _accuracy_cells(row: Accuracy | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""``patchlife bench``: benchmark PatchLife and baselines on this machine, or write a report from earlier results."""
+"""``patchlife bench``: compare PatchLife and other methods on this machine, or draw a report of earlier results."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_BATCH_SIZE = 32  # for evaluating schedules
+_BATCH_SIZE = 32  # of the photos on which schedules are evaluated
 
 
 def run(config: BenchConfig) -> int:
-    """Run the benchmark and write a report, or only write a report; returns the exit code."""
-    require("matplotlib", "bench", "patchlife bench")  # checked before the measurements, which may take an hour
+    """Measure and report, or only report; returns the exit code."""
+    require("matplotlib", "bench", "patchlife bench")  # before measuring, which may take an hour
     if config.engine in ("onnx", "openvino") and not config.report:
         require_export(config.engine, what=f"--engine {config.engine}")
     from ..benchmarks.report import text_report, write_report
@@ -43,7 +43,7 @@ def run(config: BenchConfig) -> int:
         results = {path.stem: Result.load(path) for path in config.report}
         page = write_report(results, config.out / "report")
     else:
-        path = _new_result_path(config)
+        path = _new_path(config)
         results = {path.stem: measure(config, path)}
         page = write_report(results, path.with_suffix(""))
         say(f"results: {path}")
@@ -54,7 +54,7 @@ def run(config: BenchConfig) -> int:
 
 
 def measure(config: BenchConfig, path: Path) -> Result:
-    """Run the benchmark. The file is written after each step, so an interrupted run leaves its results so far."""
+    """Run all measurements of ``config``. The file is written after each step, so an interrupted run keeps results."""
     from ..benchmarks.comparison import time_methods
     from ..benchmarks.result import MethodInfo, Result
     from ..benchmarks.schedule_search import advise
@@ -63,9 +63,9 @@ def measure(config: BenchConfig, path: Path) -> Result:
     methods = _methods(config, adapter)
     photos, truth = _photos(config, pipeline)
     infos = {m.name: MethodInfo(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
-    result = Result(pipeline.name, _weights_text(pipeline), _conditions(config, pipeline, photos), infos)
+    result = Result(pipeline.name, _weights(config, pipeline), _conditions(config, pipeline, photos), infos)
     backbone = pipeline.model.backbone
-    slimmed = _slimmed_model(pipeline, adapter)
+    slimmed = _slimmed(pipeline, adapter)
     for batch in config.batch_sizes if config.speed else ():
         images = _images(config, pipeline, photos, batch)
         for target in config.flops:
@@ -82,7 +82,7 @@ def measure(config: BenchConfig, path: Path) -> Result:
                 with _compiler_reset():
                     result.advice.append(advise(slimmed, images, target, config.engine, schedules))
     if photos and config.advice:
-        _choose_schedules(result, config, pipeline, slimmed, photos, truth)
+        _choose_within_max_drop(result, config, pipeline, slimmed, photos, truth)
     if photos:
         _evaluate(result, config, pipeline, methods, photos, truth)
     result.complete = True
@@ -90,7 +90,7 @@ def measure(config: BenchConfig, path: Path) -> Result:
     return result
 
 
-def _choose_schedules(
+def _choose_within_max_drop(
     result: Result,
     config: BenchConfig,
     pipeline: Pipeline,
@@ -98,21 +98,21 @@ def _choose_schedules(
     photos: Sequence[Path],
     truth: Sequence[int],
 ) -> None:
-    """Choose the fastest schedule at each batch size whose top-1 is at most --max-drop points lower."""
+    """Add the fastest schedule at each batch size whose top-1 drops by at most ``config.max_drop`` points."""
     import torch
 
-    from ..benchmarks.accuracy_limit import affordable, losses
+    from ..benchmarks.fastest_within_drop import fastest_within_drop, measure_drops
     from ..data import load_batches
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        say(f"evaluating the faster schedules on {len(photos)} photos, for --advice")
+        say(f"evaluating the schedules that pay on {len(photos)} photos, for --advice")
         steps = -(-len(photos) // _BATCH_SIZE)
         for loaded in progress(load_batches(photos, pipeline.preprocess, _BATCH_SIZE), steps, None, unit="batch"):
             if loaded.indices:
                 yield loaded.images, torch.tensor([truth[i] for i in loaded.indices])
 
-    lost = losses(slimmed, result.advice, pipeline.model.backbone.vit, batches())
-    result.affordable = affordable(result.advice, lost, config.max_drop)
+    drops = measure_drops(slimmed, result.advice, pipeline.model.backbone.vit, batches())
+    result.within_max_drop = fastest_within_drop(result.advice, drops, config.max_drop)
 
 
 def _evaluate(
@@ -123,11 +123,12 @@ def _evaluate(
     photos: Sequence[Path],
     truth: Sequence[int],
 ) -> None:
+    """Add the accuracy of all methods."""
     from tqdm import tqdm
 
     from ..benchmarks.comparison import evaluate_methods
 
-    say(f"evaluating accuracy on {len(photos)} photos")
+    say(f"evaluating {len(methods)} methods on {len(photos)} photos")
     result.accuracy, unread = evaluate_methods(
         pipeline.model.backbone,
         methods,
@@ -135,7 +136,7 @@ def _evaluate(
         photos,
         truth,
         pipeline.preprocess,
-        watch=lambda batches, total: iter(tqdm(batches, total=total, unit="batch", disable=not sys.stderr.isatty())),
+        progress=lambda batches, total: iter(tqdm(batches, total=total, unit="batch", disable=not sys.stderr.isatty())),
     )
     result.data = {"folder": str(config.data), "photos": len(photos), "unreadable": unread}
 
@@ -144,7 +145,7 @@ def _evaluate(
 
 
 def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
-    """(pipeline, adapter): the unmodified backbone in the requested precision, and the adapter if MODEL is one."""
+    """The dense model in the dtype of ``config``, and the adapter if MODEL is one."""
     import torch
 
     from ..backbones import Origin, source_of
@@ -156,8 +157,8 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
     args, size = config.model_args, config.image_size
     if is_exported(model):
         raise ConfigError(
-            f"bench needs a backbone, got the exported model {model}; give the MODEL that was exported, with "
-            "--engine onnx or openvino"
+            f"{model} is an exported model, and bench builds its methods on a backbone; give the MODEL that was "
+            "exported, with --engine onnx or openvino"
         )
     if Path(model).is_dir():
         from ..adapters import read_adapter
@@ -165,7 +166,10 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
         adapter = Path(model)
         metadata, _ = read_adapter(adapter)
         if not metadata["origin"]:
-            raise ConfigError(f'{adapter} has no entry "origin", so bench cannot build its backbone; give a timm name')
+            raise ConfigError(
+                f"the adapter {adapter} does not record the origin of its backbone, so bench cannot build it; "
+                "give a timm name as MODEL"
+            )
         origin = Origin(**metadata["origin"])
         model = origin.model
         checkpoint = checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
@@ -174,7 +178,7 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
     has_weights = config.pretrained or checkpoint or model == DEMO or source_of(model)
     if config.data and not has_weights:
         raise ConfigError(
-            "--data measures accuracy, but the weights are random; give --checkpoint FILE or --pretrained"
+            "--data needs a model with weights, got random weights; add --checkpoint FILE or --pretrained"
         )
     settings = ModelConfig(
         model, checkpoint, config.pretrained, args, config.labels, config.class_order, image_size=size
@@ -185,8 +189,8 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
     return pipeline, adapter
 
 
-def _slimmed_model(pipeline: Pipeline, adapter: Path | None) -> SlimModel:
-    """The model for --advice: the backbone with the scorer, schedule and weight delta of the adapter, if given."""
+def _slimmed(pipeline: Pipeline, adapter: Path | None) -> SlimModel:
+    """The model whose schedule is searched: with the adapter's scorer, schedule and weight delta, if there is one."""
     if adapter is None:
         return pipeline.model
     from ..adapters import load
@@ -197,19 +201,19 @@ def _slimmed_model(pipeline: Pipeline, adapter: Path | None) -> SlimModel:
 def _methods(config: BenchConfig, adapter: Path | None) -> list[Method]:
     from ..benchmarks.baselines import METHODS, learned, trained_dynamicvit
 
-    available = dict(METHODS)
+    known = dict(METHODS)
     if config.predictors:
-        available["dynamicvit"] = trained_dynamicvit(config.predictors)
+        known["dynamicvit"] = trained_dynamicvit(config.predictors)
     if adapter:
-        available |= {m.name: m for m in (learned(adapter, "fixed"), learned(adapter, "adaptive"))}
-    unknown = [name for name in config.methods or () if name not in available]
+        known |= {m.name: m for m in (learned(adapter, "fixed"), learned(adapter, "adaptive"))}
+    unknown = [name for name in config.methods or () if name not in known]
     if unknown:
-        raise ConfigError(f"--methods: expected names out of {', '.join(available)}, got {', '.join(unknown)}")
-    return [available[name] for name in dict.fromkeys(["dense", *(config.methods or available)])]
+        raise ConfigError(f"--methods must be of {', '.join(known)}, got {', '.join(unknown)}")
+    return [known[name] for name in dict.fromkeys(["dense", *(config.methods or known)])]
 
 
 def _photos(config: BenchConfig, pipeline: Pipeline) -> tuple[list[Path], list[int]]:
-    """(photos, class indices); both empty without --data."""
+    """Photos and their classes; two empty lists without --data."""
     if config.data is None:
         return [], []
     photos = find_photos(config.data)
@@ -217,7 +221,7 @@ def _photos(config: BenchConfig, pipeline: Pipeline) -> tuple[list[Path], list[i
 
 
 def _images(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path], batch: int) -> Tensor:
-    """A batch of images for timing: photos, or noise without --data."""
+    """A batch for timing: photos if there are any, otherwise noise."""
     import torch
 
     from ..data import evenly_spaced, load_batches
@@ -233,17 +237,17 @@ def _images(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path], bat
 
 @contextmanager
 def _compiler_reset() -> Iterator[None]:
-    """Discard compiled graphs afterwards: they are not used again, and torch limits their number."""
+    """Discard compiled code afterwards: the next batch size and fraction need other code, and torch keeps few."""
     yield
     import torch
 
     torch.compiler.reset()
 
 
-# ---- the description of a run
+# ---- conditions
 
 
-def _weights_text(pipeline: Pipeline) -> str:
+def _weights(config: BenchConfig, pipeline: Pipeline) -> str:
     from ..backbones import source_of
     from ..runtime.demo_model import DEMO
 
@@ -276,8 +280,8 @@ def _conditions(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path])
     }
 
 
-def _new_result_path(config: BenchConfig) -> Path:
-    """A new file name in --out, from the model, the engine and the time."""
+def _new_path(config: BenchConfig) -> Path:
+    """A path that no earlier run has used."""
     name = Path(config.model).name
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     return config.out / f"bench-{name}-{config.engine}-{stamp}.json"

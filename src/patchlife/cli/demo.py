@@ -151,7 +151,7 @@ def time_against_dense(pipeline: Pipeline, photos: Sequence[Path], batch_size: i
     images = batch.images.to(pipeline.device)
     runs = {_DENSE: lambda: pipeline.model.backbone.vit(images), _SLIMMED: lambda: pipeline.model(images)}
     conditions = {"model": pipeline.name, "batch": len(images), "dtype": str(images.dtype).removeprefix("torch.")}
-    return alternate(runs, rounds, device=pipeline.device, patience=_PATIENCE, about=conditions)
+    return alternate(runs, rounds, device=pipeline.device, patience=_PATIENCE, metadata=conditions)
 
 
 def _classes(predictions: Sequence[Answer]) -> list[int]:

@@ -307,9 +307,9 @@ class BenchConfig:
         batch_sizes: Images in a batch.
         flops: Fractions of the dense model's FLOPs at which the methods meet.
         engine: compile runs methods of static shapes through torch.compile. onnx and openvino, on the CPU, run dense,
-            limit and ours in fixed mode as exported graphs, made on the first run and kept in a cache folder
-            ($PATCHLIFE_CACHE says where); others say why they are absent. Dense is also timed eagerly in torch, which
-            is where top-1 is always measured.
+            no-decision-bound and ours in fixed mode as exported graphs, made on the first run and kept in a cache
+            folder ($PATCHLIFE_CACHE says where); others say why they are absent. Dense is also timed eagerly in torch,
+            which is where top-1 is always measured.
         dtype: Number format of weights and images.
         rounds: How often all methods take turns.
         patience: For each batch size and fraction, begin no new round after so many seconds; five are always run.

@@ -1,1 +1,1 @@
-"""How good and how fast a model is: accuracy, agreement and KL divergence, timing, memory."""
+"""Measures models: accuracy, agreement and KL divergence, timing, memory."""

@@ -1,4 +1,4 @@
-"""How good a slimmed model is at several budgets, against its dense self, photo by photo."""
+"""Accuracy of a slimmed model at several budgets, against the dense model on the same photos."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ __all__ = ["Score", "evaluate", "paired_interval"]
 
 @dataclass(frozen=True)
 class Score:
-    """One row of the table. Fractions are of the photos.
+    """Accuracy and cost of a model at one budget in one mode.
 
     Attributes:
-        budget: fraction of the dense FLOPs that was asked for. mode: fixed or adaptive.
-        flops: mean per photo. fraction: of the dense model's.
-        top1 / top5: fraction whose label is the likeliest answer / among the five likeliest.
-        drop: of top-1 against dense, and its 95 % interval from the paired differences.
-        agreement: fraction with the dense model's own answer.
+        budget: requested fraction of the dense FLOPs. mode: fixed or adaptive.
+        flops: mean per photo. fraction: ``flops`` as a fraction of the dense FLOPs.
+        top1: fraction of the photos whose label is the predicted class. top5: whose label is among the five highest
+            logits.
+        drop: ``top1`` of the dense model minus ``top1``.
+        drop_interval: 95 % interval of ``drop``, from paired differences.
+        agreement: fraction of the photos with the dense model's predicted class.
         divergence: mean KL divergence from the dense model's distribution, in nats.
-        photos_per_s: through the model alone, batches as given; one pass, so only an indication.
+        photos_per_s: throughput of the model alone, in one pass without warm-up: an indication only.
     """
 
     budget: float
@@ -58,27 +60,32 @@ def evaluate(
     settings: Sequence[tuple[float, Mode]],
     device: torch.device | None = None,
 ) -> list[Score]:
-    """Score ``model`` at each (budget, mode) on batches of (images, labels); every photo is read once.
+    """Evaluate ``model`` at each (budget, mode); every photo is read once.
 
-    ``dense`` is the untouched backbone: what drop, agreement and divergence are measured against. Adaptive modes need
-    a calibrated model. The model's own settings are as before when this returns. ``device`` is where images
-    go; the model's if not given (an engine in a model's place has none).
+    The model's settings are restored at the end.
+
+    Args:
+        model: calibrated, if a mode is adaptive.
+        dense: the dense model, the reference of drop, agreement and divergence.
+        batches: images and labels.
+        settings: (budget, mode) pairs.
+        device: where images go; the model's device if not given.
     """
     tallies = [_Tally() for _ in settings]
     device = device or model.device
-    truth: list[Tensor] = []
+    dense_hits: list[Tensor] = []
     with model.temporarily():
         for images, labels in batches:
             images = images.to(device)
             reference = dense(images).float().cpu()
-            truth.append(reference.argmax(dim=1) == labels)
+            dense_hits.append(reference.argmax(dim=1) == labels)
             for tally, (budget, mode) in zip(tallies, settings, strict=True):
                 model.set_mode(mode).set_budget(budget)
                 started = time.perf_counter()
                 logits, lives = model.predict(images)
                 tally.seconds += _since(started, device)
                 tally.add(logits.float().cpu(), reference, labels, model.flops_of(lives))
-        dense_right = torch.cat(truth)
+        dense_right = torch.cat(dense_hits)
         return [
             tally.score(budget, mode, dense_right, model.dense_flops)
             for tally, (budget, mode) in zip(tallies, settings, strict=True)
@@ -86,28 +93,28 @@ def evaluate(
 
 
 def paired_interval(before: Bool[Tensor, "photos"], after: Bool[Tensor, "photos"]) -> tuple[float, float]:
-    """95 % interval of the mean of ``before - after``: normal approximation on the photos' own differences."""
+    """95 % interval of the mean of ``before - after``: normal approximation on the differences of single photos."""
     difference = before.double() - after.double()
     mean = difference.mean().item()
-    reach = 1.96 * difference.std(correction=1).item() / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
-    return mean - reach, mean + reach
+    half = 1.96 * difference.std(correction=1).item() / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
+    return mean - half, mean + half
 
 
 class _Tally:
-    """Running results of one setting."""
+    """Accumulates results of one setting over batches."""
 
     def __init__(self) -> None:
         self.right: list[Tensor] = []
-        self.near: list[Tensor] = []
+        self.right_of_five: list[Tensor] = []
         self.agreed: list[Tensor] = []
         self.divergence: list[Tensor] = []
         self.flops: list[int] = []
         self.seconds = 0.0
 
     def add(self, logits: Tensor, reference: Tensor, labels: Tensor, flops: list[int]) -> None:
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        self.right.append(best[:, 0] == labels)
-        self.near.append((best == labels[:, None]).any(dim=1))
+        highest = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        self.right.append(highest[:, 0] == labels)
+        self.right_of_five.append((highest == labels[:, None]).any(dim=1))
         self.agreed.append(same_class(reference, logits))
         self.divergence.append(kl_divergence(reference, logits))
         self.flops += flops
@@ -121,7 +128,7 @@ class _Tally:
             flops,
             flops / dense_flops,
             _mean(right),
-            _mean(torch.cat(self.near)),
+            _mean(torch.cat(self.right_of_five)),
             _mean(dense_right) - _mean(right),
             paired_interval(dense_right, right),
             _mean(torch.cat(self.agreed)),

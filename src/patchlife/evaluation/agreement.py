@@ -1,4 +1,4 @@
-"""How close a model's answers come to the dense model's: the class that is named, and the whole distribution."""
+"""Compares a model's predictions with the dense model's: the predicted class, and the distribution."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def kl_divergence(
 def same_class(
     reference: Float[Tensor, "batch classes"], logits: Float[Tensor, "batch classes"]
 ) -> Bool[Tensor, "batch"]:
-    """Whether both name the same class as the likeliest one, for each image."""
+    """Whether both predict the same class, for each image."""
     return reference.argmax(dim=1) == logits.argmax(dim=1)

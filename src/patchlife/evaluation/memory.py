@@ -1,4 +1,4 @@
-"""How much memory a run's activations take at their peak."""
+"""Measures the peak memory of a run's activations."""
 
 from __future__ import annotations
 
@@ -13,45 +13,49 @@ from torch.utils._pytree import tree_leaves
 __all__ = ["peak_bytes"]
 
 
-class _Watch(TorchDispatchMode):
-    """Adds up the storages that operations make, while they live."""
+class _StorageCounter(TorchDispatchMode):
+    """Counts the bytes of storages that operations create, until they are freed.
+
+    Attributes:
+        current: bytes now. peak: the largest ``current`` after an operation.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive = self.peak = 0
+        self.current = self.peak = 0
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):  # weights, the images: there before, not counted
+        for tensor in tree_leaves((args, kwargs)):  # weights and images existed before: not counted
             if isinstance(tensor, torch.Tensor):
-                self._know(tensor, counted=False)
+                self._track(tensor, counted=False)
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
-                self._know(tensor, counted=True)
-        self.peak = max(self.peak, self.alive)
+                self._track(tensor, counted=True)
+        self.peak = max(self.peak, self.current)
         return out
 
-    def _know(self, tensor: torch.Tensor, counted: bool) -> None:
+    def _track(self, tensor: torch.Tensor, counted: bool) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.known:
             return
         size = storage.nbytes() if counted else 0
         self.known.add(key)
-        self.alive += size
-        weakref.finalize(storage, self._forget, key, size)
+        self.current += size
+        weakref.finalize(storage, self._release, key, size)
 
-    def _forget(self, key: int, size: int) -> None:
+    def _release(self, key: int, size: int) -> None:
         self.known.discard(key)
-        self.alive -= size
+        self.current -= size
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device | str = "cpu") -> int:
-    """Bytes that ``run`` holds at its peak, beyond what was there before.
+    """Peak bytes that ``run`` allocates, beyond those allocated before.
 
-    On CUDA what the allocator says; elsewhere the tensors alive between operations (what a fused operation needs
-    inside itself is not seen).
+    On CUDA the allocator counts them. On other devices they are the tensors that exist between operations; memory
+    inside one operation is not counted.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -60,6 +64,6 @@ def peak_bytes(run: Callable[[], object], device: torch.device | str = "cpu") ->
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.inference_mode(False), torch.no_grad(), _Watch() as watch:
+    with torch.inference_mode(False), torch.no_grad(), _StorageCounter() as counter:
         run()
-    return watch.peak
+    return counter.peak

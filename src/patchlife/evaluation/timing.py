@@ -1,12 +1,12 @@
-"""Who is faster, and by how much: contestants take turns, so that whatever the machine does meanwhile hits all.
+"""Timing of several functions in turns, so that changes of the machine's speed affect all of them.
 
-    timing = alternate({"dense": lambda: vit(images), "slimmed": lambda: model(images)}, about={"batch": 16})
+    timing = alternate({"dense": lambda: vit(images), "slimmed": lambda: model(images)}, metadata={"batch": 16})
     print(timing.verdict("slimmed"))        # 1.58x (1.55x to 1.61x)
     json.dumps(timing.to_dict())
 
-A ratio is taken between neighbours in time: the first one runs again beside each of the others, for a shared machine's
-speed can change within one round. The median over the rounds is the result. A result without its conditions is none, so
-they travel along.
+The first function is the reference. It runs right before or after each of the others, and a ratio is taken between
+such neighbours, because the speed of a shared machine can change within one round. The result is the median over the
+rounds, together with the conditions of the measurement.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ..errors import ConfigError
 __all__ = ["Spread", "Timing", "alternate", "conditions", "synchronise"]
 
 NOISY = 1.5
-"""A ratio whose p90 is more than so many times its p10 says nothing."""
+"""A ratio is too noisy if its p90 is more than this many times its p10."""
 
-_FEWEST = 5  # rounds, below which percentiles mean nothing
+_MIN_ROUNDS = 5  # fewer values give no percentiles
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,19 @@ class Spread:
 
     @property
     def noisy(self) -> bool:
-        """Too wide for the median to mean anything."""
+        """Whether the spread is too wide for the median to be stated."""
         return not self.p90 <= NOISY * self.p10
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What came out when several functions took turns.
+    """Results of `alternate`.
 
     Attributes:
         seconds: of one call, by name.
-        ratios: the first one's seconds over this one's, pair by pair of neighbours: 1.6 means 1.6 times as fast.
-        conditions: machine, versions, rounds, and what the caller said about the runs.
+        ratios: seconds of the reference over seconds of this function, from neighbouring runs, by name: 1.6 means 1.6
+            times as fast.
+        conditions: machine, versions, rounds, and the caller's metadata.
     """
 
     seconds: dict[str, Spread]
@@ -72,18 +73,18 @@ class Timing:
 
     @property
     def noisy(self) -> list[str]:
-        """Names whose ratio is too wide to be stated."""
+        """Names whose ratio is too noisy to be stated."""
         return [name for name, ratio in self.ratios.items() if ratio.noisy]
 
     def verdict(self, name: str) -> str:
-        """How many times as fast as the first one, for people; or that the run was too noisy to say."""
+        """Speed relative to the reference as text, or that the run was too noisy."""
         ratio = self.ratios[name]
         if ratio.noisy:
-            return f"too noisy to say ({ratio.p10:.2f}x to {ratio.p90:.2f}x)"
+            return f"too noisy ({ratio.p10:.2f}x to {ratio.p90:.2f}x)"
         return f"{ratio.median:.2f}x ({ratio.p10:.2f}x to {ratio.p90:.2f}x)"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with what is too noisy named."""
+        """Plain values for JSON, with the names that are too noisy."""
         return {**asdict(self), "noisy": self.noisy}
 
 
@@ -94,22 +95,27 @@ def alternate(
     warmup: int = 3,
     device: torch.device | str = "cpu",
     patience: float = math.inf,
-    about: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Timing:
-    """Time functions in turns, round after round. The first is what the others are compared with.
+    """Time functions in turns, round after round. The first function is the reference of the ratios.
 
-    It runs right before or after each of the others; every second round goes backwards.
+    The reference runs right before or after each of the others; every second round runs in reverse order.
 
     Args:
-        runs: name and function. Work that is not to be timed does not belong into the function.
-        rounds: how many turns each of the others gets.
-        warmup: rounds before these that do not count.
-        device: where the functions work; it is waited for before and after every call.
-        patience: in seconds; when they are over no further round begins, but five are always run.
-        about: what else a reader must know: batch size, dtype, model.
+        runs: functions by name; all work inside a function is timed.
+        rounds: number of rounds; each of the other functions runs once in a round.
+        warmup: rounds before, which are not counted.
+        device: where the functions run; it is synchronised before and after every call.
+        patience: in seconds; no round begins after that, but five are always run.
+        metadata: conditions that only the caller has: batch size, dtype, model.
+
+    Raises:
+        ConfigError: no functions, or fewer than 5 rounds.
     """
-    if not runs or rounds < _FEWEST:
-        raise ConfigError(f"timing needs functions and at least {_FEWEST} rounds, got {len(runs)} and {rounds}")
+    if not runs or rounds < _MIN_ROUNDS:
+        raise ConfigError(
+            f"timing needs functions and at least {_MIN_ROUNDS} rounds, got {len(runs)} functions and {rounds} rounds"
+        )
     first, *others = runs
     turns = _turns(first, others)
     taken: dict[str, list[float]] = {name: [] for name in runs}
@@ -119,7 +125,7 @@ def alternate(
             list(_round(runs, turns, device))
         deadline = time.perf_counter() + patience
         for done in range(rounds):
-            if done >= _FEWEST and time.perf_counter() > deadline:
+            if done >= _MIN_ROUNDS and time.perf_counter() > deadline:
                 break
             for name, seconds, ratio in _round(runs, turns[:: -1 if done % 2 else 1], device):
                 taken[name].append(seconds)
@@ -128,30 +134,31 @@ def alternate(
     return Timing(
         {name: Spread.of(values) for name, values in taken.items()},
         {name: Spread.of(values) for name, values in ratios.items()},
-        {**conditions(device), **protocol, **(about or {})},
+        {**conditions(device), **protocol, **(metadata or {})},
     )
 
 
 def _turns(first: str, others: Sequence[str]) -> list[str]:
-    """One round: two others, then the first again, so that it stands beside each: f a b f c d f."""
+    """The order of one round, with the first function beside each of the others: f a b f c d f."""
     turns = [first]
-    for place, name in enumerate(others):
-        turns += [name, first] if place % 2 else [name]
+    for position, name in enumerate(others):
+        turns += [name, first] if position % 2 else [name]
     return turns
 
 
 def _round(
     runs: Mapping[str, Callable[[], object]], turns: Sequence[str], device: torch.device | str
 ) -> Iterator[tuple[str, float, float]]:
-    """(name, seconds, the first one's seconds beside it over these) of each turn."""
+    """(name, seconds, ratio of the neighbouring reference's seconds to these) of each turn."""
     seconds, first = [_seconds(runs[name], device) for name in turns], next(iter(runs))
-    for place, name in enumerate(turns):
-        beside = next(p for p in (place, place - 1, place + 1) if 0 <= p < len(turns) and turns[p] == first)
-        yield name, seconds[place], seconds[beside] / seconds[place]
+    for position, name in enumerate(turns):
+        around = (position, position - 1, position + 1)
+        reference = next(p for p in around if 0 <= p < len(turns) and turns[p] == first)
+        yield name, seconds[position], seconds[reference] / seconds[position]
 
 
 def conditions(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The machine and the software that a number was measured with."""
+    """Machine and software versions of a measurement."""
     kind = torch.device(device).type
     return {
         "device": torch.cuda.get_device_name(device) if kind == "cuda" else kind,
@@ -168,7 +175,7 @@ def conditions(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def synchronise(device: torch.device | str) -> None:
-    """Wait until ``device`` has done all that it was told; a CPU always has."""
+    """Wait until ``device`` has finished all work; does nothing for a CPU."""
     kind = torch.device(device).type
     if kind == "cuda":
         torch.cuda.synchronize(device)
@@ -186,7 +193,7 @@ def _seconds(run: Callable[[], object], device: torch.device | str) -> float:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A collection in the middle of a call would be blamed on that call."""
+    """Disable garbage collection, which would add to the time of one call."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -198,7 +205,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _cpu_name() -> str:
-    """What the processor calls itself, where the system tells."""
+    """The name of the processor, or the machine's architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -188,8 +188,7 @@ def _panel(crop: Image.Image, life: Float[np.ndarray, "rows cols"], block: int) 
     visible = _enlarge_cells(np.repeat(kept[..., None].astype(float), 3, axis=2), crop.size)
     dropped = _tinted(crop, colours(np.zeros(1), first=0, last=1))
     picture = _to_image(visible * _to_pixels(crop) + (1 - visible) * dropped)
-    count = int(kept.sum())
-    return captioned(picture, f"block {block} · {count} patch{'' if count == 1 else 'es'}")
+    return captioned(picture, f"block {block} · {int(kept.sum())} kept")
 
 
 def _to_pixels(image: Image.Image) -> Float[np.ndarray, "height width ..."]:

@@ -1,4 +1,4 @@
-"""What holds for every method: its FLOPs are what runs, its target is met, the backbone is left alone."""
+"""Every method: stated FLOPs are executed FLOPs, the target is met, images do not depend on their batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAMILIES = ("vit", "deit-distilled", "deit3", "gated", "residual-post-norm", "si
 
 
 def build(name: str, family: str, target: float):
-    """The method on a small model, or a skipped test where it refuses."""
+    """The method on a small model; the test is skipped if the method does not support the model."""
     method: Method = METHODS[name]
     try:
         return method.build(backbone(family), target, photos(family, 4)).eval()
@@ -43,8 +43,8 @@ def test_stated_flops_are_executed_flops(name: str, family: str) -> None:
 @pytest.mark.parametrize("name", SLIM)
 def test_the_target_is_met(name: str, target: float) -> None:
     baseline = build(name, "vit", target)
-    spent = baseline.flops(images()) / dense_flops(backbone(), images())
-    assert spent == pytest.approx(target, abs=0.03), baseline.knob  # a patch of 36 is a large step
+    fraction = baseline.flops(images()) / dense_flops(backbone(), images())
+    assert fraction == pytest.approx(target, abs=0.03), baseline.knob  # a patch of 36 is a large step
     assert baseline.knob
 
 
@@ -61,7 +61,7 @@ def test_images_do_not_depend_on_their_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_say_where_they_come_from_and_what_was_trained(name: str) -> None:
+def test_methods_have_a_title_a_source_and_their_training(name: str) -> None:
     method = METHODS[name]
     assert method.name == name
     assert method.title
@@ -81,7 +81,7 @@ def test_methods_that_reduce_inside_a_block_refuse_parallel_ones(name: str) -> N
         METHODS[name].build(backbone("parallel-things"), 0.65, photos("parallel-things", 1))
 
 
-def test_out_of_reach_is_said() -> None:
+def test_a_target_out_of_reach_is_refused() -> None:
     with pytest.raises(ConfigError, match="out of reach"):
         METHODS["evit"].build(backbone(), 0.1, images())
 

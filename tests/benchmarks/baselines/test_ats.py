@@ -9,7 +9,7 @@ from patchlife.benchmarks.baselines.ats import AdaptiveSampling, sample, signifi
 
 
 def test_sample_by_hand() -> None:
-    """Cumulative 0.1, 0.7, 0.75, 1.0; four points 0.125, 0.375, 0.625, 0.875 name patches 1, 1, 1, 3."""
+    """Cumulative 0.1, 0.7, 0.75, 1.0; four points 0.125, 0.375, 0.625, 0.875 select patches 1, 1, 1, 3."""
     kept, real = sample(torch.tensor([[0.1, 0.6, 0.05, 0.25]]), 4)
     assert kept.tolist() == [[1, 3]]
     assert real.tolist() == [[True, True]]
@@ -21,7 +21,7 @@ def test_even_scores_keep_everything() -> None:
     assert real.all()
 
 
-def test_at_most_k_and_padded_to_the_largest() -> None:
+def test_at_most_k_patches_are_kept_and_padded_to_the_largest_number() -> None:
     score = torch.tensor([[0.97, 0.01, 0.01, 0.01], [0.25, 0.25, 0.25, 0.25]])
     kept, real = sample(score, 3)
     assert real.tolist() == [[True, False, False], [True, True, True]]
@@ -50,8 +50,8 @@ def test_significance_is_attention_times_value_norm() -> None:
     assert torch.allclose(significance(logits[..., 1:], v[:, 1:]), expected, atol=1e-5)
 
 
-def test_a_sampling_block_asks_with_the_chosen_and_looks_at_all() -> None:
-    """The block written out for one image: chosen rows of the attention matrix, all values."""
+def test_in_a_sampling_block_kept_patches_attend_to_all_tokens() -> None:
+    """The block written out for one image: rows of kept tokens in the attention matrix, all values."""
     bb = backbone()
     x, block = bb.embed(images()[:1]).tokens, bb.vit.blocks[1]
     attention, value = attention_maps(bb.vit, 1, x)
@@ -67,7 +67,7 @@ def test_a_sampling_block_asks_with_the_chosen_and_looks_at_all() -> None:
 def test_padding_changes_no_image() -> None:
     model = AdaptiveSampling(backbone(), 20)
     widths = [model.run(one[None])[1] for one in images()]
-    assert len({tuple(w) for w in widths}) > 1, "nothing was padded"
+    assert len({tuple(w) for w in widths}) > 1, "the batch needs padding"
     together = model(images())
     alone = torch.cat([model(one[None]) for one in images()])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)

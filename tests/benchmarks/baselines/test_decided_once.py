@@ -1,4 +1,4 @@
-"""Random, class attention and the limit: the schedule is ours, only the order of patches differs."""
+"""Random, class attention and the no-decision bound: our schedule, with another order of patches."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ def test_random_is_one_draw_for_all_images() -> None:
     assert not torch.equal(life[0], life[0].sort(descending=True).values)
 
 
-def test_limit_runs_the_first_patches_of_the_grid() -> None:
-    """Patches that the limit never looks at after the drop change nothing from there on."""
+def test_the_no_decision_bound_keeps_the_first_patches_of_the_grid() -> None:
     bb = backbone()
-    limit = METHODS["no-decision-bound"].build(bb, 0.65, images())
-    counts = limit.schedule.kept
+    bound = METHODS["no-decision-bound"].build(bb, 0.65, images())
+    counts = bound.schedule.kept
     x = bb.embed(images()).tokens
     for index, n in enumerate(counts):
         x = bb.vit.blocks[index](x[:, : 1 + n])
-    assert torch.allclose(limit(images()), bb.vit.forward_head(bb.vit.norm(x)), atol=1e-6)
+    assert torch.allclose(bound(images()), bb.vit.forward_head(bb.vit.norm(x)), atol=1e-6)
 
 
-def test_ours_is_the_library_with_its_own_rule() -> None:
+def test_ours_is_the_library_with_the_attention_scorer() -> None:
     model = METHODS["ours-fixed"].build(backbone(), 0.65, images()).model
     assert isinstance(model.scorer, AttentionScorer)
     assert model.config.merge

@@ -24,26 +24,26 @@ def test_scores_are_log_probabilities_of_keeping() -> None:
     assert (score < 0).all()
 
 
-def test_every_patch_sees_what_all_share() -> None:
-    """The global half is a mean over the patches: changing one patch changes the others' scores."""
-    torch.manual_seed(0)  # of all small random networks a few hardly hear of the mean
+def test_scores_depend_on_the_mean_over_all_patches() -> None:
+    """Half of the features are a mean over the patches: changing one patch changes the scores of the others."""
+    torch.manual_seed(0)  # in a few small random networks the mean has almost no influence
     predictor, patches = Predictor(8), torch.randn(1, 5, 8)
     other = patches.clone()
     other[0, 4] += torch.randn(8)
     assert not torch.allclose(predictor(patches)[0, :4], predictor(other)[0, :4])
 
 
-def test_the_best_scored_patches_stay() -> None:
-    """A predictor that looks at one channel keeps the patches where that channel is largest."""
+def test_the_patches_with_the_highest_scores_are_kept() -> None:
+    """A predictor that returns one channel keeps the patches in which this channel is largest."""
     bb = backbone()
     predictors = untrained(bb)
-    seen = []
+    inputs = []
     for predictor in predictors:
-        predictor.forward = lambda patches: seen.append(patches) or patches[..., 0]  # type: ignore[method-assign]
+        predictor.forward = lambda patches: inputs.append(patches) or patches[..., 0]  # type: ignore[method-assign]
     model = DynamicViT(bb, 0.7, predictors)
     model(images())
-    first, second = seen[0], seen[1]
-    assert [s.shape[1] for s in seen] == [36, *model.kept(36)[:2]]
+    first, second = inputs[0], inputs[1]
+    assert [x.shape[1] for x in inputs] == [36, *model.kept(36)[:2]]
     kept = first[..., 0].topk(model.kept(36)[0], dim=1).indices
     x = torch.cat(
         (bb.vit.blocks[0](bb.embed(images()).tokens)[:, :1], first.gather(1, kept[..., None].expand(-1, -1, 48))), 1

@@ -1,4 +1,4 @@
-"""A life adapter takes part as what it is: its own head, on the backbone that the others use."""
+"""A life adapter in the comparison: its own scorer, on the backbone of the other methods."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
-def test_an_adapter_meets_the_target_with_its_own_head(adapter: Path, mode: str) -> None:
+def test_an_adapter_meets_the_target_with_its_own_scorer(adapter: Path, mode: str) -> None:
     bb = backbone()
     method = learned(adapter, mode)
     baseline = method.build(bb, 0.65, images())

@@ -12,12 +12,12 @@ from patchlife.benchmarks.baselines.tome import ToMe, match, merge
 
 
 def test_match_by_hand() -> None:
-    """Patches 0, 2, 4 look for partners among 1, 3: 0 is like 3, 2 is like 1, 4 is like neither."""
+    """Patches 0, 2, 4 are matched with 1, 3: 0 is similar to 3, 2 is similar to 1, 4 to neither."""
     key = torch.tensor([[[1.0, 0.1], [0.0, 1.0], [0.2, 1.0], [1.0, 0.1], [-1.0, -1.0]]])
-    stays, goes, into = match(key, 2)
-    assert goes.tolist() == [[0, 1]]  # first set's places: patches 0 and 2, the most alike first
-    assert into.tolist() == [[1, 0]]  # second set's places: patches 3 and 1
-    assert stays.tolist() == [[2]]
+    unmerged, merged, target = match(key, 2)
+    assert merged.tolist() == [[0, 1]]  # indices into the first set: patches 0 and 2, the most similar first
+    assert target.tolist() == [[1, 0]]  # indices into the second set: patches 3 and 1
+    assert unmerged.tolist() == [[2]]
 
 
 def test_merge_by_hand() -> None:
@@ -28,7 +28,7 @@ def test_merge_by_hand() -> None:
     assert size.tolist() == [[1.0, 3.0, 4.0]]
 
 
-def test_two_may_merge_into_one() -> None:
+def test_two_patches_may_merge_into_one() -> None:
     key = torch.ones(1, 4, 2)
     merged, size = merge(torch.tensor([[[1.0], [2.0], [3.0], [4.0]]]), torch.ones(1, 4), key, 2)
     assert sorted(size[0].tolist()) == [1.0, 3.0]
@@ -50,7 +50,7 @@ def test_sizes_sum_to_the_patches(name: str) -> None:
 
 
 def test_merging_is_size_weighted_and_attention_proportional() -> None:
-    """The second block, written out with the sizes that the first one made."""
+    """The second block, written out with the sizes after the first one."""
     bb = backbone()
     model = ToMe(bb, (6, 0, 0, 0, 0))
     x = bb.embed(images()).tokens
@@ -77,7 +77,7 @@ def test_keys_that_match_are_means_over_the_heads() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_more_pairs_than_there_are_take_half() -> None:
+def test_at_most_half_of_the_patches_merge_in_a_block() -> None:
     bb = backbone()
     _, size = ToMe(bb, (30,) * bb.depth).tokens(images())
     assert size.shape[1] == 2  # 36, 18, 9, 5, 3, 2

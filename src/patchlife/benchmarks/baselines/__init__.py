@@ -1,4 +1,7 @@
-"""The methods of the comparison, one file each, all on the same backbone: written from the papers, by composition."""
+"""The methods of the comparison, one file each, all on the same backbone.
+
+Each method is written from its paper and calls the backbone's blocks; no backbone is changed.
+"""
 
 from __future__ import annotations
 
@@ -33,4 +36,4 @@ METHODS: dict[str, Method] = {
         OURS_ADAPTIVE,
     )
 }
-"""By the names that the command line knows."""
+"""All methods by name, as in ``patchlife bench --methods``."""

@@ -1,11 +1,12 @@
 """ATS: Fayyaz et al., Adaptive Token Sampling for Efficient Vision Transformers (ECCV 2022, arXiv 2111.15667).
 
-Inside each block from a quarter of the depth on, patches get a significance: the class token's attention to them
-times the norm of their value, per head, then summed. K evenly spaced points of its cumulative distribution name
-the patches that stay; a patch named twice stays once, so an image keeps K or fewer. Only the chosen ask as
-queries, but they ask all tokens that entered the block. Nothing is trained.
+Inside each block from a quarter of the depth on, a patch gets a significance: the class token's attention to it times
+the norm of its value, per head, then summed. K evenly spaced points of the cumulative distribution select the patches
+to keep; a patch selected twice is kept once, so an image keeps K patches or fewer. Only the kept patches are queries;
+keys and values are all tokens that entered the block. Nothing is trained.
 
-Images keep different numbers, so a batch is padded to its largest and padding is masked, as the paper's own runs do.
+Images keep different numbers of patches, so a batch is padded to the largest number and padding is masked, as in the
+paper.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["ATS", "AdaptiveSampling", "sample", "significance"]
 def significance(
     class_logits: Float[Tensor, "batch heads patches"], value: Float[Tensor, "batch patches heads dim"]
 ) -> Float[Tensor, "batch patches"]:
-    """Attention times value norm, each head normalised to sum to one, heads summed."""
+    """Attention times value norm, normalised to sum to one per head, summed over the heads."""
     importance = class_logits.float().softmax(dim=-1) * value.float().norm(dim=-1).transpose(1, 2)
     return (importance / importance.sum(dim=-1, keepdim=True)).sum(dim=1)
 
@@ -35,21 +36,21 @@ def significance(
 def sample(
     score: Float[Tensor, "batch patches"], samples: int
 ) -> tuple[Int[Tensor, "batch kept"], Bool[Tensor, "batch kept"]]:
-    """(patches that stay, ascending; which entries are real), padded to the image that keeps most."""
+    """(kept patches in ascending order, mask of the entries that are not padding), padded to the largest number."""
     cumulative = score.cumsum(dim=1)
     points = (torch.arange(samples, device=score.device) + 0.5) / samples
-    named = torch.searchsorted(cumulative, points * cumulative[:, -1:]).clamp(max=score.shape[1] - 1)
-    new = torch.ones_like(named, dtype=torch.bool)
-    new[:, 1:] = named[:, 1:] != named[:, :-1]
-    counts = new.sum(dim=1)
+    selected = torch.searchsorted(cumulative, points * cumulative[:, -1:]).clamp(max=score.shape[1] - 1)
+    first = torch.ones_like(selected, dtype=torch.bool)
+    first[:, 1:] = selected[:, 1:] != selected[:, :-1]
+    counts = first.sum(dim=1)
     most = int(counts.max())
-    place = torch.where(new, new.cumsum(dim=1) - 1, most)  # repeats go to a column that is cut off
-    kept = torch.zeros_like(named[:, :1]).repeat(1, most + 1).scatter(1, place, named)[:, :most]
+    column = torch.where(first, first.cumsum(dim=1) - 1, most)  # repeats go to a last column, which is cut off
+    kept = torch.zeros_like(selected[:, :1]).repeat(1, most + 1).scatter(1, column, selected)[:, :most]
     return kept, torch.arange(most, device=score.device) < counts[:, None]
 
 
 class AdaptiveSampling(Baseline):
-    """Samples ``samples`` times in every block from a quarter of the depth on."""
+    """Takes ``samples`` samples in every block from a quarter of the depth on."""
 
     def __init__(self, backbone: Backbone, samples: int) -> None:
         check_class_token(backbone, "ATS")
@@ -63,7 +64,7 @@ class AdaptiveSampling(Baseline):
         return self.run(images)[0]
 
     def run(self, images: Images) -> tuple[Tensor, list[int]]:
-        """(logits, tokens per image, padding included, before block 0 and after each block)."""
+        """(logits, number of tokens per image before block 0 and after each block, padding included)."""
         bb = self.backbone
         embedded = bb.embed(images)
         check_no_rope(embedded.rope, "ATS")
@@ -77,9 +78,9 @@ class AdaptiveSampling(Baseline):
         return bb.classify(bb.norm(x)), widths
 
     def sampling_block(self, index: int, x: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One block from which fewer tokens come out; ``real`` (batch, tokens) marks those that are no padding."""
+        """One block that returns fewer tokens; ``real`` (batch, tokens) marks tokens that are not padding."""
         bb = self.backbone
-        chosen: list[Tensor] = []
+        kept_and_real: list[Tensor] = []
         mask = None if real is None else real[:, None, None]
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -88,15 +89,15 @@ class AdaptiveSampling(Baseline):
             kept, valid = sample(significance(logits[..., bb.prefix :], v[:, bb.prefix :]), self.samples)
             front = torch.arange(bb.prefix, device=q.device).expand(len(q), -1)
             index = torch.cat((front, kept + bb.prefix), dim=1)
-            chosen.extend((index, F.pad(valid, (bb.prefix, 0), value=True)))
+            kept_and_real.extend((index, F.pad(valid, (bb.prefix, 0), value=True)))
             return sdpa(take(q.flatten(2), index).unflatten(2, q.shape[2:]), k, v, mask)
 
         branch = attention_branch(bb, index, x, attend)
-        x = take(x, chosen[0]) + branch
-        return x + mlp_branch(bb, index, x), chosen[1]
+        x = take(x, kept_and_real[0]) + branch
+        return x + mlp_branch(bb, index, x), kept_and_real[1]
 
     def flops(self, images: Images) -> float:
-        """FLOPs per image when ``images`` are one batch: padding costs like everything else."""
+        """FLOPs per image of ``images`` as one batch, padding included."""
         with torch.no_grad():
             widths = self.run(images)[1]
         total = float(self.outer_flops(images))
@@ -109,8 +110,8 @@ class AdaptiveSampling(Baseline):
 
 def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
     rows, cols = backbone.grid_of(images)
-    wanted = target * dense_flops(backbone, images)
-    samples = closest(lambda k: AdaptiveSampling(backbone, k).flops(images), wanted, 1, 4 * rows * cols)
+    flops = target * dense_flops(backbone, images)
+    samples = closest(lambda k: AdaptiveSampling(backbone, k).flops(images), flops, 1, 4 * rows * cols)
     return AdaptiveSampling(backbone, samples)
 
 

@@ -1,11 +1,11 @@
 """A-ViT: Yin et al., Adaptive Tokens for Efficient Vision Transformer (CVPR 2022, arXiv 2112.07658).
 
-After each block a token's first channel, through a sigmoid, says how much of its work is done; when the sum over
-the blocks reaches 1 the token halts. The answer is read from the class token's states, averaged with those halting
-scores as weights. The paper trains the channel along (100 epochs); without that only the speed means anything.
+After each block, the sigmoid of a token's first channel is its halting score; when the sum over the blocks reaches 1,
+the token halts. The classifier reads the mean of the class token's states, weighted by its halting scores. The paper
+trains the model with halting (100 epochs); without training only the speed is meaningful.
 
-The paper's public code masks halted tokens. Here they really leave: tokens of all images lie packed in one row, as
-in our adaptive mode, and when a class token halts its image is finished and leaves whole.
+The paper's public code masks halted tokens. Here they are removed: the tokens of all images are packed in one sequence,
+as in our adaptive mode, and when a class token halts, all tokens of its image are removed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SLACK = 0.01  # the paper's epsilon: a sum of 0.99 counts as done
 
 
 class AViT(Baseline):
-    """Halting score ``sigmoid(5 * first channel + shift)``; the larger ``shift``, the sooner tokens halt."""
+    """Halting score ``sigmoid(5 * first channel + shift)``: the larger ``shift``, the earlier tokens halt."""
 
     def __init__(self, backbone: Backbone, shift: float) -> None:
         check_class_token(backbone, "A-ViT")
@@ -41,7 +41,7 @@ class AViT(Baseline):
         return self.run(images)[0]
 
     def run(self, images: Images) -> tuple[Tensor, list[list[int]]]:
-        """(logits, for each block how many tokens of each image entered it)."""
+        """(logits, number of tokens of each image that entered each block)."""
         bb = self.backbone
         embedded = bb.embed(images)
         check_no_rope(embedded.rope, "A-ViT")
@@ -50,24 +50,24 @@ class AViT(Baseline):
         image = torch.arange(batch, device=x.device).repeat_interleave(tokens)
         is_class = torch.arange(len(x), device=x.device) % tokens == 0
         done = torch.zeros(len(x), device=x.device)
-        answer, entered = x.new_zeros(batch, x.shape[1]), []
+        mean, entered = x.new_zeros(batch, x.shape[1]), []
         for index in range(bb.depth):
-            entered.append(torch.bincount(image, minlength=batch).tolist())  # the host has to know: lengths differ
+            entered.append(torch.bincount(image, minlength=batch).tolist())  # lengths differ, so the host needs them
             x = bb.block_with(index, x, _per_image(entered[-1]))
             score = self.halting(x) if index < bb.depth - 1 else torch.ones_like(done)
             halts = done + score >= 1 - SLACK
             weight = torch.where(halts, 1 - done, score)[is_class].to(x.dtype)
-            answer = answer.index_add(0, image[is_class], weight[:, None] * x[is_class])
+            mean = mean.index_add(0, image[is_class], weight[:, None] * x[is_class])
             finished = torch.ones(batch, dtype=torch.bool, device=x.device)
             finished[image[is_class]] = halts[is_class]
             stays = ~halts & ~finished[image]
             x, image, is_class, done = x[stays], image[stays], is_class[stays], (done + score)[stays]
             if not len(x):
                 break
-        return bb.classify(bb.norm(answer[:, None])), entered
+        return bb.classify(bb.norm(mean[:, None])), entered
 
     def halting(self, x: Float[Tensor, "packed dim"]) -> Float[Tensor, "packed"]:
-        """Which share of a token's work this block has done."""
+        """Halting score of each token after a block."""
         return torch.sigmoid(STEEPNESS * x[:, 0].float() + self.shift)
 
     def flops(self, images: Images) -> float:
@@ -82,23 +82,23 @@ class AViT(Baseline):
 
 
 def _per_image(counts: list[int]) -> Attend:
-    """Fused attention of each image's own piece of the packed tokens; finished images have none."""
+    """Fused attention within each image's part of the packed tokens; finished images have none."""
     ends = [0, *torch.tensor(counts).cumsum(0).tolist()]
     pieces = [slice(a, b) for a, b in pairwise(ends) if b > a]
     return lambda q, k, v: torch.cat([sdpa(q[None, p], k[None, p], v[None, p])[0] for p in pieces])
 
 
 def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
-    wanted = target * dense_flops(backbone, images)
-    patience = bisect(lambda p: AViT(backbone, -p).flops(images), wanted, -60.0, 60.0, steps=14)
-    return AViT(backbone, -patience)
+    flops = target * dense_flops(backbone, images)
+    negative_shift = bisect(lambda knob: AViT(backbone, -knob).flops(images), flops, -60.0, 60.0, steps=14)
+    return AViT(backbone, -negative_shift)
 
 
 AVIT = Method(
     "a-vit",
     "A-ViT",
     "arXiv 2112.07658 (CVPR 2022)",
-    "nothing: halting as it falls, for speed only",
+    "nothing: untrained halting scores, for speed only",
     _build,
     trained=False,
     shapes="dynamic",

@@ -1,4 +1,4 @@
-"""What all methods under comparison have in common: a name, a source, a knob, and an honest FLOPs count."""
+"""The base class of baselines, the description of a method, and functions that several baselines share."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Images = Float[Tensor, "batch channels height width"]
 
 
 class Baseline(nn.Module):
-    """A backbone slimmed in some way. Called as the backbone is.
+    """Base class of slimmed backbones; called with images like the backbone. Write `forward` and `flops`.
 
     Attributes:
         backbone: the parts of the model; shared, not changed.
-        knob: the setting that was solved for, in words.
+        knob: the setting that meets the FLOPs target, as text.
     """
 
     def __init__(self, backbone: Backbone, knob: str = "") -> None:
@@ -45,35 +45,36 @@ class Baseline(nn.Module):
         raise NotImplementedError
 
     def flops(self, images: Images) -> float:
-        """FLOPs per image that ``images``, as one batch, cost."""
+        """FLOPs per image of ``images`` as one batch."""
         raise NotImplementedError
 
     def tensor_module(self) -> nn.Module:
-        """What stands for it where graphs are exported: itself, or a `SlimModel`, whose export is proved."""
+        """The module to export: this one, or a `SlimModel`, whose export is compared with the model."""
         return self
 
     def extra_repr(self) -> str:
-        """What its answers follow from, beside the weights."""
+        """The knob, which decides the predictions together with the weights."""
         return self.knob
 
     def outer_flops(self, images: Images) -> int:
-        """The part that no method touches: embedding, final norm, pooling, classifier."""
+        """FLOPs per image outside the blocks, equal for all methods: embedding, final norm, pooling, classifier."""
         return sum(self.backbone.outer_flops((images.shape[-2], images.shape[-1])))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to slim a Vision Transformer, as the comparison sees it.
+    """A method of the comparison.
 
     Attributes:
-        name: what the command line calls it. title: for tables.
+        name: in ``--methods``. title: in tables.
         source: paper and arXiv id. training: what was trained for this comparison, and for how long.
-        build: (backbone, fraction of the dense FLOPs, sample images) -> the slimmed model. The images settle
-            knobs whose cost depends on what is seen; the others only look at their size.
-        trained: is meant to be used without training, or was trained. If not, its accuracy says nothing.
-        shapes: "static" ones are the same for every image, so the model compiles whole and fits a CUDA graph.
-        exports: takes part where graphs are exported to ONNX Runtime or OpenVINO.
-        ours: is this project's.
+        build: (backbone, fraction of the dense FLOPs, sample images) -> the slimmed model. Knobs whose cost depends on
+            the images are solved on them; for other methods only the image size matters.
+        trained: the method was trained, or needs no training. If False, its accuracy is not measured.
+        shapes: "static" if tensor shapes are the same for every image, so that the model fits one compiled graph and a
+            CUDA graph.
+        exports: the method can be exported to ONNX Runtime and OpenVINO.
+        ours: the method is this project's.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Method:
 
 
 def dense_flops(backbone: Backbone, images: Images) -> int:
-    """FLOPs per image of the untouched backbone."""
+    """FLOPs per image of the dense model."""
     rows, cols = backbone.grid_of(images)
     n = backbone.prefix + rows * cols
     blocks = sum(a * n + c * n**2 for a, c in map(backbone.block_flops, range(backbone.depth)))
@@ -98,28 +99,30 @@ def dense_flops(backbone: Backbone, images: Images) -> int:
 # ---- conditions
 
 
-def check_class_token(backbone: Backbone, who: str) -> None:
+def check_class_token(backbone: Backbone, method: str) -> None:
     """Raise UnsupportedModelError unless the model classifies from a class token."""
     if not backbone.reads_class:
-        raise UnsupportedModelError(f"{who} ranks tokens by the class token, which {backbone.family} does not read")
+        raise UnsupportedModelError(
+            f"{method} needs a model that classifies from the class token, and {backbone.family} does not"
+        )
 
 
-def check_no_rope(rope: Tensor | None, who: str) -> None:
-    """Raise UnsupportedModelError for models that rotate queries and keys by position."""
+def check_no_rope(rope: Tensor | None, method: str) -> None:
+    """Raise UnsupportedModelError for models with rotary position embeddings."""
     if rope is not None:
-        raise UnsupportedModelError(f"{who} is not defined for models with rotary positions")
+        raise UnsupportedModelError(f"{method} is not defined for models with rotary position embeddings")
 
 
 # ---- tokens
 
 
 def take(x: Float[Tensor, "batch tokens dim"], index: Int[Tensor, "batch kept"]) -> Tensor:
-    """The tokens of each image that ``index`` names, in its order."""
+    """The tokens of each image at ``index``, in its order."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def reduction_blocks(depth: int) -> tuple[int, int, int]:
-    """Where three-stage methods remove tokens: blocks 3, 6 and 9 of 12, in proportion for other depths."""
+    """Blocks at which three-stage methods drop tokens: 3, 6 and 9 of 12, in proportion for other depths."""
     return max(1, depth // 4), max(2, depth // 2), max(3, 3 * depth // 4)
 
 
@@ -127,13 +130,13 @@ def reduction_blocks(depth: int) -> tuple[int, int, int]:
 
 
 def bisect(cost: Callable[[float], float], target: float, low: float, high: float, steps: int = 30) -> float:
-    """The knob in [low, high] whose cost is the largest one within ``target``; cost must grow with the knob.
+    """The largest knob in [low, high] whose cost is at most ``target``; cost must grow with the knob.
 
-    Raises ConfigError when even ``low`` costs more.
+    Raises ConfigError if ``low`` costs more than ``target``.
     """
     least = cost(low)
     if least > target:
-        raise ConfigError(f"out of reach: the least this method can cost is {least / target:.2f} of the target")
+        raise ConfigError(f"out of reach: this method costs at least {least / target:.2f} times the target")
     if cost(high) <= target:
         return high
     for _ in range(steps):
@@ -143,7 +146,7 @@ def bisect(cost: Callable[[float], float], target: float, low: float, high: floa
 
 
 def closest(cost: Callable[[int], float], target: float, low: int, high: int) -> int:
-    """The whole number in [low, high] whose cost comes closest to ``target``; cost must grow with it."""
+    """The integer in [low, high] whose cost is closest to ``target``; cost must grow with it."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= target else (low, middle)

@@ -1,6 +1,6 @@
-"""Patches ranked once by the attention that the class token pays them at the start block.
+"""Patches ranked once, by the class token's attention to them in the start block.
 
-The score of EViT (arXiv 2202.07800), asked a single time, without fusing what is dropped.
+This is the score of EViT (arXiv 2202.07800), computed a single time; dropped patches are not fused.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["CLASS_ATTENTION", "ClassAttention"]
 
 
 class ClassAttention(Scorer):
-    """Attention of the class token, mean over the heads."""
+    """Scores patches by the class token's attention, mean over the heads."""
 
     kind = "class-attention"
 
     def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Scores:
-        """Judge the patches of ``tokens``, which are about to enter block ``start``."""
+        """Score the patches of ``tokens``, the input of block ``start``."""
         logits = backbone.class_row(start, tokens, backbone.token_rope(rope, start))
         score = logits.float().softmax(dim=-1).mean(dim=1)[:, backbone.prefix :]
         return Scores(score, tokens[:, backbone.prefix :])

@@ -1,4 +1,4 @@
-"""The untouched backbone, run by timm's own code: fused attention, nothing of ours in the way."""
+"""The dense model, run by timm's own code with fused attention."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["DENSE"]
 
 
 class Dense(Baseline):
-    """The model itself."""
+    """The unmodified backbone."""
 
     def forward(self, images: Images) -> Tensor:
         """Logits."""
         return self.backbone.vit(images)
 
     def tensor_module(self) -> SlimModel:
-        """The same graph, by way of a model that slims nothing."""
+        """A `SlimModel` at budget 1: the same graph, in the form that the export takes."""
         return SlimModel(self.backbone, LifeConfig(budget=1.0)).eval()
 
     def flops(self, images: Images) -> float:
@@ -32,4 +32,4 @@ def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
     return Dense(backbone)
 
 
-DENSE = Method("dense", "dense", "timm", "as it came", _build, exports=True)
+DENSE = Method("dense", "dense", "timm", "unmodified", _build, exports=True)

@@ -1,9 +1,9 @@
 """DynamicViT: Rao et al., Efficient Vision Transformers with Dynamic Token Sparsification (NeurIPS 2021,
 arXiv 2106.02034).
 
-Before each of three blocks a small network scores every patch from its own features and the mean of all that are
-left, and the best are kept: fractions rho, rho**2, rho**3 of the grid. The paper trains these networks together
-with the backbone (30 epochs). Without their weights only the speed means anything.
+Before each of three blocks a small network scores every patch from its own features and the mean features of all
+remaining patches. The highest-scored patches are kept: fractions rho, rho**2, rho**3 of the grid. The paper trains
+these networks together with the backbone (30 epochs). Without their weights only the speed is meaningful.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ __all__ = ["DYNAMICVIT", "DynamicViT", "Predictor", "trained_dynamicvit"]
 
 
 class Predictor(nn.Module):
-    """How likely each patch is importance keeping, from itself and from what all of them share."""
+    """Predicts the probability of keeping each patch, from its own features and the mean over all patches."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.own = dim // 2  # channels that speak of the patch itself; the rest is averaged
+        self.own = dim // 2  # channels of the patch itself; the others are averaged over patches
         self.features = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         self.decide = nn.Sequential(
             nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2)
@@ -45,8 +45,8 @@ class Predictor(nn.Module):
     def forward(self, patches: Float[Tensor, "batch patches dim"]) -> Float[Tensor, "batch patches"]:
         """Log-probability of keeping each patch."""
         features = self.features(patches)
-        shared = features[..., self.own :].mean(dim=1, keepdim=True).expand(-1, patches.shape[1], -1)
-        both = torch.cat((features[..., : self.own], shared), dim=-1)
+        mean = features[..., self.own :].mean(dim=1, keepdim=True).expand(-1, patches.shape[1], -1)
+        both = torch.cat((features[..., : self.own], mean), dim=-1)
         return self.decide(both).log_softmax(dim=-1)[..., 0]
 
 
@@ -61,7 +61,7 @@ class DynamicViT(Baseline):
         self.predictors: nn.ModuleList = predictors or untrained(backbone)
 
     def kept(self, patches: int) -> tuple[int, ...]:
-        """How many patches of a grid of so many are left at each of the three blocks."""
+        """Number of patches kept at each of the three blocks, from a grid of ``patches``."""
         return tuple(max(1, int(patches * self.rho**stage)) for stage in (1, 2, 3))
 
     def forward(self, images: Images) -> Tensor:
@@ -96,12 +96,12 @@ class DynamicViT(Baseline):
 
 
 def predictor_flops(predictor: nn.Module, patches: int) -> int:
-    """FLOPs of a predictor's matrix products, for so many patches of one image."""
+    """FLOPs of a predictor's matrix products, for ``patches`` patches of one image."""
     return patches * sum(2 * m.weight.numel() for m in predictor.modules() if isinstance(m, nn.Linear))
 
 
 def untrained(backbone: Backbone) -> nn.ModuleList:
-    """Three fresh predictors, on the backbone's device and in its precision."""
+    """Three untrained predictors, on the backbone's device and in its dtype."""
     reference = next(backbone.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -119,7 +119,8 @@ def trained_dynamicvit(path: Path) -> Method:
         wrong = predictors.state_dict().keys() ^ weights.keys()
         if wrong:
             raise CheckpointError(
-                f"{path} does not hold three predictors; missing or unknown: {', '.join(sorted(wrong)[:6])}"
+                f"{path} must hold the weights of three predictors; missing or unknown names: "
+                f"{', '.join(sorted(wrong)[:6])}"
             )
         predictors.load_state_dict(weights)
         return _solved(backbone, target, images, predictors)
@@ -128,8 +129,8 @@ def trained_dynamicvit(path: Path) -> Method:
 
 
 def _solved(backbone: Backbone, target: float, images: Images, predictors: nn.ModuleList) -> DynamicViT:
-    limit = target * dense_flops(backbone, images)
-    rho = bisect(lambda rho: DynamicViT(backbone, rho, predictors).flops(images), limit, 0.02, 1.0)
+    flops = target * dense_flops(backbone, images)
+    rho = bisect(lambda rho: DynamicViT(backbone, rho, predictors).flops(images), flops, 0.02, 1.0)
     return DynamicViT(backbone, rho, predictors)
 
 
@@ -139,5 +140,5 @@ def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
 
 _SOURCE = "arXiv 2106.02034 (NeurIPS 2021)"
 DYNAMICVIT = Method(
-    "dynamicvit", "DynamicViT", _SOURCE, "nothing: fresh predictors, for speed only", _build, trained=False
+    "dynamicvit", "DynamicViT", _SOURCE, "nothing: untrained predictors, for speed only", _build, trained=False
 )

@@ -1,12 +1,11 @@
 """EViT: Liang et al., Not All Patches are What You Need (ICLR 2022, arXiv 2202.07800).
 
-Inside three blocks, between attention and MLP, the patches to which the class token attends most are kept and
-the others are fused into one token: their mean, weighted by that attention. The fused token then is a token like
-any other. The paper calls the fusion a weighted average; we take it at its word and let the weights sum to one.
+Inside three blocks, between attention and MLP, the patches with the highest class-token attention are kept. The others
+are fused into one token: their mean, weighted by that attention. Later blocks treat the fused token like any patch. The
+paper calls the fusion a weighted average, so here the weights sum to one.
 
-The paper reads the class token's row from the attention matrix. We compute that row beside fused attention, which
-gives the same numbers sooner: the comparison should meet EViT at its best. Here without the paper's training (30
-epochs or more).
+The paper reads the class token's row from the attention matrix. Here that row is computed beside fused attention: the
+numbers are the same, and the run is faster. The paper's training (30 epochs or more) is not done.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ __all__ = ["EVIT", "EViT", "fuse"]
 def fuse(
     patches: Float[Tensor, "batch patches dim"], attention: Float[Tensor, "batch patches"], keep: int
 ) -> Float[Tensor, "batch keep+1 dim"]:
-    """The ``keep`` patches of most attention, best first, then the attention-weighted mean of all others."""
+    """The ``keep`` patches with the highest attention, in its order, then the attention-weighted mean of the others."""
     order = attention.argsort(dim=1, descending=True)
     patches, weight = take(patches, order), attention.gather(1, order)[:, keep:]
     weight = weight / weight.sum(dim=1, keepdim=True)
@@ -55,7 +54,7 @@ class EViT(Baseline):
         self.at = frozenset(reduction_blocks(backbone.depth))
 
     def keep(self, patches: int) -> int:
-        """How many of so many patches survive; all of them if nothing would be gained by fusing."""
+        """Number of patches kept of ``patches``; all of them if fusing would not reduce the number of tokens."""
         kept = math.ceil(self.rate * patches)
         return kept if kept < patches - 1 else patches
 
@@ -72,16 +71,16 @@ class EViT(Baseline):
         return self.backbone.classify(self.backbone.norm(x))
 
     def reducing_block(self, index: int, x: Tensor) -> Tensor:
-        """Attention, then fewer tokens, then the MLP."""
-        bb, rows = self.backbone, []
+        """One block that drops tokens between attention and MLP."""
+        bb, class_attention = self.backbone, []
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             logits = torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k)
-            rows.append(logits.float().softmax(dim=-1).mean(dim=1)[:, bb.prefix :])
+            class_attention.append(logits.float().softmax(dim=-1).mean(dim=1)[:, bb.prefix :])
             return sdpa(q, k, v)
 
         x = x + attention_branch(bb, index, x, attend)
-        attention = rows[0].to(x.dtype)
+        attention = class_attention[0].to(x.dtype)
         kept = fuse(x[:, bb.prefix :], attention, self.keep(attention.shape[1]))
         x = torch.cat((x[:, : bb.prefix], kept), dim=1)
         return x + mlp_branch(bb, index, x)
@@ -96,7 +95,7 @@ class EViT(Baseline):
             total += (cost.project + cost.out) * n + cost.pair * n**2
             if index in self.at and (kept := self.keep(n - bb.prefix)) < n - bb.prefix:
                 fused = 2 * bb.dim * (n - bb.prefix - kept)
-                total += cost.pair // 2 * n + fused  # the class token's row, the weighted mean
+                total += cost.pair // 2 * n + fused  # the class token's row, and the weighted mean
                 after = bb.prefix + kept + 1
             total += cost.mlp * after
             n = after
@@ -104,8 +103,8 @@ class EViT(Baseline):
 
 
 def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
-    limit = target * dense_flops(backbone, images)
-    return EViT(backbone, bisect(lambda rate: EViT(backbone, rate).flops(images), limit, 0.02, 1.0))
+    flops = target * dense_flops(backbone, images)
+    return EViT(backbone, bisect(lambda rate: EViT(backbone, rate).flops(images), flops, 0.02, 1.0))
 
 
 EVIT = Method("evit", "EViT", "arXiv 2202.07800 (ICLR 2022)", "nothing (off the shelf; the paper trains)", _build)

@@ -1,4 +1,7 @@
-"""The limit: our schedule's slices with nothing decided, nothing sorted. No method on this schedule is faster."""
+"""The no-decision bound: the slices of our schedule without scoring or sorting.
+
+Any method on the same schedule does this work and more, so no method on it can be faster.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ __all__ = ["NO_DECISION_BOUND", "NoDecisionBound"]
 
 
 class NoDecisionBound(Baseline):
-    """The first n patches of the grid, whatever they show. Its accuracy means nothing."""
+    """Keeps the first patches of the grid, whatever they show. Its accuracy is not meaningful."""
 
     def __init__(self, backbone: Backbone, schedule: Schedule) -> None:
         super().__init__(backbone, f"patches {schedule}")
@@ -31,7 +34,7 @@ class NoDecisionBound(Baseline):
                 x = x[:, : bb.prefix + n].contiguous()
                 rope = None if rope is None else rope[..., :n, :]
             x = bb.block(index, x, bb.rope_of(rope, index))
-        if not bb.reads_class:  # pooling wants the dropped patches too, in their last state
+        if not bb.reads_class:  # pooling reads the dropped patches too, in their last state
             x = torch.cat((x, *reversed(tails)), dim=1)
         return bb.classify(bb.norm(x))
 
@@ -41,7 +44,7 @@ class NoDecisionBound(Baseline):
 
 
 def _cost(bb: Backbone, images: Images) -> Cost:
-    """What the parts cost, the decision nothing."""
+    """The cost model of our schedule, with a decision that costs nothing."""
     rows, cols = bb.grid_of(images)
     outer = sum(bb.outer_flops((images.shape[-2], images.shape[-1])))
     return Cost(rows * cols, bb.prefix, outer, 0, tuple(bb.block_flops(i) for i in range(bb.depth)))
@@ -54,7 +57,7 @@ def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
 
 NO_DECISION_BOUND = Method(
     "no-decision-bound",
-    "limit (slices, nothing decided)",
+    "no-decision bound",
     "control",
     "nothing to train",
     _build,

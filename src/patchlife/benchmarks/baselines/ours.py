@@ -1,4 +1,4 @@
-"""Ours: one decision at the start block, a plan, then slices (fixed) or packed rows (adaptive)."""
+"""Ours: one decision at the start block, then slices (fixed mode) or packed tokens (adaptive mode)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .slim_model import Slimmed
 
 __all__ = ["OURS_ADAPTIVE", "OURS_FIXED", "OURS_SLICES", "learned"]
 
-_RULE = "training-free rule (coverage of class attention); nothing trained"
+_TRAINING = "nothing to train (attention scorer)"
 
 
 def _fixed(backbone: Backbone, target: float, images: Images) -> Baseline:
@@ -28,13 +28,17 @@ def _adaptive(backbone: Backbone, target: float, images: Images) -> Baseline:
     return Slimmed(model.calibrate([images]))
 
 
-OURS_FIXED = Method("ours-fixed", "ours, fixed", "this project", _RULE, _fixed, exports=True, ours=True)
-OURS_SLICES = Method("ours-slices", "ours, fixed, no heirs", "this project", _RULE, _slices, exports=True, ours=True)
-OURS_ADAPTIVE = Method("ours-adaptive", "ours, adaptive", "this project", _RULE, _adaptive, shapes="dynamic", ours=True)
+OURS_FIXED = Method("ours-fixed", "ours, fixed", "this project", _TRAINING, _fixed, exports=True, ours=True)
+OURS_SLICES = Method(
+    "ours-slices", "ours, fixed, no merging", "this project", _TRAINING, _slices, exports=True, ours=True
+)
+OURS_ADAPTIVE = Method(
+    "ours-adaptive", "ours, adaptive", "this project", _TRAINING, _adaptive, shapes="dynamic", ours=True
+)
 
 
 def learned(adapter: Path, mode: Mode) -> Method:
-    """Ours with what a life adapter learned: its head, and its change to the backbone if it has one."""
+    """Ours with the learned scorer of a life adapter, and its weight delta if it has one."""
 
     def build(backbone: Backbone, target: float, images: Images) -> Baseline:
         from ...adapters import load
@@ -48,7 +52,7 @@ def learned(adapter: Path, mode: Mode) -> Method:
         f"ours-learned-{mode}",
         f"ours, learned, {mode}",
         f"this project, adapter {adapter.name}",
-        "its head, and its change to the backbone if it has one; see the adapter's recipe",
+        "its scorer, and its weight delta if it has one; see the adapter's recipe",
         build,
         shapes="static" if mode == "fixed" else "dynamic",
         exports=mode == "fixed",

@@ -1,4 +1,4 @@
-"""Patches die at random: what any rule has to beat."""
+"""Patches are dropped at random: a control that every scorer must beat."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["RANDOM"]
 
 
 class RandomScores(Scorer):
-    """Scores from a fixed draw, the same for all images (so runs repeat and images do not depend on mates)."""
+    """Random scores from a fixed seed, equal for all images: runs repeat, and images do not depend on their batch."""
 
     kind = "random"
 
     def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Scores:
-        """Judge without looking."""
+        """The same random scores for every image."""
         patches = tokens.shape[1] - backbone.prefix
         drawn = torch.rand(patches, generator=torch.Generator().manual_seed(0)).to(tokens.device)
         return Scores(drawn.expand(len(tokens), -1), tokens[:, backbone.prefix :])

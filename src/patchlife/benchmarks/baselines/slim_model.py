@@ -1,4 +1,4 @@
-"""Methods that decide once and drop: they run in the library's own machine, with another judge."""
+"""Baselines that decide once: a `SlimModel` with another scorer."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Slimmed(Baseline):
         size = (images.shape[-2], images.shape[-1])
         if self.model.config.mode == "fixed":
             return self.model.cost(size).total(self.model.schedule(size).kept)
-        spent = self.model.flops_of(self.model.lives(images), size)
-        return sum(spent) / len(spent)
+        flops = self.model.flops_of(self.model.lives(images), size)
+        return sum(flops) / len(flops)
 
 
-def decided_once(backbone: Backbone, target: float, head: Scorer) -> Baseline:
-    """Pure slices in the order that ``head`` says, on the default schedule: no heirs, nothing of our own rule."""
-    return Slimmed(SlimModel(backbone, LifeConfig(budget=target, merge=False), head).eval())
+def decided_once(backbone: Backbone, target: float, scorer: Scorer) -> Baseline:
+    """Slices in the order of ``scorer``'s scores on the default schedule, without merging."""
+    return Slimmed(SlimModel(backbone, LifeConfig(budget=target, merge=False), scorer).eval())

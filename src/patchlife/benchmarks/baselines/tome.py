@@ -1,12 +1,12 @@
 """ToMe: Bolya et al., Token Merging: Your ViT but Faster (ICLR 2023, arXiv 2210.09461).
 
-In every block, between attention and MLP, patches are split in turn into two sets; each patch of the first is
-linked to the patch of the second whose key (mean over the heads) is most like its own, and the r closest pairs
-are merged into their size-weighted mean. Attention adds the log of each key's size to its logits, so that a
-merged token counts as often as what it stands for. Nothing is trained.
+In every block, between attention and MLP, patches are split alternately into two sets. Each patch of the first set is
+linked to the patch of the second set with the most similar key (mean over the heads), and the r most similar pairs are
+merged into their size-weighted mean. Attention adds the log of each key's size to its logits, so a merged token counts
+as often as the patches it replaces. Nothing is trained.
 
-Prefix tokens stay out of the split, so they are never merged. One r for all blocks moves the FLOPs in steps of
-some 3 %; to meet a target, the first blocks merge one pair more.
+Prefix tokens are in neither set, so they are never merged. One r for all blocks changes the FLOPs in steps of about
+3 %; to meet a target, the first blocks merge one pair more.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ __all__ = ["TOME", "ToMe", "match", "merge"]
 def match(
     key: Float[Tensor, "batch patches dim"], r: int
 ) -> tuple[Int[Tensor, "batch unmerged"], Int[Tensor, "batch r"], Int[Tensor, "batch r"]]:
-    """Who merges: places in the first set that stay, those that go, and the place in the second set they go to.
+    """(unmerged, merged, target): indices into the first set, the first set and the second set.
 
     The first set is patches 0, 2, 4 and so on, the second 1, 3, 5 and so on.
     """
     unit = F.normalize(key, dim=-1)
     similarity, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=2)
     closest_first = similarity.argsort(dim=1, descending=True)
-    goes = closest_first[:, :r]
-    stays = closest_first[:, r:].sort(dim=1).values
-    return stays, goes, partner.gather(1, goes)
+    merged = closest_first[:, :r]
+    unmerged = closest_first[:, r:].sort(dim=1).values
+    return unmerged, merged, partner.gather(1, merged)
 
 
 def merge(
     patches: Float[Tensor, "batch patches dim"], size: Float[Tensor, "batch patches"], key: Tensor, r: int
 ) -> tuple[Float[Tensor, "batch fewer dim"], Float[Tensor, "batch fewer"]]:
-    """The r most alike pairs become their size-weighted means; sizes add up."""
-    stays, goes, into = match(key, r)
+    """Merge the r most similar pairs into their size-weighted means; returns (patches, size), with sizes added."""
+    unmerged, merged, target = match(key, r)
     weight = size[..., None]
-    # mass and size side by side: one gather and one scatter serve both
+    # weighted patches and sizes in one tensor: one gather and one scatter serve both
     both = torch.cat((patches * weight, weight), dim=2)
     first, second = both[:, ::2], both[:, 1::2]
-    second = second.scatter_add(1, into[..., None].expand(-1, -1, both.shape[2]), take(first, goes))
-    both = torch.cat((take(first, stays), second), dim=1)
+    second = second.scatter_add(1, target[..., None].expand(-1, -1, both.shape[2]), take(first, merged))
+    both = torch.cat((take(first, unmerged), second), dim=1)
     size = both[..., -1]
     return both[..., :-1] / size[..., None], size
 
 
 class ToMe(Baseline):
-    """Merges ``pairs[l]`` pairs in block l, or as many as there are."""
+    """Merges ``pairs[l]`` pairs in block l, or all pairs if there are fewer."""
 
     def __init__(self, backbone: Backbone, pairs: tuple[int, ...]) -> None:
         check_class_token(backbone, "ToMe")
@@ -69,7 +69,7 @@ class ToMe(Baseline):
         return bb.classify(bb.norm(self.tokens(images)[0]))
 
     def tokens(self, images: Images) -> tuple[Tensor, Float[Tensor, "batch patches"]]:
-        """(tokens after the last block, how many patches each one stands for)."""
+        """(tokens after the last block, number of patches merged into each one)."""
         bb = self.backbone
         embedded = bb.embed(images)
         check_no_rope(embedded.rope, "ToMe")
@@ -80,7 +80,7 @@ class ToMe(Baseline):
         return x, size
 
     def block(self, index: int, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        """One block with merging in its middle."""
+        """One block with merging between attention and MLP."""
         bb, keys = self.backbone, []
         merged = any(self.pairs[:index])
         bias = F.pad(size.log(), (bb.prefix, 0))[:, None, None] if merged else None
@@ -112,19 +112,19 @@ class ToMe(Baseline):
         return total
 
 
-def _pairs(more: int, depth: int) -> tuple[int, ...]:
-    """``more`` pairs spread over all blocks, the remainder in the first ones."""
-    return tuple(more // depth + (block < more % depth) for block in range(depth))
+def _pairs(total: int, depth: int) -> tuple[int, ...]:
+    """``total`` pairs spread over all blocks, the remainder in the first ones."""
+    return tuple(total // depth + (block < total % depth) for block in range(depth))
 
 
 def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
-    wanted, depth = target * dense_flops(backbone, images), backbone.depth
+    flops, depth = target * dense_flops(backbone, images), backbone.depth
     rows, cols = backbone.grid_of(images)
 
-    def cost(saved: int) -> float:  # grows with the knob, as `closest` wants it
-        return ToMe(backbone, _pairs(-saved, depth)).flops(images)
+    def cost(negative_pairs: int) -> float:  # negative, because `closest` needs a cost that grows
+        return ToMe(backbone, _pairs(-negative_pairs, depth)).flops(images)
 
-    return ToMe(backbone, _pairs(-closest(cost, wanted, -depth * (rows * cols // 2), 0), depth))
+    return ToMe(backbone, _pairs(-closest(cost, flops, -depth * (rows * cols // 2), 0), depth))
 
 
 TOME = Method("tome", "ToMe", "arXiv 2210.09461 (ICLR 2023)", "nothing to train", _build)
