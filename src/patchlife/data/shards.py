@@ -107,7 +107,8 @@ def is_shard(argument: str) -> bool:
 
 def list_shards(argument: str) -> list[Path]:
     """The shards of a path or glob, sorted. Raises ImageError if there are none."""
-    paths = [Path(argument)] if Path(argument).exists() else [Path(path) for path in sorted(glob.glob(argument, recursive=True))]
+    exists = Path(argument).exists()
+    paths = [Path(argument)] if exists else [Path(path) for path in sorted(glob.glob(argument, recursive=True))]
     if not paths:
         raise ImageError(f"{argument}: expected a shard or a glob of shards, found no such file; check the path")
     return paths
