@@ -137,7 +137,7 @@ def test_no_verb_opens_it_unasked(trapped, tmp_path, monkeypatch, capsys, verb):
 def test_trust_is_about_exported_files(tmp_path, capsys, verb):
     photos_and_weights.write_photos(tmp_path / "3", 1)
     assert main([verb, photos_and_weights.NAME, str(tmp_path), "--trust"]) == 2
-    assert f"trust is about exported .pt2 files, and {photos_and_weights.NAME} is none" in capsys.readouterr().err
+    assert f"--trust is only for exported .pt2 files, got {photos_and_weights.NAME}" in capsys.readouterr().err
 
 
 def test_other_formats_need_no_trust(onnx_file, openvino_file):

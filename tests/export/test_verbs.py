@@ -68,7 +68,7 @@ def test_export_says_what_it_did(desk, capsys, monkeypatch):
     assert "of the dense FLOPs, any batch size" in printed.out
     assert "compared with the model: 3 images, largest difference of a logit 0.0e+00" in printed.out
     assert "integers" not in printed.out
-    assert "compared on generated images; --photos PATH compares on yours" in printed.err
+    assert "on generated images; give --photos PATH" in printed.err
 
 
 def test_export_says_where_int8_begins(desk, capsys, monkeypatch):
@@ -99,7 +99,7 @@ def test_export_says_where_int8_begins(desk, capsys, monkeypatch):
         (["--mode", "adaptive"], "--mode was settled by patchlife export; drop it"),
         (["--pretrained"], "--pretrained was settled by patchlife export"),
         (["--budget", "0.5"], "holds one budget, 0.7, got 0.5"),
-        (["--engine", "onnx"], "brings its engine; drop --engine"),
+        (["--engine", "onnx"], "drop --engine"),
     ],
 )
 def test_what_an_exported_file_cannot_be_told(desk, file, capsys, said, message):

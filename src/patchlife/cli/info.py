@@ -28,9 +28,8 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
 
     model, backbone = pipeline.model, pipeline.model.backbone
     cost, schedule = flops(model), model.schedule()
-    decision = (
-        cost.slimmed - cost.outer - sum(cost.slimmed_blocks)
-    )  # the scorer, and the merge targets if patches are merged
+    # the cost of the scorer, and of the merge targets if patches are merged
+    decision = cost.slimmed - cost.outer - sum(cost.slimmed_blocks)
     return {
         "model": pipeline.name,
         "family": backbone.family,

@@ -47,9 +47,8 @@ _EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, by default the arguments of this process; returns the exit code."""
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # before torch is imported: busy-waiting threads slow other processes down
+    # set before torch is imported: threads that wait actively slow other processes down
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         verb, config = _parse(sys.argv[1:] if argv is None else argv)
         code = importlib.import_module(f".{verb}", __package__).run(config)

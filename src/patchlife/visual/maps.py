@@ -155,9 +155,8 @@ def _enlarge_cells(cells: Float[np.ndarray, "rows cols 3"], size: tuple[int, int
 def _tinted(photo: Image.Image, tint: Pixels) -> Pixels:
     """The structure of the photo in the colours of ``tint``."""
     relief = _relief(photo)[..., None]
-    return tint * (0.55 + 0.8 * relief) + 0.15 * (
-        relief - 0.3
-    )  # the second term keeps structure visible in the darkest colours
+    # the second term keeps structure visible in the darkest colours
+    return tint * (0.55 + 0.8 * relief) + 0.15 * (relief - 0.3)
 
 
 def _relief(photo: Image.Image) -> Float[np.ndarray, "height width"]:
