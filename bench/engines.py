@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import numpy as np
 import timm
 import torch
-from patchlife.export.describe import describe
+from patchlife.runtime.metadata import metadata_of
 
 from patchlife import LifeConfig, SlimModel, __version__, wrap
 from patchlife.cli.export import prepared_photos
@@ -57,8 +57,8 @@ def engine_of(model: SlimModel, kind: Any, form: str, calibration: torch.Tensor,
     ``form`` is a precision, alone or with LATE and a block.
     """
     precision, _, block = form.partition(LATE)
-    metadata = replace(describe(model, kind, precision=precision), int8_from=int(block or 0))
-    content = built(tensor_module(model), metadata, calibration)
+    metadata = replace(metadata_of(model, kind, precision=precision), int8_from=int(block or 0))
+    content = build_file(tensor_module(model), metadata, calibration)
     return Engine(open_session(kind, content, threads), metadata)
 
 

@@ -36,7 +36,7 @@ from patchlife.benchmarks.result import MethodInfo, Result
 from patchlife.evaluation.memory import peak_bytes
 from patchlife.evaluation.timing import alternate, conditions
 from patchlife.io.files import write_atomic
-from patchlife.runtime import CompiledAdaptive, CompiledBudgets
+from patchlife.runtime import CompiledBudgets, ExperimentalCompiledAdaptive
 
 MODELS = {
     "vit_tiny_patch16_224": {},
@@ -225,7 +225,7 @@ def adaptive_beside_fixed(device: torch.device, tiny: bool) -> dict[str, Any]:
     with torch.inference_mode():
         peaks = {name: peak_bytes(run, device) for name, run in runs.items()}
     if device.type == "cuda":
-        whole, pieces = CompiledBudgets(fixed), CompiledAdaptive(adaptive)
+        whole, pieces = CompiledBudgets(fixed), ExperimentalCompiledAdaptive(adaptive)
         with torch.inference_mode():  # as in timing: compiled graphs are guarded on this mode
             whole.prepare([TARGET], images)
             for _ in range(3):

@@ -1,4 +1,4 @@
-"""Adaptive mode: at one mean budget, each photo gets what its own lives ask for.
+"""Adaptive mode: the mean cost meets the budget, and each photo keeps its own number of patches.
 
 python examples/easy_and_crowded.py folder/ [model.safetensors]
 """
@@ -27,9 +27,8 @@ def main(folder: str, checkpoint: str | None = None) -> None:
     with torch.inference_mode():
         for batch in batches:
             lives = model.lives(batch.images)
-            for index, spent in zip(batch.indices, model.flops_of(lives), strict=True):
-                share = spent / patchlife.flops(model).dense
-                print(f"{share:.3f} of the dense FLOPs  {paths[index].name}")
+            for index, flops in zip(batch.indices, model.flops_of(lives), strict=True):
+                print(f"{flops / model.dense_flops:.3f} of the dense FLOPs  {paths[index].name}")
     print(f"mean over these photos: {patchlife.flops(model).budget:.3f}")
 
 

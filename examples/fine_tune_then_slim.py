@@ -1,10 +1,10 @@
-"""Your own model, start to end: fine-tune a ViT on a data folder, slim it, compare.
+"""From a pretrained ViT to a slimmed model of your classes: fine-tune it on a data folder, fit an adapter, compare.
 
 python examples/fine_tune_then_slim.py DATA --checkpoint vit_tiny.safetensors [--out FOLDER]
 
-DATA is a data folder with train/CLASS/*.jpg and test/CLASS/*.jpg. The fine-tuning is an ordinary one (AdamW, crops and
-flips); then PatchLife looks at the training photos once and learns for three epochs. What is finished is not done again
-when the same command is given twice.
+DATA is a data folder with train/CLASS/*.jpg and test/CLASS/*.jpg. The fine-tuning is ordinary (AdamW, crops and flips).
+Then PatchLife runs the dense model on the training photos once and trains on the cached result. The same command
+continues an interrupted run and skips what is finished.
 """
 
 import argparse
@@ -36,9 +36,14 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--checkpoint", type=Path, required=True, help="pretrained ViT-Tiny/16-224, safetensors")
     parser.add_argument("--out", type=Path, default=Path("fine-tuned"))
-    parser.add_argument("--epochs", type=int, default=2, help="of the dense fine-tuning")
-    parser.add_argument("--slim-epochs", type=int, default=3, help="of stage 2")
-    parser.add_argument("--finetune", choices=("adapter", "full"), default="full", help="what stage 2 may change")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of the dense fine-tuning")
+    parser.add_argument("--slim-epochs", type=int, default=3, help="epochs of stage 2")
+    parser.add_argument(
+        "--finetune",
+        choices=("adapter", "full"),
+        default="full",
+        help="what stage 2 trains: low-rank deltas or all weights",
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -54,8 +59,10 @@ def main() -> None:
     vit.eval()
 
     preprocess = Preprocess.from_timm_cfg(vit.pretrained_cfg)
-    learn = TrainingConfig(finetune=args.finetune, finetune_epochs=args.slim_epochs)
-    fitted = fit(patchlife.wrap(vit), labelled(args.data / "train", classes), preprocess, args.out / "adapter", learn)
+    training = TrainingConfig(finetune=args.finetune, finetune_epochs=args.slim_epochs)
+    fitted = fit(
+        patchlife.wrap(vit), labelled(args.data / "train", classes), preprocess, args.out / "adapter", training
+    )
 
     test = labelled(args.data / "test", classes)
     scores = evaluate(fitted.model, vit, batches(test, preprocess), [(b, "fixed") for b in BUDGETS])
@@ -74,7 +81,7 @@ def main() -> None:
 
 
 def fine_tune(vit: nn.Module, folder: Path, epochs: int, batch_size: int = 32, rate: float = 1e-4) -> None:
-    """Nothing special: this is where your own model comes from."""
+    """An ordinary fine-tuning: replace it by your own."""
     torch.manual_seed(0)
     config = timm.data.resolve_model_data_config(vit)
     augment = timm.data.create_transform(
@@ -96,7 +103,7 @@ def fine_tune(vit: nn.Module, folder: Path, epochs: int, batch_size: int = 32, r
 
 
 def labelled(folder: Path, classes: list[str]) -> list[Photo]:
-    """Every photo with the number of its folder."""
+    """Every photo with the class index of its folder."""
     return [Photo(path, classes.index(path.parent.name)) for path in list_photos([folder])]
 
 

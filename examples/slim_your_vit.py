@@ -1,4 +1,4 @@
-"""A timm model, slimmed: logits, lives, a picture, another budget, an adapter on disk.
+"""Slim a timm model: logits at several budgets, a picture of the lives, an adapter on disk.
 
 python examples/slim_your_vit.py photo.jpg [model.safetensors]
 """
@@ -26,11 +26,12 @@ def main(photo_path: str, checkpoint: str | None = None) -> None:
     with torch.inference_mode():
         for budget in (1.0, 0.8, 0.6, 0.45):
             logits = model.set_budget(budget)(images)
-            print(f"budget {budget:.2f}: class {logits.argmax().item()}, patches in each block: {model.schedule()}")
+            print(f"budget {budget:.2f}: class {logits.argmax().item()}, patches per block: {model.schedule()}")
 
-    patchlife.save(patchlife.draw(photo, model.lives(images), preprocess=preprocess), "lives.png")
+    patchlife.draw(photo, model.lives(images), preprocess=preprocess).save("lives.png")
     patchlife.save(model, "my-adapter")
-    assert torch.equal(patchlife.load("my-adapter", vit).lives(images).life, model.lives(images).life)
+    loaded = patchlife.load("my-adapter", vit)
+    assert torch.equal(loaded.lives(images).life, model.lives(images).life)
     print("wrote lives.png and my-adapter/")
 
 

@@ -1,4 +1,4 @@
-"""A small model to export, images for it, and both with the file that was made of it."""
+"""A small model to export, images for it, and the model together with its exported file."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ SMALL = {"depth": 3, "embed_dim": 24, "num_heads": 2, "num_classes": 7, "patch_s
 
 
 @dataclass(frozen=True)
-class Shipped:
-    """A model and a file made of it."""
+class ExportedModel:
+    """A model, its exported file, and the engine that runs the file."""
 
     model: patchlife.SlimModel
     exported: Exported
     engine: Engine
 
 
-def small(head: bool = True, **settings) -> patchlife.SlimModel:
-    """A lively ViT of three blocks with a learned head (of random weights), slimmed from its second block on."""
+def small(learned: bool = True, **settings) -> patchlife.SlimModel:
+    """A ViT of three blocks, slimmed from its second block on; its scorer is a life regressor with random weights."""
     vit = families.liven(timm.create_model("vit_tiny_patch16_224", **SMALL)).eval()
     torch.manual_seed(0)
     config = patchlife.LifeConfig(**{"budget": 0.7, "start": 1, "drops": (1, 2), **settings})
-    return patchlife.wrap(vit, config, LifeRegressor(24, 1, 16, 8) if head else None).eval()
+    return patchlife.wrap(vit, config, LifeRegressor(24, 1, 16, 8) if learned else None).eval()
 
 
 def images(count: int, seed: int = 5) -> Tensor:

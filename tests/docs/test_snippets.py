@@ -1,4 +1,4 @@
-"""Every Python snippet and every `patchlife` command in README.md and docs/ runs, in the order of the page."""
+"""Every Python snippet and every `patchlife` command of README.md and docs/ runs, in the order of its page."""
 
 import re
 import shlex
@@ -20,19 +20,18 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def snippets(page: Path) -> list[tuple[str, str]]:
-    """(language, text) of the fenced blocks that run: Python, and console lines that begin with `patchlife`."""
-    found = FENCE.findall(page.read_text())
-    return [(kind, text) for kind, text in found if kind in ("python", "bash")]
+    """(language, text) of the fenced blocks in Python and bash."""
+    return [(language, text) for language, text in FENCE.findall(page.read_text()) if language in ("python", "bash")]
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch):
-    """What the pages speak of: a photo, a folder of photos, a checkpoint, a small timm model under a big name."""
-    draw = np.random.default_rng(0)
+def files_of_the_pages(tmp_path, monkeypatch):
+    """The files that the pages use: a photo, a folder of photos, a checkpoint with random weights."""
+    generator = np.random.default_rng(0)
     for name in ("photo.jpg", "photos/cat/a.jpg", "photos/cat/b.jpg", "photos/dog/c.jpg"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw.integers(0, 255, (240, 320, 3), np.uint8)).save(path)
+        Image.fromarray(generator.integers(0, 255, (240, 320, 3), np.uint8)).save(path)
     torch.manual_seed(0)
     save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "vit_tiny.safetensors")
     monkeypatch.chdir(tmp_path)
@@ -40,14 +39,14 @@ def desk(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: str(p.relative_to(ROOT)))
-def test_page_runs(page, desk, capsys):
+def test_page_runs(page, files_of_the_pages, capsys):
     if page.name == "checkpoints.md":
         needs_timm("1.0.31", "safetensors in a local folder")
     names = {}
-    for kind, text in snippets(page):
-        if kind == "python":
+    for language, text in snippets(page):
+        if language == "python":
             exec(compile(text, str(page), "exec"), names)
-        for line in text.replace("\\\n", " ").splitlines() if kind == "bash" else ():
+        for line in text.replace("\\\n", " ").splitlines() if language == "bash" else ():
             words = shlex.split(line, comments=True)
-            if words[:1] == ["patchlife"] and words[1] != "demo":  # the demo has tests of its own
+            if words[:1] == ["patchlife"] and words[1] != "demo":  # tests/cli/test_demo.py runs the demo
                 assert main(words[1:]) == 0, (line, capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""Exports kept by content: found again, made anew when damaged, and safe when two processes make the same one."""
+"""The cache of exports: entries are found again, replaced when damaged, and safe with two processes at once."""
 
 from __future__ import annotations
 
@@ -16,65 +16,65 @@ from patchlife.data.labels import numbered_labels
 from patchlife.errors import ExportError
 from patchlife.export import cache
 from patchlife.export.cache import cache_folder, cached_engine
-from patchlife.runtime.describe import describe
-from patchlife.runtime.engine import sum_file
+from patchlife.runtime.engine import checksum_file
+from patchlife.runtime.metadata import metadata_of
 
-ABOUT = (numbered_labels(7), Preprocess(size=(48, 48)))
+INPUT = (numbered_labels(7), Preprocess(size=(48, 48)))
 
 
 @pytest.fixture
 def exports(onnx_file, tmp_path, monkeypatch):
-    """How often something was exported; the export itself copies a file that was made earlier."""
+    """The paths exported to so far; the export itself is replaced by copying an earlier file."""
     monkeypatch.setenv("PATCHLIFE_CACHE", str(tmp_path / "cache"))
     calls = []
 
     def copy(model, out, *args, **kwargs):
         calls.append(out)
         shutil.copy(onnx_file.exported.path, out)
-        shutil.copy(sum_file(onnx_file.exported.path), sum_file(Path(out)))
+        shutil.copy(checksum_file(onnx_file.exported.path), checksum_file(Path(out)))
 
     monkeypatch.setattr(cache, "export", copy)
     return calls
 
 
-def test_a_second_run_finds_it(exports):
+def test_a_second_run_uses_the_entry(exports):
     model = exported_models.small()
-    first = cached_engine(model, "onnx", *ABOUT)
-    second = cached_engine(exported_models.small(), "onnx", *ABOUT)
+    first = cached_engine(model, "onnx", *INPUT)
+    second = cached_engine(exported_models.small(), "onnx", *INPUT)
     assert len(exports) == 1
     images = exported_models.images(2).numpy()
     assert (first(images).logits == second(images).logits).all()
     assert len(list(cache_folder().iterdir())) == 1, "nothing temporary is left"
 
 
-def test_whatever_changes_the_answer_changes_the_name(exports):
+def test_what_changes_the_outputs_changes_the_name(exports):
     model = exported_models.small()
-    cached_engine(model, "onnx", *ABOUT)
-    cached_engine(exported_models.small(budget=0.6), "onnx", *ABOUT)
+    cached_engine(model, "onnx", *INPUT)
+    cached_engine(exported_models.small(budget=0.6), "onnx", *INPUT)
     with torch.no_grad():
         model.backbone.vit.head.bias[0] += 1
-    cached_engine(model, "onnx", *ABOUT)
+    cached_engine(model, "onnx", *INPUT)
     assert len(exports) == 3
 
 
-def test_a_damaged_one_is_made_anew(exports):
-    cached_engine(exported_models.small(), "onnx", *ABOUT)
+def test_a_damaged_entry_is_exported_again(exports):
+    cached_engine(exported_models.small(), "onnx", *INPUT)
     (kept,) = cache_folder().glob("*/onnx")
     kept.write_bytes(kept.read_bytes()[:-1])
-    cached_engine(exported_models.small(), "onnx", *ABOUT)
+    cached_engine(exported_models.small(), "onnx", *INPUT)
     assert len(exports) == 2
 
 
 def test_two_processes_at_once(exports, monkeypatch):
-    slow = cache.export
+    real = cache.export
 
-    def meanwhile(model, out, *args, **kwargs):
-        monkeypatch.setattr(cache, "export", slow)
-        cached_engine(model, "onnx", *ABOUT)  # the other process starts later and is done first
-        slow(model, out, *args, **kwargs)
+    def export_after_another_process(model, out, *args, **kwargs):
+        monkeypatch.setattr(cache, "export", real)
+        cached_engine(model, "onnx", *INPUT)  # the other process starts later and finishes first
+        real(model, out, *args, **kwargs)
 
-    monkeypatch.setattr(cache, "export", meanwhile)
-    engine = cached_engine(exported_models.small(), "onnx", *ABOUT)
+    monkeypatch.setattr(cache, "export", export_after_another_process)
+    engine = cached_engine(exported_models.small(), "onnx", *INPUT)
     assert engine(exported_models.images(1).numpy()).logits.shape == (1, 7)
     assert len(exports) == 2
     assert len(list(cache_folder().iterdir())) == 1
@@ -86,51 +86,51 @@ def test_a_full_disk_is_not_hidden(exports, monkeypatch):
 
     monkeypatch.setattr(cache, "export", full)
     with pytest.raises(OSError, match="No space left"):
-        cached_engine(exported_models.small(), "onnx", *ABOUT)
+        cached_engine(exported_models.small(), "onnx", *INPUT)
     assert not list(cache_folder().iterdir())
 
 
-@pytest.mark.parametrize("card", [None, {}, "none at all"])
+@pytest.mark.parametrize("card", [None, {}, "no attribute"])
 def test_a_model_that_was_built_from_its_class(exports, card):
     model = exported_models.small()
     model.backbone.vit = copy.deepcopy(model.backbone.vit)
     model.backbone.vit.pretrained_cfg = card
-    if card == "none at all":
+    if card == "no attribute":
         del model.backbone.vit.pretrained_cfg
-    metadata = describe(model, "onnx")
+    metadata = metadata_of(model, "onnx")
     assert (metadata.model, metadata.labels) == ("VisionTransformer", ())
     cached_engine(model, "onnx")
     assert len(exports) == 1
 
 
-class Backwards(patchlife.Scorer):
-    """The rule, the other way round; no weights, as the rule itself."""
+class Negated(patchlife.Scorer):
+    """The attention scorer with negated scores. It has no weights."""
 
-    kind = "backwards"
+    kind = "negated"
 
     def __init__(self, power: float = 1.0) -> None:
         super().__init__()
-        self.power, self.rule = power, patchlife.slimming.AttentionScorer()
+        self.power, self.attention = power, patchlife.slimming.AttentionScorer()
 
     def settings(self) -> dict[str, float]:
         return {"power": self.power}
 
-    def forward(self, *given):
-        scores = self.rule(*given)
+    def forward(self, *inputs):
+        scores = self.attention(*inputs)
         return scores._replace(score=-(scores.score**self.power))
 
 
 def test_a_scorer_without_weights_changes_the_name(exports):
     vit = exported_models.small().backbone.vit
-    for scorer in (None, Backwards(), Backwards(2.0), Backwards(), Backwards(2.0)):
+    for scorer in (None, Negated(), Negated(2.0), Negated(), Negated(2.0)):
         model = patchlife.wrap(vit, exported_models.small().config, scorer=scorer).eval()
-        cached_engine(model, "onnx", *ABOUT)
+        cached_engine(model, "onnx", *INPUT)
     assert len(exports) == 3
 
 
-def test_what_another_process_made_anew_is_not_removed(exports, monkeypatch):
-    """Two processes find the same damaged entry; one of them is done before the other begins."""
-    cached_engine(exported_models.small(), "onnx", *ABOUT)
+def test_an_entry_replaced_by_another_process_is_not_removed(exports, monkeypatch):
+    """Two processes find the same damaged entry; one of them replaces it before the other begins to."""
+    cached_engine(exported_models.small(), "onnx", *INPUT)
     (kept,) = cache_folder().glob("*/onnx")
     kept.write_bytes(b"damaged")
     real = cache.open_engine
@@ -140,23 +140,23 @@ def test_what_another_process_made_anew_is_not_removed(exports, monkeypatch):
             return real(path)
         except ExportError:
             monkeypatch.setattr(cache, "open_engine", real)
-            cached_engine(exported_models.small(), "onnx", *ABOUT)  # just now: the entry is whole again
+            cached_engine(exported_models.small(), "onnx", *INPUT)  # now the entry is complete again
             raise
 
     monkeypatch.setattr(cache, "open_engine", other_process)
-    assert cached_engine(exported_models.small(), "onnx", *ABOUT)(exported_models.images(1).numpy()).logits.shape == (
+    assert cached_engine(exported_models.small(), "onnx", *INPUT)(exported_models.images(1).numpy()).logits.shape == (
         1,
         7,
     )
-    assert len(exports) == 2, "what the other process made is taken"
+    assert len(exports) == 2, "the other process's entry is used"
 
 
-def test_what_a_killed_process_left_is_removed(exports):
-    cached_engine(exported_models.small(), "onnx", *ABOUT)
+def test_leftovers_of_a_killed_process_are_removed(exports):
+    cached_engine(exported_models.small(), "onnx", *INPUT)
     (entry,) = cache_folder().iterdir()
     left = entry.with_name(f".{entry.name}.{'0' * 32}")
     left.mkdir()
     (left / "onnx").write_bytes(b"half of it")
     (entry / "onnx").write_bytes(b"damaged")
-    cached_engine(exported_models.small(), "onnx", *ABOUT)
+    cached_engine(exported_models.small(), "onnx", *INPUT)
     assert list(cache_folder().iterdir()) == [entry]

@@ -1,4 +1,4 @@
-"""`patchlife eval` in an engine, or on an exported package: the numbers are the model's own."""
+"""`patchlife eval` with an engine, or on an exported bundle, gives the numbers of the model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 
 from patchlife import LifeConfig
 from patchlife.cli.main import main
+from patchlife.export import on_the_fly
 from patchlife.runtime import eager_engine
-from patchlife.runtime import exported as pipeline
+from patchlife.runtime.exported import EngineClassifier
 
 
 @pytest.fixture(scope="module")
@@ -24,32 +25,32 @@ def desk(tmp_path_factory) -> Path:
     return folder
 
 
-def _eval(desk: Path, out: Path, *said: str, budgets: str = "1.0,0.7") -> dict:
-    words = [photos_and_weights.NAME, "--checkpoint", str(desk / "vit.safetensors")] if "--engine" in said else []
-    assert main(["eval", *words, *said, str(desk / "photos"), "--budgets", budgets, "--out", str(out)]) == 0
+def _eval(desk: Path, out: Path, *options: str, budgets: str = "1.0,0.7") -> dict:
+    words = [photos_and_weights.NAME, "--checkpoint", str(desk / "vit.safetensors")] if "--engine" in options else []
+    assert main(["eval", *words, *options, str(desk / "photos"), "--budgets", budgets, "--out", str(out)]) == 0
     return json.loads(out.read_text())
 
 
-def _same(engine: dict, eager: dict) -> None:
+def _assert_same(engine: dict, eager: dict) -> None:
     for a, b in zip(engine["scores"], eager["scores"], strict=True):
         for key in ("budget", "mode", "flops", "top1", "top5", "drop", "drop_interval", "agreement"):
             assert a[key] == b[key], key
         assert a["divergence"] == pytest.approx(b["divergence"], abs=1e-4)
 
 
-def test_scores_in_an_engine_are_the_models_own(desk, tmp_path, monkeypatch):
-    made = []
+def test_scores_with_an_engine_are_those_of_the_model(desk, tmp_path, monkeypatch):
+    exported = []
 
     def in_torch(model, *_):
-        made.append(model.config.budget)
+        exported.append(model.config.budget)
         return eager_engine(model)
 
-    monkeypatch.setattr(pipeline, "cached_engine", in_torch)
+    monkeypatch.setattr(on_the_fly, "cached_engine", in_torch)
     eager = _eval(desk, tmp_path / "a.json", "--engine", "eager")
     onnx = _eval(desk, tmp_path / "b.json", "--engine", "onnx")
-    _same(onnx, eager)
+    _assert_same(onnx, eager)
     assert (eager["engine"], onnx["engine"]) == ("eager", "onnx")
-    assert made == [1.0, 0.7], "each budget once, no other"
+    assert exported == [1.0, 0.7], "each budget once, no other"
 
 
 def test_engines_take_fixed_mode_only(desk, capsys):
@@ -59,21 +60,21 @@ def test_engines_take_fixed_mode_only(desk, capsys):
 
 
 @pytest.mark.slow
-def test_a_package_brings_its_dense_model(desk, tmp_path, capsys):
-    package = tmp_path / "package"
+def test_a_bundle_with_budget_1_has_its_own_dense_model(desk, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
     words = [photos_and_weights.NAME, "--checkpoint", str(desk / "vit.safetensors")]
-    assert main(["export", *words, "--budgets", "1.0,0.7", "--out", str(package)]) == 0
-    found = _eval(desk, tmp_path / "a.json", str(package))
-    _same(found, _eval(desk, tmp_path / "b.json", "--engine", "eager"))
-    assert found["engine"] == "onnx"
-    assert found["conditions"]["onnxruntime"]
+    assert main(["export", *words, "--budgets", "1.0,0.7", "--out", str(bundle)]) == 0
+    result = _eval(desk, tmp_path / "a.json", str(bundle))
+    _assert_same(result, _eval(desk, tmp_path / "b.json", "--engine", "eager"))
+    assert result["engine"] == "onnx"
+    assert result["conditions"]["onnxruntime"]
     capsys.readouterr()
-    for said, message in {
+    for option, message in {
         ("--budgets", "1.0,0.5"): "holds the budgets 1, 0.7, got 0.5",
         ("--engine", "onnx"): "drop --engine",
         ("--modes", "adaptive"): "runs fixed mode only, got adaptive",
     }.items():
-        assert main(["eval", str(package), str(desk / "photos"), "--budgets", "1.0,0.7", *said]) == 2
+        assert main(["eval", str(bundle), str(desk / "photos"), "--budgets", "1.0,0.7", *option]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -85,9 +86,9 @@ def test_a_file_of_one_budget_has_no_dense_model(desk, tmp_path, capsys):
     assert main(["eval", str(file), str(desk / "photos")]) == 2
     assert "open it with --trust" in capsys.readouterr().err
     assert main(["eval", str(file), str(desk / "photos"), "--trust"]) == 2
-    said = capsys.readouterr().err
-    assert "eval compares with the dense model" in said
-    assert "patchlife predict --labelled" in said
+    error = capsys.readouterr().err
+    assert "eval compares with the dense model" in error
+    assert "patchlife predict --labelled" in error
 
 
 @pytest.mark.slow
@@ -96,16 +97,16 @@ def test_real_engines(desk, tmp_path, monkeypatch, engine):
     monkeypatch.setenv("PATCHLIFE_CACHE", str(tmp_path / "cache"))
     torch.compiler.reset()
     eager = _eval(desk, tmp_path / "a.json", "--engine", "eager")
-    _same(_eval(desk, tmp_path / "b.json", "--engine", engine), eager)
+    _assert_same(_eval(desk, tmp_path / "b.json", "--engine", engine), eager)
 
 
-def test_a_schedule_is_not_taken_for_a_budget_and_comes_back():
-    asked, config = [], LifeConfig(kept=(36, 36, 20, 10, 5))
-    model = pipeline.EngineClassifier(lambda settings: asked.append(settings) or "engine", config, {})
+def test_a_schedule_differs_from_the_default_budget_and_is_restored():
+    requested, config = [], LifeConfig(kept=(36, 36, 20, 10, 5))
+    model = EngineClassifier(lambda settings: requested.append(settings) or "engine", config, {})
     with model.temporarily():
-        for budget in (0.6, 0.8, 0.6):  # 0.6 is the default beside which the schedule stands
+        for budget in (0.6, 0.8, 0.6):  # 0.6 is the default, and so the config's budget beside its schedule
             assert model.set_budget(budget).engine == "engine"
-    assert asked == [LifeConfig(budget=0.6), LifeConfig(budget=0.8)]
+    assert requested == [LifeConfig(budget=0.6), LifeConfig(budget=0.8)]
     assert model.config is config
     assert model.engine == "engine"
-    assert asked[2:] == [config]
+    assert requested[2:] == [config]

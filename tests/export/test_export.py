@@ -1,4 +1,4 @@
-"""Exported files answer as the model does, say what they are, and are whole or not there."""
+"""Exported files have the outputs of the model and its metadata, and are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from patchlife.export import Parity, export, exporter
 from patchlife.export.parity import check_decision, check_outputs, sample_images
 from patchlife.io.files import sha256_of
 from patchlife.runtime import eager_engine, open_engine
-from patchlife.runtime.engine import sum_file
+from patchlife.runtime.engine import checksum_file
 from patchlife.runtime.metadata import FORMAT
 from patchlife.runtime.sessions import ModuleSession
-from patchlife.runtime.tensor_module import Decision, TensorModule, tensor_module
+from patchlife.runtime.tensor_module import DecisionModule, TensorModule, tensor_module
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 17])
-def test_a_file_answers_as_the_model(shipped, batch):
+def test_a_file_has_the_outputs_of_the_model(exported_model, batch):
     images = exported_models.images(batch, seed=batch)
-    logits, lives = shipped.model.predict(images)
-    output = shipped.engine(images.numpy())
+    logits, lives = exported_model.model.predict(images)
+    output = exported_model.engine(images.numpy())
     np.testing.assert_allclose(output.logits, logits.numpy(), atol=1e-4)
     np.testing.assert_array_equal(output.life, lives.life.numpy())
-    told = shipped.engine.predict(images)[1]
-    assert torch.equal(told.kept, lives.kept)
-    assert told.grid == lives.grid == (6, 6)
+    predicted = exported_model.engine.predict(images)[1]
+    assert torch.equal(predicted.kept, lives.kept)
+    assert predicted.grid == lives.grid == (6, 6)
     assert lives.life.unique().numel() > 1
 
 
-def test_parity_was_measured(shipped):
-    parity = shipped.exported.parity
+def test_parity_is_returned(exported_model):
+    parity = exported_model.exported.parity
     assert parity.difference <= 1e-4
     assert parity.agreement == 1
     assert parity.images >= 9
-    assert not shipped.exported.generated
+    assert not exported_model.exported.generated
     assert "images" in str(parity)
 
 
-def test_a_file_says_what_it_is(shipped):
-    metadata, model = shipped.engine.metadata, shipped.model
-    assert metadata == shipped.exported.metadata
+def test_metadata_describes_the_model(exported_model):
+    metadata, model = exported_model.engine.metadata, exported_model.model
+    assert metadata == exported_model.exported.metadata
     assert metadata.image_size == (48, 48)
     assert metadata.kept == model.schedule().kept
     assert metadata.start == 1
@@ -60,27 +60,27 @@ def test_a_file_says_what_it_is(shipped):
     assert metadata.integers == ""
 
 
-def test_a_file_says_how_close_it_came(shipped):
-    parity, said = shipped.exported.parity, shipped.engine.metadata.parity
-    assert said.pop("generated") is False
-    assert Parity(**said) == parity
+def test_metadata_holds_the_parity(exported_model):
+    parity, stored = exported_model.exported.parity, exported_model.engine.metadata.parity
+    assert stored.pop("generated") is False
+    assert Parity(**stored) == parity
 
 
-def test_nothing_of_the_machine_that_made_it_is_inside(onnx_file, openvino_file, torch_file):
-    for shipped in (onnx_file, openvino_file, torch_file):
-        content = shipped.exported.path.read_bytes()
+def test_no_path_of_the_exporting_machine_is_inside(onnx_file, openvino_file, torch_file):
+    for exported_model in (onnx_file, openvino_file, torch_file):
+        content = exported_model.exported.path.read_bytes()
         assert b"site-packages" not in content
         assert str(exporter.__file__).encode() not in content
 
 
-def test_the_model_is_left_as_it_was(onnx_file):
+def test_the_model_is_not_changed(onnx_file):
     assert next(onnx_file.model.parameters()).requires_grad
     assert onnx_file.model.config == exported_models.small().config
 
 
-def test_the_sum_lies_beside_it(shipped):
-    path = shipped.exported.path
-    assert sum_file(path).read_text() == f"{sha256_of(path)}  {path.name}\n"
+def test_the_checksum_is_beside_the_file(exported_model):
+    path = exported_model.exported.path
+    assert checksum_file(path).read_text() == f"{sha256_of(path)}  {path.name}\n"
 
 
 def test_openvino_keeps_the_order_of_ties(openvino_file):
@@ -115,11 +115,12 @@ def test_adaptive_mode_is_refused(tmp_path):
     ("options", "message"),
     [
         ({"format": "tflite"}, "format must be one of onnx, openvino, torch, got 'tflite'"),
-        ({"format": "torch", "int8": "static"}, "torch files come with int8 off, got 'static'"),
-        ({"format": "onnx", "int8": "static"}, "calibrated on photos, got none"),
+        ({"format": "torch", "int8": "static"}, "int8 for torch must be off, got 'static'"),
+        ({"format": "openvino", "int8": "static"}, "calibrated on photos, got none"),
+        ({"format": "onnx", "int8": "static"}, "got 'static'.*--int8 dynamic, or --format openvino"),
     ],
 )
-def test_requests_that_no_engine_takes(tmp_path, options, message):
+def test_requests_that_are_refused(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         export(exported_models.small(), tmp_path / "a", **options)
     assert not list(tmp_path.iterdir())
@@ -135,11 +136,11 @@ def test_a_missing_extra_names_its_install_line(tmp_path, monkeypatch, missing, 
         export(exported_models.small(), tmp_path / "a", format)
 
 
-# ---- parity refuses
+# ---- files with wrong outputs are refused
 
 
 class Wrong(torch.nn.Module):
-    """An engine that gets one thing wrong."""
+    """A module with one error in its outputs, made by ``spoil``."""
 
     def __init__(self, module, spoil):
         super().__init__()
@@ -160,56 +161,56 @@ def _swap_lives(logits, life):
     return logits, life
 
 
-def _let_nan_pass(logits, life):
+def _hide_nan(logits, life):
     return logits.nan_to_num(), life
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_shift_logit, r"decides alike but its logits differ: image 0 of a batch of 1, logit 3 is"),
-        (_swap_lives, r"first differs at block \d of 3: image 0 of a batch of 1, patch 0 lives"),
-        (_let_nan_pass, "lets an image of NaN pass"),
+        (_shift_logit, r"its logits differ: image 0 of a batch of 1, logit 3 is"),
+        (_swap_lives, r"first differs at block \d of 3: image 0 of a batch of 1, the life of patch 0"),
+        (_hide_nan, "image of NaN gives finite logits"),
     ],
 )
-def test_a_graph_that_answers_otherwise_leaves_no_file(tmp_path, monkeypatch, spoil, message):
+def test_a_graph_with_wrong_outputs_leaves_no_file(tmp_path, monkeypatch, spoil, message):
     model = exported_models.small()
     wrong = ModuleSession(Wrong(tensor_module(model), spoil))
-    monkeypatch.setattr(exporter, "built", lambda *_: b"")
+    monkeypatch.setattr(exporter, "build_file", lambda *_: b"")
     monkeypatch.setattr(exporter, "open_session", lambda *_: wrong)
     with pytest.raises(ExportError, match=message):
         export(model, tmp_path / "a.pt2", "torch")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_engine_that_breaks_ties_otherwise_is_caught(monkeypatch):
+def test_an_engine_with_another_order_of_ties_is_refused(monkeypatch):
     model = exported_models.small()
 
-    class Backwards(Decision):
+    class LastFirst(DecisionModule):
         def forward(self, scores):
             flipped = super().forward(scores.flip(1))
             return flipped[0].flip(1), scores.shape[1] - 1 - flipped[1], flipped[2]
 
-    session = ModuleSession(Backwards(model.schedule(), (6, 6)))
-    with pytest.raises(ExportError, match="decides otherwise where scores are tied"):
+    session = ModuleSession(LastFirst(model.schedule(), (6, 6)))
+    with pytest.raises(ExportError, match="differs from torch's if scores are tied"):
         check_decision(session, model.schedule(), (6, 6))
 
 
 class NearlyTied(TensorModule):
-    """A model whose logits and lives turn on the sign of a number that is all but zero."""
+    """A model whose logits depend on the sign of the mean pixel, which rounding noise changes if it is near zero."""
 
     def forward(self, images):
         logits, life = super().forward(images)
-        turn = (images.mean(dim=(1, 2, 3)) > 0).float()[:, None]
-        return logits + turn, life
+        positive = (images.mean(dim=(1, 2, 3)) > 0).float()[:, None]
+        return logits + positive, life
 
 
-def test_answers_that_hang_on_a_rounding_are_left_out():
+def test_images_whose_prediction_changes_under_rounding_noise_are_left_out():
     plain = tensor_module(exported_models.small())
     module = NearlyTied(plain.model, lives=True)
     images = exported_models.images(20) + 0.5
     images[7] -= images[7].mean()
-    session = ModuleSession(Wrong(plain, lambda logits, life: (logits + 1, life)))  # takes each for above zero
+    session = ModuleSession(Wrong(plain, lambda logits, life: (logits + 1, life)))  # as if every mean were positive
     images[7] -= 1e-7
     parity = check_outputs(session, module, images, 1e-4)
     assert parity.undecided >= 1
@@ -220,15 +221,15 @@ def test_answers_that_hang_on_a_rounding_are_left_out():
 
 
 @pytest.fixture
-def copied(shipped, tmp_path):
-    """A private copy of an exported file and its sum."""
-    path = tmp_path / shipped.exported.path.name
-    for original in (shipped.exported.path, sum_file(shipped.exported.path)):
+def copied(exported_model, tmp_path):
+    """A copy of an exported file and its checksum."""
+    path = tmp_path / exported_model.exported.path.name
+    for original in (exported_model.exported.path, checksum_file(exported_model.exported.path)):
         shutil.copy(original, tmp_path)
     return path
 
 
-def test_a_flipped_bit_is_noticed(copied):
+def test_a_flipped_bit_is_detected(copied):
     content = bytearray(copied.read_bytes())
     content[len(content) // 2] ^= 1
     copied.write_bytes(content)
@@ -236,8 +237,8 @@ def test_a_flipped_bit_is_noticed(copied):
         open_engine(copied)
 
 
-def test_a_file_without_its_sum(copied):
-    sum_file(copied).unlink()
+def test_a_file_without_checksum(copied):
+    checksum_file(copied).unlink()
     with pytest.raises(ExportError, match=r"has no .*\.sha256 beside it"):
         open_engine(copied)
 
@@ -247,24 +248,28 @@ def test_no_file(tmp_path):
         open_engine(tmp_path / "none.onnx")
 
 
-def test_a_file_of_something_else(tmp_path):
+def test_a_file_that_is_no_model(tmp_path):
     path = tmp_path / "a.onnx"
     path.write_bytes(b"not a model")
-    sum_file(path).write_text(f"{sha256_of(path)}  a.onnx\n")
+    checksum_file(path).write_text(f"{sha256_of(path)}  a.onnx\n")
     with pytest.raises(ExportError, match="cannot be read by its engine"):
         open_engine(path)
 
 
-def test_a_file_of_a_newer_version(openvino_file, tmp_path):
-    path = tmp_path / "newer"
+@pytest.mark.parametrize(
+    ("format", "fix"), [(FORMAT + 1, "pip install -U patchlife"), (1, "export it again: patchlife export")]
+)
+def test_a_file_of_another_format(openvino_file, tmp_path, format, fix):
+    assert FORMAT == 2
+    path = tmp_path / "other"
     with zipfile.ZipFile(openvino_file.exported.path) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             content = old.read(name)
             if name == "patchlife.json":
-                content = json.dumps(json.loads(content) | {"format": FORMAT + 1, "patchlife": "9.0"})
+                content = json.dumps(json.loads(content) | {"format": format, "patchlife": "9.0"})
             new.writestr(name, content)
-    sum_file(path).write_text(f"{sha256_of(path)}  newer\n")
-    with pytest.raises(ExportError, match=r"patchlife 9\.0 in format 2; .*pip install -U patchlife"):
+    checksum_file(path).write_text(f"{sha256_of(path)}  other\n")
+    with pytest.raises(ExportError, match=rf"patchlife 9\.0 in format {format}, .*reads format 2; .*{fix}"):
         open_engine(path)
 
 
@@ -276,19 +281,19 @@ def test_a_model_that_patchlife_did_not_export(tmp_path):
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "plain", [x], [y])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    sum_file(path).write_text(f"{sha256_of(path)}  plain.onnx\n")
+    checksum_file(path).write_text(f"{sha256_of(path)}  plain.onnx\n")
     with pytest.raises(ExportError, match="was not exported by patchlife"):
         open_engine(path)
 
 
-# ---- using them wrongly
+# ---- input that does not fit
 
 
-def test_a_photo_of_another_size(shipped):
+def test_a_photo_of_another_size(exported_model):
     with pytest.raises(ConfigError, match=r"takes batches of images \(3, 48, 48\).*got shape \(1, 3, 32, 32\)"):
-        shipped.engine(np.zeros((1, 3, 32, 32), np.float32))
+        exported_model.engine(np.zeros((1, 3, 32, 32), np.float32))
     with pytest.raises(ConfigError, match="must be float32"):
-        shipped.engine(np.zeros((1, 3, 48, 48)))
+        exported_model.engine(np.zeros((1, 3, 48, 48)))
 
 
 def test_another_budget_than_the_file_has(onnx_file):
@@ -299,7 +304,7 @@ def test_another_budget_than_the_file_has(onnx_file):
 # ---- the rest
 
 
-def test_the_model_itself_behind_the_same_interface():
+def test_an_eager_engine_has_the_outputs_of_the_model():
     model = exported_models.small()
     engine = eager_engine(model)
     logits, lives = engine.predict(exported_models.images(4))

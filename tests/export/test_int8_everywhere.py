@@ -1,7 +1,7 @@
-"""A product of integers is the same on every processor.
+"""Integer products are the same on every processor.
 
-Without VNNI, two neighbouring products of an activation (u8) and a weight (s8) are added in 16 bits, and what does not
-fit is cut off. That such a sum always fits follows from the integers in the file; no such processor is needed here.
+Without VNNI, two neighbouring products of an activation (u8) and a weight (s8) are added in 16 bits, with saturation.
+Whether such a sum always fits follows from the integers in the file, so no such processor is needed here.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 import patchlife
 from patchlife.errors import ExportError
 from patchlife.export import export_bundle, exporter, int8
-from patchlife.export.exporter import built, exported_graph
+from patchlife.export.exporter import build_file, export_graph
 from patchlife.export.parity import Parity, sample_images
 from patchlife.export.per_token_int8 import largest_pair, rounded_weight
 from patchlife.runtime import Bundle
-from patchlife.runtime.describe import describe
+from patchlife.runtime.metadata import metadata_of
 from patchlife.runtime.sessions import OnnxSession
 from patchlife.runtime.tensor_module import tensor_module
 
@@ -34,7 +34,7 @@ U8 = 255
 
 
 def worst_pair(weight: np.ndarray) -> int:
-    """The largest sum, up or down, that two neighbouring products can reach, whatever the activations are."""
+    """The largest absolute value of the sum of two neighbouring products, over all activations."""
     sizes = np.abs(np.pad(weight.astype(int), ((0, len(weight) % 2), (0, 0))))
     return int(U8 * sizes.reshape(-1, 2, weight.shape[1]).sum(1).max())
 
@@ -47,7 +47,7 @@ def without_vnni(activations: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def extreme_activations(weight: np.ndarray) -> np.ndarray:
-    """Rows that drive the columns of a weight as far up, and down, as they go; and some at random."""
+    """Activations that maximise or minimise the product with a column of a weight, and random ones."""
     columns = weight.T[:8]
     rows = [np.where(columns > 0, U8, 0), np.where(columns < 0, U8, 0), np.full((1, len(weight)), U8)]
     rows.append(np.random.default_rng(0).integers(0, U8 + 1, (5, len(weight))))
@@ -57,8 +57,8 @@ def extreme_activations(weight: np.ndarray) -> np.ndarray:
 # ---- the numbers
 
 
-def test_the_case_that_was_found():
-    """Two activations of 127 and two weights of 127: rounded to 8 bits each they would make 32258 + 128 * 254."""
+def test_two_large_weights_do_not_saturate():
+    """With weights of 127, as plain 8-bit rounding gives them, the sum saturates."""
     activations = np.array([[U8, U8]], np.uint8)
     plain = np.array([[127], [127]], np.int8)
     assert without_vnni(activations, plain) < activations.astype(int) @ plain
@@ -68,8 +68,8 @@ def test_the_case_that_was_found():
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**31), inputs=st.integers(1, 33), scale=st.floats(-30, 30), tail=st.sampled_from([0, 1, 3]))
-def test_whatever_the_weights_are(seed, inputs, scale, tail):
-    """Odd lengths, large and tiny weights, a few that stand out, all of one size, zeros."""
+def test_no_weights_saturate(seed, inputs, scale, tail):
+    """Odd lengths, large and small weights, outliers, weights of equal size, zeros."""
     draw = np.random.default_rng(seed)
     weight = draw.standard_normal((inputs, 6)) * np.exp(tail * draw.standard_normal((inputs, 6)))
     weight[:, 0], weight[:, 1] = 0, np.sign(weight[:, 1])
@@ -81,11 +81,11 @@ def test_whatever_the_weights_are(seed, inputs, scale, tail):
     np.testing.assert_array_equal(without_vnni(activations, integers), activations.astype(int) @ integers)
 
 
-def test_steps_are_finer_than_those_of_seven_bits():
+def test_steps_are_smaller_than_those_of_seven_bits():
     weight = np.random.default_rng(0).standard_normal((192, 100)).astype(np.float32)
     of_seven_bits = np.abs(weight).max(0) / 64
     assert (rounded_weight(weight)[1] / of_seven_bits).mean() < 0.8
-    assert (largest_pair(rounded_weight(weight)[0]) >= 126).all(), "nothing is given away"
+    assert (largest_pair(rounded_weight(weight)[0]) >= 126).all(), "the bound is reached"
 
 
 # ---- exported graphs
@@ -114,21 +114,21 @@ def _model(name: str) -> patchlife.SlimModel:
 
 
 @pytest.mark.parametrize("name", ["wide", "eva02"])
-def test_no_sum_of_a_pair_leaves_16_bits(name):
+def test_the_sum_of_a_pair_fits_into_16_bits(name):
     model = _model(name)
-    metadata, module = describe(model, "onnx", precision="int8-dynamic"), tensor_module(model)
-    graph, images = exported_graph(module, metadata), sample_images(2, 3, model.backbone.image_size)
+    metadata, module = metadata_of(model, "onnx", precision="int8-dynamic"), tensor_module(model)
+    graph, images = export_graph(module, metadata), sample_images(2, 3, model.backbone.image_size)
     for block in range(model.start + 1):
-        weights = _integer_weights(built(module, replace(metadata, int8_from=block), images, graph))
+        weights = _integer_weights(build_file(module, replace(metadata, int8_from=block), images, graph))
         assert len(weights) >= 4 * (model.backbone.depth - block)
         assert max(map(worst_pair, weights)) <= 2**15 - 1
 
 
-def test_the_engine_gives_exact_integers():
-    """On this processor; where it has no VNNI, this failed for weights of 8 bits each."""
+def test_the_engine_computes_exact_integers():
+    """On this processor. Without VNNI it would fail for plain 8-bit weights."""
     model = exported_models.small()
-    metadata = describe(model, "onnx", precision="int8-dynamic")
-    weights = _integer_weights(built(tensor_module(model), metadata, exported_models.images(2)))
+    metadata = metadata_of(model, "onnx", precision="int8-dynamic")
+    weights = _integer_weights(build_file(tensor_module(model), metadata, exported_models.images(2)))
     plain = np.sign(np.random.default_rng(1).standard_normal((64, 48)))
     for weight in [*weights, rounded_weight(plain.astype(np.float32))[0]]:
         activations = extreme_activations(weight)
@@ -157,31 +157,18 @@ def _product_alone(weight: np.ndarray, zero: int) -> bytes:
     return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
 
 
-def test_a_file_says_where_its_integers_are_the_same(tmp_path):
-    package = export_bundle(
-        exported_models.small(), tmp_path / "p", (0.7,), images=exported_models.images(4), int8="dynamic"
+def test_metadata_names_the_processors_with_exact_integers(tmp_path):
+    bundle = export_bundle(
+        exported_models.small(), tmp_path / "b", (0.7,), images=exported_models.images(4), int8="dynamic"
     )
-    (metadata,) = package.metadatas
-    assert metadata == Bundle(package.path).metadatas[0.7]
+    (metadata,) = bundle.graphs_metadata
+    assert metadata == Bundle(bundle.path).graphs_metadata[0.7]
     assert "two neighbours at most 128 together" in metadata.integers
     assert metadata.integers.endswith("products are exact on every x86 and ARM processor")
     assert metadata.parity["agreement"] >= exporter.AGREEMENT
     assert metadata.parity["images"] == 4
     assert int8.integers_of("openvino", "int8-static").endswith("products are exact on every x86 processor")
-    assert int8.integers_of("openvino", "int8-dynamic").endswith("so answers differ between the two")
-
-
-@pytest.mark.slow
-def test_static_for_onnx_has_seven_bits():
-    import onnx
-
-    model = exported_models.small()
-    content = built(tensor_module(model), describe(model, "onnx", precision="int8-static"), exported_models.images(8))
-    tensors = onnx.load_from_string(content).graph.initializer
-    arrays = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8]
-    weights = [array for array in arrays if array.ndim == 2]
-    assert len(weights) >= 12
-    assert max(np.abs(weight.astype(int)).max() for weight in weights) <= 64
+    assert int8.integers_of("openvino", "int8-dynamic").endswith("so outputs differ between the two")
 
 
 @pytest.mark.slow
@@ -191,8 +178,8 @@ def test_static_for_openvino_has_seven_bits_and_attention_in_float():
     import openvino
 
     model = exported_models.small()
-    content = built(
-        tensor_module(model), describe(model, "openvino", precision="int8-static"), exported_models.images(8)
+    content = build_file(
+        tensor_module(model), metadata_of(model, "openvino", precision="int8-static"), exported_models.images(8)
     )
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         read = openvino.Core().read_model(archive.read("model.xml"), archive.read("model.bin"))
@@ -201,20 +188,20 @@ def test_static_for_openvino_has_seven_bits_and_attention_in_float():
     assert len(constants) >= 12
     assert max(np.abs(n.data.astype(int)).max() for n in constants) <= 64
     for product in (n for n in nodes if n.get_type_name() == "MatMul"):
-        givers = [product.input_value(i).get_node().get_type_name() for i in (0, 1)]
-        assert givers.count("FakeQuantize") < 2, "two activations"
+        producers = [product.input_value(i).get_node().get_type_name() for i in (0, 1)]
+        assert producers.count("FakeQuantize") < 2, "two activations"
 
 
 @pytest.mark.parametrize("largest", [64, 65])
-def test_a_quantiser_that_gives_larger_weights_is_refused(largest):
+def test_larger_weights_from_nncf_are_refused(largest):
     weights = [np.zeros((2, 2), np.int8), np.full((3, 3), -largest, np.int8)]
     if largest == 64:
-        return int8._check_range(weights, "NNCF")
-    with pytest.raises(ExportError, match="NNCF gave weights of up to 65, expected at most 64"):
-        int8._check_range(weights, "NNCF")
+        return int8._check_range(weights)
+    with pytest.raises(ExportError, match="weights of up to 65, expected at most 64"):
+        int8._check_range(weights)
 
 
-def test_openvino_is_compared_as_both_kinds_of_processors_run_it():
+def test_openvino_is_compared_with_and_without_vnni():
     near, far = Parity(20, 0.1, 1.0), Parity(20, 0.2, 0.99)
-    assert exporter._without_vnni(near, far) == exporter._without_vnni(far, near) == far
-    assert "this processor has no VNNI" in str(exporter._without_vnni(near, near))
+    assert exporter._worse(near, far) == exporter._worse(far, near) == far
+    assert "this processor has no VNNI" in str(exporter._worse(near, near))

@@ -1,4 +1,4 @@
-"""A package that is not installed is asked for before a model is built, a photo is read or anything is written."""
+"""A missing Python package is reported before a model is built, a photo is read or anything is written."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from patchlife.runtime import opening as models
 from patchlife.training import target_cache as cache
 
 READERS = (data, inference, cache, compare, demo, export_verb)
-"""Where the name is known: a module that was imported while one of them is changed would keep the change."""
+"""Modules that hold the name ``load_batches``. All are imported here, so that none is first imported while patched."""
 EXTRAS = "onnx,openvino", "onnx", "openvino", "int8"
-"""What install lines may name: exporting to OpenVINO takes ONNX's packages, too."""
+"""Extras that install lines may name; export to OpenVINO also needs ONNX's packages."""
 EXPORT = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
-"""What it takes to export to each format."""
+"""Packages that export to each format needs."""
 CASES = [(format, missing) for format, needed in EXPORT.items() for missing in needed]
 
 
@@ -33,24 +33,24 @@ CASES = [(format, missing) for format, needed in EXPORT.items() for missing in n
 def desk(tmp_path, monkeypatch) -> Path:
     """A folder with two photos, in which no model may be built and no photo may be read."""
 
-    def too_late(*_: object, **__: object) -> None:
-        raise AssertionError("the package must be asked for first")
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the missing package must be reported first")
 
     photos_and_weights.write_photos(tmp_path / "photos" / "3", 2)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATCHLIFE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "open_pipeline", too_late)
-    for place in READERS:
-        monkeypatch.setattr(place, "load_batches", too_late)
+    monkeypatch.setattr(models, "open_pipeline", fail)
+    for module in READERS:
+        monkeypatch.setattr(module, "load_batches", fail)
     return tmp_path
 
 
-def _refused(capsys, monkeypatch, desk: Path, missing: str, *words: str) -> None:
+def _assert_refused(capsys, monkeypatch, desk: Path, missing: str, *words: str) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     before = {path: path.read_bytes() for path in desk.rglob("*") if path.is_file()}
     assert main([*words]) == 2
-    said = capsys.readouterr().err
-    assert any(f"{missing}, which is not installed: pip install 'patchlife[{extra}]'" in said for extra in EXTRAS)
+    error = capsys.readouterr().err
+    assert any(f"{missing}, which is not installed: pip install 'patchlife[{extra}]'" in error for extra in EXTRAS)
     assert {path: path.read_bytes() for path in desk.rglob("*") if path.is_file()} == before
     assert {path.name for path in desk.iterdir()} == {path.relative_to(desk).parts[0] for path in before}
 
@@ -58,52 +58,59 @@ def _refused(capsys, monkeypatch, desk: Path, missing: str, *words: str) -> None
 @pytest.mark.parametrize(("format", "missing"), CASES)
 @pytest.mark.parametrize("what", [(), ("--budgets", "1.0,0.6"), ("--photos", "photos")])
 def test_export(desk, monkeypatch, capsys, format, missing, what):
-    _refused(capsys, monkeypatch, desk, missing, "export", photos_and_weights.NAME, "--format", format, *what)
+    _assert_refused(capsys, monkeypatch, desk, missing, "export", photos_and_weights.NAME, "--format", format, *what)
 
 
 @pytest.mark.parametrize("int8", ["dynamic", "static"])
 @pytest.mark.parametrize("what", [(), ("--budgets", "1.0,0.6")])
 def test_export_int8(desk, monkeypatch, capsys, int8, what):
     words = ("export", photos_and_weights.NAME, "--format", "openvino", "--int8", int8, "--photos", "photos", *what)
-    _refused(capsys, monkeypatch, desk, "nncf", *words)
+    _assert_refused(capsys, monkeypatch, desk, "nncf", *words)
 
 
-def test_static_int8_asks_for_photos_first(desk, capsys):
-    assert main(["export", photos_and_weights.NAME, "--int8", "static"]) == 2
+def test_static_int8_needs_photos(desk, monkeypatch, capsys):
+    monkeypatch.setattr("patchlife.extras.installed", lambda package: True)  # nncf may be missing
+    assert main(["export", photos_and_weights.NAME, "--format", "openvino", "--int8", "static"]) == 2
     assert "calibrated on photos, got none" in capsys.readouterr().err
+
+
+def test_static_int8_is_refused_for_onnx(desk, capsys):
+    words = ("--int8", "static", "--photos", "photos")
+    assert main(["export", photos_and_weights.NAME, *words]) == 2
+    assert "--int8 dynamic, or --format openvino" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("engine", "missing"), CASES)
 @pytest.mark.parametrize("verb", ["predict", "eval"])
 def test_an_engine(desk, monkeypatch, capsys, engine, missing, verb):
     words = (photos_and_weights.NAME, "photos", "--engine", engine, "--out", "out.json")
-    _refused(capsys, monkeypatch, desk, missing, verb, *words)
+    _assert_refused(capsys, monkeypatch, desk, missing, verb, *words)
 
 
 def test_an_engine_for_an_interrupted_run(desk, monkeypatch, capsys):
-    """Resuming drops a half-written line; not even that is done."""
+    """Resuming removes a half-written line; this must not happen either."""
     (desk / "out.jsonl").write_text('{"path": "photos/3/00.png", "error": "x"}\n{"pa')
     words = (photos_and_weights.NAME, "photos", "--engine", "onnx", "--out", "out.jsonl", "--resume")
-    _refused(capsys, monkeypatch, desk, "onnxruntime", "predict", *words)
+    _assert_refused(capsys, monkeypatch, desk, "onnxruntime", "predict", *words)
 
 
 @pytest.mark.parametrize(("engine", "missing"), CASES)
 def test_bench(desk, monkeypatch, capsys, engine, missing):
-    _refused(capsys, monkeypatch, desk, missing, "bench", photos_and_weights.NAME, "--engine", engine)
+    _assert_refused(capsys, monkeypatch, desk, missing, "bench", photos_and_weights.NAME, "--engine", engine)
 
 
 @pytest.mark.parametrize(("kind", "missing"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
 def test_an_exported_file(desk, monkeypatch, capsys, kind, missing, request):
     path = request.getfixturevalue(f"{kind}_file").exported.path
     for verb, out in (("predict", "out.jsonl"), ("eval", "out.json")):
-        _refused(capsys, monkeypatch, desk, missing, verb, str(path), "photos", "--out", out)
+        _assert_refused(capsys, monkeypatch, desk, missing, verb, str(path), "photos", "--out", out)
 
 
-def test_an_exported_package(desk, monkeypatch, capsys, tmp_path_factory):
-    path = tmp_path_factory.mktemp("package") / "package"
+def test_an_exported_bundle(desk, monkeypatch, capsys, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundle") / "bundle"
     export_bundle(exported_models.small(), path, (1.0,), images=exported_models.images(9))
     for verb, out in (("predict", "out.jsonl"), ("eval", "out.json")):
-        _refused(capsys, monkeypatch, desk, "onnxruntime", verb, str(path), "photos", "--out", out)
+        _assert_refused(capsys, monkeypatch, desk, "onnxruntime", verb, str(path), "photos", "--out", out)
 
 
 @pytest.mark.parametrize(("format", "missing"), CASES)

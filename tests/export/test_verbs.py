@@ -1,4 +1,4 @@
-"""`patchlife export`, and `patchlife predict` on what it wrote or with --engine."""
+"""`patchlife export`, and `patchlife predict` on exported files or with --engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patchlife.export import Parity
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A checkpoint, photos in folders of their class, and the checkpoint's export as .pt2 (the quickest to make)."""
+    """A folder with a checkpoint, and photos in folders of their class."""
     folder = tmp_path_factory.mktemp("desk")
     photos_and_weights.checkpoint(folder / "vit.safetensors")
     photos_and_weights.write_photos(folder / "photos" / "3", 2)
@@ -28,10 +28,20 @@ def _model(desk):
 
 @pytest.fixture(scope="module")
 def file(desk):
-    """What `patchlife export` wrote."""
+    """A .pt2 file, the fastest format to write, from `patchlife export`."""
     out = desk / "vit.pt2"
-    said = ["--budget", "0.7", "--format", "torch", "--out", str(out), "--photos", str(desk / "photos"), "--labelled"]
-    assert main(["export", *_model(desk), *said]) == 0
+    options = [
+        "--budget",
+        "0.7",
+        "--format",
+        "torch",
+        "--out",
+        str(out),
+        "--photos",
+        str(desk / "photos"),
+        "--labelled",
+    ]
+    assert main(["export", *_model(desk), *options]) == 0
     return out
 
 
@@ -39,7 +49,7 @@ def _lines(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_a_file_predicts_as_the_model(desk, file, capsys):
+def test_a_file_has_the_predictions_of_the_model(desk, file, capsys):
     photos = [str(desk / "photos")]
     assert main(["predict", str(file), *photos, "--trust"]) == 0
     from_file = _lines(capsys)
@@ -54,15 +64,15 @@ def test_a_file_predicts_as_the_model(desk, file, capsys):
         assert a["fraction_of_dense"] == b["fraction_of_dense"]
 
 
-def test_export_says_what_it_did(desk, capsys, monkeypatch):
+def test_export_reports_its_result(desk, capsys, monkeypatch):
     from patchlife.export import exporter
 
     monkeypatch.chdir(desk)
-    monkeypatch.setattr(exporter, "built", lambda *_: b"")  # the export itself is tested above
-    monkeypatch.setattr(exporter, "restated", lambda *_: b"")
-    monkeypatch.setattr(exporter, "checked", lambda *_: Parity(3, 0.0, 1.0))
-    said = ["--budget", "0.7", "--format", "torch"]
-    assert main(["export", *_model(desk), *said]) == 0
+    monkeypatch.setattr(exporter, "build_file", lambda *_: b"")  # the export itself is tested above
+    monkeypatch.setattr(exporter, "with_metadata", lambda *_: b"")
+    monkeypatch.setattr(exporter, "compare_with_model", lambda *_: Parity(3, 0.0, 1.0))
+    options = ["--budget", "0.7", "--format", "torch"]
+    assert main(["export", *_model(desk), *options]) == 0
     printed = capsys.readouterr()
     assert f"{photos_and_weights.NAME}-0.7.pt2: torch, fp32, 0.0 MB" in printed.out
     assert "of the dense FLOPs, any batch size" in printed.out
@@ -71,22 +81,22 @@ def test_export_says_what_it_did(desk, capsys, monkeypatch):
     assert "on generated images; give --photos PATH" in printed.err
 
 
-def test_export_says_where_int8_begins(desk, capsys, monkeypatch):
+def test_export_reports_the_first_int8_block(desk, capsys, monkeypatch):
     from patchlife.export import exporter
 
-    monkeypatch.setattr(exporter, "built", lambda *_: b"")
-    monkeypatch.setattr(exporter, "restated", lambda *_: b"")
-    answers = [ExportError("int8 names the same class too rarely"), Parity(4, 0.0, 1.0)]
+    monkeypatch.setattr(exporter, "build_file", lambda *_: b"")
+    monkeypatch.setattr(exporter, "with_metadata", lambda *_: b"")
+    results = [ExportError("too little agreement"), Parity(4, 0.0, 1.0)]
 
-    def checked(*_):
-        answer = answers.pop(0)
-        if isinstance(answer, ExportError):
-            raise answer
-        return answer
+    def compare_with_model(*_):
+        result = results.pop(0)
+        if isinstance(result, ExportError):
+            raise result
+        return result
 
-    monkeypatch.setattr(exporter, "checked", checked)
-    said = ["--budget", "0.7", "--int8", "dynamic", "--out", str(desk / "late.onnx")]
-    assert main(["export", *_model(desk), *said]) == 0
+    monkeypatch.setattr(exporter, "compare_with_model", compare_with_model)
+    options = ["--budget", "0.7", "--int8", "dynamic", "--out", str(desk / "late.onnx")]
+    assert main(["export", *_model(desk), *options]) == 0
     printed = capsys.readouterr().out
     assert "late.onnx: onnx, int8-dynamic from block " in printed
     assert "integers: weights of 8 bits, two neighbours at most 128 together" in printed
@@ -94,41 +104,41 @@ def test_export_says_where_int8_begins(desk, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("options", "message"),
     [
-        (["--mode", "adaptive"], "--mode was settled by patchlife export; drop it"),
-        (["--pretrained"], "--pretrained was settled by patchlife export"),
+        (["--mode", "adaptive"], "--mode was fixed at export; remove it"),
+        (["--pretrained"], "--pretrained was fixed at export"),
         (["--budget", "0.5"], "holds one budget, 0.7, got 0.5"),
         (["--engine", "onnx"], "drop --engine"),
     ],
 )
-def test_what_an_exported_file_cannot_be_told(desk, file, capsys, said, message):
-    assert main(["predict", str(file), str(desk / "photos"), "--trust", *said]) == 2
+def test_options_that_are_refused_for_an_exported_file(desk, file, capsys, options, message):
+    assert main(["predict", str(file), str(desk / "photos"), "--trust", *options]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_package_predicts_at_the_budget_that_is_asked_for(desk, capsys):
-    package, photos = desk / "package", [str(desk / "photos")]
-    said = ["--budgets", "0.7,1.0", "--out", str(package), "--photos", *photos, "--labelled"]
-    assert main(["export", *_model(desk), *said]) == 0
+def test_a_bundle_predicts_at_the_given_budget(desk, capsys):
+    bundle, photos = desk / "bundle", [str(desk / "photos")]
+    options = ["--budgets", "0.7,1.0", "--out", str(bundle), "--photos", *photos, "--labelled"]
+    assert main(["export", *_model(desk), *options]) == 0
     printed = capsys.readouterr().out
-    assert f"{package}: onnx, fp32, 2 budgets, " in printed
+    assert f"{bundle}: onnx, fp32, 2 budgets, " in printed
     assert "budget 1: 1.000 of the dense FLOPs; " in printed
     assert "budget 0.7, top-1 on 4 photos: " in printed
     runs = set()
     for budget in ("1", "0.7"):
-        assert main(["predict", str(package), *photos, "--budget", budget]) == 0
-        from_package = _lines(capsys)
+        assert main(["predict", str(bundle), *photos, "--budget", budget]) == 0
+        from_bundle = _lines(capsys)
         assert main(["predict", *_model(desk), *photos, "--budget", budget]) == 0
-        for a, b in zip(from_package, _lines(capsys), strict=True):
+        for a, b in zip(from_bundle, _lines(capsys), strict=True):
             assert a["top"][0]["label"] == b["top"][0]["label"]
             assert (a["kept"], a["flops"]) == (b["kept"], b["flops"])
-        runs.add(from_package[0]["run"])
+        runs.add(from_bundle[0]["run"])
     assert len(runs) == 2
-    assert main(["predict", str(package), *photos, "--budget", "0.5"]) == 2
+    assert main(["predict", str(bundle), *photos, "--budget", "0.5"]) == 2
     assert "holds the budgets 1, 0.7, got 0.5" in capsys.readouterr().err
-    assert main(["predict", str(package), *photos]) == 2
-    assert "say which one with --budget" in capsys.readouterr().err
+    assert main(["predict", str(bundle), *photos]) == 2
+    assert "choose one with --budget" in capsys.readouterr().err
 
 
 def test_budget_and_budgets_do_not_go_together(desk, capsys):
@@ -136,7 +146,7 @@ def test_budget_and_budgets_do_not_go_together(desk, capsys):
     assert "got --speedup as well; give one of both" in capsys.readouterr().err
 
 
-def test_labels_may_be_given_anew(desk, file, capsys):
+def test_labels_can_be_replaced(desk, file, capsys):
     (desk / "labels.txt").write_text("\n".join(f"name {i}" for i in range(10)))
     assert main(["predict", str(file), str(desk / "photos"), "--trust", "--labels", str(desk / "labels.txt")]) == 0
     assert _lines(capsys)[0]["top"][0]["label"].startswith("name ")

@@ -1,4 +1,4 @@
-"""Budgets change back and forth without compiling again, however many there are."""
+"""Budgets can change back and forth without compiling again, for any number of budgets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def forget_graphs() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_each_budget_and_batch_size_compiles_once() -> None:
-    """10 graphs: more than torch keeps for one function, and none is compiled, or traced, twice."""
+    """10 graphs, more than torch stores for one function; none is traced or compiled twice."""
     model, counter = exported_models.small(), CompileCounter()
     fast = CompiledBudgets(model, backend=counter)
     for _ in range(3):
@@ -37,10 +37,10 @@ def test_each_budget_and_batch_size_compiles_once() -> None:
     assert counter.frame_count == len(fast.seconds) == 2 * len(BUDGETS)
     assert counters["stats"]["unique_graphs"] == 2 * len(BUDGETS)
     assert not counters["graph_break"]
-    assert all(taken > 0 for taken in fast.seconds.values())
+    assert all(seconds > 0 for seconds in fast.seconds.values())
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_is_not_changed() -> None:
     model = exported_models.small()
     before = model.config
     fast = CompiledBudgets(model, backend="eager")

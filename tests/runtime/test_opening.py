@@ -1,4 +1,4 @@
-"""From what a user calls MODEL to a model that is pipeline: what is accepted, and what is refused and how."""
+"""Opening a MODEL argument: what is accepted, what is refused, and the messages."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from small import CLASSES, NAME, checkpoint, weights
 from versions import needs_timm
 
 import patchlife
-import patchlife.runtime.opening as models
 from patchlife.config import LifeConfig, ModelConfig
 from patchlife.data.labels import imagenet_labels
 from patchlife.errors import AdapterError, CheckpointError, ConfigError, PatchLifeError, UnsupportedModelError
+from patchlife.runtime import demo_model, opening
 from patchlife.runtime.opening import open_pipeline
 from patchlife.runtime.pipeline import pick_device
 
@@ -28,9 +28,9 @@ def vit_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def adapter(vit_file, tmp_path) -> Path:
-    """An adapter on a backbone file of its own, so that tests may move or damage it."""
-    own = shutil.copy(vit_file, tmp_path / "backbone.safetensors")
-    pipeline = open_pipeline(ModelConfig(NAME, checkpoint=own, life={"budget": 0.7, "drops": (2, 4)}))
+    """An adapter with its own backbone file, which tests may move or damage."""
+    backbone = shutil.copy(vit_file, tmp_path / "backbone.safetensors")
+    pipeline = open_pipeline(ModelConfig(NAME, checkpoint=backbone, life={"budget": 0.7, "drops": (2, 4)}))
     generator = torch.Generator().manual_seed(0)
     pipeline.model.calibrate([torch.randn(8, 3, 160, 160, generator=generator)])
     return patchlife.save(pipeline.model, tmp_path / "adapter")
@@ -52,8 +52,8 @@ def test_a_timm_name_and_a_file(vit_file):
         assert torch.equal(pipeline.model.backbone.vit.state_dict()[name], tensor)
 
 
-def test_random_weights_only_to_look_at():
-    with pytest.raises(ConfigError, match=f"{NAME} would have random weights; give some with --checkpoint FILE"):
+def test_random_weights_must_be_allowed():
+    with pytest.raises(ConfigError, match=f"{NAME} would have random weights; .*--checkpoint FILE.*--pretrained"):
         open_pipeline(ModelConfig(NAME))
     pipeline = open_pipeline(ModelConfig(NAME), random_weights=True)
     assert len(pipeline.labels.names) == 1000
@@ -64,13 +64,13 @@ def test_weights_from_two_places(vit_file):
         open_pipeline(ModelConfig(NAME, checkpoint=vit_file, pretrained=True))
 
 
-def test_a_tag_nobody_knows(vit_file):
+def test_an_unknown_tag(vit_file):
     for config in (ModelConfig(f"{NAME}.x"), ModelConfig(f"{NAME}.x", checkpoint=vit_file)):
         with pytest.raises(UnsupportedModelError, match=f"no weights tagged 'x' for {NAME}; it knows {NAME}.r160_in1k"):
             open_pipeline(config)
 
 
-def test_a_name_nobody_knows():
+def test_an_unknown_name():
     with pytest.raises(UnsupportedModelError, match="timm has no model named 'vit_tiny_patch15'"):
         open_pipeline(ModelConfig("vit_tiny_patch15"), random_weights=True)
 
@@ -83,12 +83,12 @@ def test_a_model_whose_patches_cannot_be_dropped(name):
         open_pipeline(ModelConfig(name), random_weights=True)
 
 
-def test_pretrained_weights_that_cannot_be_had(monkeypatch):
+def test_pretrained_weights_that_cannot_be_downloaded(monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("no route to the hub\nand a long trace")
 
-    monkeypatch.setattr(models, "build", unreachable)
-    with pytest.raises(CheckpointError, match=r"could not be had \(no route to the hub\); is the network up"):
+    monkeypatch.setattr(opening, "build", unreachable)
+    with pytest.raises(CheckpointError, match=r"could not be loaded \(no route to the hub\); check the network"):
         open_pipeline(ModelConfig(NAME, pretrained=True))
 
 
@@ -98,8 +98,8 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
 
     monkeypatch.setattr("timm.models._factory.load_model_config_from_hf", unreachable)
     expected = (
-        r"me/mine could not be had \(no route to the hub\); is the network up, and is it a timm model\? Without "
-        "network: copy its config.json and model.safetensors into a folder and give local-dir:FOLDER"
+        r"me/mine could not be loaded \(no route to the hub\); .*Without network: copy its config.json and "
+        "model.safetensors into a folder and give local-dir:FOLDER"
     )
     for config in (ModelConfig("hf-hub:me/mine"), ModelConfig("hf_hub:me/mine", model_args={"drop_rate": 0.1})):
         with pytest.raises(CheckpointError, match=expected):
@@ -115,7 +115,7 @@ def folder(tmp_path) -> Path:
     return tmp_path / "local"
 
 
-def test_a_folder_brings_its_weights_labels_and_looks(folder, tmp_path):
+def test_a_folder_has_its_own_weights_labels_and_preprocessing(folder, tmp_path):
     needs_timm("1.0.31", "safetensors in a local folder")
     pipeline = open_pipeline(ModelConfig(f"local-dir:{folder}", life={"budget": 0.5}))
     assert pipeline.name == NAME
@@ -133,7 +133,7 @@ def test_a_folder_brings_its_weights_labels_and_looks(folder, tmp_path):
 def test_a_folder_of_weights_that_do_not_fit(folder):
     needs_timm("1.0.31", "safetensors in a local folder")
     save_file(weights(in_chans=1, depth=3, num_classes=3), folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"could not be had \(Error.* the folder must hold config.json and"):
+    with pytest.raises(CheckpointError, match=r"could not be loaded \(Error.* the folder must hold config.json and"):
         open_pipeline(ModelConfig(f"local-dir:{folder}"))
 
 
@@ -159,7 +159,7 @@ def test_arguments_reach_the_model_the_photos_and_the_adapter(tmp_path):
     )
 
 
-def test_a_model_of_channels_that_photos_do_not_have():
+def test_a_number_of_channels_that_photos_do_not_have():
     with pytest.raises(
         ConfigError, match=r"photos have 3 channels, or 1 if made grey, so in_chans must be 3 or 1, got 4"
     ):
@@ -213,7 +213,7 @@ def test_another_image_size(vit_file):
 def test_settings_are_checked_before_any_model_is_built():
     for life, message in [
         ({"budget": 60}, "did you mean 0.6"),
-        ({"pace": 1}, "unknown settings"),
+        ({"speed": 1}, "unknown settings"),
         ({"budget": 0.5, "kept": (1, 1)}, "give one of them"),
     ]:
         with pytest.raises(ConfigError, match=message):
@@ -223,14 +223,14 @@ def test_settings_are_checked_before_any_model_is_built():
 # ---- adapters
 
 
-def test_an_adapter_knows_its_backbone(adapter):
+def test_an_adapter_names_its_backbone(adapter):
     pipeline = open_pipeline(ModelConfig(str(adapter)))
     assert pipeline.name == NAME
     assert (pipeline.model.config.budget, pipeline.model.drops) == (0.7, (2, 4))
     assert pipeline.model.calibration.images == 8
 
 
-def test_an_adapter_gives_way_where_something_is_asked_for(adapter):
+def test_given_settings_replace_those_of_the_adapter(adapter):
     pipeline = open_pipeline(ModelConfig(str(adapter), life={"budget": 0.6, "mode": "adaptive"}))
     assert (pipeline.model.config.budget, pipeline.model.config.mode) == (0.6, "adaptive")
     assert pipeline.model.drops == (2, 4)
@@ -240,11 +240,11 @@ def test_an_adapter_gives_way_where_something_is_asked_for(adapter):
 
 
 def test_an_adapters_backbone_has_moved(adapter, tmp_path):
-    there = tmp_path / "elsewhere.safetensors"
-    (tmp_path / "backbone.safetensors").rename(there)
-    with pytest.raises(PatchLifeError, match=r"needs the backbone test_vit.*say where it is now: --checkpoint FILE"):
+    moved = tmp_path / "elsewhere.safetensors"
+    (tmp_path / "backbone.safetensors").rename(moved)
+    with pytest.raises(PatchLifeError, match=r"needs the weights of test_vit.*--checkpoint FILE"):
         open_pipeline(ModelConfig(str(adapter)))
-    assert open_pipeline(ModelConfig(str(adapter), checkpoint=there)).name == NAME
+    assert open_pipeline(ModelConfig(str(adapter), checkpoint=moved)).name == NAME
 
 
 def test_an_adapters_backbone_is_another_file(adapter, tmp_path):
@@ -256,9 +256,9 @@ def test_an_adapters_backbone_is_another_file(adapter, tmp_path):
         open_pipeline(ModelConfig(str(adapter)))
 
 
-def test_an_adapter_that_does_not_know_its_file_still_knows_its_weights(vit_file, tmp_path):
+def test_an_adapter_without_the_name_of_its_file_checks_the_weights(vit_file, tmp_path):
     folder = patchlife.save(
-        models.wrap(models.build(NAME, vit_file)[0]), tmp_path / "adapter"
+        opening.wrap(opening.build(NAME, vit_file)[0]), tmp_path / "adapter"
     )  # no origin: wrapped in Python
     assert open_pipeline(ModelConfig(str(folder), checkpoint=vit_file)).name == NAME
     other = checkpoint(tmp_path / "other.safetensors", seed=1)
@@ -281,13 +281,11 @@ def test_a_folder_that_is_no_adapter(tmp_path):
             open_pipeline(ModelConfig(str(folder)))
 
 
-def test_what_a_name_that_is_no_adapter_may_mean(tmp_path):
-    with pytest.raises(
-        AdapterError, match=r"it has no adapter\.json; for a model of the hub give hf-hub:timm/vit_x\.y"
-    ):
+def test_suggestions_for_a_name_that_is_no_adapter(tmp_path):
+    with pytest.raises(AdapterError, match=r"it has no adapter\.json; .*give hf-hub:timm/vit_x\.y"):
         open_pipeline(ModelConfig("timm/vit_x.y"))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(AdapterError, match=f"for a model that timm wrote to this folder give local-dir:{tmp_path}"):
+    with pytest.raises(AdapterError, match=f"give local-dir:{tmp_path}"):
         open_pipeline(ModelConfig(str(tmp_path)))
 
 
@@ -301,7 +299,7 @@ def test_a_folder_beside_a_timm_name_does_not_hide_it(adapter, vit_file, tmp_pat
 # ---- demo
 
 
-def test_the_embedded_model():
+def test_the_demo_model():
     pipeline = open_pipeline(ModelConfig("demo"))
     assert pipeline.name == "demo"
     assert pipeline.preprocess.size == (112, 112)
@@ -309,10 +307,10 @@ def test_the_embedded_model():
     assert pipeline.model.schedule().kept[0] == 196
 
 
-def test_the_embedded_model_is_checked(tmp_path, monkeypatch):
+def test_the_demo_model_is_checked(tmp_path, monkeypatch):
     for name in ("model.json", "model.safetensors"):
-        shutil.copy(models.demo_folder() / name, tmp_path / name)
-    monkeypatch.setattr(models, "demo_folder", lambda: tmp_path)
+        shutil.copy(demo_model.demo_folder() / name, tmp_path / name)
+    monkeypatch.setattr(demo_model, "demo_folder", lambda: tmp_path)
     content = bytearray((tmp_path / "model.safetensors").read_bytes())
     content[-100] ^= 4
     (tmp_path / "model.safetensors").write_bytes(content)
@@ -323,10 +321,10 @@ def test_the_embedded_model_is_checked(tmp_path, monkeypatch):
         open_pipeline(ModelConfig("demo"))
 
 
-def test_the_embedded_model_takes_no_other_weights(vit_file):
-    with pytest.raises(ConfigError, match="demo brings its own weights"):
+def test_the_demo_model_accepts_no_other_weights(vit_file):
+    with pytest.raises(ConfigError, match="demo has its own weights"):
         open_pipeline(ModelConfig("demo", checkpoint=vit_file))
-    with pytest.raises(ConfigError, match=r"drop .* --model-args"):
+    with pytest.raises(ConfigError, match=r"remove .* --model-args"):
         open_pipeline(ModelConfig("demo", model_args={"in_chans": 1}))
 
 
@@ -337,7 +335,7 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ConfigError, match="torch finds no cuda device here, it finds cpu; choose --device auto"):
+    with pytest.raises(ConfigError, match="torch finds no cuda device, only cpu; choose --device auto"):
         pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto") == torch.device("cuda")

@@ -43,7 +43,7 @@ def run(config: ExportConfig) -> int:
     if config.budgets:
         bundle = export_bundle(pipeline.model, out, config.budgets, config.format, **options)
         _report_bundle(bundle)
-        budgets = [metadata.budget for metadata in bundle.metadatas]
+        budgets = [metadata.budget for metadata in bundle.graphs_metadata]
     else:
         exported = export(pipeline.model, out, config.format, **options)
         _report(exported)
@@ -105,11 +105,11 @@ def _report_integers(metadata: Metadata) -> None:
 
 
 def _report_bundle(bundle: ExportedBundle) -> None:
-    metadata = bundle.metadatas[0]
-    contents = f"{metadata.kind}, {metadata.precision}, {len(bundle.metadatas)} budgets"
+    metadata = bundle.graphs_metadata[0]
+    contents = f"{metadata.kind}, {metadata.precision}, {len(bundle.graphs_metadata)} budgets"
     print(f"{bundle.path}: {contents}, {bundle.size / 1e6:.1f} MB in total")
     _report_integers(metadata)
-    for metadata, parity in zip(bundle.metadatas, bundle.parities, strict=True):
+    for metadata, parity in zip(bundle.graphs_metadata, bundle.parities, strict=True):
         int8 = f", int8{_int8_start(metadata)}" if metadata.int8_from else ""
         fraction = metadata.flops / metadata.dense_flops
         print(f"budget {metadata.budget:g}: {fraction:.3f} of the dense FLOPs{int8}; {parity}")

@@ -84,7 +84,7 @@ def predict(
     """
     from ..runtime.inference import Failure, answers
 
-    dense = pipeline.model.cost().dense
+    dense = pipeline.model.dense_flops
     for result in answers(pipeline, photos, batch_size, workers):
         if isinstance(result, Failure):
             yield {_KEY: str(result.path), "error": result.error}

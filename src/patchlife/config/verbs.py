@@ -125,10 +125,10 @@ class ExportConfig:
         format: onnx, openvino (a zip of model.xml and model.bin) or torch (.pt2, which can run code when it is
             opened: predict and eval open it with --trust only).
         lives: Give the file a second output, how many blocks each patch lives.
-        int8: Blocks in 8-bit integers, the life head in float (onnx, openvino). dynamic finds the range of each token
-            as it runs; static takes one for all from the photos. If too few photos agree, as many of the blocks
-            before the decision as it takes stay in float, too. Products of integers are exact on every
-            processor; but dynamic in OpenVINO rounds activations only on processors with VNNI.
+        int8: Compute blocks in 8-bit integers, the scorer in float. dynamic (onnx, openvino) computes the range of each
+            token at run time; static (openvino) takes one range for all tokens from --photos. If the predictions agree
+            on too few images, as many of the blocks before the decision as needed stay in float. Integer products are
+            exact on every processor, but openvino with dynamic rounds activations only on processors with VNNI.
         photos: Photos, folders or globs to calibrate int8 on and to compare the file with the model on.
         max_photos: At most so many of the photos, evenly spread.
         labelled: Each photo lies in the folder of its class (see --class-order): also say how often model and file

@@ -1,4 +1,4 @@
-"""Exporting: one graph file or a bundle of several budgets, int8, and the proof that they answer as the model does."""
+"""Exporting a slimmed model to one file, or to a bundle of several budgets, and comparing it with the model."""
 
 from .bundle import ExportedBundle, export_bundle
 from .exporter import Exported, export

@@ -1,4 +1,4 @@
-"""Export one slimmed model at several budgets into a package, proved graph by graph before it is there."""
+"""Export one slimmed model at several budgets as a bundle. Every graph is compared with the model first."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from ..data.labels import Labels
 from ..errors import ConfigError, ExportError
 from ..io.files import BUNDLE, replace_folder
 from ..runtime.bundle import WEIGHTS, bundle_json, graph_name
-from ..runtime.describe import describe
-from ..runtime.metadata import Format, Metadata
+from ..runtime.metadata import Format, Metadata, metadata_of
 from ..runtime.tensor_module import tensor_module
 from ..slimming import SlimModel
-from .exporter import Int8, built, check_request, checked, proved, with_parity
+from .exporter import Int8, build_and_compare, build_file, check_request, compare_with_model, with_parity
 from .int8 import integers_of
 from .parity import Parity, sample_images
-from .shared_weights import WeightsFile, detached
+from .shared_weights import WeightsFile, move_weights
 
 __all__ = ["ExportedBundle", "export_bundle"]
 
 
 @dataclass(frozen=True)
 class ExportedBundle:
-    """A finished package.
+    """The result of `export_bundle`.
 
     Attributes:
-        path: the folder. metadatas: of its graphs, the largest budget first. parities: likewise.
-        generated: compared on generated images, as no photos were given.
+        path: the folder.
+        graphs_metadata: metadata of each graph, largest budget first.
+        parities: parity of each graph, in the same order.
+        generated: whether the comparison used generated images, because no photos were given.
     """
 
     path: Path
-    metadatas: tuple[Metadata, ...]
+    graphs_metadata: tuple[Metadata, ...]
     parities: tuple[Parity, ...]
     generated: bool
 
     @property
     def size(self) -> int:
-        """Bytes on disk, all files together."""
+        """Bytes on disk of all files."""
         return sum(file.stat().st_size for file in self.path.iterdir())
 
 
@@ -60,55 +61,57 @@ def export_bundle(
     lives: bool = True,
     int8: Int8 = "off",
 ) -> ExportedBundle:
-    """Write ``model`` at each of ``budgets`` as one folder that holds the weights once.
+    """Write ``model`` at each of ``budgets`` as one folder that stores the weights once.
 
-    Each graph is compared with the model, as `export` does it, from the very files that are then left there. Arguments
-    are `export`'s, but for:
+    Each graph is compared with the model as in `export`, from the files that stay in the folder. The arguments are
+    those of `export`, except:
 
     Args:
-        out: the folder; an older package is replaced in one step or stays whole.
+        out: the folder. An older bundle is replaced in one step after everything succeeded.
         budgets: fractions of the dense FLOPs.
-        format: onnx or openvino; a .pt2 holds the weights of its own graph, so torch has no package.
+        format: onnx or openvino. torch has no bundles, because each .pt2 file holds its own weights.
 
     Raises:
-        ConfigError: adaptive mode, torch, a budget out of reach, or a format that has no such int8.
+        ConfigError: adaptive mode, torch, a budget out of reach, or a format without this int8.
         MissingExtraError: a package for the format is missing; the message is the install line.
-        ExportError: a graph does not answer as the model does, or ``out`` is a folder of something else.
+        ExportError: the outputs of a graph differ from the model's, or ``out`` is a folder of something else.
     """
-    chosen = sorted({check_budget(budget, "budgets") for budget in budgets}, reverse=True)
-    if not chosen:
-        raise ConfigError("a package holds at least one budget, got none")
+    sorted_budgets = sorted({check_budget(budget, "budgets") for budget in budgets}, reverse=True)
+    if not sorted_budgets:
+        raise ConfigError("a bundle holds at least one budget, got none")
     if format == "torch":
         raise ConfigError(
-            "a .pt2 file holds the weights of one graph, so torch has no package of several budgets; export one file a "
-            "budget, or in Python keep one model for all of them: patchlife.deploy.CompiledBudgets"
+            "expected format onnx or openvino for a bundle, got torch, whose .pt2 files hold their own weights; export "
+            "one file per budget, or in Python use one model for all budgets: patchlife.runtime.CompiledBudgets"
         )
     check_request(format, int8, images, calibration)
     path = Path(out)
     if path.exists() and not (path / BUNDLE).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise ExportError(f"{path} exists and is not a patchlife package; it was left alone, choose another --out")
+        raise ExportError(f"{path} exists and is not a patchlife bundle; it was not changed, choose another --out")
     module = tensor_module(model, lives)
     generated = images is None
     if images is None:
         images = sample_images(8, module.model.backbone.channels, module.model.backbone.image_size)
     precision = "fp32" if int8 == "off" else f"int8-{int8}"
-    metadatas, parities = [], []
-    with replace_folder(path) as fresh:
-        weights = WeightsFile(fresh / WEIGHTS)
-        for budget in chosen:
+    graphs_metadata, parities = [], []
+    with replace_folder(path) as folder:
+        weights = WeightsFile(folder / WEIGHTS)
+        for budget in sorted_budgets:
             module.model.set_budget(budget)
-            metadata = describe(
+            metadata = metadata_of(
                 module.model, format, labels, preprocess, lives, precision, integers_of(format, precision)
             )
-            metadata = replace(metadata, budgets=tuple(chosen))
+            metadata = replace(metadata, budgets=tuple(sorted_budgets))
             if precision == "fp32":
-                content = built(module, metadata, images)
-            else:  # which form agrees must be known before its weights are put to the others
-                content, metadata, _ = proved(module, metadata, images, images if calibration is None else calibration)
-            graph = fresh / graph_name(metadata)
-            graph.write_bytes(detached(format, content, weights))
-            parities.append(checked(graph.read_bytes(), module, metadata, images, weights.path))
-            metadatas.append(with_parity(metadata, parities[-1], generated))
-        name, text = bundle_json(metadatas)
-        (fresh / name).write_text(text, "utf-8")
-    return ExportedBundle(path, tuple(metadatas), tuple(parities), generated)
+                content = build_file(module, metadata, images)
+            else:  # the first int8 block must be known before the weights are added to the shared file
+                content, metadata, _ = build_and_compare(
+                    module, metadata, images, images if calibration is None else calibration
+                )
+            graph = folder / graph_name(metadata)
+            graph.write_bytes(move_weights(format, content, weights))
+            parities.append(compare_with_model(graph.read_bytes(), module, metadata, images, weights.path))
+            graphs_metadata.append(with_parity(metadata, parities[-1], generated))
+        name, text = bundle_json(graphs_metadata)
+        (folder / name).write_text(text, "utf-8")
+    return ExportedBundle(path, tuple(graphs_metadata), tuple(parities), generated)

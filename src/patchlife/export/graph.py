@@ -1,4 +1,4 @@
-"""From a torch module to the bytes of one file. Nothing is written to where users look."""
+"""Conversion of a torch module to the content of an ONNX, OpenVINO or torch.export file."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ..runtime.metadata import KEY, Format
 
 __all__ = [
     "decision_nodes",
-    "described",
     "nodes_before",
+    "onnx_bytes",
     "openvino_bytes",
     "products_of_activations",
-    "redescribed",
+    "replace_metadata",
     "to_onnx",
     "to_openvino",
     "to_torch",
@@ -37,24 +37,24 @@ __all__ = [
 _LIMIT = 2**31  # of a protobuf message, in bytes
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
-# The ONNX exporter of torch 2.9 finds a guard against batch 1 where there is none; the graph takes one all the same.
-_ONNX_LEAST = 2 if torch.__version__.startswith("2.9.") else 1
+# The ONNX exporter of torch 2.9 refuses a minimum batch of 1 without need; its graph runs at batch 1 all the same.
+_ONNX_MIN_BATCH = 2 if torch.__version__.startswith("2.9.") else 1
 
-# torch's exporter names nodes after modules; int8 finds the life head by this one (see `TensorModule`)
-HEAD = "model.scorer"
+# torch's exporter records the modules of each node; int8 finds the scorer by this name (see `TensorModule`)
+SCORER = "model.scorer"
 
 
 def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> Any:
-    """``module`` as an onnx.ModelProto; the first dimension of every input, the batch, stays open.
+    """``module`` as an onnx.ModelProto; the first dimension of every input, the batch, is dynamic.
 
-    Raises ExportError when it is larger than an ONNX file can be.
+    Raises ExportError if it is too large for an ONNX file.
     """
     need("onnxscript", "export to ONNX")
     with _quiet():
         program = torch.onnx.export(
             module,
             tuple(inputs.values()),
-            dynamic_shapes=_open_batch(inputs, least=_ONNX_LEAST),
+            dynamic_shapes=_dynamic_batch(inputs, minimum=_ONNX_MIN_BATCH),
             input_names=list(inputs),
             output_names=list(outputs),
             verbose=False,
@@ -62,12 +62,12 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ..
     assert program is not None
     try:
         return program.model_proto
-    except ValueError as error:  # protobuf's own words are about bytes and messages
+    except ValueError as error:  # protobuf's message does not name a fix
         raise _too_large() from error
 
 
-def described(model: Any, metadata: str) -> bytes:
-    """An onnx.ModelProto as a file's content: with its description, without traces of the machine that made it."""
+def onnx_bytes(model: Any, metadata: str) -> bytes:
+    """The content of an ONNX file with ``metadata``, without paths and source lines of the machine that exported it."""
     import onnx
 
     model = _copy(model)
@@ -75,125 +75,124 @@ def described(model: Any, metadata: str) -> bytes:
         del node.metadata_props[:]
         node.doc_string = ""
     del model.graph.value_info[:]
-    onnx.helper.set_model_props(model, {KEY: about} if about else {})
+    onnx.helper.set_model_props(model, {KEY: metadata} if metadata else {})
     if model.ByteSize() >= _LIMIT:
         raise _too_large()
     return model.SerializeToString()
 
 
 def with_plain_weights(model: Any) -> Any:
-    """A copy in which no product's weight is a constant that is turned on the way: int8 takes plain constants only.
+    """A copy in which the weight of every product is a constant, not a transposed constant, as int8 needs it.
 
-    The exporter leaves a weight as it is where somebody else reads it, too, as the attention rule does.
+    The exporter keeps the transposition where another node reads the weight too, as the attention scorer does.
     """
     import onnx
 
     model = _copy(model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    turns = {n.output[0]: n for n in model.graph.node if n.op_type == "Transpose" and n.input[0] in weights}
+    transposes = {n.output[0]: n for n in model.graph.node if n.op_type == "Transpose" and n.input[0] in weights}
     for node in model.graph.node:
-        turn = turns.get(node.input[1]) if node.op_type == "MatMul" else None
-        if turn is not None:
-            order = next((list(a.ints) for a in turn.attribute if a.name == "perm"), None)
-            weight = onnx.numpy_helper.to_array(weights[turn.input[0]]).transpose(order)
+        transpose = transposes.get(node.input[1]) if node.op_type == "MatMul" else None
+        if transpose is not None:
+            order = next((list(a.ints) for a in transpose.attribute if a.name == "perm"), None)
+            weight = onnx.numpy_helper.to_array(weights[transpose.input[0]]).transpose(order)
             node.input[1] = f"{node.name}_weight"
             model.graph.initializer.append(onnx.numpy_helper.from_array(weight.copy(), node.input[1]))
     return model
 
 
 def decision_nodes(model: Any) -> list[str]:
-    """Names of the nodes that decide and merge, and of what they give.
+    """Names of the nodes of the scorer and of merging, and of their outputs.
 
-    They are the life head, and products of two activations outside attention.
-
-    They stay in float when the rest goes to int8: a decision on rounded scores is another decision.
+    Nodes of merging are products of two activations outside of attention. These nodes stay in float in an int8 file,
+    because rounded scores change the decision.
     """
     constant = {tensor.name for tensor in model.graph.initializer}
     names = []
     for node in model.graph.node:
         scopes = _scopes(node)
         merges = node.op_type == "MatMul" and not constant & set(node.input) and "attention" not in scopes
-        if f"'{HEAD}'" in scopes or (merges and "blocks" not in scopes):
-            names += [node.name, *node.output]  # OpenVINO calls nodes by what they give
+        if f"'{SCORER}'" in scopes or (merges and "blocks" not in scopes):
+            names += [node.name, *node.output]  # OpenVINO names nodes after their outputs
     return names
 
 
 def products_of_activations(model: Any) -> list[str]:
-    """Names of the nodes that multiply two activations, and of what they give."""
+    """Names of the nodes that multiply two activations, and of their outputs."""
     constant = {tensor.name for tensor in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type == "MatMul" and not constant & set(node.input)]
     return [name for node in products for name in (node.name, *node.output)]
 
 
 def nodes_before(model: Any, block: int) -> list[str]:
-    """Names of the nodes of embedding and blocks before ``block``, and of what they give; none for block 0.
+    """Names of the nodes of the embedding and of the blocks before ``block``, and of their outputs; none for block 0.
 
-    No later than the decision: up to there blocks run as the backbone's own modules, which nodes are named after.
+    ``block`` is at most the start block: only blocks before it run as the backbone's modules, which name the nodes.
     """
     names = []
     for node in model.graph.node:
-        found = re.search(r"patch_embed|blocks\.(\d+)\b", _scopes(node))
-        if found and int(found[1] or 0) < block:
+        match = re.search(r"patch_embed|blocks\.(\d+)\b", _scopes(node))
+        if match and int(match[1] or 0) < block:
             names += [node.name, *node.output]
     return names
 
 
 def _scopes(node: Any) -> str:
-    """The modules inside which torch's exporter met a node."""
+    """The modules that a node belongs to, as recorded by torch's exporter."""
     return {prop.key: prop.value for prop in node.metadata_props}.get(_SCOPES, "")
 
 
 def to_openvino(onnx_file: bytes) -> Any:
-    """An ONNX file's content as an openvino.Model."""
+    """The content of an ONNX file as an openvino.Model."""
     ov = need("openvino", "export to OpenVINO")
     return ov.Core().read_model(onnx_file, b"")
 
 
 def openvino_bytes(model: Any, metadata: str) -> bytes:
-    """An openvino.Model as one file: a zip of model.xml, model.bin and the description, none compressed."""
+    """The content of an OpenVINO file: a zip of model.xml, model.bin and ``metadata``, not compressed."""
     import openvino as ov
 
     content = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(content, "w") as archive:
         xml, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
         ov.serialize(model, xml, weights)
-        # ONNX promises that equal values keep their order; OpenVINO's reader forgets to ask its TopK for it
-        archive.writestr(_dated(xml.name), xml.read_text("utf-8").replace('stable="false"', 'stable="true"'))
-        archive.writestr(_dated(weights.name), weights.read_bytes())
-        archive.writestr(_dated(f"{KEY}.json"), metadata)
+        # ONNX's TopK keeps the order of equal values; OpenVINO's reader does not set this for its own TopK
+        archive.writestr(_entry(xml.name), xml.read_text("utf-8").replace('stable="false"', 'stable="true"'))
+        archive.writestr(_entry(weights.name), weights.read_bytes())
+        archive.writestr(_entry(f"{KEY}.json"), metadata)
     return content.getvalue()
 
 
-def redescribed(kind: Format, content: bytes, metadata: str) -> bytes:
-    """An ONNX or OpenVINO file's content with another description."""
+def replace_metadata(kind: Format, content: bytes, metadata: str) -> bytes:
+    """The content of an ONNX or OpenVINO file with other metadata."""
     if kind == "onnx":
         import onnx
 
-        return described(onnx.load_from_string(content), metadata)
-    fresh = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(fresh, "w") as archive:
+        return onnx_bytes(onnx.load_from_string(content), metadata)
+    updated = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(updated, "w") as archive:
         for name in old.namelist():
-            archive.writestr(_dated(name), about if name == f"{KEY}.json" else old.read(name))
-    return fresh.getvalue()
+            archive.writestr(_entry(name), metadata if name == f"{KEY}.json" else old.read(name))
+    return updated.getvalue()
 
 
 def to_torch(module: nn.Module, inputs: dict[str, Tensor]) -> ExportedProgram:
-    """``module`` through torch.export; the first dimension of every input stays open."""
-    program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=_open_batch(inputs))
+    """``module`` through torch.export; the first dimension of every input, the batch, is dynamic."""
+    program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=_dynamic_batch(inputs))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of the machine that made it
+        node.meta.pop("stack_trace", None)  # paths of the machine that exported it
     return program
 
 
 def torch_bytes(program: ExportedProgram, metadata: str) -> bytes:
-    """A .pt2 file's content, the description among its extra files."""
+    """The content of a .pt2 file with ``metadata`` as an extra file."""
     content = io.BytesIO()
-    torch.export.save(program, content, extra_files={f"{KEY}.json": about})
+    torch.export.save(program, content, extra_files={f"{KEY}.json": metadata})
     return content.getvalue()
 
 
-def _open_batch(inputs: dict[str, Tensor], least: int = 1) -> tuple[dict[int, Any], ...]:
-    batch = Dim("batch", min=least, max=4096)
+def _dynamic_batch(inputs: dict[str, Tensor], minimum: int = 1) -> tuple[dict[int, Any], ...]:
+    batch = Dim("batch", min=minimum, max=4096)
     return tuple({0: batch} for _ in inputs)
 
 
@@ -203,20 +202,20 @@ def _too_large() -> ExportError:
     )
 
 
-def _dated(name: str) -> zipfile.ZipInfo:
-    """A zip entry without the time, so that equal content makes equal files."""
+def _entry(name: str) -> zipfile.ZipInfo:
+    """A zip entry without a time, so that equal content gives equal files."""
     return zipfile.ZipInfo(name)
 
 
 def _copy(model: Any) -> Any:
-    twin = type(model)()
-    twin.CopyFrom(model)
-    return twin
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on what it could not fold."""
+    """Hide the exporter's warnings about constants that it could not fold."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

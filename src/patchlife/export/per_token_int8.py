@@ -1,12 +1,12 @@
-"""int8 for ONNX Runtime with a scale for each token, found anew in each run.
+"""Per-token int8 for ONNX Runtime: one scale per token, computed at run time.
 
-A few tokens of a Vision Transformer are tens of times larger than the others. One scale for all of them, as ONNX's own
-dynamic quantisation takes, leaves the others a handful of steps; a scale for each row leaves every token 8 bits, and an
-image's result does not depend on its batch mates.
+A few tokens of a Vision Transformer are tens of times larger than the others. With one scale for all tokens, as in
+ONNX's own dynamic quantisation, only a few steps are left for the others. With one scale per token each token has 8
+bits, and the outputs for an image do not depend on the other images of the batch.
 
-Processors without VNNI add the products of two neighbouring inputs in 16 bits, and larger sums are cut off there. So
-the weights of two neighbours are bounded together: then every such sum fits, and a product is the same integer on every
-processor, whatever options a session has.
+Processors without VNNI add the products of two neighbouring inputs in 16 bits, and saturate larger sums. So the sum of
+two neighbouring weights is bounded: then every such sum fits into 16 bits, and a product is the same integer on every
+processor, whatever the options of a session.
 """
 
 from __future__ import annotations
@@ -20,66 +20,66 @@ from jaxtyping import Float, Int8, Shaped
 __all__ = ["PAIR", "SHIFT", "largest_pair", "quantised_per_token", "rounded_weight"]
 
 PAIR = 128
-"""Largest sum of the sizes of two neighbouring weights: 255, the largest activation, times this fits in 16 bits."""
+"""Largest sum of two neighbouring weights' absolute values: times 255, the largest activation, it fits in 16 bits."""
 
 SHIFT = 0.1701
-"""GELU never falls below its negative: what it gives, shifted, needs no sign, and has twice the steps."""
+"""GELU is never below -SHIFT. Its output plus SHIFT needs no sign, which halves the size of the steps."""
 
-_TINY = 1e-12  # scale of a row of zeros
-_RUNTIME = "com.microsoft"  # ONNX Runtime's own operators: the integer product and the columns' scales in one pass
+_TINY = 1e-12  # smallest scale, for tokens of zeros
+_RUNTIME = "com.microsoft"  # domain of ONNX Runtime's own operators: integer product and scales of the columns in one
 
 
 def quantised_per_token(model: Any, floating: list[str]) -> Any:
-    """An onnx.ModelProto whose linear layers multiply in int8; ``model`` stays as it is.
+    """A copy of an onnx.ModelProto whose linear layers multiply in int8.
 
-    Weights are rounded per column, activations per row. ``floating`` names nodes to leave alone. So is a classifier
-    on one token, which the exporter writes as a Gemm: its share of the work is too small to gain anything.
+    Weights have one scale per column (output channel), activations one per token. The nodes named in ``floating`` stay
+    in float, and so does a classifier on one token, which the exporter writes as a Gemm: its cost is negligible.
     """
     import onnx
 
-    twin = onnx.ModelProto()
-    twin.CopyFrom(model)
-    graph = _Graph(twin)
-    nodes = [new for node in twin.graph.node for new in _replaced(graph, node, floating)]
-    del twin.graph.node[:]
-    twin.graph.node.extend(nodes)
-    wanted = {name for node in nodes for name in node.input}
-    constants = [constant for name, constant in graph.constants.items() if name in wanted]
-    del twin.graph.initializer[:]
-    twin.graph.initializer.extend(constants)
-    if all(opset.domain != _RUNTIME for opset in twin.opset_import):
-        twin.opset_import.append(onnx.helper.make_opsetid(_RUNTIME, 1))
-    return twin
+    quantised = onnx.ModelProto()
+    quantised.CopyFrom(model)
+    graph = _Graph(quantised)
+    nodes = [new for node in quantised.graph.node for new in _quantised_nodes(graph, node, floating)]
+    del quantised.graph.node[:]
+    quantised.graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    constants = [constant for name, constant in graph.constants.items() if name in used]
+    del quantised.graph.initializer[:]
+    quantised.graph.initializer.extend(constants)
+    if all(opset.domain != _RUNTIME for opset in quantised.opset_import):
+        quantised.opset_import.append(onnx.helper.make_opsetid(_RUNTIME, 1))
+    return quantised
 
 
 def rounded_weight(
     weight: Float[np.ndarray, "inputs outputs"],
 ) -> tuple[Int8[np.ndarray, "inputs outputs"], Float[np.ndarray, "outputs"]]:
-    """(integers, scales) whose product is the weight, but for the rounding.
+    """(integers, scales) whose product is the weight, up to rounding.
 
-    A column's scale follows from its largest pair of neighbours, not from its largest weight alone. 7 bits for each
-    weight would be as safe, but on the ViT-Tiny of timm their steps are one and a half times as large.
+    The scale of a column follows from its largest pair of neighbouring weights. 7 bits for each weight would be as
+    safe, but on timm's ViT-Tiny the steps would be one and a half times as large.
     """
-    scale = np.maximum(largest_pair(weight), _TINY) / (PAIR - 1)  # rounding adds a half for each of the two, at most
+    scale = np.maximum(largest_pair(weight), _TINY) / (PAIR - 1)  # rounding adds at most 1/2 to each of the two
     return np.round(weight / scale).astype(np.int8), scale.astype(np.float32)
 
 
 def largest_pair(weight: Shaped[np.ndarray, "inputs outputs"]) -> Shaped[np.ndarray, "outputs"]:
-    """The largest sum of the sizes of two neighbouring weights, inputs 0 and 1, 2 and 3 and so on, in each column."""
+    """The largest sum of two neighbouring weights' absolute values (inputs 0 and 1, 2 and 3, ...) in each column."""
     sizes = np.abs(weight if weight.dtype.kind == "f" else weight.astype(int))
     return np.add.reduceat(sizes, range(0, len(sizes), 2), axis=0).max(axis=0)
 
 
 class _Graph:
-    """What a node's replacement must know of the rest: constants by name, who gives and who takes a value."""
+    """Look-ups in a graph: constants by name, the node that produces a value, the nodes that consume it."""
 
     def __init__(self, model: Any) -> None:
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.giver = {name: node for node in model.graph.node for name in node.output}
-        self.takers: dict[str, list[Any]] = {}
+        self.producer = {name: node for node in model.graph.node for name in node.output}
+        self.consumers: dict[str, list[Any]] = {}
         for node in model.graph.node:
             for name in node.input:
-                self.takers.setdefault(name, []).append(node)
+                self.consumers.setdefault(name, []).append(node)
 
     def value(self, name: str) -> np.ndarray:
         import onnx
@@ -93,8 +93,8 @@ class _Graph:
         return name
 
 
-def _replaced(graph: _Graph, node: Any, floating: list[str]) -> Iterator[Any]:
-    """The node, or what computes the same in integers."""
+def _quantised_nodes(graph: _Graph, node: Any, floating: list[str]) -> Iterator[Any]:
+    """The node itself, or the nodes that compute the same in integers."""
     linear = node.op_type == "MatMul" and node.input[1] in graph.constants and node.name not in floating
     if not linear or len(graph.constants[node.input[1]].dims) != 2:
         yield node
@@ -108,14 +108,16 @@ def _replaced(graph: _Graph, node: Any, floating: list[str]) -> Iterator[Any]:
 
 
 def _shift_into_bias(graph: _Graph, node: Any, excess: Float[np.ndarray, "outputs"]) -> bool:
-    """Whether the input is GELU's, to be shifted; what that adds to the result is then taken off the bias."""
-    takers = graph.takers.get(node.output[0], [])
-    given = graph.giver.get(node.input[0])
-    if given is None or given.op_type != "Gelu" or len(takers) != 1 or takers[0].op_type != "Add":
+    """Whether the input is a GELU's output and will be shifted; then ``excess``, the effect of the shift, is subtracted
+    from the bias.
+    """
+    consumers = graph.consumers.get(node.output[0], [])
+    producer = graph.producer.get(node.input[0])
+    if producer is None or producer.op_type != "Gelu" or len(consumers) != 1 or consumers[0].op_type != "Add":
         return False
-    for place, name in enumerate(takers[0].input):
+    for place, name in enumerate(consumers[0].input):
         if name in graph.constants and graph.constants[name].dims == [len(excess)]:
-            takers[0].input[place] = graph.add(f"{node.name}_bias", (graph.value(name) - excess).astype(np.float32))
+            consumers[0].input[place] = graph.add(f"{node.name}_bias", (graph.value(name) - excess).astype(np.float32))
             return True
     return False
 
@@ -128,9 +130,9 @@ def _product(
     zero: int,
     steps: int,
 ) -> Iterator[Any]:
-    """Nodes: each row's largest value sets its scale; rounding; integers; the scales of row and column again.
+    """The nodes of one integer product: scale per token, rounding, product, scales of column and token applied again.
 
-    Without a ``zero`` point the input is shifted first and has no sign.
+    ``zero`` is the zero point; if it is 0, the input is shifted first and has no sign.
     """
     from onnx.helper import make_node
 

@@ -1,4 +1,4 @@
-"""Graphs of one model at several budgets hold the same weights: here they move into one file beside the graphs."""
+"""Moves the weights of a bundle's graphs, which are the same at every budget, into one file beside the graphs."""
 
 from __future__ import annotations
 
@@ -12,39 +12,37 @@ from xml.etree import ElementTree
 from ..runtime.bundle import WEIGHTS
 from ..runtime.metadata import Format
 
-__all__ = ["WeightsFile", "detached"]
+__all__ = ["WeightsFile", "move_weights"]
 
-_PAGE = 4096  # where weights begin, so that a file can be mapped into memory; what is smaller begins at a cache line
+_PAGE = 4096  # alignment of weights, so that the file can be mapped into memory; smaller weights use cache lines
 _LINE = 64
-_SMALL = 1024  # bytes; less than that stays inside the graph
+_SMALL = 1024  # bytes; smaller ONNX constants stay inside the graph
 
 
 class WeightsFile:
-    """A file to which weights are added; what is there already, to the byte, is not added again.
+    """A file of weights. Weights that are already in it, byte for byte, are not added again.
 
     Args:
-        path: the file; made anew.
+        path: the file; it is emptied first.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.places = path, dict[bytes, int]()
+        self.path, self.offsets = path, dict[bytes, int]()
         path.write_bytes(b"")
 
     def put(self, weight: bytes) -> int:
-        """Where ``weight`` lies in the file, in bytes from its beginning."""
+        """The offset of ``weight`` in the file, in bytes; it is added if it is not there."""
         key = hashlib.sha256(weight).digest()
-        if key not in self.places:
+        if key not in self.offsets:
             with open(self.path, "ab") as file:
                 file.write(bytes(-file.tell() % (_LINE if len(weight) < _PAGE else _PAGE)))
-                self.places[key] = file.tell()
+                self.offsets[key] = file.tell()
                 file.write(weight)
-        return self.places[key]
+        return self.offsets[key]
 
 
-def detached(kind: Format, content: bytes, weights: WeightsFile) -> bytes:
-    """A graph without its weights, which are now in ``weights``: ONNX from an ONNX file's content, or OpenVINO's XML
-    from its zip.
-    """
+def move_weights(kind: Format, content: bytes, weights: WeightsFile) -> bytes:
+    """The content of a graph whose weights were moved to ``weights``: an ONNX graph, or the XML of an OpenVINO file."""
     return _onnx(content, weights) if kind == "onnx" else _openvino(content, weights)
 
 
@@ -67,7 +65,7 @@ def _onnx(content: bytes, weights: WeightsFile) -> bytes:
 def _openvino(content: bytes, weights: WeightsFile) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         root, constants = ElementTree.fromstring(archive.read("model.xml")), archive.read("model.bin")
-    for data in root.iter("data"):  # OpenVINO keeps all constants outside, small ones too
+    for data in root.iter("data"):  # OpenVINO stores all constants outside of the XML, small ones too
         if "offset" in data.attrib and "size" in data.attrib:
             start = int(data.attrib["offset"])
             value = constants[start : start + int(data.attrib["size"])]

@@ -1,17 +1,17 @@
-"""Running models on photos: opening a MODEL, engines for exported files, compiled runs, one classifier protocol."""
+"""Running models on photos: opening a model by name, engines for exported files, compiled models, pipelines."""
 
 from .bundle import Bundle
 from .compiled import CompiledBudgets
 from .engine import Engine, Output, eager_engine
-from .experimental_compiled_adaptive import CompiledAdaptive
+from .experimental_compiled_adaptive import ExperimentalCompiledAdaptive
 from .metadata import Metadata
 from .open_file import open_engine
 
 __all__ = [
     "Bundle",
-    "CompiledAdaptive",
     "CompiledBudgets",
     "Engine",
+    "ExperimentalCompiledAdaptive",
     "Metadata",
     "Output",
     "eager_engine",

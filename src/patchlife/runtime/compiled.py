@@ -1,4 +1,4 @@
-"""torch.compile for several budgets: a graph for each budget and batch size, kept, so that going back costs nothing."""
+"""torch.compile for several budgets: one compiled graph per budget and batch size, compiled once and kept."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from ..errors import ConfigError
 from ..slimming import SlimModel
 from .tensor_module import TensorModule
 
-__all__ = ["CompiledBudgets", "compiled_alone"]
+__all__ = ["CompiledBudgets", "compile_separately"]
 
 
 class CompiledBudgets:
-    """A slimmed model whose budget changes from call to call without compiling again.
+    """A slimmed model whose budget can change from call to call without compiling again.
 
         fast = CompiledBudgets(model)
-        fast.prepare((1.0, 0.6), images)        # now rather than in front of a user
+        fast.prepare((1.0, 0.6), images)        # compile before the first request
         logits = fast(images, budget=0.6)
         fast.seconds                            # {(1.0, 16): 31.2, (0.6, 16): 33.0}
 
-    Weights are shared with ``model``, which is not changed. On a GPU graphs run as CUDA graphs.
+    Weights are shared with ``model``, which is not changed. On a GPU the graphs run as CUDA graphs.
 
     Args:
         model: in fixed mode.
         backend: torch.compile's.
 
     Attributes:
-        seconds: what the first run of each (budget, batch size) took: compiling, and for CUDA graphs recording.
+        seconds: duration of the first run for each (budget, batch size). It includes compiling, and on a GPU recording
+            the CUDA graph.
 
     Raises:
-        ConfigError: adaptive mode, whose shapes differ by image; a model in training mode.
+        ConfigError: the model is in adaptive mode, whose shapes differ by image, or in training mode.
     """
 
     def __init__(self, model: SlimModel, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -58,40 +59,40 @@ class CompiledBudgets:
     def __call__(
         self, images: Float[Tensor, "batch channels height width"], budget: float
     ) -> Float[Tensor, "batch classes"]:
-        """Logits at ``budget``. Compiles on the first call with this budget and batch size, not when they return."""
+        """Logits at ``budget``. Compiles on the first call with this budget and batch size."""
         key = (budget, len(images))
         started = time.perf_counter()
-        fresh = key not in self._graphs
-        if fresh:
+        first_run = key not in self._graphs
+        if first_run:
             self._graphs[key] = self._compiled(budget)
         if self.on_gpu:
             torch.compiler.cudagraph_mark_step_begin()
         (logits,) = self._graphs[key](images)
         if self.on_gpu:
-            logits = logits.clone()  # the next run of the CUDA graph writes to the same place
-        if fresh:
+            logits = logits.clone()  # the next run of the CUDA graph writes to the same memory
+        if first_run:
             if self.on_gpu:
                 torch.cuda.synchronize(logits.device)
             self.seconds[key] = time.perf_counter() - started
         return logits
 
     def prepare(self, budgets: Iterable[float], images: Float[Tensor, "batch channels height width"]) -> None:
-        """Compile for these budgets and this batch size; ``seconds`` says how long each took."""
+        """Compile for these budgets and this batch size; ``seconds`` then holds the durations."""
         for budget in budgets:
             for _ in range(3 if self.on_gpu else 1):  # a CUDA graph warms up, is recorded, then replayed
                 self(images, budget)
 
     def _compiled(self, budget: float) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        twin = SlimModel(self.model.backbone, self.model.config.replace(budget=budget), self.model.scorer)
+        model = SlimModel(self.model.backbone, self.model.config.replace(budget=budget), self.model.scorer)
         options: dict[str, Any] = {"mode": "reduce-overhead"} if self.on_gpu else {}
-        return compiled_alone(TensorModule(twin, lives=False), backend=self.backend, dynamic=False, **options)
+        return compile_separately(TensorModule(model, lives=False), backend=self.backend, dynamic=False, **options)
 
 
-def compiled_alone(module: nn.Module, **options: Any) -> Callable[..., Any]:
-    """``module`` through torch.compile, with a store of graphs of its own.
+def compile_separately(module: nn.Module, **options: Any) -> Callable[..., Any]:
+    """``module`` through torch.compile, with its own cache of graphs.
 
-    torch keeps compiled graphs by code object, at most 8, and tries them one after the other; modules of one class
-    share theirs. So the module's forward is given a new code object.
+    torch stores compiled graphs by code object, at most 8, and tries them one after the other; all modules of a class
+    share one code object. So the module's forward gets a new code object.
     """
     forward = type(module).forward
     code = forward.__code__.replace(co_name=f"{forward.__name__}_{id(module)}")

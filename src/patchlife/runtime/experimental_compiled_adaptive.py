@@ -1,4 +1,7 @@
-"""torch.compile for adaptive mode: lengths differ from batch to batch, so they are rounded up, and few ever occur."""
+"""Experimental: torch.compile for adaptive mode. It has never run on a GPU.
+
+The number of tokens differs from batch to batch, so it is rounded up; then few different lengths occur.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ from ..slimming.plan import Plan
 from ..slimming.run.adaptive import Stage, run_adaptive
 from ..slimming.run.fixed import Taps
 from ..slimming.run.packed import Kernel, varlen_attention, varlen_kernel
-from .compiled import compiled_alone
+from .compiled import compile_separately
 
-__all__ = ["CompiledAdaptive", "rounded_up"]
+__all__ = ["ExperimentalCompiledAdaptive", "rounded_up"]
 
 
 def rounded_up(tokens: int) -> int:
-    """The length that a packed row of so many tokens is filled up to: at most a thirty-second more, or 31."""
+    """The length to which a packed sequence is padded: at most 1/32 more tokens, or 31 more if that is larger."""
     step = _step(tokens)
     return -(-tokens // step) * step
 
@@ -36,27 +39,28 @@ def _step(tokens: int) -> int:
 Key = tuple[str, int, int, int]
 
 
-class CompiledAdaptive:
-    """A slimmed model in adaptive mode with compiled blocks; on a GPU they run as CUDA graphs.
+class ExperimentalCompiledAdaptive:
+    """Experimental, has never run on a GPU: a slimmed model in adaptive mode with compiled blocks.
 
-        fast = CompiledAdaptive(model.cuda().bfloat16().set_mode("adaptive"))
+        fast = ExperimentalCompiledAdaptive(model.cuda().bfloat16().set_mode("adaptive"))
         logits = fast(images, budget=0.6)
         fast.seconds                            # {("blocks 6 to 11", 64, 4096, 197): 21.3, ...}
 
-    The first blocks compile for each batch size, the others for each batch size and length of the packed row, which is
-    rounded up. The plan between them is made as ever: the host learns once how long each image's piece is.
+    The blocks before the decision are compiled once per batch size, the others once per batch size and length of the
+    packed sequence, which is rounded up. On a GPU they run as CUDA graphs. The decision between them runs eagerly, with
+    one synchronisation to read how many tokens each image keeps.
 
     Args:
-        model: in adaptive mode, calibrated, in float16 or bfloat16 on a GPU that has torch's kernel for rows of
-            unequal length.
-        backend: torch.compile's. kernel: stands in for torch's.
+        model: in adaptive mode, calibrated, in float16 or bfloat16 on a GPU that has torch's variable-length attention
+            kernel.
+        backend: torch.compile's. kernel: replaces torch's kernel, for tests.
 
     Attributes:
-        seconds: what the first run of each graph took, by its blocks, batch size, length of the packed row and of the
-            longest piece in it (for the first blocks: height and width of the images).
+        seconds: duration of the first run of each graph, by (blocks, batch size, length of the packed sequence, length
+            of the longest image in it); for the first blocks by (blocks, batch size, image height, image width).
 
     Raises:
-        ConfigError: another mode, no calibration, or no such kernel here.
+        ConfigError: the model is in fixed or training mode or not calibrated, or there is no such kernel.
     """
 
     def __init__(
@@ -64,8 +68,8 @@ class CompiledAdaptive:
     ) -> None:
         if model.config.mode != "adaptive" or model.calibration is None:
             raise ConfigError(
-                "this compiles adaptive mode, got a model in fixed mode or without calibration; call "
-                "model.calibrate(batches).set_mode('adaptive'), or take CompiledBudgets for fixed mode"
+                "expected a calibrated model in adaptive mode, got one in fixed mode or without calibration; call "
+                "model.calibrate(batches).set_mode('adaptive'), or use CompiledBudgets for fixed mode"
             )
         if model.training or model.backbone.vit.training:
             raise ConfigError(
@@ -75,50 +79,50 @@ class CompiledAdaptive:
         kernel = kernel or (varlen_kernel(weight) if weight.is_cuda else None)
         if kernel is None:
             raise ConfigError(
-                "compiled adaptive mode needs torch's attention over rows of unequal length, which takes torch 2.10, "
-                f"an Ampere GPU or newer, and float16 or bfloat16, got {weight.dtype} on {weight.device}; the model "
-                "itself runs in adaptive mode everywhere"
+                "compiled adaptive mode needs torch's variable-length attention kernel, which needs torch 2.10, an "
+                f"Ampere GPU or newer, and float16 or bfloat16, got {weight.dtype} on {weight.device}; without "
+                "compiling, the model runs in adaptive mode on every device"
             )
         self.model, self.kernel, self.backend, self.on_gpu = model, kernel, backend, weight.is_cuda
         self.device = weight.device
         self.seconds: dict[Key, float] = {}
         self._graphs: dict[Key, Callable[..., Any]] = {}
-        self._twins: dict[float, SlimModel] = {}
+        self._models: dict[float, SlimModel] = {}
 
     @torch.no_grad()
     def __call__(
         self, images: Float[Tensor, "batch channels height width"], budget: float
     ) -> Float[Tensor, "batch classes"]:
-        """Logits at ``budget``, which the model meets on average."""
-        twin = self._twins.get(budget)
-        if twin is None or twin.calibration is not self.model.calibration:
-            twin = self._twins[budget] = _Twin(self.model, budget, self._run_stage)
+        """Logits at ``budget``, which the model meets on average over images."""
+        model = self._models.get(budget)
+        if model is None or model.calibration is not self.model.calibration:
+            model = self._models[budget] = _CompiledStages(self.model, budget, self._run_stage)
         if self.on_gpu:
             torch.compiler.cudagraph_mark_step_begin()
         size = (images.shape[-2], images.shape[-1])
-        key = (f"blocks 0 to {twin.start - 1}", len(images), *size)
-        tokens, rope = self._graph(key, lambda: _Opening(twin))(images)
-        return twin.resume(tokens, Embedded(tokens, rope, self.model.backbone.grid_of(images), size))
+        key = (f"blocks 0 to {model.start - 1}", len(images), *size)
+        tokens, rope = self._graph(key, lambda: _BlocksBeforeStart(model))(images)
+        return model.resume(tokens, Embedded(tokens, rope, self.model.backbone.grid_of(images), size))
 
     def _run_stage(
         self, longest: int, backbone: Backbone, stage: Stage, x: Tensor, bias: Tensor | None, tables: list[Tensor]
     ) -> Tensor:
-        """`run_stage` through the graph of its blocks, batch size and length; no image has more than ``longest``."""
-        longest = max(longest, _step(len(x)))  # nor has what fills the row up
+        """Run a stage through its compiled graph. No image has more tokens than ``longest``."""
+        longest = max(longest, _step(len(x)))  # the padding may be longer than any image
         offsets = torch.tensor(stage.offsets, dtype=torch.int32, device=x.device)
         key = (f"blocks {stage.blocks[0]} to {stage.blocks[-1]}", len(offsets) - 2, len(x), longest)
-        graph = self._graph(key, lambda: _Blocks(backbone, stage.blocks, self.kernel, longest))
+        graph = self._graph(key, lambda: _BlocksOfStage(backbone, stage.blocks, self.kernel, longest))
         return graph(x, offsets, bias, *tables)
 
     def _graph(self, key: Key, make: Callable[[], nn.Module]) -> Callable[..., Any]:
         if key in self._graphs:
             return self._graphs[key]
         options: dict[str, Any] = {"mode": "reduce-overhead"} if self.on_gpu else {}
-        self._graphs[key] = compiled_alone(make(), backend=self.backend, dynamic=False, **options)
-        return partial(self._first, key)
+        self._graphs[key] = compile_separately(make(), backend=self.backend, dynamic=False, **options)
+        return partial(self._first_run, key)
 
-    def _first(self, key: Key, *inputs: Any) -> Any:
-        """The first run of a graph, which compiles it, timed."""
+    def _first_run(self, key: Key, *inputs: Any) -> Any:
+        """Run a graph for the first time, which compiles it, and record the duration."""
         started = time.perf_counter()
         result = self._graphs[key](*inputs)
         if self.on_gpu:
@@ -127,8 +131,8 @@ class CompiledAdaptive:
         return result
 
 
-class _Twin(SlimModel):
-    """The model with somebody else running its stages."""
+class _CompiledStages(SlimModel):
+    """The model with its stages run by ``run``."""
 
     def __init__(self, model: SlimModel, budget: float, run: Callable[..., Tensor]) -> None:
         assert model.calibration is not None
@@ -142,8 +146,8 @@ class _Twin(SlimModel):
         return run_adaptive(self.backbone, x, embedded.rope, plan, run, rounded_up, taps)
 
 
-class _Opening(nn.Module):
-    """Everything before the decision."""
+class _BlocksBeforeStart(nn.Module):
+    """The embedding and the blocks before the decision."""
 
     def __init__(self, model: SlimModel) -> None:
         super().__init__()
@@ -154,8 +158,8 @@ class _Opening(nn.Module):
         return self.model.before_start(embedded), embedded.rope
 
 
-class _Blocks(nn.Module):
-    """The blocks of a stage, whose every shape is known."""
+class _BlocksOfStage(nn.Module):
+    """The blocks of one stage, with static shapes."""
 
     def __init__(self, backbone: Backbone, blocks: range, kernel: Kernel, longest: int) -> None:
         super().__init__()

@@ -111,7 +111,7 @@ def open_exported(config: ModelConfig, trust: bool = False) -> Pipeline[EngineCl
 
 
 def _at_budget(path: Path, budget: float | None, trust: bool) -> tuple[Engine, Callable[[LifeConfig], Engine], str]:
-    """(the engine of a file, or of a bundle's graph of ``budget``; a function for others; the checksum of all files)."""
+    """(the engine of a file, or of a bundle's graph of ``budget``; a function for other settings; a checksum)."""
     if path.is_dir():
         bundle = Bundle(path)
         return bundle.engine(budget), lambda settings: bundle.engine(settings.budget), bundle.sha256

@@ -1,4 +1,4 @@
-"""A pipeline model on many photos: an answer or an error for each, in order, whatever happens to the others."""
+"""Running a pipeline on many photos: one result per photo, in order. Failed photos do not stop the others."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .pipeline import Pipeline
 __all__ = ["CALIBRATION_PHOTOS", "Answer", "answers", "calibrate"]
 
 CALIBRATION_PHOTOS = 256
-_CALIBRATION_BATCH = 16  # of its own: thresholds must not depend on the batch size of the run that follows
+_CALIBRATION_BATCH = 16  # a constant, because thresholds must not depend on the batch size of the run
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says about one photo.
+    """The result for one photo.
 
     Attributes:
         path: the photo.
         probabilities: of the classes.
-        lives: of the patches, a batch of one.
-        flops: spent on this photo.
+        lives: of the patches, as a batch of one.
+        flops: FLOPs spent on this photo.
     """
 
     path: Path
@@ -41,11 +41,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no answer for one photo.
+    """The error for a photo without a result.
 
     Attributes:
         path: the photo.
-        error: what is wrong with it, for people.
+        error: a message that names the photo and the reason.
     """
 
     path: Path
@@ -55,22 +55,22 @@ class Failure:
 def answers(
     pipeline: Pipeline, photos: Sequence[Path], batch_size: int = 16, workers: int | None = None
 ) -> Iterator[Answer | Failure]:
-    """Run ``pipeline`` on photos; yields one result for each, in their order, as its batch is done.
+    """Run ``pipeline`` on photos. Yields one result per photo, in their order, after each batch.
 
-    A photo fails alone: when it cannot be read, or when its logits are not finite. Where a whole batch fails
-    (out of memory, say), its halves are tried, and theirs: at worst photo by photo.
+    A photo that cannot be read, or whose logits are not finite, gives a `Failure` and does not affect the others. If a
+    whole batch fails (for example out of memory), it is halved again and again, down to single photos.
     """
     for batch in load_batches(photos, pipeline.preprocess, batch_size, workers):
-        good = _answered(pipeline, [photos[index] for index in batch.indices], batch.images)
-        results = dict(zip(batch.indices, good, strict=True))
+        images_results = _results(pipeline, [photos[index] for index in batch.indices], batch.images)
+        results = dict(zip(batch.indices, images_results, strict=True))
         results |= {index: Failure(photos[index], str(error)) for index, error in batch.failures}
         yield from (results[index] for index in sorted(results))
 
 
 def calibrate(pipeline: Pipeline, photos: Sequence[Path], workers: int | None = None) -> int:
-    """Set adaptive mode's thresholds by up to 256 of the photos, spread over all; returns how many were used.
+    """Calibrate adaptive mode on up to 256 of the photos, evenly spaced. Returns the number of photos used.
 
-    Photos that cannot be read are passed over; if there are no others, nothing is set.
+    Photos that cannot be read are skipped. If no photo can be read, the model is not changed.
     """
     batches = _calibration_batches(pipeline, photos, workers)
     first = next(batches, None)
@@ -84,20 +84,20 @@ def calibrate(pipeline: Pipeline, photos: Sequence[Path], workers: int | None = 
 def _calibration_batches(
     pipeline: Pipeline, photos: Sequence[Path], workers: int | None
 ) -> Iterator[Float[Tensor, "batch channels height width"]]:
-    # all others stand in for those that cannot be read
-    others = dict.fromkeys([*evenly_spaced(photos, CALIBRATION_PHOTOS), *photos])
-    wanted = CALIBRATION_PHOTOS
-    for batch in load_batches(others, pipeline.preprocess, _CALIBRATION_BATCH, workers):
-        images = batch.images[:wanted]
-        wanted -= len(images)
+    # the evenly spaced photos first; the others replace those that cannot be read
+    candidates = dict.fromkeys([*evenly_spaced(photos, CALIBRATION_PHOTOS), *photos])
+    missing = CALIBRATION_PHOTOS
+    for batch in load_batches(candidates, pipeline.preprocess, _CALIBRATION_BATCH, workers):
+        images = batch.images[:missing]
+        missing -= len(images)
         if len(images):
             yield images.to(pipeline.device)
-        if not wanted:
+        if not missing:
             return
 
 
-def _answered(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Answer | Failure]:
-    """One result for each image; a batch that fails is halved until only those fail that must."""
+def _results(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Answer | Failure]:
+    """One result per image. A batch that fails is halved until only single images fail."""
     if not len(images):
         return []
     try:
@@ -106,8 +106,8 @@ def _answered(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list
         reason = str(error).partition("\n")[0] or type(error).__name__
     if len(images) == 1:
         return [Failure(paths[0], f"{paths[0]}: the model fails on it: {reason}")]
-    half = len(images) // 2  # out here, where the failed run's tensors are gone
-    return _answered(pipeline, paths[:half], images[:half]) + _answered(pipeline, paths[half:], images[half:])
+    half = len(images) // 2  # outside of the except block, where the tensors of the failed run are freed
+    return _results(pipeline, paths[:half], images[:half]) + _results(pipeline, paths[half:], images[half:])
 
 
 @torch.inference_mode()
@@ -116,10 +116,10 @@ def _run(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Answ
     lives = Lives(on_device.life.cpu(), on_device.kept.cpu(), on_device.score.cpu(), on_device.grid)
     probabilities = logits.float().softmax(dim=-1).cpu()
     size = (images.shape[-2], images.shape[-1])
-    spent = pipeline.model.flops_of(lives, size)
+    flops = pipeline.model.flops_of(lives, size)
     return [
-        Answer(path, probabilities[i], lives[i], spent[i])
+        Answer(path, probabilities[i], lives[i], flops[i])
         if probabilities[i].isfinite().all()
-        else Failure(path, f"{path}: the model's answer is NaN or infinite; check the weights and the photo")
+        else Failure(path, f"{path}: the model's probabilities are NaN or infinite; check the weights and the photo")
         for i, path in enumerate(paths)
     ]

@@ -1,49 +1,62 @@
-"""What an exported file says about itself: everything that it takes to use it, without the model it came from."""
+"""The metadata of an exported file: everything that is needed to use the file without the original model."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import zipfile
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
+import torch
+
+from ..backbones import pretrained_cfg
+from ..data import Preprocess
+from ..data.labels import Labels
 from ..errors import ExportError
+from ..slimming import SlimModel, flops
 from ..version import __version__
 
-if TYPE_CHECKING:
-    from ..data import Preprocess
-    from ..data.labels import Labels
+__all__ = ["FORMAT", "KEY", "Format", "Metadata", "metadata_in", "metadata_of"]
 
-__all__ = ["FORMAT", "KEY", "Format", "Metadata", "metadata_in"]
+FORMAT = 2
+"""Version of the fields of `Metadata`. Files of other versions are refused."""
 
-FORMAT = 1
 KEY = "patchlife"
-"""Under this name, or this name with .json, the description lies inside the file."""
+"""Name of the metadata inside an ONNX file. In the zip archives of OpenVINO and torch it is followed by .json."""
 
 Format = Literal["onnx", "openvino", "torch"]
+
+_EXPORTERS = {
+    "onnx": ("torch", "timm", "onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("torch", "timm", "onnx", "onnxscript", "openvino"),
+    "torch": ("torch", "timm"),
+}
+"""Packages whose versions can change an exported file."""
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """A description that travels inside the exported file.
+    """The metadata that is stored inside an exported file.
 
     Attributes:
-        kind: which engine runs it: onnx, openvino or torch. precision: fp32, int8-dynamic or int8-static.
-        model: the backbone's name.
+        kind: the engine that runs the file: onnx, openvino or torch. precision: fp32, int8-dynamic or int8-static.
+        model: name of the backbone.
         image_size: (height, width) in pixels; the graph takes no other. channels: of an image.
-        preprocess: how a photo becomes its input (see `Preprocess`); None if it does not take photos.
-        labels: names of the classes. label_ids: their WordNet ids, if they are ImageNet's.
+        preprocess: how a photo becomes the input (see `Preprocess`); None if the model does not take photos.
+        labels: names of the classes. label_ids: their WordNet ids, if the classes are ImageNet's.
         budget: fraction of the dense FLOPs. config: all settings (see `LifeConfig`).
         start: first block at which a patch may be missing. kept: patches that enter each block.
         grid: (rows, cols) of the patches. flops, dense_flops: per image.
-        outputs: logits, and life (how many blocks each patch lives) if it was asked for.
-        int8_from: the block from which on an int8 file computes in integers.
-        integers: the form of an int8 file's integers, and on which processors their products are exact.
+        outputs: logits, and life (number of blocks each patch takes part in) unless it was left out.
+        int8_from: in an int8 file, the first block that computes in integers.
+        integers: in an int8 file, the integer formats, and the processors on which products are exact.
         parity: how close the graph came to the model when it was exported: ``images`` compared, ``difference`` (the
-            largest between two logits), ``agreement`` (fraction of the images whose likeliest class is the same),
-            ``undecided`` (images left out, see `Parity`) and ``generated`` (the images were no photos).
-        budgets: in a package of several budgets, all of them; this one is ``budget``.
-        versions: of the libraries that made it. patchlife: likewise. format: of this description.
+            largest between two logits), ``agreement`` (fraction of the images with the same predicted class),
+            ``undecided`` (images left out, see `Parity`), ``note``, and ``generated`` (the images were no photos).
+        budgets: in a bundle, the budgets of all graphs; empty for a single file.
+        versions: versions of the libraries that made the file. patchlife: version of patchlife that made it.
+        format: version of these fields.
     """
 
     kind: Format
@@ -71,51 +84,97 @@ class Metadata:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        """The description as text."""
+        """The metadata as text."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes | None, where: object) -> Metadata:
-        """The inverse of `to_json`. Raises ExportError if ``text`` is no description, or a newer patchlife's."""
+        """The inverse of `to_json`. Raises ExportError, which names ``where``, for text that is not of this format."""
         try:
             values = json.loads(text or "")
-            found, maker = values["format"], values["patchlife"]
+            file_format, exporter_version = values["format"], values["patchlife"]
         except (ValueError, KeyError, TypeError):
             raise ExportError(
-                f"{where} was not exported by patchlife: it holds no description of itself; make one with "
-                "patchlife export"
+                f"{where} was not exported by patchlife: it holds no patchlife metadata; make one with patchlife export"
             ) from None
-        if found > FORMAT:
+        if file_format != FORMAT:
+            fix = "upgrade: pip install -U patchlife" if file_format > FORMAT else "export it again: patchlife export"
             raise ExportError(
-                f"{where} was exported by patchlife {maker} in format {found}; this is {__version__}, which reads "
-                f"up to format {FORMAT}: pip install -U patchlife"
+                f"{where} was exported by patchlife {exporter_version} in format {file_format}, but patchlife "
+                f"{__version__} reads format {FORMAT}; {fix}"
             )
-        known = {name: _tupled(values[name]) for name in cls.__dataclass_fields__ if name in values}
+        known = {name: _lists_to_tuples(values[name]) for name in cls.__dataclass_fields__ if name in values}
         try:
             return cls(**known)
         except TypeError as error:
-            raise ExportError(f"{where} holds an incomplete description ({error}); export it again") from None
+            raise ExportError(f"{where} holds incomplete metadata ({error}); export it again") from None
 
     def read_labels(self) -> Labels:
         """Names of the classes."""
-        from ..data.labels import Labels
-
         return Labels(self.labels, self.label_ids)
 
     def read_preprocess(self) -> Preprocess:
-        """How a photo becomes the graph's input. Raises ExportError if it takes no photos."""
-        from ..data import Preprocess
-
+        """How a photo becomes the input. Raises ExportError if the model does not take photos."""
         if self.preprocess is None:
-            raise ExportError(f"{self.model} takes images of {self.channels} channels, which photos have not")
+            raise ExportError(f"{self.model} takes images of {self.channels} channels, so photos cannot be its input")
         return Preprocess.from_dict(self.preprocess)
 
 
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def metadata_of(
+    model: SlimModel,
+    kind: Format,
+    labels: Labels | None = None,
+    preprocess: Preprocess | None = None,
+    lives: bool = True,
+    precision: str = "fp32",
+    integers: str = "",
+) -> Metadata:
+    """The metadata of a file exported from ``model``, still without parity.
+
+    Labels and preprocessing are the backbone's own if not given.
+    """
+    backbone = model.backbone
+    vit: Any = backbone.vit
+    schedule, cost = model.schedule(), flops(model)
+    if preprocess is None and backbone.channels == 3:
+        preprocess = replace(Preprocess.from_timm_cfg(pretrained_cfg(vit)), size=backbone.image_size)
+    labels = labels or Labels(tuple(pretrained_cfg(vit).get("label_names") or ()))
+    return Metadata(
+        kind=kind,
+        precision=precision,
+        model=pretrained_cfg(vit).get("architecture") or type(vit).__name__,
+        image_size=backbone.image_size,
+        channels=backbone.channels,
+        preprocess=preprocess.to_dict() if preprocess else None,
+        labels=labels.names,
+        label_ids=labels.ids,
+        budget=cost.budget if model.config.kept else model.config.budget,
+        config=model.config.to_dict(),
+        start=schedule.start,
+        kept=tuple(schedule.kept),
+        grid=backbone.grid,
+        flops=cost.slimmed,
+        dense_flops=cost.dense,
+        outputs=("logits", "life") if lives else ("logits",),
+        integers=integers,
+        versions={name: _version(name) for name in _EXPORTERS[kind]},
+    )
 
 
 def metadata_in(archive: zipfile.ZipFile) -> str:
-    """The description inside a zip of ours, or an empty text."""
+    """The metadata text inside a zip archive; JSON's null if there is none."""
     names = [name for name in archive.namelist() if name.rpartition("/")[2] == f"{KEY}.json"]
     return archive.read(names[0]).decode() if names else json.dumps(None)
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _version(package: str) -> str:
+    if package == "torch":
+        return str(torch.__version__)
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

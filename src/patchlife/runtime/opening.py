@@ -1,7 +1,4 @@
-"""From what a user calls MODEL to a slimmed model that is pipeline to see photos.
-
-MODEL is a timm name (hf-hub:ORG/NAME and local-dir:FOLDER are such, too), the folder of a life adapter, or ``demo``.
-"""
+"""Opening a MODEL argument: a timm name, hf-hub:ORG/NAME, local-dir:FOLDER, the folder of an adapter, or ``demo``."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
 
 from ..adapters import load, read_adapter
 from ..backbones import Origin, build, check_name, pretrained_cfg, source_of
@@ -28,20 +24,20 @@ __all__ = ["open_pipeline"]
 
 
 def open_pipeline(config: ModelConfig, device: Device = "cpu", random_weights: bool = False) -> Pipeline[SlimModel]:
-    """Build the model that ``config`` describes.
+    """The pipeline of the model that ``config`` describes.
 
     Args:
-        config: which model.
-        device: where to put it.
-        random_weights: a timm name without weights will do (to look at it, not to use it).
+        config: model, weights and settings.
+        device: of the model.
+        random_weights: accept a timm name without weights, for example to count FLOPs.
 
     Raises:
-        UnsupportedModelError: timm does not know it, or its patches cannot be dropped exactly.
-        CheckpointError: weights that are missing, damaged, or of another model.
-        AdapterError: an adapter that is damaged, or was made for another model.
-        ConfigError: settings that do not fit the model.
+        UnsupportedModelError: timm has no such model, or its patches cannot be dropped exactly.
+        CheckpointError: the weights are missing, damaged, or of another model.
+        AdapterError: the adapter is damaged, or was made for another model.
+        ConfigError: the settings do not fit the model.
     """
-    where = pick_device(device)
+    torch_device = pick_device(device)
     if config.model == DEMO:
         model = _open_demo(config)
     elif _is_folder(config.model):
@@ -49,75 +45,79 @@ def open_pipeline(config: ModelConfig, device: Device = "cpu", random_weights: b
     else:
         model = _open_timm(config, random_weights)
     vit: Any = model.backbone.vit
-    looks = Preprocess.from_timm_cfg(pretrained_cfg(vit), model.backbone.channels)
-    preprocess = replace(looks, size=model.backbone.image_size)
+    preprocess = Preprocess.from_timm_cfg(pretrained_cfg(vit), model.backbone.channels)
+    preprocess = replace(preprocess, size=model.backbone.image_size)
     name = pretrained_cfg(vit).get("architecture") or type(vit).__name__
-    return Pipeline(name, model.to(where).eval(), preprocess, _labels_of(vit, config.labels))
+    return Pipeline(name, model.to(torch_device).eval(), preprocess, _labels_of(vit, config.labels))
 
 
-# ---- the three kinds of MODEL
+# ---- the three kinds of MODEL argument
 
 
 def _open_timm(config: ModelConfig, random_weights: bool) -> SlimModel:
     check_name(config.model)
     if not (config.checkpoint or config.pretrained or random_weights or source_of(config.model)):
         raise ConfigError(
-            f"{config.model} would have random weights; give some with --checkpoint FILE, or fetch timm's "
-            "with --pretrained"
+            f"{config.model} would have random weights; give a file with --checkpoint FILE, or download timm's "
+            "weights with --pretrained"
         )
-    vit, origin = _built(config.model, config)
-    return _slimmed(vit, LifeConfig.from_dict(config.life), origin)
+    vit, origin = _build(config.model, config)
+    model = wrap(vit, LifeConfig.from_dict(config.life))
+    model.origin = origin
+    return model
 
 
 def _open_adapter(config: ModelConfig) -> SlimModel:
-    """An adapter on the backbone that it names; weights from elsewhere must be the same ones."""
+    """An adapter on the backbone that it names. A ``config.checkpoint`` must hold the same weights."""
     folder = Path(config.model)
-    if not (folder / "adapter.json").is_file() and (meant := _perhaps(config.model)):
-        raise AdapterError(f"{folder} is not a patchlife adapter: it has no adapter.json; {meant}")
+    if not (folder / "adapter.json").is_file() and (suggestion := _suggestion(config.model)):
+        raise AdapterError(f"{folder} is not a patchlife adapter: it has no adapter.json; {suggestion}")
     metadata, _ = read_adapter(folder)
     if not (metadata["origin"] or metadata["backbone"]["name"]):
         raise AdapterError(f"{folder} does not name its backbone; in Python: patchlife.load({str(folder)!r}, vit)")
     origin = Origin(**metadata["origin"]) if metadata["origin"] else Origin(metadata["backbone"]["name"])
     checkpoint = config.checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
     if checkpoint:
-        _check_sum(folder, origin, checkpoint)
+        _check_checksum(folder, origin, checkpoint)
     pretrained = not checkpoint and (origin.pretrained or config.pretrained)
     args = {**origin.options, **config.model_args}
     size = config.image_size or origin.image_size
     settings = replace(config, checkpoint=checkpoint, pretrained=pretrained, image_size=size, model_args=args)
-    vit, built_from = _built(origin.model, settings)
+    vit, new_origin = _build(origin.model, settings)
     saved = load(folder, vit)
-    saved.origin = built_from
+    saved.origin = new_origin
     if not config.life:
         return saved
-    return _resettled(saved, saved.config.replace(**config.life))
+    return _with_settings(saved, saved.config.replace(**config.life))
 
 
-def _perhaps(model: str) -> str:
-    """What a name may mean that is no adapter; empty if nobody knows."""
+def _suggestion(model: str) -> str:
+    """What to write instead of a MODEL argument that is no adapter; empty if there is no suggestion."""
     if (Path(model) / "config.json").is_file():
-        return f"for a model that timm wrote to this folder give local-dir:{model}"
+        return f"for a model that timm saved in this folder give local-dir:{model}"
     if not Path(model).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@\w+)?", model):
-        return f"for a model of the hub give hf-hub:{model}"
+        return f"for a model of the Hugging Face hub give hf-hub:{model}"
     return ""
 
 
 def _open_demo(config: ModelConfig) -> SlimModel:
-    """The embedded model with the lives it learned; with the rule where patches shall begin to die elsewhere."""
+    """The demo model with its trained adapter, or with the attention scorer if another start block is set."""
     if config.checkpoint or config.pretrained or config.image_size or config.model_args:
         raise ConfigError(
-            "demo brings its own weights and image size; drop --checkpoint, --pretrained, --image-size, --model-args"
+            "demo has its own weights and image size; remove --checkpoint, --pretrained, --image-size, --model-args"
         )
     vit = demo_backbone()
-    plain, learned = wrap(vit, LifeConfig.from_dict(config.life)), load(demo_folder() / "adapter", vit)
-    return _resettled(learned, learned.config.replace(**config.life)) if plain.start == learned.start else plain
+    untrained, trained = wrap(vit, LifeConfig.from_dict(config.life)), load(demo_folder() / "adapter", vit)
+    if untrained.start != trained.start:
+        return untrained
+    return _with_settings(trained, trained.config.replace(**config.life))
 
 
-# ---- their parts
+# ---- steps
 
 
 def _is_folder(model: str) -> bool:
-    """A path, or a folder that lies here; timm's names have no separators, and win over folders of other things."""
+    """Whether ``model`` is a path, not a name. A timm name wins over a folder of the same name without adapter."""
     if source_of(model):
         return False
     folder = Path(model)
@@ -126,66 +126,62 @@ def _is_folder(model: str) -> bool:
     return folder.is_dir() and not timm.is_model(model)
 
 
-def _built(name: str, config: ModelConfig) -> tuple[Any, Origin]:
-    """The backbone with its weights, made for the wanted image size."""
+def _build(name: str, config: ModelConfig) -> tuple[Any, Origin]:
+    """(the backbone with its weights at the requested image size, its origin)."""
     try:
         return build(name, config.checkpoint, config.pretrained, config.image_size, config.model_args)
     except PatchLifeError:
         raise
-    except Exception as error:  # whatever the hub's client and timm raise
+    except Exception as error:  # the hub client and timm raise many kinds
         if not (config.pretrained or source_of(name)):
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         what = name if source_of(name) else f"timm's weights for {name}"
-        raise CheckpointError(f"{what} could not be had ({reason}); {_instead(name)}") from None
+        raise CheckpointError(f"{what} could not be loaded ({reason}); {_loading_hint(name)}") from None
 
 
-def _instead(name: str) -> str:
-    """What to do where weights do not come from the hub."""
+def _loading_hint(name: str) -> str:
+    """What to check if the weights of ``name`` cannot be loaded."""
     if source_of(name) == "local-dir":
         return "the folder must hold config.json and model.safetensors of one model, as timm writes them"
     if source_of(name) == "hf-hub":
         return (
-            "is the network up, and is it a timm model? Without network: copy its config.json and model.safetensors "
-            "into a folder and give local-dir:FOLDER"
+            "check the network, and that it is a timm model. Without network: copy its config.json and "
+            "model.safetensors into a folder and give local-dir:FOLDER"
         )
-    return "is the network up, and does timm have some? A file will do too: --checkpoint FILE"
+    return "check the network, and that timm has weights of this name; or give a file with --checkpoint FILE"
 
 
-def _slimmed(vit: nn.Module, settings: LifeConfig, origin: Origin | None) -> SlimModel:
-    model = wrap(vit, settings)
-    model.origin = origin
-    return model
-
-
-def _resettled(saved: SlimModel, settings: LifeConfig) -> SlimModel:
-    """An adapter's model under other settings."""
+def _with_settings(saved: SlimModel, settings: LifeConfig) -> SlimModel:
+    """The model of an adapter with other settings. Raises ConfigError if its scorer was trained for another start."""
     model = SlimModel(saved.backbone, settings, saved.scorer)
     model.origin, model.delta = saved.origin, saved.delta
     if model.start == saved.start:
         return model.use_calibration(saved.calibration) if saved.calibration else model
     if any(True for _ in saved.scorer.parameters()):
-        raise ConfigError(f"this adapter's head was fitted to start at block {saved.start}, got {model.start}")
+        raise ConfigError(
+            f"this adapter's scorer was trained for start block {saved.start}, got {model.start}; keep that start block"
+        )
     return model
 
 
-def _check_sum(folder: Path, origin: Origin, checkpoint: Path) -> None:
-    """The backbone's file must be the one that the adapter was made for, to the byte."""
+def _check_checksum(folder: Path, origin: Origin, checkpoint: Path) -> None:
+    """Raise CheckpointError unless ``checkpoint`` is the file, byte for byte, that the adapter was made for."""
     if not checkpoint.is_file():
         raise CheckpointError(
-            f"{folder} needs the backbone {origin.model}, which is not at {checkpoint}; say where it is "
-            "now: --checkpoint FILE"
+            f"{folder} needs the weights of {origin.model}, which are not at {checkpoint}; give their present "
+            "location with --checkpoint FILE"
         )
-    found = sha256_of(checkpoint)
-    if origin.sha256 not in (None, found):
+    actual = sha256_of(checkpoint)
+    if origin.sha256 not in (None, actual):
         raise CheckpointError(
-            f"{checkpoint} (sha256 {found[:12]}...) is not the backbone that {folder} was made for: "
+            f"{checkpoint} (sha256 {actual[:12]}...) is not the backbone that {folder} was made for: "
             f"{origin.checkpoint or origin.model} (sha256 {origin.sha256[:12]}...)"
         )
 
 
 def _labels_of(vit: Any, path: Path | None) -> Labels:
-    """What the user says they are called, or the model itself, or ImageNet."""
+    """Class names from the file ``path``, else the model's own, else ImageNet's for 1000 classes, else numbers."""
     if path:
         return read_labels(path, vit.num_classes)
     names = pretrained_cfg(vit).get("label_names") or ()

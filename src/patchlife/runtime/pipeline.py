@@ -1,4 +1,4 @@
-"""A classifier with what it takes to run it on photos: preprocessing and the names of its classes."""
+"""A classifier with everything needed to run it on photos: preprocessing and class names."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Model = TypeVar("Model", bound=Classifier, covariant=True)
 
 @dataclass(frozen=True)
 class Pipeline(Generic[Model]):
-    """From photos to predictions.
+    """A model, its preprocessing and its class names.
 
     Attributes:
-        name: of the backbone: a timm name, or demo.
+        name: of the backbone: its timm name, or demo.
         model: a `SlimModel` in eval mode on its device, or an `EngineClassifier`.
         preprocess: from a photo to the model's input.
         labels: names of the classes.
@@ -41,11 +41,11 @@ class Pipeline(Generic[Model]):
 
 
 def pick_device(device: Device) -> torch.device:
-    """The device that a user means. Raises ConfigError if this machine has none of that kind."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    """The torch device for a --device option. Raises ConfigError if this machine has no such device."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
-        return torch.device("cuda" if there["cuda"] else "cpu")
-    if not there[device]:
-        found = ", ".join(name for name, usable in there.items() if usable)
-        raise ConfigError(f"torch finds no {device} device here, it finds {found}; choose --device auto")
+        return torch.device("cuda" if available["cuda"] else "cpu")
+    if not available[device]:
+        names = ", ".join(name for name, usable in available.items() if usable)
+        raise ConfigError(f"torch finds no {device} device, only {names}; choose --device auto")
     return torch.device(device)

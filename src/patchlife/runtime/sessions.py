@@ -1,4 +1,4 @@
-"""Whatever can run a graph, behind one call: arrays in, arrays out. What the arrays mean is `engines.py`'s."""
+"""Sessions: one call that runs a graph, arrays in and arrays out. `Engine` gives the arrays their meaning."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import torch
 from torch import nn
 
 from ..extras import need
-from .compiled import compiled_alone
+from .compiled import compile_separately
 from .metadata import KEY, Format, metadata_in
 
-__all__ = ["ModuleSession", "OnnxSession", "Session", "engine_version", "open_session"]
+__all__ = ["ModuleSession", "OnnxSession", "OpenVinoSession", "Session", "engine_version", "open_session"]
 
 Arrays = list[np.ndarray]
 
-_GROUP = 64  # divides the width of nearly every Vision Transformer: it is a head's
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # ONNX Runtime's name for it
+_GROUP = 64  # the width of an attention head; it divides the width of nearly every Vision Transformer
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # an option of ONNX Runtime
 
 
 class Session(ABC):
-    """Runs one graph. ``description`` is the text found in its file; empty where there is none."""
+    """Runs one graph. ``metadata_json`` is the metadata text found in its file; empty if there is none."""
 
-    description: str = ""
+    metadata_json: str = ""
 
     @abstractmethod
     def run(self, *inputs: np.ndarray) -> Arrays:
@@ -44,11 +44,11 @@ class OnnxSession(Session):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", _spinning())
-        if weights:  # by a name that the graph knows, in a folder that it does not
+        options.add_session_config_entry("session.intra_op.allow_spinning", _allow_spinning())
+        if weights:  # the graph holds the file's name, but not its folder
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights.parent))
         self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        self.description = self.session.get_modelmeta().custom_metadata_map.get(KEY, "")
+        self.metadata_json = self.session.get_modelmeta().custom_metadata_map.get(KEY, "")
         self.inputs = [i.name for i in self.session.get_inputs()]
 
     def run(self, *inputs: np.ndarray) -> Arrays:
@@ -57,11 +57,15 @@ class OnnxSession(Session):
 
 
 class OpenVinoSession(Session):
-    """OpenVINO on the CPU, in float32: left alone it computes in bfloat16 where the processor can.
+    """OpenVINO on the CPU, in float32; by default OpenVINO computes in bfloat16 where the processor can.
 
-    Where a file's weights are int8 and its activations are not, it rounds them as it runs: a scale for 64 channels of
-    a token, so that neither a large token nor a large channel costs the others their steps. Only processors with VNNI
-    do so; ``group`` 0, instead of those 64 channels, computes as the others do.
+    Args:
+        content: of the file: a zip, or with ``weights`` the model's XML.
+        threads: CPU threads; torch's number of threads if not given.
+        weights: the file that holds the weights of a bundle.
+        group: where weights are int8 and activations are not, OpenVINO rounds activations at run time, with one scale
+            per ``group`` channels of a token, so a large token or channel does not enlarge the steps of the others.
+            Only processors with VNNI do this. 0 computes as the other processors do, with activations in float.
     """
 
     def __init__(
@@ -73,7 +77,7 @@ class OpenVinoSession(Session):
             model = core.read_model(content, weights.read_bytes())
         else:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                self.description = metadata_in(archive)
+                self.metadata_json = metadata_in(archive)
                 model = core.read_model(archive.read("model.xml"), archive.read("model.bin"))
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -90,11 +94,11 @@ class OpenVinoSession(Session):
 
 
 class ModuleSession(Session):
-    """A torch module where it stands, as it is or compiled."""
+    """A torch module on its own device, eager or compiled."""
 
     def __init__(self, module: nn.Module, compiled: bool = False) -> None:
         self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        self.module = compiled_alone(module) if compiled else module
+        self.module = compile_separately(module) if compiled else module
 
     @torch.no_grad()
     def run(self, *inputs: np.ndarray) -> Arrays:
@@ -104,33 +108,34 @@ class ModuleSession(Session):
 
 
 class TorchSession(ModuleSession):
-    """A program that torch.export saved."""
+    """A program saved by torch.export."""
 
     def __init__(self, content: bytes, threads: int | None = None, weights: Path | None = None) -> None:
         extra = {f"{KEY}.json": ""}
         program = torch.export.load(io.BytesIO(content), extra_files=extra)
-        self.description = extra[f"{KEY}.json"]
+        self.metadata_json = extra[f"{KEY}.json"]
         super().__init__(program.module())
 
 
 def open_session(kind: Format, content: bytes, threads: int | None = None, weights: Path | None = None) -> Session:
-    """The session of a file's content.
+    """The session for the content of a file.
 
     Args:
-        kind: of which engine. content: the file's.
-        threads: as many as torch uses, if not given (.pt2 runs in torch).
-        weights: the file that holds a package's weights, if they are not inside; ``content`` is then ONNX, or XML.
+        kind: of engine.
+        content: of the file.
+        threads: torch's number of threads if not given; .pt2 files run in torch and ignore it.
+        weights: the file that holds the weights of a bundle; ``content`` is then an ONNX graph, or OpenVINO's XML.
     """
-    runners: dict[Format, Any] = {"onnx": OnnxSession, "openvino": OpenVinoSession, "torch": TorchSession}
-    return runners[kind](content, threads, weights)
+    sessions: dict[Format, Any] = {"onnx": OnnxSession, "openvino": OpenVinoSession, "torch": TorchSession}
+    return sessions[kind](content, threads, weights)
 
 
-def _spinning() -> str:
-    """Idle threads wait as politely as OpenMP's are told to: spinning ones starve shared cores."""
+def _allow_spinning() -> str:
+    """The ONNX Runtime option for idle threads, from OpenMP's wait policy: spinning threads slow down shared cores."""
     return "0" if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE" else "1"
 
 
 def engine_version(engine: str) -> dict[str, str]:
-    """The engine's package and version, for the conditions of a number; empty where torch itself runs."""
+    """{package: version} of an engine; empty if torch itself runs the model."""
     package = {"onnx": "onnxruntime", "openvino": "openvino"}.get(engine)
     return {package: version(package)} if package else {}

@@ -1,4 +1,4 @@
-"""What is exported: images in, logits and, if wanted, lives out."""
+"""A slimmed model as a module that can be exported: images in, a tuple of tensors out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..slimming.plan import fixed_plan
 from ..slimming.schedule import Schedule
 from ..slimming.similarity import Similarity
 
-__all__ = ["Decision", "TensorModule", "tensor_module"]
+__all__ = ["DecisionModule", "TensorModule", "tensor_module"]
 
 
 class TensorModule(nn.Module):
-    """A slimmed model as a graph: a tuple out, tensors only."""
+    """A slimmed model that returns a tuple of tensors: logits and, if ``lives`` is set, lives."""
 
     def __init__(self, model: SlimModel, lives: bool) -> None:
         super().__init__()
@@ -32,17 +32,20 @@ class TensorModule(nn.Module):
         return logits, lives.life
 
 
-class Decision(nn.Module):
-    """What follows from scores and embedding alone; exported by itself to see how an engine breaks ties and sorts NaN."""
+class DecisionModule(nn.Module):
+    """The decision, computed from scores and similarity embeddings.
+
+    It is exported separately to check how an engine orders tied scores and NaN.
+    """
 
     def __init__(self, schedule: Schedule, grid: tuple[int, int]) -> None:
         super().__init__()
         self.schedule, self.grid = schedule, grid
 
     def forward(self, scores: Float[Tensor, "batch patches 1_and_dim"]) -> tuple[Tensor, Tensor, Tensor]:
-        """(life in blocks, patches by rank, who inherits from each rank), each (batch, patches).
+        """(life in blocks, patches by rank, rank of the merge target of each rank), each (batch, patches).
 
-        ``scores`` holds a patch's score and then its embedding vector.
+        ``scores`` holds for each patch its score, followed by its similarity embedding.
         """
         plan = fixed_plan(scores[..., 0], Similarity.of(scores[..., 1:]), self.schedule, self.grid)
         assert plan.merge_targets is not None
@@ -50,14 +53,14 @@ class Decision(nn.Module):
 
 
 def tensor_module(model: SlimModel, lives: bool = True) -> TensorModule:
-    """A float32 copy of ``model`` on the CPU, in eval mode, pipeline to export; ``model`` stays as it is.
+    """A float32 copy of ``model`` on the CPU in eval mode, ready to export; ``model`` is not changed.
 
-    Raises ConfigError for adaptive mode: an exported graph has static shapes.
+    Raises ConfigError for adaptive mode, because an exported graph has static shapes.
     """
     if model.config.mode != "fixed":
         raise ConfigError(
             "an exported graph keeps the same number of patches of every image, so it needs fixed mode, got "
             "adaptive; call model.set_mode('fixed') first"
         )
-    twin = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
-    return TensorModule(twin, lives).eval()
+    frozen = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
+    return TensorModule(frozen, lives).eval()

@@ -1,6 +1,6 @@
-"""Who decides is a module like any other: here, patches near the middle of the image live longest. Saved and loaded.
+"""A scorer of your own, saved and loaded: here, patches near a point of the image live longest.
 
-python examples/your_own_head.py
+python examples/your_own_scorer.py
 """
 
 import tempfile
@@ -16,10 +16,10 @@ from patchlife.backbones import Backbone
 from patchlife.slimming.scorers import Scores
 
 
-class CentreFirst(patchlife.Scorer):
-    """Scores patches by their distance to a point of a square grid; embedding are the tokens themselves."""
+class NearPoint(patchlife.Scorer):
+    """Scores patches of a square grid by their distance to a point; similarity embeddings are the normalised tokens."""
 
-    kind = "centre-first"  # what adapters call it: no other class may have the same
+    kind = "near-point"  # the name in saved adapters; no other class may have the same
 
     def __init__(self, x: float = 0.0, y: float = 0.0) -> None:
         super().__init__()
@@ -38,15 +38,15 @@ class CentreFirst(patchlife.Scorer):
 
 def main() -> None:
     vit = timm.create_model("vit_tiny_patch16_224").eval()
-    model = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.5), scorer=CentreFirst(y=-0.5))
+    model = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.5), scorer=NearPoint(y=-0.5))
     with tempfile.TemporaryDirectory() as folder:
         patchlife.save(model, f"{folder}/adapter")
-        # an adapter names the kind of its scorer; the class comes from you, no file brings code
-        again = patchlife.load(f"{folder}/adapter", vit, scorer=CentreFirst)
+        # an adapter holds the kind and the settings of its scorer, not its code: pass the class when you load it
+        loaded = patchlife.load(f"{folder}/adapter", vit, scorer=NearPoint)
     images = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
-        assert torch.equal(again(images), model(images))
-        print(again.lives(images).map().int())
+        assert torch.equal(loaded(images), model(images))
+        print(loaded.lives(images).map().int())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Compiled adaptive mode: few graphs for many lengths, and the answers of the model itself.
+"""Experimental compiled adaptive mode: few graphs for many lengths, with the outputs of the model.
 
-torch's kernel for rows of unequal length runs on a GPU only; its definition stands in for it here, as an operator that
-compilers cannot look into, just as they cannot look into the kernel.
+torch's variable-length attention kernel runs on GPUs only. Here an operator with the same definition replaces it; like
+the kernel, it is opaque to compilers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
 from patchlife.errors import ConfigError
-from patchlife.runtime.experimental_compiled_adaptive import CompiledAdaptive, rounded_up
+from patchlife.runtime.experimental_compiled_adaptive import ExperimentalCompiledAdaptive, rounded_up
 from patchlife.slimming import SlimModel
 
 
@@ -28,7 +28,7 @@ from patchlife.slimming import SlimModel
 def varlen(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int, scale: float) -> Tensor:
     out = torch.zeros_like(v)
     for a, b in pairwise(offsets.tolist()):
-        assert b - a <= longest, "the kernel does not see behind the longest piece that it was promised"
+        assert b - a <= longest, "an image is longer than the promised maximum"
         logits = torch.einsum("qhd,khd->hqk", q[a:b], k[a:b]) * scale
         out[a:b] = torch.einsum("hqk,khd->qhd", logits.softmax(-1), v[a:b])
     return out
@@ -56,9 +56,9 @@ def adaptive(**settings: Any) -> SlimModel:
     return exported_models.small(**settings).calibrate([exported_models.images(16, seed=9)]).set_mode("adaptive")
 
 
-def test_it_answers_as_the_model() -> None:
+def test_it_has_the_outputs_of_the_model() -> None:
     model = adaptive()
-    fast = CompiledAdaptive(model, backend="eager", kernel=kernel)
+    fast = ExperimentalCompiledAdaptive(model, backend="eager", kernel=kernel)
     for seed in range(4):
         for budget in (0.6, 0.75, 1.0):
             images = exported_models.images(5, seed=seed)
@@ -68,37 +68,37 @@ def test_it_answers_as_the_model() -> None:
 
 def test_lengths_are_few_and_each_compiles_once() -> None:
     model, counter = adaptive(), CompileCounter()
-    fast = CompiledAdaptive(model, backend=counter, kernel=kernel)
+    fast = ExperimentalCompiledAdaptive(model, backend=counter, kernel=kernel)
     lengths = set()
     for seed in range(12):
         images = exported_models.images(5, seed=seed)
         fast(images, 0.6)
         lengths.add(int(model.set_budget(0.6).lives(images).kept[:, -1].sum()))
-    assert len(lengths) > 4, "the batches are meant to differ"
+    assert len(lengths) > 4, "the batches must differ for this test"
     assert counter.frame_count == len(fast.seconds) < len(lengths)
     assert not counters["graph_break"]
-    assert all(taken > 0 for taken in fast.seconds.values())
+    assert all(seconds > 0 for seconds in fast.seconds.values())
 
 
-def test_an_image_does_not_depend_on_its_batch_mates() -> None:
-    fast = CompiledAdaptive(adaptive(), backend="eager", kernel=kernel)
+def test_outputs_do_not_depend_on_the_other_images_of_the_batch() -> None:
+    fast = ExperimentalCompiledAdaptive(adaptive(), backend="eager", kernel=kernel)
     images = exported_models.images(4)
     torch.testing.assert_close(fast(images[1:2], 0.6), fast(images, 0.6)[1:2], atol=1e-5, rtol=1e-4)
 
 
 @given(st.integers(1, 10**6))
-def test_rounding_up_costs_little(tokens: int) -> None:
+def test_rounding_up_adds_few_tokens(tokens: int) -> None:
     length = rounded_up(tokens)
     assert tokens <= length <= max(tokens + 31, tokens * 33 / 32 + 1)
     assert rounded_up(length) == length
 
 
-def test_what_it_does_not_take() -> None:
-    with pytest.raises(ConfigError, match="take CompiledBudgets for fixed mode"):
-        CompiledAdaptive(exported_models.small(), kernel=kernel)
+def test_models_that_are_refused() -> None:
+    with pytest.raises(ConfigError, match="use CompiledBudgets for fixed mode"):
+        ExperimentalCompiledAdaptive(exported_models.small(), kernel=kernel)
     with pytest.raises(ConfigError, match=r"Ampere GPU or newer.*got torch.float32 on cpu"):
-        CompiledAdaptive(adaptive())
+        ExperimentalCompiledAdaptive(adaptive())
     model = adaptive()
     model.train()
     with pytest.raises(ConfigError, match=r"call \.eval\(\) first"):
-        CompiledAdaptive(model, kernel=kernel)
+        ExperimentalCompiledAdaptive(model, kernel=kernel)
