@@ -92,7 +92,7 @@ def test_an_exported_model_takes_no_model_arguments(patchlife, model, photos, tm
     assert patchlife("export", *model, "--format", "torch", "--out", tmp_path / "m.pt2").code == 0
     result = patchlife("predict", tmp_path / "m.pt2", *photos, "--model-args", "in_chans=1")
     assert result.code == 2
-    assert "--model-args was settled by patchlife export; drop it" in result.err
+    assert "--model-args was fixed at export" in result.err
 
 
 def test_images_that_are_not_square(patchlife, model, photos):

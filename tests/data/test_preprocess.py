@@ -34,7 +34,7 @@ def timm_transform(cfg: dict):
     from timm.data import create_transform, resolve_data_config
 
     if cfg == OBLONG:
-        needs_timm("1.0.31", "oblong images resized by the interpolation that was asked for")
+        needs_timm("1.0.31", "oblong images resized with the requested interpolation")
     return create_transform(**resolve_data_config({}, pretrained_cfg=cfg))
 
 
