@@ -1,9 +1,10 @@
-"""What a step of stage 2 costs: the slimmed blocks, forwards and backwards, against training the dense model.
+"""Time of a training step of stage 2, compared with a training step of the dense model.
 
     python bench/training_step.py --out results/training_step_cpu.json          # two minutes on 2 cores, idle
 
-All take turns. Dense: forward, cross-entropy and backward of the whole model, no optimiser. Ours: forward from cached
-tokens, stage 2's loss and backward, at several budgets; and with the head held still, which shows what the gates cost.
+All variants are timed in alternation. Dense: forward, cross-entropy and backward of the whole model, without the
+optimizer. Stage 2: forward from cached tokens, loss and backward, at several budgets; and with a frozen scorer, which
+shows the cost of the gates.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from patchlife.training.targets import compute_targets
 BUDGETS = (1.0, 0.8, 0.6, 0.45, 0.35)
 
 
-@torch.inference_mode(False)  # the clock runs in inference mode
+@torch.inference_mode(False)  # `alternate` times in inference mode
 @torch.enable_grad()
 def dense_step(vit: nn.Module, images: Tensor, labels: Tensor) -> None:
     """One step of ordinary training."""
@@ -45,7 +46,7 @@ def dense_step(vit: nn.Module, images: Tensor, labels: Tensor) -> None:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def stage2_step(stage: Stage, step: Step) -> None:
-    """One step of ours."""
+    """One step of stage 2."""
     stage(step)[0].backward()
     stage.zero_grad()
 
@@ -67,18 +68,18 @@ def main() -> None:
     runs: dict[str, Callable[[], None]] = {"dense": partial(dense_step, vit.requires_grad_(True), images, labels)}
     for how in ("adapter", "full"):
         for budget in BUDGETS:
-            runs[f"{how}, budget {budget:g}"] = partial(stage2_step, *_ours(model, how, targets, labels, budget))
-    still, step = _ours(model, "full", targets, labels, 0.6)
-    still.model.scorer.requires_grad_(False)
-    runs["full, budget 0.6, head held still"] = partial(stage2_step, still, step)
+            runs[f"{how}, budget {budget:g}"] = partial(stage2_step, *_stage2(model, how, targets, labels, budget))
+    frozen, step = _stage2(model, "full", targets, labels, 0.6)
+    frozen.model.scorer.requires_grad_(False)
+    runs["full, budget 0.6, scorer frozen"] = partial(stage2_step, frozen, step)
     timing = alternate(runs, args.rounds, warmup=1, metadata={"model": args.model, "batch": args.batch_size})
     write_atomic(args.out, json.dumps({"patchlife": __version__, **timing.to_dict()}, indent=1) + "\n")
     for name in runs:
         print(f"{name:36} {1000 * timing.seconds[name].median:7.0f} ms  {1 / timing.ratios[name].median:.2f} of dense")
 
 
-def _ours(model, how, targets, labels, budget) -> tuple[Slimming, Step]:
-    """Stage 2 with every step at one budget."""
+def _stage2(model, how, targets, labels, budget) -> tuple[Slimming, Step]:
+    """(stage 2, a step at this budget)."""
     lowest = TrainingConfig().lowest_budget
     stage = Slimming(student_of(model, TrainingConfig(finetune=how)), lowest, 0.0)
     return stage, Step(targets, labels, (budget - lowest) / (1 - lowest))

@@ -1,4 +1,4 @@
-"""Convert an adapter of format 2 to format 3: other names for the same values; no tensor is changed.
+"""Convert an adapter of format 2 to format 3. Names change; no tensor does.
 
 python recipes/convert_adapter.py ADAPTER
 """
@@ -26,7 +26,7 @@ TENSORS = {
 
 
 def main(folder: str) -> None:
-    """Replace the adapter in ``folder`` by its conversion."""
+    """Convert the adapter in ``folder``, in place."""
     files = check_sums(folder, AdapterError)
     manifest = json.loads(files["adapter.json"].read_text())
     if manifest["format"] != 2:

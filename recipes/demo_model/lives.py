@@ -1,9 +1,10 @@
-"""Learn the lives of the demo's model: a head on its untouched backbone, from the photos it was trained on, no labels.
+"""Train the scorer of the demo model on the photos of its training, without labels; the backbone is not changed.
 
 python recipes/demo_model/lives.py --data CALTECH101 --assets src/patchlife/assets/demo
 
 CALTECH101 is a local folder with train/CLASS/*.jpg and test/CLASS/*.jpg. Writes ASSETS/adapter and
-recipes/demo_model/lives.json (top-1 on the ten classes' test photos, training-free against learned). Minutes.
+recipes/demo_model/lives.json (top-1 on the test photos of the ten classes, training-free and learned scorer). It takes
+a few minutes.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def main() -> None:
     fitted = fit(rule, photos, preprocess, args.out, learn, accelerator_for("cpu"))
     shutil.copytree(args.out, args.assets / "adapter", dirs_exist_ok=True)
 
-    calibrating = [preprocess(read_photo(path)) for path in list_photos(train)[::8]]
-    rule.calibrate([torch.stack(calibrating)])
+    calibration_images = [preprocess(read_photo(path)) for path in list_photos(train)[::8]]
+    rule.calibrate([torch.stack(calibration_images)])
     settings = [(budget, mode) for mode in ("fixed", "adaptive") for budget in BUDGETS]
     result = {"photos": len(list_photos(test)), "fitted_on": len(fitted.cache)}
     for name, model in (("training-free", rule), ("learned", fitted.model)):

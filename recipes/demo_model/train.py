@@ -1,7 +1,7 @@
-"""Train the demo's small ViT from scratch, with a ViT-Tiny as the teacher of every token.
+"""Train the small ViT of the demo from scratch; a ViT-Tiny is the teacher of every token.
 
-The teacher at 224 px / patch 16 and the student at 112 px / patch 8 cut the same crop into the same 14 x 14
-grid, so the student can copy the teacher position by position. README.md beside this file says the rest.
+The teacher (224 px, patch 16) and the student (112 px, patch 8) divide the same crop into the same 14 x 14 grid, so
+tokens are compared position by position. See README.md beside this file.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 CLASSES = (
     "Faces_easy", "Leopards", "Motorbikes", "airplanes", "bonsai",
-    "car_side", "chandelier", "grand_piano", "ketch", "validation",
+    "car_side", "chandelier", "grand_piano", "ketch", "watch",
 )  # fmt: skip
 ARCHITECTURE = {
     "img_size": 112, "patch_size": 8, "embed_dim": 112, "depth": 12, "num_heads": 4,
@@ -39,9 +39,9 @@ INPUT = {
 }
 SIZE, TEACHER_SIZE = 112, 224
 TEACHER_DIM = 192
-Photo = tuple[Path, int]  # and its label
+Photo = tuple[Path, int]  # path and label
 Labelled = tuple[torch.Tensor, torch.Tensor]  # images (B, 3, 112, 112), labels (B,)
-MIDDLE = 7  # the block whose output is distilled besides the last one; the same index in both models
+MIDDLE = 7  # besides the last block, the output of this one is distilled; the same index in both models
 PHOTOS_PER_CLASS, PHOTO_SIDE, PHOTO_BYTES = 10, 160, 1_400_000
 
 
@@ -52,8 +52,8 @@ def parse_args() -> argparse.Namespace:
     add("--data", type=Path, required=True, help="Caltech-101 as train/CLASS/*.jpg and test/CLASS/*.jpg")
     add("--teacher", type=Path, required=True, help="weights of vit_tiny_patch16_224 (safetensors)")
     add("--out", type=Path, default=Path("runs/demo"), help="cache and checkpoint; a rerun resumes there")
-    add("--assets", type=Path, default=Path("runs/demo/assets"), help="where the finished model goes")
-    add("--views-per-class", type=int, default=600, help="fixed random crops, shared out over its photos")
+    add("--assets", type=Path, default=Path("runs/demo/assets"), help="folder for the finished model")
+    add("--views-per-class", type=int, default=600, help="fixed random crops, divided among its photos")
     add("--grids", type=int, nargs="+", default=[7] * 8 + [10] + [14] * 2, help="patches a side, by epoch")
     add("--batch-size", type=int, default=16)
     add("--lr", type=float, default=1.5e-3)
@@ -105,7 +105,7 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(pixels).movedim(-1, -3).float() / 255 - 0.5) / 0.5
 
 
-# ---- the teacher, seen once ----
+# ---- the teacher, run once ----
 
 
 def load_teacher(path: Path) -> VisionTransformer:
@@ -123,7 +123,7 @@ def tokens(model: VisionTransformer, images: torch.Tensor) -> tuple[torch.Tensor
 
 
 def build_cache(args: argparse.Namespace, folder: Path) -> None:
-    """Fixed random views of the training photos, and what the teacher makes of them."""
+    """Write fixed random views of the training photos, and the tokens of the teacher for them."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs: list[Photo] = []
     for photos in by_class(list_photos(args.data / "train")):
@@ -145,14 +145,16 @@ def build_cache(args: argparse.Namespace, folder: Path) -> None:
         if first % 500 == 0:
             print(f"teacher {first}/{count}", flush=True)
     views.flush(), targets.flush()
-    np.save(folder / "labels.npy", np.array([label for _, label in jobs]))  # last: it says "complete"
+    np.save(
+        folder / "labels.npy", np.array([label for _, label in jobs])
+    )  # written last: it marks the cache as complete
 
 
 # ---- the student ----
 
 
 def build_student() -> VisionTransformer:
-    """A plain timm ViT; Xavier weights and sine-cosine positions, since few photos must compute_targets it both."""
+    """A plain timm ViT with Xavier weights and sine-cosine positions, which help where there are few photos."""
     student = VisionTransformer(**ARCHITECTURE, weight_init="jax", dynamic_img_size=True)
     positions = build_sincos2d_pos_embed([14, 14], dim=ARCHITECTURE["embed_dim"])  # (196, dim)
     with torch.no_grad():
@@ -161,20 +163,20 @@ def build_student() -> VisionTransformer:
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Saturation, contrast, brightness: what moves no patch leaves the teacher's tokens valid."""
+    """Random saturation, contrast and brightness; patches do not move, so the teacher's tokens stay valid."""
     saturation, contrast, brightness = torch.rand(3, len(images), 1, 1, 1, generator=generator).unbind()
     grey = images.mean(1, keepdim=True)
     return torch.lerp(grey, images, 0.5 + saturation) * (0.7 + 0.6 * contrast) + 0.4 * (brightness - 0.5)
 
 
 def mirror(images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Left-right: the teacher's tokens of a mirrored photo are nearly its mirrored tokens, so reuse those."""
+    """Images and targets, mirrored left-right; the teacher's tokens of a mirrored photo are nearly mirrored."""
     patches = targets[:, :, 1:].unflatten(2, (14, 14)).flip(3).flatten(2, 3)
     return images.flip(-1), torch.cat([targets[:, :, :1], patches], dim=2)
 
 
 def shrink(images: torch.Tensor, grid: int) -> torch.Tensor:
-    """Fewer pixels, so that as many 8 px patches cover the whole view: small grids are cheap early epochs."""
+    """The images at ``grid`` x ``grid`` patches of 8 px; small grids make the early epochs cheap."""
     side = grid * ARCHITECTURE["patch_size"]
     return images if side == SIZE else F.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
@@ -214,7 +216,7 @@ class Batches:
 
 
 def losses(student, projections, images, targets, labels) -> dict[str, torch.Tensor]:
-    """How far the projected tokens are from the teacher's, and the answer from the label."""
+    """Squared errors of the projected tokens against the teacher's, and cross-entropy with the labels."""
     middle, last = tokens(student, images)
     return {
         "middle": F.mse_loss(projections[0](middle), targets[0]),
@@ -224,7 +226,7 @@ def losses(student, projections, images, targets, labels) -> dict[str, torch.Ten
 
 
 def save(path: Path, state: dict) -> None:
-    """Write beside and rename, so that an interrupted run never leaves half a checkpoint."""
+    """Write to a temporary file and rename it, so that an interrupted run never leaves an incomplete checkpoint."""
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
@@ -233,7 +235,7 @@ def train(args: argparse.Namespace, batches: Batches, test: Labelled) -> VisionT
     torch.manual_seed(args.seed)
     student = build_student()
     dim = ARCHITECTURE["embed_dim"]
-    projections = nn.ModuleList([nn.Linear(dim, TEACHER_DIM) for _ in range(2)])  # thrown away afterwards
+    projections = nn.ModuleList([nn.Linear(dim, TEACHER_DIM) for _ in range(2)])  # not kept after training
     both = nn.ModuleDict({"student": student, "projections": projections})
     optimizer = torch.optim.AdamW(both.parameters(), lr=args.lr, weight_decay=0.05)
     steps = len(args.grids) * len(batches)
@@ -260,13 +262,13 @@ def train(args: argparse.Namespace, batches: Batches, test: Labelled) -> VisionT
                 shown = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
                 print(f"{epoch}:{step} {shown} {time.perf_counter() - started:.0f} s", flush=True)
         save(checkpoint, {"epoch": epoch, **{name: part.state_dict() for name, part in saved.items()}})
-        # validated, never selected on: the last epoch is the one that is kept
+        # reported only: the weights of the last epoch are kept, whatever the accuracy
         share = hits(student, shrink(test[0], grid), test[1]).double().mean()
         print(f"epoch {epoch}, grid {grid}: test accuracy {share:.4f}", flush=True)
     return student
 
 
-# ---- what is kept ----
+# ---- export ----
 
 
 def load_views(photos: list[Photo]) -> Labelled:
@@ -290,7 +292,7 @@ def encode(path: Path, quality: int) -> bytes:
 
 
 def write_photos(args: argparse.Namespace) -> list[Photo]:
-    """Ten test photos a class, drawn blindly, at the best quality that fits."""
+    """Ten random test photos a class, at the highest JPEG quality that fits in PHOTO_BYTES."""
     rng, chosen = np.random.default_rng(args.seed), []
     for photos in by_class(list_photos(args.data / "test")):
         chosen += [photos[i] for i in sorted(rng.choice(len(photos), PHOTOS_PER_CLASS, replace=False))]
@@ -313,7 +315,7 @@ def export(args: argparse.Namespace, student: VisionTransformer, test: Labelled)
     args.assets.mkdir(parents=True, exist_ok=True)
     weights = args.assets / "model.safetensors"
     save_file({name: value.half().contiguous() for name, value in student.state_dict().items()}, weights)
-    weights.chmod(0o644)  # safetensors writes for its owner only; packaged files are for everyone
+    weights.chmod(0o644)  # safetensors makes it readable for its owner only
     rounded = VisionTransformer(**ARCHITECTURE)
     rounded.load_state_dict({name: value.float() for name, value in load_file(weights).items()}, strict=True)
     right = hits(rounded, *test)

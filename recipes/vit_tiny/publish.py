@@ -1,4 +1,4 @@
-"""Copy a fitted adapter so that it can be committed: it keeps its backbone's name and checksum, not its local path.
+"""Copy a fitted adapter for publication: with the name and checksum of its backbone, without local paths.
 
 python recipes/vit_tiny/publish.py FITTED CHECKPOINT PUBLISHED
 """

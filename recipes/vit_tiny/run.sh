@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Track 1: lives of ViT-Tiny/16-224 on ImageNet-1k, fitted without labels on photos of 20 of its classes and of
-# Caltech-101, reported on photos of those 20 classes and of all 1000. About an hour on two CPU cores; what is done
-# already is not done again.
+# Track 1: train adapters of ViT-Tiny/16-224 (ImageNet-1k) without labels, on photos of 20 of its classes and of
+# Caltech-101; evaluate them on photos of those 20 classes and of all 1000. It takes about an hour on two CPU cores.
+# Finished parts are not repeated.
 #
-#   recipes/vit_tiny/run.sh SHARED OUT      SHARED holds weights/vit_tiny_patch16_224.safetensors and data/
+#   recipes/vit_tiny/run.sh SHARED OUT      SHARED has weights/vit_tiny_patch16_224.safetensors and data/
 set -euo pipefail
 shared=$1 out=$2
 weights=$shared/weights/vit_tiny_patch16_224.safetensors
@@ -12,11 +12,11 @@ learn=(--cache "$out/cache" --validation "$shared/data/in20/val,$shared/data/in1
 export OMP_WAIT_POLICY=PASSIVE
 mkdir -p "$out"
 
-# stage 1: the head alone
+# stage 1: the scorer only
 [ -d "$out/head" ] || patchlife fit vit_tiny_patch16_224 "${photos[@]}" --checkpoint "$weights" "${learn[@]}" \
   --out "$out/head"
 
-# stage 2, from that head: low rank, merged when loaded; and all weights from the start block on
+# stage 2, from that scorer: a low-rank weight delta; and all weights from the start block on
 for how in adapter full; do
   [ -d "$out/$how" ] || patchlife fit "$out/head" "${photos[@]}" --checkpoint "$weights" "${learn[@]}" --epochs 0 \
     --finetune "$how" --finetune-epochs 3 --out "$out/$how"

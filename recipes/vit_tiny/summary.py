@@ -1,4 +1,4 @@
-"""Put what `run.sh` measured into one file and print its table.
+"""Collect the results of `run.sh` in one file and print the table of README.md.
 
 python recipes/vit_tiny/summary.py OUT
 """
@@ -11,24 +11,24 @@ from pathlib import Path
 
 from patchlife.io.files import write_atomic
 
-MODELS = {"head": "head only", "adapter": "low-rank adapter", "full": "all weights from block 3 on"}
+MODELS = {"head": "scorer only", "adapter": "low-rank adapter", "full": "all weights from block 3 on"}
 SETS = ("in1k-samples", "in20-val")
 
 
 def main(out: Path) -> None:
-    """Write OUT/results.json and print the table for the README, of the models that were learned there."""
+    """Write OUT/results.json and print the table, for the models that are there."""
     models = {model: title for model, title in MODELS.items() if (out / model).is_dir()}
-    result: dict = {"fits": {}, "evals": {}, "validated": {}}
+    result: dict = {"fits": {}, "evals": {}, "validation": {}}
     for model in models:
         fit = json.loads((out / f"{model}.work" / "fit.json").read_text())
         fit["config"]["cache"] = None  # a path of the machine it ran on
-        fit["skipped"] = len(fit["skipped"])  # likewise
+        fit["skipped"] = len(fit["skipped"])  # for the same reason
         result["fits"][model] = fit
-        result["validated"][model] = _validated(out / f"{model}.work" / "metrics.jsonl")
+        result["validation"][model] = _validation_lines(out / f"{model}.work" / "metrics.jsonl")
         for name in SETS:
-            found = json.loads((out / f"{model}-{name}.json").read_text())
+            evaluation = json.loads((out / f"{model}-{name}.json").read_text())
             kept = ("photos", "scores", "conditions")
-            result["evals"][f"{model}, {name}"] = {key: found[key] for key in kept}
+            result["evals"][f"{model}, {name}"] = {key: evaluation[key] for key in kept}
     write_atomic(out / "results.json", json.dumps(result, indent=1) + "\n")
     print("| | mode | FLOPs |" + "".join(f" `{name}` | drop |" for name in SETS))
     print("| --- | --- | --- |" + " --- | --- |" * len(SETS))
@@ -43,10 +43,10 @@ def _cells(score: dict) -> str:
     return f" {100 * score['top1']:.1f} | {100 * score['drop']:.1f} ({100 * low:.1f} to {100 * high:.1f}) |"
 
 
-def _validated(metrics: Path) -> list[dict]:
-    """Accuracy while learning: the lines that `--validation` wrote."""
+def _validation_lines(metrics: Path) -> list[dict]:
+    """Accuracy during training: the lines written for `--validation`."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return [line for line in lines if "top1" in line]
+    return [line for line in lines if "validation" in line]
 
 
 if __name__ == "__main__":

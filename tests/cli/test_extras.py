@@ -16,7 +16,7 @@ from small import write_photos
 from patchlife.cli.main import VERBS
 from patchlife.errors import MissingExtraError
 
-EXTRAS = ("accelerate", "matplotlib", "tensorboard", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
+EXTRAS = ("accelerate", "matplotlib", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 
 
 @pytest.fixture
@@ -50,7 +50,6 @@ def exported(folder: Path, kind: str) -> Path:
 CASES = [
     ("fit no-model none", "accelerate", "patchlife fit needs accelerate", "learn"),
     ("fit no-model none", "matplotlib", "patchlife fit needs matplotlib", "learn"),
-    ("fit no-model none --tensorboard", "tensorboard", "--tensorboard needs tensorboard", "tensorboard"),
     ("bench no-model --data none", "matplotlib", "patchlife bench needs matplotlib", "bench"),
     ("bench --report none.json", "matplotlib", "patchlife bench needs matplotlib", "bench"),
     ("bench no-model --engine onnx", "onnxruntime", "--engine onnx needs onnxruntime", "onnx"),

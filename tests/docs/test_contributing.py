@@ -20,7 +20,7 @@ def layers() -> list[list[str]]:
 
 
 def test_the_table_of_subpackages_equals_the_layers() -> None:
-    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## Rooms")[2].partition("\n## ")[0]
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## Layout")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`[^|]*`) \|", table, re.MULTILINE)
     assert [re.findall(r"`(\w+)`", row) for row in rows] == layers()
 

@@ -1,4 +1,4 @@
-"""The adapters that are committed: whole, small, and free of local paths."""
+"""The committed adapters are complete, small and without local paths."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ ADAPTERS = ("head", "adapter")
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_it_is_whole_and_small(name: str) -> None:
-    depends_on, tensors = read_adapter(HOME / name)
-    assert about["scorer"]["kind"] == LifeRegressor.kind
-    assert about["origin"]["checkpoint"] is None
+def test_it_is_complete_and_small(name: str) -> None:
+    manifest, tensors = read_adapter(HOME / name)
+    assert manifest["scorer"]["kind"] == LifeRegressor.kind
+    assert manifest["origin"]["checkpoint"] is None
     assert sum(file.stat().st_size for file in (HOME / name).iterdir()) <= 2_000_000
     assert any(key.startswith("weight_delta.") for key in tensors) == (name != "head")
 
 
-def nearly(vit: nn.Module, part: float) -> nn.Module:
-    """A copy whose weights are all moved by ``part`` of their spread, as another short training would."""
+def perturbed(vit: nn.Module, part: float) -> nn.Module:
+    """A copy with noise on all weights, of ``part`` of their standard deviation, as after a short training."""
     other, generator = copy.deepcopy(vit), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -39,30 +39,30 @@ def nearly(vit: nn.Module, part: float) -> nn.Module:
     return other
 
 
-def assert_only_its_own(folder: Path, vit: nn.Module) -> None:
-    """The backbone is accepted in every precision; one that is nearly the same is not."""
+def assert_belongs_to(folder: Path, vit: nn.Module) -> None:
+    """The backbone is accepted in every precision; a perturbed one is refused."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         patchlife.load(folder, copy.deepcopy(vit).to(dtype))
         for part in (0.01, 0.003) if dtype != torch.bfloat16 else (0.01,):
             with pytest.raises(AdapterError, match="was made for other weights"):
-                patchlife.load(folder, nearly(vit, part).to(dtype))
+                patchlife.load(folder, perturbed(vit, part).to(dtype))
 
 
-def test_the_demos_adapter_belongs_to_the_demos_model() -> None:
-    assert_only_its_own(demo_folder() / "adapter", demo_backbone())
+def test_the_demo_adapter_belongs_to_the_demo_backbone() -> None:
+    assert_belongs_to(demo_folder() / "adapter", demo_backbone())
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_it_belongs_to_the_published_weights(name: str, shared: Path) -> None:
     weights = shared / "weights" / "vit_tiny_patch16_224.safetensors"
-    assert_only_its_own(HOME / name, build("vit_tiny_patch16_224", weights)[0])
+    assert_belongs_to(HOME / name, build("vit_tiny_patch16_224", weights)[0])
     assert read_adapter(HOME / name)[0]["origin"]["sha256"] == sha256_of(weights)
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_it_answers_as_the_dense_model_mostly_does(name: str, shared: Path) -> None:
+def test_most_predictions_equal_those_of_the_dense_model(name: str, shared: Path) -> None:
     from patchlife.data import Preprocess, list_photos, read_photo
 
     vit, _ = build("vit_tiny_patch16_224", shared / "weights" / "vit_tiny_patch16_224.safetensors")

@@ -20,77 +20,77 @@ __all__ = ["run"]
 
 
 def run(config: FitConfig) -> int:
-    """Train and save an adapter; returns the exit code."""
-    for package in ("accelerate", "matplotlib"):  # matplotlib draws the report after the training
+    """Train, save the adapter, and print where it is; returns the exit code."""
+    for package in ("accelerate", "matplotlib"):  # matplotlib draws the report after training
         require(package, "learn", "patchlife fit")
-    if config.learn.tensorboard:
-        require("tensorboard", "tensorboard", "--tensorboard")
+    if config.learn.tracker:
+        from ..training.log import check_tracker
+
+        check_tracker(config.learn.tracker)
     left_out: set[Path] = set()
-    sources = list_samples(config.data, left_out)
+    samples = list_samples(config.data, left_out)
     from ..runtime.opening import open_pipeline
     from ..training.fit import accelerator_for, fit, work_folder
 
-    pipeline = open_pipeline(config.model)  # on the CPU; accelerate moves the model
-    accelerator = accelerator_for(config.device)
+    pipeline = open_pipeline(config.model)  # on the CPU: accelerate moves it
+    work = work_folder(config.out)
+    accelerator = accelerator_for(config.device, config.learn.tracker, work)
     order = config.model.class_order
-    photos = _Photos(sources, pipeline.labels if config.learn.label_weight else None, order)
-    validation_sets = _validation_sets(config.validation, pipeline.labels, order)
+    photos = _Photos(samples, pipeline.labels if config.learn.label_weight else None, order)
+    validation = _validation_sets(config.validation, pipeline.labels, order)
     if accelerator.is_main_process:
         say_left_out(left_out)
-        for text in dict.fromkeys(p.folder_description for p in (photos, *validation_sets.values())):
-            if text:
-                say(text)
-    validation = {name: _evenly_spaced_labelled(validation_set) for name, validation_set in validation_sets.items()}
-    fitted = fit(pipeline.model, photos, pipeline.preprocess, config.out, config.learn, accelerator, validation)
+        notes = [photo_set.class_note for photo_set in (photos, *validation.values())]
+        for note in dict.fromkeys(filter(None, notes)):
+            say(note)
+    chosen = {name: _validation_photos(photo_set) for name, photo_set in validation.items()}
+    fitted = fit(pipeline.model, photos, pipeline.preprocess, config.out, config.learn, accelerator, chosen)
     if accelerator.is_main_process:
         skipped = fitted.cache.skipped
         if skipped:
             say(f"{len(skipped)} photos could not be read; the first error: {skipped[0]['error']}")
         say(f"{config.out}: trained on {len(fitted.cache)} photos in {fitted.summary['seconds']:.0f} s")
-        work = work_folder(config.out)
-        say(f"training report: {work / 'report.html'}; {work} also holds caches and may be deleted")
+        say(f"{work / 'report.html'} has curves and results; {work} holds caches and can be deleted")
+    accelerator.end_training()
     return 0
 
 
 def _validation_sets(folders: Sequence[str], labels: Labels, order: ClassOrder | None) -> dict[str, _Photos]:
-    """The labelled photos of each validation folder, by the name of the set."""
+    """The photos of each validation folder, with their classes, by the name of the set."""
     from ..training.validation import set_names
 
     names = set_names(folders)
     return {name: _Photos(list_samples([folder]), labels, order) for name, folder in zip(names, folders, strict=True)}
 
 
-def _evenly_spaced_labelled(photos: _Photos) -> list[Photo]:
-    """The photos of a set that are used for validation. Raises ConfigError if one has no label."""
-    from ..training.validation import MOST_PHOTOS
+def _validation_photos(photos: _Photos) -> list[Photo]:
+    """The photos of a validation set that are used. Raises ConfigError if one has no label."""
+    from ..training.validation import MAX_PHOTOS
 
-    chosen = evenly_spaced(photos, MOST_PHOTOS)
-    if unknown := [photo.path for photo in chosen if photo.label < 0]:
+    chosen = evenly_spaced(photos, MAX_PHOTOS)
+    if unlabelled := [photo.path for photo in chosen if photo.label < 0]:
         raise ConfigError(
-            f"--validation: expected labelled photos, got {unknown[0]} without a label; label the photo or remove it"
+            f"--validation: expected labelled photos, got {unlabelled[0]} without a label; label it or leave it out"
         )
     return chosen
 
 
 class _Photos(Sequence["Photo"]):
-    """Photos with their class indices; -1 for all photos if ``labels`` is None.
+    """Photos with the class index of their folder, shard or data set; -1 for all photos if ``labels`` is None.
 
-    The label of a sample is read from its shard or data set only when the sample is indexed, because a fit may use a
-    thousand of a million samples.
-
-    Attributes:
-        folder_description: how folder names are read as classes; empty if they are not read.
+    The label of a sample is read from its shard only when the photo is used: a fit may use a thousand of a million.
+    ``class_note`` says how names of folders are read as classes; it is empty if no folder is read.
     """
 
-    def __init__(self, sources: Sequence[Path | Sample], labels: Labels | None, order: ClassOrder | None) -> None:
-        files = [source for source in sources if isinstance(source, Path)]  # list_samples lists files first
-        self._sources, self._labels = sources, labels
-        folder_labels = labels if files else None
-        self._classes = folder_labels.classes_of(files, order) if folder_labels else [-1] * len(files)
-        self.folder_description = folder_labels.describe_folders(files, order) if folder_labels else ""
+    def __init__(self, samples: Sequence[Path | Sample], labels: Labels | None, order: ClassOrder | None) -> None:
+        files = [path for path in samples if isinstance(path, Path)]  # files come first
+        self._samples, self._labels = samples, labels
+        by_folder = labels if files else None
+        self._classes = by_folder.classes_of(files, order) if by_folder else [-1] * len(files)
+        self.class_note = by_folder.describe_folders(files, order) if by_folder else ""
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return len(self._samples)
 
     @overload
     def __getitem__(self, index: int) -> Photo: ...
@@ -101,7 +101,7 @@ class _Photos(Sequence["Photo"]):
             return [self[i] for i in range(*index.indices(len(self)))]
         from ..training.target_cache import Photo
 
-        source = self._sources[index]
+        source = self._samples[index]
         if isinstance(source, Sample):
             return Photo(source, self._labels.class_of_label(source.label, source) if self._labels else -1)
         return Photo(source, self._classes[index])

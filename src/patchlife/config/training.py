@@ -34,7 +34,8 @@ class TrainingConfig:
         lowest_budget: Stage 2 draws a budget between this and 1 at every step.
         max_unreadable: Stop when more than this fraction of the photos cannot be read.
         save_every: Seconds between checkpoints.
-        tensorboard: Write the metrics for TensorBoard, too, beside metrics.jsonl.
+        tracker: Also log metrics to this tracker of accelerate: tensorboard, wandb, mlflow, ...; its package must be
+            installed.
         restart: Discard the checkpoints and metrics of an earlier fit to the same folder; cached features stay.
         seed: Everything random follows from it.
     """
@@ -53,7 +54,7 @@ class TrainingConfig:
     lowest_budget: float = 0.35
     max_unreadable: float = 0.01
     save_every: float = 30.0
-    tensorboard: bool = False
+    tracker: str | None = field(default=None, metadata={"metavar": "NAME"})
     restart: bool = False
     seed: int = 0
 

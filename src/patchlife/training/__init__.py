@@ -1,1 +1,1 @@
-"""Learning lives from photos: regression of the dense model's importance, then distillation through gates."""
+"""Training from photos: regression of the dense model's patch importance, then distillation with gates."""

@@ -1,4 +1,4 @@
-"""Evaluation on cached targets: it costs the slimmed blocks only, because the tokens at the start block are cached."""
+"""Evaluation on cached targets: the tokens at the start block are cached, so only the slimmed blocks are run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class CachedScore(NamedTuple):
     """Means over the photos of a cache.
 
     Attributes:
-        top1: fraction whose label is the likeliest class. dense_top1: the same of the dense model.
-        agreement: fraction with the dense model's own class. kl: divergence from the dense model, in nats.
+        top1: fraction of photos whose predicted class is their label. dense_top1: the same for the dense model.
+        agreement: fraction of photos with the same predicted class as the dense model.
+        kl: KL divergence from the dense model, in nats.
     """
 
     top1: float
@@ -37,7 +38,7 @@ def evaluate_cached(
     cache: TargetCache,
     device: torch.device,
 ) -> CachedScore:
-    """Score ``logits_of``, from tokens that enter the start block (on ``device``), on all photos of ``cache``."""
+    """Evaluate ``logits_of`` on all photos of ``cache``; it gets the input of the start block, on ``device``."""
     sums = torch.zeros(4, dtype=torch.double)
     for begin in range(0, len(cache), _BATCH):
         rows = range(begin, min(begin + _BATCH, len(cache)))

@@ -1,8 +1,8 @@
-"""Training state that survives `kill -9`: every checkpoint is a whole new folder or not there at all.
+"""Checkpoints of the training state: each is a new folder, which is complete or absent, also after `kill -9`.
 
-No pickles: tensors in safetensors, the rest in JSON, a SHA-256 of each file in the folder's manifest. There is no
-random state to keep: every draw of a run follows from its seed and the step. A checkpoint says which settings it
-follows from, and only a run with the same ones goes on from it.
+Tensors are saved in safetensors, all else in JSON, with a SHA-256 of each file; there are no pickles. No random state
+is saved: every random draw of a run follows from its seed and the step. A checkpoint records the settings of its run,
+and only a run with the same settings resumes from it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ..io.files import check_sums, replace_folder, sweep
 
 __all__ = ["FORMAT", "Settings", "check_settings", "discard", "restore_latest", "save_checkpoint"]
 
-FORMAT = 2
-"""Of the files, and of what a step computes: a checkpoint of another format is not continued."""
+FORMAT = 3
+"""Version of the files, of the settings' names and of what a step computes; other versions are refused."""
 
 Settings = Mapping[str, Any]
-"""What a run's result follows from, by name, as JSON values."""
+"""The settings that determine the result of a run, by name, as JSON values."""
 
-_KEPT = 2
-_WHAT_TO_DO = (
-    "to go on with that run give its settings, else choose another --out, or add --restart to discard its checkpoints "
-    "and begin again"
+_CHECKPOINTS_KEPT = 2
+_FIX = (
+    "to resume that run, give its settings; otherwise choose another --out, or add --restart to discard its "
+    "checkpoints and start again"
 )
 
 
@@ -42,9 +42,9 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     settings: Settings | None = None,
 ) -> Path:
-    """Write the state after ``step`` steps beside the older ones, then remove all but the latest two.
+    """Write the state after ``step`` steps to a new folder, then remove all checkpoints but the latest two.
 
-    Raises CheckpointError when it cannot be written (a full disk, say); older checkpoints are as they were.
+    Raises CheckpointError if it cannot be written, for example on a full disk; older checkpoints are not changed.
     """
     target = folder / f"step-{step:08d}"
     tensors: dict[str, Tensor] = {f"weight.{name}": p.detach() for name, p in trained.items()}
@@ -58,9 +58,9 @@ def save_checkpoint(
     except OSError as error:
         raise CheckpointError(
             f"cannot write the checkpoint of step {step} to {target} ({error.strerror or error}); free some space and "
-            "run the same command again: it goes on from the checkpoint before"
+            "run the same command again: it resumes from the checkpoint before"
         ) from error
-    for old in _found(folder)[:-_KEPT]:
+    for old in _checkpoints_in(folder)[:-_CHECKPOINTS_KEPT]:
         shutil.rmtree(old, ignore_errors=True)  # another process may be doing the same
     return target
 
@@ -71,10 +71,12 @@ def restore_latest(
     optimizer: torch.optim.Optimizer,
     settings: Settings | None = None,
 ) -> int:
-    """Load the latest whole checkpoint into ``trained`` and ``optimizer``; the step it stands at, 0 without any.
+    """Load the latest complete checkpoint into ``trained`` and ``optimizer``.
+
+    Returns the number of steps that it has completed, 0 if there is no checkpoint.
 
     Raises CheckpointError, naming each setting that differs, for a checkpoint of a run with other ``settings``; None
-    takes any.
+    accepts any settings.
     """
     sweep(folder)
     latest = _latest(folder)
@@ -89,7 +91,7 @@ def restore_latest(
 
 
 def check_settings(folder: Path, settings: Settings) -> None:
-    """Raise CheckpointError, as `restore_latest` would, if what ``settings`` names differs; reads no weights."""
+    """Raise CheckpointError, as `restore_latest`, if one of ``settings`` differs; no weights are read."""
     latest = _latest(folder)
     if latest is not None:
         _check_format(latest[1], folder)
@@ -98,20 +100,20 @@ def check_settings(folder: Path, settings: Settings) -> None:
 
 def discard(folder: Path) -> None:
     """Remove the checkpoints in ``folder``."""
-    for checkpoint in _found(folder):
+    for checkpoint in _checkpoints_in(folder):
         shutil.rmtree(checkpoint)
 
 
-def _found(folder: Path) -> list[Path]:
+def _checkpoints_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
 def _latest(folder: Path) -> tuple[dict[str, Path], dict[str, Any]] | None:
-    """(files, state) of the latest checkpoint that is whole."""
-    for candidate in reversed(_found(folder)):
+    """(files, state) of the latest complete checkpoint."""
+    for candidate in reversed(_checkpoints_in(folder)):
         try:
             files = check_sums(candidate, CheckpointError)
-        except CheckpointError:  # damaged on disk: the one before is as good, only older
+        except CheckpointError:  # damaged on disk: use the checkpoint before
             continue
         return files, json.loads(files["state.json"].read_text())
     return None
@@ -120,21 +122,22 @@ def _latest(folder: Path) -> tuple[dict[str, Path], dict[str, Any]] | None:
 def _check_format(state: dict[str, Any], folder: Path) -> None:
     if state.get("format") != FORMAT:
         raise CheckpointError(
-            f"the checkpoints in {folder} are of format {state.get('format', 1)}, this patchlife writes and continues "
-            f"format {FORMAT}; choose another --out, or add --restart to discard them and begin again"
+            f"the checkpoints in {folder} have format {state.get('format', 1)}, this patchlife resumes format {FORMAT} "
+            "only; choose another --out, or add --restart to discard them and start again"
         )
 
 
-def _check_same(was: Settings, now: Settings, folder: Path) -> None:
-    """Raise CheckpointError if a setting differs; one that only one side has is None on the other."""
-    now = json.loads(json.dumps(dict(now)))
+def _check_same(saved: Settings, current: Settings, folder: Path) -> None:
+    """Raise CheckpointError if a setting differs; a setting that is missing on one side counts as None there."""
+    current = json.loads(json.dumps(dict(current)))
     differ = [
-        f"{name} was {was.get(name)}, now {now.get(name)}" for name in {**now, **was} if was.get(name) != now.get(name)
+        f"{name} was {saved.get(name)}, now {current.get(name)}"
+        for name in {**current, **saved}
+        if saved.get(name) != current.get(name)
     ]
     if differ:
         raise CheckpointError(
-            f"{folder} holds checkpoints of a run with other settings: {'; '.join(differ)}. They were not used; "
-            + _WHAT_TO_DO
+            f"{folder} has checkpoints of a run with other settings: {'; '.join(differ)}. They were not used; " + _FIX
         )
 
 
@@ -150,8 +153,8 @@ def _load(
     if saved != wanted:
         differ = [name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name)]
         raise CheckpointError(
-            f"{source} is of a run with other settings: it trained {len(saved)} tensors, this one trains "
-            f"{len(wanted)}, and {shortened(differ)} differ; {_WHAT_TO_DO}"
+            f"{source} has checkpoints of a run with other settings: that run trained {len(saved)} tensors, this run "
+            f"trains {len(wanted)}, and {shortened(differ)} differ; {_FIX}"
         )
     for name, parameter in trained.items():
         parameter.copy_(tensors[f"weight.{name}"])

@@ -1,4 +1,4 @@
-"""From a folder of photos to an adapter: collect, regress, slim, calibrate, save."""
+"""From photos to an adapter: collect targets, train both stages, calibrate, save."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..slimming import Calibration, Scorer, SlimModel
 from ..slimming.regressor import LifeRegressor
 from ..version import __version__
 from .checkpoint import check_settings, discard
-from .log import require_tensorboard
+from .log import check_tracker
 from .loop import train
 from .report import write_report
 from .stage import StageConfig
@@ -42,18 +42,18 @@ if TYPE_CHECKING:
 __all__ = ["Fitted", "accelerator_for", "fit", "student_of", "work_folder"]
 
 _REGRESSION = "regression"
-_COMPARED = 1000  # photos that are looked at to tell whether an earlier run had the same ones
-_CALIBRATION_ROWS = 256
-_HELD_OUT = 64  # photos for the report, a twentieth where there are few
+_PHOTOS_COMPARED = 1000  # whose content tells whether an earlier run had the same photos
+_CALIBRATION_PHOTOS = 256
+_HELD_OUT = 64  # photos for the report; a twentieth of the photos if that is less
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came out.
+    """The result of `fit`.
 
     Attributes:
-        model: slimmed, with its learned head; saved already.
-        cache: what it learned from.
+        model: the slimmed model with its trained scorer, as saved.
+        cache: the targets of the training photos.
         summary: conditions and results, as in ``fit.json``.
     """
 
@@ -69,60 +69,63 @@ def fit(
     out: str | Path,
     config: TrainingConfig | None = None,
     accelerator: Accelerator | None = None,
-    validated: Mapping[str, Sequence[Photo]] | None = None,
+    validation: Mapping[str, Sequence[Photo]] | None = None,
 ) -> Fitted:
-    """Learn the lives of ``model``'s patches on ``photos`` and save them as an adapter.
+    """Train the scorer of ``model``, and with stage 2 its blocks, on ``photos``; save the result as an adapter.
 
-    A run that was interrupted goes on where it stopped when it is called again with the same arguments: caches
-    and checkpoints lie in `work_folder`. With other arguments it is refused, unless ``config.restart`` is set.
+    An interrupted run resumes when it is called again with the same arguments: caches and checkpoints are in
+    `work_folder`. Other arguments are refused, unless ``config.restart`` is set.
 
     Args:
-        model: its backbone is the dense teacher, and is not changed; its start block and drop points are learned
-            for. A head that was learned already is learned further, others are replaced. Its settings (budget or
-            schedule, mode) are those of the adapter.
-        photos: to learn from. Labels are read only where ``config.label_weight`` asks for them.
-        preprocess: how a photo becomes the backbone's input.
+        model: its backbone is the dense teacher and is not changed. A `LifeRegressor` as scorer is trained further, any
+            other scorer is replaced by a new one. Budget or schedule, mode, start block and drop points are those of
+            the adapter.
+        photos: to train on. Labels are used only if ``config.label_weight`` is above 0.
+        preprocess: from a photo to the backbone's input.
         out: folder of the adapter.
-        config: how to learn.
-        accelerator: where to learn; by default whatever accelerate finds.
-        validated: labelled photos by name, on which to measure meanwhile (see `Validation`); nothing is learned from them.
+        config: settings of the training.
+        accelerator: processes, device and trackers of the caller, who ends them (``accelerator.end_training()``);
+            ``config.tracker`` is then not used. Trackers that are not initialised yet are initialised here. Default:
+            `accelerator_for` with ``config.tracker``.
+        validation: labelled photos by name, to measure accuracy on during training (see `Validation`).
 
     Raises:
         ConfigError, ImageError, NumericalError, CheckpointError: see `collect` and `train`.
-        AdapterError: ``out`` is a folder of something else, or the backbone cannot be saved (see `adapter.save`).
-        MissingExtraError: matplotlib or accelerate is not there, or TensorBoard is asked for and not there.
+        AdapterError: ``out`` is a folder with other content, or the backbone cannot be saved (see `adapters.save`).
+        MissingExtraError: matplotlib or accelerate is not installed.
     """
     if model.backbone.vit.training:
-        raise ConfigError("the dense model teaches as it predicts, but it is in training mode; call .eval() first")
+        raise ConfigError("the teacher must be in eval mode, but the model is in training mode; call .eval() first")
     config, out, started = config or TrainingConfig(), Path(out), time.monotonic()
-    require("matplotlib", "learn", "the report of a fit")  # now, not when all is learned
-    if config.tensorboard:
-        require_tensorboard()
+    require("matplotlib", "learn", "the report of a fit")  # before training, not after it
     check_free(out)
-    accelerator = accelerator or accelerator_for()
-    given, (model, head) = model, _beginning(model, config)
-    drawn = _drawn(photos, config)
-    stage_configs = _stage_configs(model, given.scorer, drawn, preprocess, config)
-    _prepare(work_folder(out), stage_configs, config, accelerator)
+    own_accelerator = accelerator is None
+    accelerator = accelerator or accelerator_for(tracker=config.tracker, folder=work_folder(out))
+    original, (model, scorer) = model, _initial_model(model, config)
+    drawn = _random_photos(photos, config)
+    stage_configs = _stage_configs(model, original.scorer, drawn, preprocess, config)
+    _prepare_folder(work_folder(out), stage_configs, config, accelerator)
+    if not accelerator.trackers:
+        accelerator.init_trackers("patchlife", config.to_dict())
     cache = _collect(model, drawn, preprocess, work_folder(out), config, accelerator)
     if not len(cache):
-        raise ConfigError("not one photo could be read, so there is nothing to learn from")
+        raise ConfigError("none of the photos could be read, so there is nothing to train on")
     cache, held_out = cache.split(min(_HELD_OUT, len(cache) // 20))
-    validation = _validation(model, validated or {}, preprocess, work_folder(out), config, accelerator)
+    measured = _validation(model, validation or {}, preprocess, work_folder(out), config, accelerator)
     for stage_config in stage_configs:
         if stage_config.name == _REGRESSION:
-            train(Regression(head), cache, stage_config, work_folder(out), accelerator, validation, config.tensorboard)
+            train(Regression(scorer), cache, stage_config, work_folder(out), accelerator, measured)
         else:
-            model = _slimmed(model, cache, stage_config, config, work_folder(out), accelerator, validation)
-    model.scorer.eval().requires_grad_(False)  # the backbone is the caller's: its flags stay as they are
-    model.use_calibration(_calibration(model, cache)).set_mode(given.config.mode)
-    model.origin = given.origin
+            model = _train_slimming(model, cache, stage_config, config, work_folder(out), accelerator, measured)
+    model.scorer.eval().requires_grad_(False)  # the flags of the backbone stay as the caller set them
+    model.use_calibration(_calibration(model, cache)).set_mode(original.config.mode)
+    model.origin = original.origin
     summary = {
         "patchlife": __version__,
         "photos": len(cache),
         "skipped": cache.skipped,
         "stages": [stage_config.name for stage_config in stage_configs],
-        "validated": {name: len(photos) for name, photos in validation.sets.items()} if validation else {},
+        "validation": {name: len(photos) for name, photos in measured.sets.items()} if measured else {},
         "seconds": round(time.monotonic() - started, 1),
         "config": config.to_dict(),
         "life": model.config.to_dict() | {"start": model.start, "drops": list(model.drops)},
@@ -136,53 +139,61 @@ def fit(
             work_folder(out) / "report.html", model, held_out, preprocess, work_folder(out) / "metrics.jsonl", summary
         )
     accelerator.wait_for_everyone()
+    if own_accelerator and accelerator.trackers:
+        accelerator.end_training()
     return Fitted(model, cache, summary)
 
 
 def work_folder(out: str | Path) -> Path:
-    """Where a fit keeps its cache, checkpoints and metrics; safe to delete once the adapter is there."""
+    """The folder of a fit's cache, checkpoints and metrics; it can be deleted when the adapter is finished."""
     return Path(out).with_name(Path(out).name + ".work")
 
 
-def accelerator_for(device: str = "auto") -> Accelerator:
-    """One process or several, as launched; bfloat16 where a GPU computes it.
+def accelerator_for(device: str = "auto", tracker: str | None = None, folder: Path | None = None) -> Accelerator:
+    """An accelerator for the processes that were launched; bfloat16 where a GPU supports it.
 
-    Raises MissingExtraError without accelerate.
+    ``tracker`` is the name of a tracker of accelerate, which keeps its files, if any, in ``folder``.
+
+    Raises MissingExtraError without accelerate, ConfigError for a tracker that is unknown or not installed.
     """
     try:
         from accelerate import Accelerator
     except ImportError:
         raise MissingExtraError("accelerate", "learn", "learning lives") from None
+    if tracker is not None:
+        check_tracker(tracker)
     gpu = device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if gpu else "no")
+    return Accelerator(
+        cpu=device == "cpu", mixed_precision="bf16" if gpu else "no", log_with=tracker, project_dir=folder
+    )
 
 
-def _beginning(model: SlimModel, config: TrainingConfig) -> tuple[SlimModel, LifeRegressor]:
-    """The model as learning begins, the same on every machine, and its head: a new one, or a copy."""
+def _initial_model(model: SlimModel, config: TrainingConfig) -> tuple[SlimModel, LifeRegressor]:
+    """(model at the beginning of training, its scorer): a copy of a `LifeRegressor`, else a new one from the seed."""
     if model.delta is not None and model.delta.learned:
         raise ConfigError(
-            "this adapter has changed the backbone already, so the dense teacher is gone; begin with the backbone or "
-            "with an adapter that holds only a head"
+            "the weights of this backbone were trained by an earlier stage 2, so it cannot be the dense teacher; give "
+            "the original backbone, or an adapter that has only a scorer"
         )
-    given, backbone, settings = model, model.backbone, model.config.replace(mode="fixed")
-    delta_since(backbone, given.base, given.delta)  # what could not be saved is not importance learning for
-    if config.finetune != "none":  # an error now is better than one at the step that first draws it
+    original, backbone, settings = model, model.backbone, model.config.replace(mode="fixed")
+    delta_since(backbone, original.base, original.delta)  # raises now, before training, if it could not be saved later
+    if config.finetune != "none":  # raises now, not at the first step that draws it, if the budget is out of reach
         SlimModel(backbone, settings.replace(budget=config.lowest_budget), model.scorer)
     if isinstance(model.scorer, LifeRegressor):
-        head = copy.deepcopy(model.scorer).requires_grad_(True)  # what an earlier fit returned is frozen
+        scorer = copy.deepcopy(model.scorer).requires_grad_(True)  # the scorer of an earlier fit is frozen
     elif not config.epochs:
-        raise ConfigError("epochs 0 skips stage 1, but this model has no learned head to go on with")
+        raise ConfigError("epochs=0 skips stage 1, but this model has no learned scorer; set epochs to 1 or more")
     else:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            head = LifeRegressor(backbone.dim, backbone.prefix)
-    model = SlimModel(backbone, settings, head)
-    model.base, model.delta = given.base, given.delta  # what was trained since belongs to the adapter, too
-    return model, head
+            scorer = LifeRegressor(backbone.dim, backbone.prefix)
+    model = SlimModel(backbone, settings, scorer)
+    model.base, model.delta = original.base, original.delta  # weights trained since wrapping belong to the adapter too
+    return model, scorer
 
 
-def _drawn(photos: Sequence[Photo], config: TrainingConfig) -> list[Photo]:
-    """Photos in random order, as many as are wanted: any beginning of the list is a fair sample."""
+def _random_photos(photos: Sequence[Photo], config: TrainingConfig) -> list[Photo]:
+    """At most ``config.photos`` photos in random order, so that the first ones are a random sample too."""
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(config.seed)).tolist()
     return [photos[i] for i in order[: config.photos]]
 
@@ -190,67 +201,76 @@ def _drawn(photos: Sequence[Photo], config: TrainingConfig) -> list[Photo]:
 def _stage_configs(
     model: SlimModel, scorer: Scorer, photos: Sequence[Photo], preprocess: Preprocess, config: TrainingConfig
 ) -> list[StageConfig]:
-    """The stages of this run, with all that each one's result follows from."""
-    also = _known(model, scorer, photos, preprocess, config)
+    """The stages of this run, each with all settings that change its result."""
+    run_settings = _run_settings(model, scorer, photos, preprocess, config)
     common: dict[str, Any] = {"batch_size": config.batch_size, "save_every": config.save_every}
     stage_configs = []
     if config.epochs:
         first = StageConfig(
-            _REGRESSION, config.epochs, learning_rate=config.learning_rate, seed=config.seed, also=also, **common
+            _REGRESSION,
+            config.epochs,
+            learning_rate=config.learning_rate,
+            seed=config.seed,
+            run_settings=run_settings,
+            **common,
         )
         stage_configs.append(first)
-        also = first.settings()
+        run_settings = first.settings()
     if config.finetune != "none":
         second = StageConfig(
             f"slimming-{config.finetune}",
             config.finetune_epochs,
             learning_rate=config.stage2_learning_rate,
             seed=config.seed + 1,
-            after=tuple(stage_config.name for stage_config in stage_configs),
-            also=also | _known_of_stage_two(model, photos, config),
+            prior_stages=tuple(stage_config.name for stage_config in stage_configs),
+            run_settings=run_settings | _stage2_settings(model, photos, config),
             **common,
         )
         stage_configs.append(second)
     return stage_configs
 
 
-def _known(
+def _run_settings(
     model: SlimModel, scorer: Scorer, photos: Sequence[Photo], preprocess: Preprocess, config: TrainingConfig
 ) -> dict[str, Any]:
-    """What every stage follows from, in a form to be shown and compared; ``scorer`` is what the fit was given."""
+    """The settings that change the result of every stage, by name; ``scorer`` is that of the model given to `fit`."""
     backbone = model.backbone
     weights = checksum({name: value for name, value in signature(backbone).items() if name != "name"})
-    learned = isinstance(scorer, LifeRegressor) and checksum(fingerprints(scorer.state_dict()))
     return {
         "seed": config.seed,
         "backbone": f"{backbone.family}, {backbone.depth} blocks of width {backbone.dim}, weights {weights}",
-        "photos": f"{len(photos)} ({content_of(evenly_spaced(photos, _COMPARED))})",
+        "photos": f"{len(photos)} ({content_of(evenly_spaced(photos, _PHOTOS_COMPARED))})",
         **{f"preprocess {name}": value for name, value in preprocess.to_dict().items()},
         "start": model.start,
-        "scorer at the beginning": f"{model.scorer.kind}, weights {learned}" if learned else "a new one",
+        "initial scorer": _shown_scorer(scorer),
     }
 
 
-def _known_of_stage_two(model: SlimModel, photos: Sequence[Photo], config: TrainingConfig) -> dict[str, Any]:
-    known: dict[str, Any] = {
+def _shown_scorer(scorer: Scorer) -> str:
+    learned = isinstance(scorer, LifeRegressor)
+    return f"{scorer.kind}, weights {checksum(fingerprints(scorer.state_dict()))}" if learned else "new"
+
+
+def _stage2_settings(model: SlimModel, photos: Sequence[Photo], config: TrainingConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = {
         "drops": list(model.drops),
         "merge": model.config.merge,
         "lowest_budget": config.lowest_budget,
         "label_weight": config.label_weight,
     }
     if config.finetune == "adapter":
-        known["rank"] = config.rank
+        settings["rank"] = config.rank
     if config.label_weight:
-        known["labels"] = checksum([photo.label for photo in photos])
-    return known
+        settings["labels"] = checksum([photo.label for photo in photos])
+    return settings
 
 
-def _prepare(
+def _prepare_folder(
     folder: Path, stage_configs: Sequence[StageConfig], config: TrainingConfig, accelerator: Accelerator
 ) -> None:
-    """Make the work folder ours, before anything takes time: no checkpoint of a run with other settings stays in use.
+    """Create the work folder and compare its checkpoints with this run, before any work is done.
 
-    Raises CheckpointError where there is one, and it is not to be discarded.
+    Raises CheckpointError if there is one of a run with other settings, unless ``config.restart`` discards it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if config.restart and accelerator.is_main_process:
@@ -270,7 +290,7 @@ def _collect(
     config: TrainingConfig,
     accelerator: Accelerator,
 ) -> TargetCache:
-    """The targets of all photos; the first process of each machine asks, the others read what it wrote."""
+    """The targets of all photos; the first process of each machine computes them, the others read its files."""
     backbone = model.backbone.to(accelerator.device).eval()
     depends_on = {"backbone": signature(backbone), "start": model.start, "preprocess": preprocess.to_dict()}
 
@@ -304,14 +324,14 @@ def _validation(
     config: TrainingConfig,
     accelerator: Accelerator,
 ) -> Validation | None:
-    """What is looked at while learning: by the first process only, the others wait for it at their next step."""
+    """The validation sets, in the main process only; the others wait for it at their next step."""
     if not sets or not accelerator.is_main_process:
         return None
     cache = config.cache or folder / "cache"
-    return Validation.collected(model, sets, preprocess, cache.with_name(f"{cache.name}-watch"), config)
+    return Validation.from_photos(model, sets, preprocess, cache.with_name(f"{cache.name}-validation"), config)
 
 
-def _slimmed(
+def _train_slimming(
     model: SlimModel,
     cache: TargetCache,
     stage_config: StageConfig,
@@ -320,21 +340,21 @@ def _slimmed(
     accelerator: Accelerator,
     validation: Validation | None = None,
 ) -> SlimModel:
-    """Stage 2: a student that shares the teacher's first blocks; returns the model with what it learned merged."""
+    """Train stage 2; the model with the weight delta of the student merged."""
     teacher, student = model.backbone.vit, student_of(model, config)
     stage = Slimming(student, config.lowest_budget, config.label_weight)
-    train(stage, cache, stage_config, folder, accelerator, validation, config.tensorboard)
+    train(stage, cache, stage_config, folder, accelerator, validation)
     delta = delta_between(student.backbone.vit, teacher)
-    before = delta_since(model.backbone, model.base, model.delta) or WeightDelta({}, model.base)
+    earlier = delta_since(model.backbone, model.base, model.delta) or WeightDelta({}, model.base)
     result = SlimModel(adapt(apply_delta(teacher, delta)), model.config, model.scorer)
-    result.delta = replace(before, tensors=before.tensors | delta)
+    result.delta = replace(earlier, tensors=earlier.tensors | delta)
     return result
 
 
 def student_of(model: SlimModel, config: TrainingConfig) -> SlimModel:
-    """A copy of ``model`` in which stage 2 may change the head, and the backbone from the start block on.
+    """The student of stage 2: a copy of ``model`` whose blocks from the start block on, and scorer, can be trained.
 
-    The head is ``model``'s own. With ``finetune="adapter"`` linear layers get a change of low rank.
+    The scorer is shared with ``model``. With ``finetune="adapter"`` linear layers get a low-rank weight delta.
     """
     student = (
         SlimModel(adapt(copy.deepcopy(model.backbone.vit)), model.config, model.scorer).eval().requires_grad_(False)
@@ -351,8 +371,8 @@ def student_of(model: SlimModel, config: TrainingConfig) -> SlimModel:
 
 
 def _calibration(model: SlimModel, cache: TargetCache) -> Calibration:
-    """Thresholds from the scores of cached photos."""
-    return Calibration.of(torch.cat(list(_scores(model, cache, min(_CALIBRATION_ROWS, len(cache))))))
+    """Thresholds of adaptive mode, from the scores of cached photos."""
+    return Calibration.of(torch.cat(list(_scores(model, cache, min(_CALIBRATION_PHOTOS, len(cache))))))
 
 
 @torch.no_grad()

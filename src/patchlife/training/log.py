@@ -1,38 +1,40 @@
-"""What is measured while learning: JSON lines, and the same for TensorBoard where it is wanted."""
+"""Metrics of training: JSON lines in a file, copied to the trackers of accelerate where some are set up."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from ..errors import MissingExtraError
+from ..errors import ConfigError
 from ..io.files import write_atomic
 
-__all__ = ["Line", "Log", "lines_of", "require_tensorboard"]
+__all__ = ["Line", "Log", "check_tracker", "lines_of"]
 
 Line = dict[str, Any]
 
 
 class Log:
-    """Metrics of one stage. A resumed run first drops the lines of steps that it is about to repeat.
+    """The metrics of one stage. A resumed run first removes the lines of steps that it will repeat.
 
-    A line is of a step, or of what was validated after so many steps (it has a "validation" then). Lines of other stages stay
-    as they are: each stage goes on from a checkpoint of its own, be it of this run or of an earlier one.
+    A line has the numbers of one training step, or of one validation set after that many steps ("validation" is the
+    name of the set). Lines of other stages are kept: each stage resumes from its own checkpoint.
 
     Attributes:
-        active: whether this process writes; of several, the first one does.
-        seconds: of learning up to now, the run's earlier stages included, measuring and collecting not.
+        active: whether this process writes; only the main process does.
+        seconds: of training so far, with the prior stages of this run, without validation and collection of targets.
 
     Args:
-        path: the file. stage: whose lines are written. active: see above. photos_per_step: in a global batch.
-        first: the step that the stage goes on from. after: names of the run's earlier stages.
-        tensorboard: write for it, too.
-        validated: what the photos of each validated set are, as in the lines' "photos": lines of others are dropped.
+        path: the file.
+        stage: name of the stage.
+        first: the step at which the stage begins or resumes.
+        active: see above.
+        photos_per_step: in a global batch.
+        prior_stages: names of the stages that this run trained before.
+        validation_content: checksum of each validation set, as in the lines' "photos"; lines with another are removed.
+        track: called with (values, step) for each new line; steps are counted over all stages of the run.
     """
 
     def __init__(
@@ -42,35 +44,22 @@ class Log:
         first: int,
         active: bool,
         photos_per_step: int = 1,
-        tensorboard: bool = False,
-        after: Sequence[str] = (),
-        validated: Mapping[str, str] | None = None,
+        prior_stages: Sequence[str] = (),
+        validation_content: Mapping[str, str] | None = None,
+        track: Callable[[dict[str, float], int], None] | None = None,
     ) -> None:
         self.path, self.stage, self.active, self.seconds = path, stage, active, 0.0
-        self._photos, self._board = photos_per_step, None
+        self._photos, self._track = photos_per_step, track
+        self._prior_steps = 0
         self._validated: set[tuple[int, str, float]] = set()
         if not active:
             return
-        behind = _kept(path, stage, first, validated or {})
+        kept = _lines_to_keep(path, stage, first, validation_content or {})
         if path.is_file():
-            write_atomic(path, "".join(line + "\n" for line, _ in behind))
-        for _, values in behind:
-            if values["stage"] in (stage, *after):
-                self._note(values)
-        if tensorboard:  # written anew, so that it always says what the lines say
-            self._board = _board(path.with_name("tensorboard") / stage)
-            for _, values in behind:
-                if values["stage"] == stage:
-                    self._draw(values)
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._board is not None:
-            self._board.close()
+            write_atomic(path, "".join(text + "\n" for text, _ in kept))
+        for _, line in kept:
+            if line["stage"] in (stage, *prior_stages):
+                self._count(line)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Add a line; it is on disk when this returns."""
@@ -78,44 +67,34 @@ class Log:
             line = {"stage": self.stage, **_rounded(values)}
             with open(self.path, "a") as file:
                 file.write(json.dumps(line) + "\n")
-            self._note(line)
-            self._draw(line)
+            self._count(line)
+            if self._track is not None:
+                self._track(_tracked(line), self._prior_steps + line["step"])
 
-    def has(self, step: int, validated: str, budget: float) -> bool:
-        """Whether it was written already what ``validated`` came to after ``step`` steps."""
-        return (step, validated, budget) in self._validated
+    def has(self, step: int, validation: str, budget: float) -> bool:
+        """Whether the validation set of this name has a line after ``step`` steps at this budget."""
+        return (step, validation, budget) in self._validated
 
-    def _note(self, line: Line) -> None:
+    def _count(self, line: Line) -> None:
         self.seconds += self._photos / line["photos_per_s"] if "photos_per_s" in line else 0
-        if "validation" in line and line["stage"] == self.stage:
+        if line["stage"] != self.stage:
+            self._prior_steps += "validation" not in line
+        elif "validation" in line:
             self._validated.add((line["step"], line["validation"], line["budget"]))
 
-    def _draw(self, line: Line) -> None:
-        if self._board is None:
-            return
-        among = f"{line['validation']} at {line['budget']:g}/" if "validation" in line else ""
-        for name, value in line.items():
-            if isinstance(value, float) and not (among and name == "budget"):
-                self._board.add_scalar(among + name, value, line["step"])
 
+def check_tracker(name: str) -> None:
+    """Raise ConfigError unless accelerate has a tracker of this name and its package is installed."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-def require_tensorboard() -> None:
-    """Raises MissingExtraError where there is no TensorBoard, before anything is done."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("tensorboard", "tensorboard", "--tensorboard") from None
-
-
-def _board(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    shutil.rmtree(folder, ignore_errors=True)
-    return SummaryWriter(str(folder))
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ConfigError(f"tracker must be one of {', '.join(LOGGER_TYPE_TO_CLASS)}, got {name!r}")
+    if name not in map(str, get_available_trackers()):
+        raise ConfigError(f"tracker {name} needs a package that is not installed: pip install {name}")
 
 
 def lines_of(path: Path) -> list[tuple[str, Line]]:
-    """The lines of a metrics file with their values, without one that was cut off by a crash."""
+    """The lines of a metrics file and their values; an incomplete line, left by a crash, is skipped."""
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else ():
         with suppress(json.JSONDecodeError):
@@ -123,15 +102,24 @@ def lines_of(path: Path) -> list[tuple[str, Line]]:
     return lines
 
 
-def _kept(path: Path, stage: str, first: int, validated: Mapping[str, str]) -> list[tuple[str, Line]]:
-    """Lines of other stages and of what is already behind us, without those of other photos by a validated set's name."""
+def _lines_to_keep(path: Path, stage: str, first: int, validation_content: Mapping[str, str]) -> list[tuple[str, Line]]:
+    """Lines of other stages and of completed steps, without those of a validation set whose photos have changed."""
     kept = []
-    for text, values in lines_of(path):
-        # what was validated after `first` steps is behind us, the step of that number is yet to come
-        behind = values["stage"] != stage or values["step"] < first + ("validation" in values)
-        if behind and values.get("photos") == validated.get(values.get("validation", ""), values.get("photos")):
-            kept.append((text, values))
+    for text, line in lines_of(path):
+        # a validation line of step `first` was written after `first` steps; the training step `first` is still to do
+        completed = line["stage"] != stage or line["step"] < first + ("validation" in line)
+        expected = validation_content.get(line.get("validation", ""), line.get("photos"))
+        if completed and line.get("photos") == expected:
+            kept.append((text, line))
     return kept
+
+
+def _tracked(line: Line) -> dict[str, float]:
+    """The floats of a line, under names that tell stages, validation sets and budgets apart."""
+    prefix, skipped = f"{line['stage']}/", set()
+    if "validation" in line:
+        prefix, skipped = f"{prefix}{line['validation']} at {line['budget']:g}/", {"budget"}
+    return {prefix + name: value for name, value in line.items() if isinstance(value, float) and name not in skipped}
 
 
 def _rounded(values: Mapping[str, Any]) -> Line:

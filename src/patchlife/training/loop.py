@@ -1,13 +1,13 @@
-"""One training loop, for both stages, on whatever accelerate was launched on.
+"""The training loop of both stages, on any number of processes that accelerate has launched.
 
-Nothing here depends on how often a run was interrupted, or on how many processes share it: photos, order and
-draws follow from the seed and the step, and a step always sees the same global batch.
+The result does not depend on interruptions or on the number of processes: photos, order and random draws follow from
+the seed and the step, and the global batch of a step is always the same.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import ConfigError, NumericalError
+from ..errors import ConfigError, NumericalError, shortened
 from .checkpoint import restore_latest, save_checkpoint
 from .log import Log
 from .stage import Stage, StageConfig, Step
@@ -37,26 +37,73 @@ def train(
     folder: Path,
     accelerator: Accelerator,
     validation: Validation | None = None,
-    tensorboard: bool = False,
 ) -> None:
-    """Take ``stage`` through ``stage_config``, going on from the latest checkpoint under ``folder``.
+    """Train ``stage`` as ``stage_config`` says, from the latest checkpoint under ``folder`` if there is one.
 
     Args:
-        stage: what learns.
-        cache: what from.
-        stage_config: how.
-        folder: for checkpoints, metrics.jsonl and TensorBoard's files.
-        accelerator: where.
-        validation: what to look at meanwhile; it changes nothing of what is learned.
-        tensorboard: draw the metrics there, too.
+        stage: the module to train.
+        cache: the targets.
+        stage_config: length, learning rate and order of photos.
+        folder: for checkpoints and metrics.jsonl.
+        accelerator: processes, device and precision; its initialised trackers get the metrics too.
+        validation: labelled photos to evaluate on meanwhile; the trained weights do not depend on it.
 
     Raises:
-        NumericalError: the loss or its gradient is not finite; names the step and the photos. Nothing bad was
-            applied or saved.
-        CheckpointError: a checkpoint cannot be written, or ``folder`` holds one of a run with other settings.
+        NumericalError: the loss or its gradient is not finite; the message names the step and the photos. The step
+            is neither applied nor saved.
+        CheckpointError: a checkpoint cannot be written, or ``folder`` has one of a run with other settings.
     """
-    _check_share(stage_config, len(cache), accelerator)
+    _check_divisible(stage_config, len(cache), accelerator)
     parameters = stage.trained()
+    optimizer = _optimizer(stage, parameters, stage_config)
+    module = accelerator.prepare_model(stage.to(accelerator.device))
+    checkpoints = folder / stage_config.name
+    settings = stage_config.settings() | {"training photos": len(cache), "targets": cache.content}
+    first, steps = restore_latest(checkpoints, parameters, optimizer, settings), stage_config.steps(len(cache))
+    last_saved = time.monotonic()
+    log = Log(
+        folder / "metrics.jsonl",
+        stage_config.name,
+        first,
+        accelerator.is_main_process,
+        min(stage_config.batch_size, len(cache)),
+        stage_config.prior_stages,
+        validation.content if validation else {},
+        accelerator.log,
+    )
+    with _progress(stage_config, first, steps, accelerator) as bar:
+        for step in range(first, steps):
+            if validation is not None:
+                validation.measure(stage, stage_config, len(cache), step, log)
+            begin = time.monotonic()
+            rows = stage_config.rows(step, len(cache))
+            batch = _local_batch(rows, cache, stage_config.random_draw(step), accelerator)
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr_multiplier"] * stage_config.learning_rate_at(step, steps)
+            with accelerator.autocast():
+                loss, numbers = module(batch)
+            accelerator.backward(loss)
+            norm = nn.utils.clip_grad_norm_(parameters.values(), stage_config.clip)
+            _check_finite(loss, norm, stage_config, step, cache.names(rows), accelerator)
+            optimizer.step()
+            optimizer.zero_grad()
+            numbers = {"loss": accelerator.reduce(loss.detach(), "mean").item(), **numbers}
+            speed = len(rows) / (time.monotonic() - begin)
+            epoch = step * stage_config.epochs / steps
+            log.write({"step": step, "epoch": epoch, **numbers, "photos_per_s": speed})
+            bar.set_postfix(_shown(numbers, speed))
+            bar.update()
+            if step + 1 == steps or time.monotonic() - last_saved > stage_config.save_every:
+                if accelerator.is_main_process:
+                    save_checkpoint(checkpoints, step + 1, parameters, optimizer, settings)
+                last_saved = time.monotonic()
+        if validation is not None:
+            validation.measure(stage, stage_config, len(cache), steps, log)
+    accelerator.wait_for_everyone()
+
+
+def _optimizer(stage: Stage, parameters: Mapping[str, nn.Parameter], stage_config: StageConfig) -> torch.optim.AdamW:
+    """AdamW with a group of parameters for each learning-rate multiplier."""
     multipliers = {name: stage.lr_multiplier(name) for name in parameters}
     groups = [
         {
@@ -65,62 +112,7 @@ def train(
         }
         for multiplier in dict.fromkeys(multipliers.values())
     ]
-    optimizer = torch.optim.AdamW(groups, lr=stage_config.learning_rate, weight_decay=stage_config.weight_decay)
-    module = accelerator.prepare_model(stage.to(accelerator.device))
-    checkpoints = folder / stage_config.name
-    settings = stage_config.settings() | {"photos learned from": len(cache), "features": cache.content}
-    first, steps = restore_latest(checkpoints, parameters, optimizer, settings), stage_config.steps(len(cache))
-    metrics, batch_size = folder / "metrics.jsonl", min(stage_config.batch_size, len(cache))
-    saved = time.monotonic()
-    validated = {name: photos.seen for name, photos in validation.sets.items()} if validation else {}
-    with (
-        Log(
-            metrics,
-            stage_config.name,
-            first,
-            accelerator.is_main_process,
-            batch_size,
-            tensorboard,
-            stage_config.after,
-            validated,
-        ) as log,
-        _progress(stage_config, first, steps, accelerator) as bar,
-    ):
-        for step in range(first, steps):
-            if validation is not None:
-                validation.look(stage, stage_config, len(cache), step, log)
-            begin = time.monotonic()
-            rows = stage_config.rows(step, len(cache))
-            batch = _share(rows, cache, stage_config.chance(step), accelerator)
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr_multiplier"] * stage_config.rate(step, steps)
-            with accelerator.autocast():
-                loss, notes = module(batch)
-            accelerator.backward(loss)
-            norm = nn.utils.clip_grad_norm_(parameters.values(), stage_config.clip)
-            _check_finite(loss, norm, stage_config, step, cache.names(rows), accelerator)
-            optimizer.step()
-            optimizer.zero_grad()
-            value = accelerator.reduce(loss.detach(), "mean").item()
-            speed = len(rows) / (time.monotonic() - begin)
-            log.write(
-                {
-                    "step": step,
-                    "epoch": step * stage_config.epochs / steps,
-                    "loss": value,
-                    **notes,
-                    "photos_per_s": speed,
-                }
-            )
-            bar.set_postfix(loss=f"{value:.3f}", **{k: f"{v:.2f}" for k, v in notes.items()}, photos_s=f"{speed:.0f}")
-            bar.update()
-            if step + 1 == steps or time.monotonic() - saved > stage_config.save_every:
-                if accelerator.is_main_process:
-                    save_checkpoint(checkpoints, step + 1, parameters, optimizer, settings)
-                saved = time.monotonic()
-        if validation is not None:
-            validation.look(stage, stage_config, len(cache), steps, log)
-    accelerator.wait_for_everyone()
+    return torch.optim.AdamW(groups, lr=stage_config.learning_rate, weight_decay=stage_config.weight_decay)
 
 
 @contextmanager
@@ -132,14 +124,20 @@ def _progress(stage_config: StageConfig, first: int, steps: int, accelerator: Ac
         yield bar
 
 
-def _share(rows: list[int], cache: TargetCache, chance: float, accelerator: Accelerator) -> Step:
+def _shown(numbers: Mapping[str, float], photos_per_s: float) -> dict[str, str]:
+    """The numbers of the progress bar."""
+    digits = {name: f"{value:.{3 if name == 'loss' else 2}f}" for name, value in numbers.items()}
+    return digits | {"photos_s": f"{photos_per_s:.0f}"}
+
+
+def _local_batch(rows: list[int], cache: TargetCache, random_draw: float, accelerator: Accelerator) -> Step:
     """This process's part of a global batch, on its device."""
-    mine = rows[accelerator.process_index :: accelerator.num_processes]
-    targets = Targets(*(values.to(accelerator.device) for values in cache.targets(mine)))
-    return Step(targets, cache.labels(mine).to(accelerator.device), chance)
+    local_rows = rows[accelerator.process_index :: accelerator.num_processes]
+    targets = Targets(*(values.to(accelerator.device) for values in cache.targets(local_rows)))
+    return Step(targets, cache.labels(local_rows).to(accelerator.device), random_draw)
 
 
-def _check_share(stage_config: StageConfig, photos: int, accelerator: Accelerator) -> None:
+def _check_divisible(stage_config: StageConfig, photos: int, accelerator: Accelerator) -> None:
     batch = min(stage_config.batch_size, photos)
     if batch % accelerator.num_processes:
         raise ConfigError(
@@ -150,10 +148,9 @@ def _check_share(stage_config: StageConfig, photos: int, accelerator: Accelerato
 def _check_finite(
     loss: Tensor, norm: Tensor, stage_config: StageConfig, step: int, names: list[str], accelerator: Accelerator
 ) -> None:
-    fine = torch.stack((loss.detach().isfinite(), norm.isfinite())).all()
-    if accelerator.reduce(fine.float(), "mean").item() != 1:
-        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    finite = torch.stack((loss.detach().isfinite(), norm.isfinite())).all()
+    if accelerator.reduce(finite.float(), "mean").item() != 1:
         raise NumericalError(
             f"{stage_config.name}: the loss or its gradient is not finite at step {step}; the last checkpoint is good, "
-            f"a lower learning rate may help. Photos of this step: {shown}"
+            f"a lower learning rate may help. Photos of this step: {shortened(names, 10)}"
         )

@@ -1,4 +1,4 @@
-"""What learning minimises. Pure functions: tensors in, a scalar out."""
+"""The losses of both stages, as pure functions."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import Tensor
 
 __all__ = ["distillation_loss", "importance_loss", "similarity_loss"]
 
-_POWER = 0.75  # of a divergence; recipes/NOTES.md compares 1 and 0.5
-_FLOOR = 1e-3  # nats; below it a power would pull at what is as good as equal
+_POWER = 0.75  # of the divergence; recipes/NOTES.md compares 1 and 0.5
+_FLOOR = 1e-3  # nats; without it the gradient of the power is too large where the divergence is nearly 0
 
 
 def importance_loss(logits: Float[Tensor, "batch patches"], importance: Float[Tensor, "batch patches"]) -> Tensor:
-    """KL divergence from the teacher's shares of importance to ``softmax(logits)``, mean over images; 0 is perfect."""
+    """KL divergence of ``softmax(logits)`` from the target importance in nats, mean over images."""
     return F.kl_div(logits.log_softmax(dim=1), importance, reduction="batchmean")
 
 
 def similarity_loss(embedding: Float[Tensor, "batch patches k"], target: Float[Tensor, "batch patches dim"]) -> Tensor:
-    """Squared error of all pairs' cosine similarities, pairs that are truly alike weighing most.
+    """Squared error of the cosine similarities of all pairs of patches, weighted by the target similarity.
 
-    MergeTargets are chosen among near pairs, so an error there matters; whether two patches are unlike by 0.1 or by
-    -0.3 does not. ``embedding`` has unit rows.
+    Merge targets are chosen among similar patches, so errors there matter more than the difference between a
+    similarity of 0.1 and one of -0.3. The vectors of ``embedding`` have unit length.
     """
     target = F.normalize(target, dim=2)
-    wanted = target @ target.transpose(1, 2)
-    error = (embedding @ embedding.transpose(1, 2) - wanted).square()
-    return 20 * (error * wanted.clamp(min=0.05)).mean()
+    cosine = target @ target.transpose(1, 2)
+    error = (embedding @ embedding.transpose(1, 2) - cosine).square()
+    return 20 * (error * cosine.clamp(min=0.05)).mean()
 
 
 def distillation_loss(
@@ -36,16 +36,17 @@ def distillation_loss(
     labels: Int[Tensor, "batch"] | None = None,
     label_weight: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """(what is minimised, the KL divergence of the student from the teacher's whole distribution in nats).
+    """(loss, KL divergence of the student from the teacher in nats), means over images.
 
-    Minimised is a power below 1 of each image's divergence: at a budget of 0.35 the divergence is a hundred times
-    what it is at 0.8, and without the power the small budgets alone would shape the weights that all budgets share.
-    Labels are mixed in where given; those of -1 are unknown, and their weight stays with the teacher.
+    The loss is a power below 1 of the divergence of each image. At a budget of 0.35 the divergence is a hundred times
+    that at 0.8; without the power the smallest budgets would dominate the gradients of the weights that all budgets
+    share. ``label_weight`` is the weight of the cross-entropy with ``labels``, in [0, 1]; where a label is -1
+    (unknown) the distillation loss has all the weight.
     """
     student, teacher = student.float().log_softmax(1), teacher.float().log_softmax(1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1).clamp(min=0)
     loss = (divergence + _FLOOR) ** _POWER
     if labels is not None and label_weight:
-        named = F.nll_loss(student, labels, ignore_index=-1, reduction="none")
-        loss = torch.where(labels >= 0, (1 - label_weight) * loss + label_weight * named, loss)
+        cross_entropy = F.nll_loss(student, labels, ignore_index=-1, reduction="none")
+        loss = torch.where(labels >= 0, (1 - label_weight) * loss + label_weight * cross_entropy, loss)
     return loss.mean(), divergence.detach().mean()

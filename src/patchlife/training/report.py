@@ -1,4 +1,4 @@
-"""What a fit did, on one page that opens offline: curves, agreement against budget, lives, life maps."""
+"""The report of a fit, one HTML page: training curves, agreement with the dense model by budget, life maps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["agreements", "write_report"]
 BUDGETS = (1.0, 0.8, 0.6, 0.45)
 _MAPS = 12
 
-_Stages = dict[str, list[Line]]
+_StageLines = dict[str, list[Line]]
 
 
 def write_report(
@@ -36,43 +36,53 @@ def write_report(
     metrics: Path,
     summary: dict[str, Any],
 ) -> Path:
-    """Write the page; ``held_out`` are photos that nothing was learned from."""
+    """Write the page; ``held_out`` are photos that were not trained on."""
     stages = _stages(metrics, summary["stages"])
     sections: list[Section] = [
         paragraph(
-            f"Lives learned from {summary['photos']} photos, without labels unless they were asked for, in "
-            f"{summary['seconds']:.0f} s. {len(summary['skipped'])} photos could not be read."
+            "The model drops image patches between its blocks to save computation. The life of a patch is the number "
+            "of blocks that it takes part in. A small module, the scorer, predicts it once for each image. The budget "
+            "is the computation of the slimmed model as a fraction of the dense (unmodified) model."
         ),
-        heading("Learning"),
+        paragraph(
+            f"Trained on {summary['photos']} photos in {summary['seconds']:.0f} s. "
+            f"{len(summary['skipped'])} photos could not be read and were skipped."
+        ),
+        heading("Training"),
+        paragraph(
+            "Stage regression trains the scorer to predict how much the later blocks of the dense model read from each "
+            "patch (importance), and which patches are similar. Stage slimming, if it was run, trains the later blocks "
+            "on fewer patches to give the predictions of the dense model."
+        ),
         *[figure(picture, caption, lossless=True) for picture, caption in _curves(stages)],
-        *[figure(picture, caption, lossless=True) for picture, caption in _validated(stages, summary["validated"])],
+        *[figure(picture, caption, lossless=True) for picture, caption in _validation(stages, summary["validation"])],
     ]
     if len(held_out):
         rows = agreements(model, held_out)
         sections += [
-            heading("Against the dense model"),
+            heading("Agreement with the dense model"),
             table(
-                ["budget", "FLOPs", "same answer as dense", "KL, nats"],
-                [[f"{b:g}", f"{spent:.3f}", f"{100 * same:.1f} %", f"{kl:.3f}"] for b, spent, same, kl in rows],
-                f"{len(held_out)} photos that nothing was learned from; labels are not needed for this",
+                ["budget", "FLOPs / dense FLOPs", "same predicted class", "KL divergence, nats"],
+                [[f"{b:g}", f"{cost:.3f}", f"{100 * same:.1f} %", f"{kl:.3f}"] for b, cost, same, kl in rows],
+                f"Slimmed model against dense model on {len(held_out)} photos that were not trained on",
             ),
-            heading("Lives"),
+            heading("Lives of the patches"),
             *_lives(model, held_out, preprocess),
         ]
     sections.append(note(json.dumps(summary["config"] | summary["conditions"])))
-    return save_page(path, "What was learned about lives", sections)
+    return save_page(path, "PatchLife training report", sections)
 
 
 @torch.no_grad()
 def agreements(model: SlimModel, held_out: TargetCache) -> list[tuple[float, float, float, float]]:
-    """(budget, fraction of the dense FLOPs, fraction of equal answers, mean KL divergence) in fixed mode."""
+    """(budget, fraction of the dense FLOPs, fraction of equal classes, mean KL divergence) in fixed mode, by budget."""
     embedded = model.backbone.embed(model.backbone.blank())
     rows = []
     with model.temporarily(mode="fixed"):
         for budget in BUDGETS:
             try:
                 model.set_budget(budget)
-            except ConfigError:  # a late start block cannot save that much
+            except ConfigError:  # out of reach, because the start block is late
                 continue
             score = evaluate_cached(lambda tokens: model.resume(tokens, embedded), held_out, embedded.tokens.device)
             cost = model.cost()
@@ -81,7 +91,7 @@ def agreements(model: SlimModel, held_out: TargetCache) -> list[tuple[float, flo
 
 
 def _targets(model: SlimModel, held_out: TargetCache) -> tuple[Any, Any]:
-    """All targets of some photos, and what an embedding says besides tokens, on the model's device."""
+    """(targets of all held-out photos, an embedding with image size and rotary tables), on the model's device."""
     targets = held_out.targets(range(len(held_out)))
     embedded = model.backbone.embed(model.backbone.blank())
     return type(targets)(*(values.to(embedded.tokens.device) for values in targets)), embedded
@@ -96,19 +106,23 @@ def _lives(model: SlimModel, held_out: TargetCache, preprocess: Preprocess) -> l
     for image in shown:
         path = held_out.photos[image].path
         tiles.append((draw(path, lives[image], preprocess=preprocess, width=220, legend=False), path.name))
-    picture = _histogram(model, targets.tokens, embedded)
+    picture = _kept_by_block(model, targets.tokens, embedded)
     return [
         figure(
             picture,
-            "How much each patch's life is importance to its image, by mode: the share of patches that outlive each block",
+            "Number of patches that enter each block. In fixed mode it is the same for every photo; in adaptive mode "
+            "it differs, and the boxes show the quartiles over the photos.",
             lossless=True,
         ),
-        figure(contact_sheet(tiles, columns=4), f"Life maps at budget {model.config.budget:g}: dark patches die first"),
+        figure(
+            contact_sheet(tiles, columns=4),
+            f"Life maps at budget {model.config.budget:g}: the darker a patch, the earlier it is dropped",
+        ),
     ]
 
 
-def _histogram(model: SlimModel, tokens: torch.Tensor, embedded: Any) -> Image.Image:
-    """Patches kept of every block: their spread over the photos in adaptive mode, the one number of fixed mode."""
+def _kept_by_block(model: SlimModel, tokens: torch.Tensor, embedded: Any) -> Image.Image:
+    """A plot of the number of patches that enter each block: box plots over the photos in adaptive mode."""
     with model.temporarily(mode="adaptive"):
         adaptive = model.decide(tokens, embedded).lives()
     with model.temporarily(mode="fixed"):
@@ -117,13 +131,13 @@ def _histogram(model: SlimModel, tokens: torch.Tensor, embedded: Any) -> Image.I
     blocks = list(range(fixed.depth))
     axes.boxplot(adaptive.kept.cpu().T.tolist(), positions=blocks, showfliers=False)
     axes.plot(blocks, fixed.kept[0].tolist(), "o", label="fixed mode")
-    axes.set(xlabel="block", ylabel="patches that enter it", title="Patches kept (boxes: adaptive mode, over photos)")
+    axes.set(xlabel="block", ylabel="patches that enter the block", title="Patches kept (boxes: adaptive mode)")
     axes.legend(frameon=False)
     return rendered(figure_)
 
 
-def _curves(stages: _Stages) -> list[tuple[Image.Image, str]]:
-    """A loss curve for each stage."""
+def _curves(stages: _StageLines) -> list[tuple[Image.Image, str]]:
+    """(plot of the losses, caption) of each stage."""
     pictures = []
     for stage, lines in stages.items():
         rows = [line for line in lines if "validation" not in line]
@@ -135,35 +149,40 @@ def _curves(stages: _Stages) -> list[tuple[Image.Image, str]]:
             axes.plot([row["epoch"] for row in rows], _smooth([row[name] for row in rows]), label=name)
         axes.set(xlabel="epoch", title=stage, yscale="log")
         axes.legend(frameon=False)
-        pictures.append((rendered(figure_), f"{stage}: {len(rows)} steps, running mean of 20"))
+        pictures.append(
+            (
+                rendered(figure_),
+                f"Stage {stage}: training loss and its parts, mean of the last 20 steps; {len(rows)} steps",
+            )
+        )
     return pictures
 
 
-def _validated(stages: _Stages, sets: Collection[str]) -> list[tuple[Image.Image, str]]:
-    """Accuracy on the validated photos for each stage: a line for each set and budget, and the dense model's."""
+def _validation(stages: _StageLines, sets: Collection[str]) -> list[tuple[Image.Image, str]]:
+    """(plot of accuracy on the validation sets, caption) of each stage; a line for each set and budget."""
     pictures = []
     for stage, lines in stages.items():
-        seen = sorted((line for line in lines if line.get("validation") in sets), key=lambda line: line["step"])
-        if not seen:
+        results = sorted((line for line in lines if line.get("validation") in sets), key=lambda line: line["step"])
+        if not results:
             continue
         axes, figure_ = _axes()
-        for index, name in enumerate(dict.fromkeys(line["validation"] for line in seen)):
-            colour, ours = f"C{index}", [line for line in seen if line["validation"] == name]
-            axes.axhline(100 * ours[0]["dense_top1"], color=colour, linestyle=":", label=f"{name}, dense")
+        for index, name in enumerate(dict.fromkeys(line["validation"] for line in results)):
+            colour, of_set = f"C{index}", [line for line in results if line["validation"] == name]
+            axes.axhline(100 * of_set[0]["dense_top1"], color=colour, linestyle=":", label=f"{name}, dense")
             for style, budget in zip(
-                ("-", "--"), sorted({line["budget"] for line in ours}, reverse=True), strict=False
+                ("-", "--"), sorted({line["budget"] for line in of_set}, reverse=True), strict=False
             ):
-                points = [(line["epoch"], 100 * line["top1"]) for line in ours if line["budget"] == budget]
+                points = [(line["epoch"], 100 * line["top1"]) for line in of_set if line["budget"] == budget]
                 axes.plot(*zip(*points, strict=True), style, color=colour, marker=".", label=f"{name} at {budget:g}")
-        axes.set(xlabel="epoch", ylabel="top-1, %", title=f"{stage}: photos that nothing is learned from")
+        axes.set(xlabel="epoch", ylabel="top-1, %", title=f"{stage}: accuracy on validation photos")
         axes.legend(frameon=False, fontsize="small")
-        last = seen[-1]
-        pictures.append((rendered(figure_), f"{stage}: validated photos, over {last['seconds']:.0f} s of learning"))
+        caption = "accuracy on validation photos, which are not trained on, at each budget; dotted: dense model"
+        pictures.append((rendered(figure_), f"Stage {stage}: {caption}; {results[-1]['seconds']:.0f} s of training"))
     return pictures
 
 
-def _stages(metrics: Path, names: Sequence[str]) -> _Stages:
-    """The lines of each of these stages, in its order."""
+def _stages(metrics: Path, names: Sequence[str]) -> _StageLines:
+    """The lines of each stage of this run."""
     lines = [values for _, values in lines_of(metrics)]
     return {name: [line for line in lines if line["stage"] == name] for name in names}
 

@@ -1,4 +1,4 @@
-"""What the frozen teacher says about an image's patches, from one ordinary forward pass. No labels."""
+"""Training targets of an image from one forward pass of the dense model. No labels are needed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Targets", "compute_targets", "middle_block"]
 
 
 class Targets(NamedTuple):
-    """A batch as the teacher sees it.
+    """Targets of a batch, computed by the dense model.
 
     Attributes:
-        tokens: what enters the start block: the head's input.
+        tokens: the input of the start block, which is the input of the scorer.
         importance: how much the later blocks read from each patch; sums to 1 over an image.
-        embedding: the patches as they enter the middle block, less their mean: whoever is alike there can be
-            merged at the start block. Similarity at the start block itself is a poor guide to it.
-        logits: the dense model's answer.
+        embedding: the patches that enter the middle block, minus their mean. Patches that are similar there can be
+            merged at the start block; the similarity at the start block itself predicts this poorly.
+        logits: of the dense model.
     """
 
     tokens: Float[Tensor, "batch tokens dim"]
@@ -32,13 +32,16 @@ class Targets(NamedTuple):
 
 
 def middle_block(start: int, depth: int) -> int:
-    """Where patches are compared: a third of the way from ``start`` to the end (measured in recipes/NOTES.md)."""
+    """Index of the block at whose input patches are compared: a third of the way from ``start`` to the end.
+
+    Other blocks are compared in recipes/NOTES.md.
+    """
     return min(depth - 1, start + max(1, (depth - start) // 3))
 
 
 @torch.no_grad()
 def compute_targets(backbone: Backbone, images: Float[Tensor, "batch channels height width"], start: int) -> Targets:
-    """One dense pass, with the targets gathered on the way."""
+    """The targets of ``images``, from one forward pass of the dense model ``backbone``."""
     middle = middle_block(start, backbone.depth)
     x, rope, *_ = backbone.embed(images)
     importances = []
@@ -49,7 +52,7 @@ def compute_targets(backbone: Backbone, images: Float[Tensor, "batch channels he
         if index == middle:
             embedding = x[:, backbone.prefix :]
         if index >= start:
-            importances.append(_read(x, rope, backbone, index))
+            importances.append(_block_importance(x, rope, backbone, index))
         x = backbone.block(index, x, backbone.rope_of(rope, index))
     importance = torch.stack(importances).mean(dim=0)
     return Targets(
@@ -60,10 +63,10 @@ def compute_targets(backbone: Backbone, images: Float[Tensor, "batch channels he
     )
 
 
-def _read(
+def _block_importance(
     x: Float[Tensor, "batch tokens dim"], rope: Tensor | None, backbone: Backbone, index: int
 ) -> Float[Tensor, "batch patches"]:
-    """How much block ``index`` reads from each patch: attention x value norm, of all heads; sums to 1 over an image."""
+    """How much block ``index`` reads from each patch: attention x value norm, summed over heads; sums to 1."""
     norms = backbone.project(index, x, None).v[:, backbone.prefix :].norm(dim=-1).transpose(1, 2)
     read = (attention_received(x, rope, backbone, index) * norms).float().sum(dim=1)
     return read / read.sum(dim=1, keepdim=True)

@@ -1,6 +1,6 @@
-"""Labelled photos that are looked at while the model learns. Nothing is learned from them.
+"""Evaluation on labelled photos during training; nothing is learned from them.
 
-What enters the start block is cached, as for the photos that are learned from: a look costs the slimmed blocks.
+Their tokens at the start block are cached, as for the training photos, so an evaluation costs the slimmed blocks only.
 """
 
 from __future__ import annotations
@@ -22,30 +22,32 @@ from .stage import Stage, StageConfig
 from .target_cache import Photo, TargetCache, collect
 from .targets import Targets, compute_targets
 
-__all__ = ["BUDGETS", "MOST_PHOTOS", "Validation", "set_names"]
+__all__ = ["BUDGETS", "MAX_PHOTOS", "Validation", "set_names"]
 
 BUDGETS = (0.61, 0.45)
-"""At which a set is measured."""
+"""The budgets at which accuracy is measured."""
 
-MOST_PHOTOS = 500
-"""Of a set that are looked at."""
+MAX_PHOTOS = 500
+"""The most photos of a set that are used."""
 
-_CHEAP = 8  # a stage with blocks is looked at twice an epoch if an epoch has this many times the photos validated
+_CHEAP_RATIO = (
+    8  # stage 2 is also evaluated in the middle of epochs with this many training photos per validation photo
+)
 
 
 class Validation:
-    """Measures a model that is learning, on photos and labels of its own.
+    """Evaluates a model during training, on labelled photos.
 
     Attributes:
-        model: as learning begins; stage 1 changes its head in place.
-        sets: the photos, by name.
+        model: at the beginning of training; stage 1 trains its scorer in place.
+        sets: the targets of the photos of each validation set, by name.
     """
 
     def __init__(self, model: SlimModel, sets: Mapping[str, TargetCache]) -> None:
         self.model, self.sets = model, dict(sets)
 
     @classmethod
-    def collected(
+    def from_photos(
         cls,
         model: SlimModel,
         sets: Mapping[str, Sequence[Photo]],
@@ -53,7 +55,7 @@ class Validation:
         folder: Path,
         config: TrainingConfig,
     ) -> Validation:
-        """Ask the dense model about all sets once; what it says is kept in ``folder``, about 75 kB a photo (ViT-Tiny).
+        """Run the dense model once on all sets; the targets are kept in ``folder``, about 75 kB a photo (ViT-Tiny).
 
         Raises ImageError and NumericalError as `collect` does.
         """
@@ -66,63 +68,73 @@ class Validation:
             "validation": 1,
         }
 
-        def ask(images: torch.Tensor) -> Targets:
+        def targets_of(images: torch.Tensor) -> Targets:
             targets = compute_targets(backbone, images.to(device), model.start)
-            return targets._replace(
-                importance=targets.importance[:, :0], embedding=targets.embedding[:, :0]
-            )  # nobody learns from these
+            # importance and embedding are for training only
+            return targets._replace(importance=targets.importance[:, :0], embedding=targets.embedding[:, :0])
 
-        gather = {"depends_on": depends_on, "max_unreadable": config.max_unreadable}
         return cls(
             model,
             {
-                name: collect(photos, ask, preprocess, folder / name.replace("-", "--").replace("/", "-"), **gather)  # type: ignore[arg-type]
+                name: collect(
+                    photos,
+                    targets_of,
+                    preprocess,
+                    folder / name.replace("-", "--").replace("/", "-"),
+                    depends_on=depends_on,
+                    max_unreadable=config.max_unreadable,
+                )
                 for name, photos in sets.items()
             },
         )
 
-    def look(self, stage: Stage, stage_config: StageConfig, photos: int, step: int, log: Log) -> None:
-        """Write what the model is importance after ``step`` steps, if it is time for that; the model stays as it is.
+    @property
+    def content(self) -> dict[str, str]:
+        """The checksum of each set's photos and labels, by name."""
+        return {name: cache.labelled_content for name, cache in self.sets.items()}
+
+    def measure(self, stage: Stage, stage_config: StageConfig, photos: int, step: int, log: Log) -> None:
+        """Evaluate and log the model after ``step`` steps, if an evaluation is due; the model is not changed.
 
         Args:
-            stage: what learns.
-            stage_config: how; its epochs say when to look: at their ends, and at the very beginning.
-            photos: in an epoch.
-            step: steps behind us.
-            log: where to write. What it has already is not measured again.
+            stage: the stage in training.
+            stage_config: its settings; an evaluation is due before the first step and after each epoch.
+            photos: training photos in an epoch.
+            step: number of completed steps.
+            log: where the results go. Results that it already has are not computed again.
         """
         epoch = max(1, photos // stage_config.batch_size)
         model: SlimModel | None = getattr(stage, "model", None)
-        twice = model is not None and photos >= _CHEAP * sum(map(len, self.sets.values()))
+        twice = model is not None and photos >= _CHEAP_RATIO * sum(map(len, self.sets.values()))
         if not log.active or (step % epoch and not (twice and step % epoch == epoch // 2)):
             return
         missing = [(budget, name) for budget in BUDGETS for name in self.sets if not log.has(step, name, budget)]
-        for scores in _measured(model or self.model, self.sets, missing):
+        for scores in _evaluated(model or self.model, self.sets, missing):
             log.write({"step": step, "epoch": step / epoch, "seconds": log.seconds, **scores})
 
 
 def set_names(folders: Sequence[str]) -> list[str]:
-    """What to call sets: the last parts of their paths, as few as tell them apart."""
+    """A distinct name for each folder: the last parts of its path, as few as possible."""
     parts = [Path(os.path.abspath(folder)).parts for folder in folders]  # without "..": names become folders
     for count in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise ConfigError(f"validation: expected folders that differ, got {', '.join(folders)}; name each once")
+    raise ConfigError(f"validation: expected different folders, got {', '.join(folders)}; name each once")
 
 
 @torch.no_grad()
-def _measured(
-    model: SlimModel, sets: Mapping[str, TargetCache], wanted: Sequence[tuple[float, str]]
+def _evaluated(
+    model: SlimModel, sets: Mapping[str, TargetCache], runs: Sequence[tuple[float, str]]
 ) -> Iterator[dict[str, str | float]]:
-    """Scores of each (budget, set), in fixed mode; budgets that a late start block cannot reach are left out."""
+    """Results of each (budget, set), in fixed mode; a budget that the model cannot reach is left out."""
     embedded = model.backbone.embed(model.backbone.blank())
     with model.temporarily(mode="fixed"):
-        for budget, name in wanted:
+        for budget, name in runs:
             try:
                 model.set_budget(budget)
             except ConfigError:
                 continue
             cache = sets[name]
             score = evaluate_cached(lambda tokens: model.resume(tokens, embedded), cache, embedded.tokens.device)
-            yield {"validation": name, "photos": cache.seen, "budget": budget, **score._asdict()}
+            yield {"validation": name, "photos": cache.labelled_content, "budget": budget, **score._asdict()}

@@ -1,4 +1,4 @@
-"""What a fit must survive: `kill -9` at any moment, and being split over processes."""
+"""A fit gives the same result after `kill -9` at any moment, and on several processes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from patchlife.training.fit import accelerator_for, fit, work_folder
 LONG = replace(QUICK, epochs=8, finetune="full", finetune_epochs=6)
 
 
-def run(out: Path, photos_at: Path) -> None:
-    """The fit that is killed and split below."""
+def run(out: Path, photo_folder: Path) -> None:
+    """The fit of all tests below."""
     torch.set_num_threads(1)
-    photos = some_photos(photos_at)
+    photos = some_photos(photo_folder)
     fit(small_model(), photos, PREPROCESS, out, LONG, accelerator_for("cpu"), {"seen": photos[::3]})
 
 
@@ -37,33 +37,33 @@ def metrics(out: Path) -> list[dict]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-def test_kill_9_at_twelve_random_moments(tmp_path: Path) -> None:
-    photos_at = tmp_path / "photos"
-    some_photos(photos_at)
+def test_kill_9_at_twelve_random_moments_changes_nothing(tmp_path: Path) -> None:
+    photo_folder = tmp_path / "photos"
+    some_photos(photo_folder)
     begin = time.monotonic()
-    run(tmp_path / "whole", photos_at)
+    run(tmp_path / "whole", photo_folder)
     whole = time.monotonic() - begin
-    dice, processes = random.Random(0), multiprocessing.get_context("fork")
+    rng, processes = random.Random(0), multiprocessing.get_context("fork")
     for _ in range(12):
-        process = processes.Process(target=run, args=(tmp_path / "killed", photos_at))
+        process = processes.Process(target=run, args=(tmp_path / "killed", photo_folder))
         process.start()
-        time.sleep(dice.uniform(0, 0.6 * whole))
+        time.sleep(rng.uniform(0, 0.6 * whole))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         process.close()
-    run(tmp_path / "killed", photos_at)
+    run(tmp_path / "killed", photo_folder)
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
     vit, images = small_model().backbone.vit, torch.randn(2, 3, 48, 48)
     assert torch.equal(*(patchlife.load(tmp_path / name, vit)(images) for name in ("whole", "killed")))
 
 
-def split(folder: Path, out: str) -> None:
-    """The fit, on two processes."""
-    script = folder / "split.py"
+def run_on_two_processes(folder: Path, out: str) -> None:
+    """The same fit, on two processes."""
+    script = folder / "run_fit.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\n"
         f"sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}\n"
-        "from test_survival import run\n"
+        "from test_interruptions import run\n"
         f"run(Path({str(folder / out)!r}), Path({str(folder / 'photos')!r}))\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517", str(script)]
@@ -71,30 +71,30 @@ def split(folder: Path, out: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     some_photos(tmp_path / "photos")
     run(tmp_path / "one", tmp_path / "photos")
-    split(tmp_path, "two")
+    run_on_two_processes(tmp_path, "two")
     assert_nearly_equal(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_with_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some_photos(tmp_path / "photos")
     run(tmp_path / "one", tmp_path / "photos")
-    real = loop.save_checkpoint
+    original = loop.save_checkpoint
 
-    def save_then_die(path: Path, step: int, *state: object) -> None:
-        real(path, step, *state)
+    def save_then_interrupt(path: Path, step: int, *state: object) -> None:
+        original(path, step, *state)
         if path.name.startswith("slimming") and step == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_checkpoint", save_then_die)
+    monkeypatch.setattr(loop, "save_checkpoint", save_then_interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "both", tmp_path / "photos")
-    split(tmp_path, "both")
+    run_on_two_processes(tmp_path, "both")
     assert_nearly_equal(tmp_path / "one", tmp_path / "both")
-    monkeypatch.setattr(loop, "save_checkpoint", lambda *given: pytest.fail("a step was taken"))
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *args: pytest.fail("a step was taken"))
     run(tmp_path / "both", tmp_path / "photos")
 
 

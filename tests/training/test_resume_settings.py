@@ -1,4 +1,4 @@
-"""A work folder goes on with the run that it belongs to, and never passes off its result as another run's."""
+"""A work folder resumes its own run only; a run with other settings is refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOTH = replace(QUICK, finetune="adapter")
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patchlife.training.fit.write_report", lambda *given: None)
+    monkeypatch.setattr("patchlife.training.fit.write_report", lambda *args: None)
 
 
 def run(
@@ -39,10 +39,10 @@ def run(
     config: TrainingConfig = BOTH,
     model: SlimModel | None = None,
     preprocess: Preprocess = PREPROCESS,
-    validated: dict[str, Sequence[Photo]] | None = None,
+    validation: dict[str, Sequence[Photo]] | None = None,
 ) -> SlimModel:
     model = model or small_model()
-    return fit(model, photos, preprocess, out, config, accelerator_for("cpu"), validated).model
+    return fit(model, photos, preprocess, out, config, accelerator_for("cpu"), validation).model
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -54,21 +54,21 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with photos and a finished fit of both stages."""
     folder = tmp_path_factory.mktemp("done")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("patchlife.training.fit.write_report", lambda *given: None)
+        patch.setattr("patchlife.training.fit.write_report", lambda *args: None)
         run(folder / "out", some_photos(folder / "photos"))
     return folder
 
 
 @pytest.fixture
 def earlier(done: Path, tmp_path: Path) -> tuple[Path, list[Photo]]:
-    """A copy of it: where the adapter is, and the photos, which were not copied."""
+    """(adapter of a copy of that folder, its photos, which are not copied)."""
     for name in ("out", "out.work"):
         shutil.copytree(done / name, tmp_path / name)
     return tmp_path / "out", [Photo(path, index % 3) for index, path in enumerate(sorted((done / "photos").iterdir()))]
 
 
-def refused(earlier: tuple[Path, list[Photo]], message: str, **changes: Any) -> None:
-    """Fit with changes; it must be refused, and nothing may be other than it was, the cached features included."""
+def assert_refused(earlier: tuple[Path, list[Photo]], message: str, **changes: Any) -> None:
+    """Fit with changes; it is refused, and no file is changed, the cached features included."""
     out, photos = earlier
     before = contents(out.parent)
     arguments = {"photos": photos, **changes}
@@ -81,7 +81,7 @@ def refused(earlier: tuple[Path, list[Photo]], message: str, **changes: Any) -> 
 
 # ---- the settings of a fit
 
-MATTER: dict[str, tuple[Any, str]] = {
+CHANGES_RESULT: dict[str, tuple[Any, str]] = {
     "seed": (1, "seed was 0, now 1"),
     "learning_rate": (1e-3, "regression learning_rate was 0.002, now 0.001"),
     "epochs": (3, "regression epochs was 2, now 3"),
@@ -93,45 +93,45 @@ MATTER: dict[str, tuple[Any, str]] = {
     "label_weight": (0.5, "label_weight was 0.0, now 0.5; labels was None, now"),
     "lowest_budget": (0.7, "lowest_budget was 0.6, now 0.7"),
 }
-DO_NOT: dict[str, Any] = {
+NO_EFFECT: dict[str, Any] = {
     "cache": Path("elsewhere"),
     "cache_gb": 2.0,
     "max_unreadable": 0.5,
     "save_every": 100.0,
-    "tensorboard": False,
+    "tracker": None,
     "restart": False,
 }
 
 
-def test_every_setting_is_one_or_the_other() -> None:
-    assert {*MATTER, *DO_NOT, "finetune"} == set(TrainingConfig.__dataclass_fields__)
+def test_every_setting_is_in_one_of_the_tables() -> None:
+    assert {*CHANGES_RESULT, *NO_EFFECT, "finetune"} == set(TrainingConfig.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("name", MATTER)
-def test_another_setting_is_refused_by_name(earlier: tuple[Path, list[Photo]], name: str) -> None:
-    value, message = MATTER[name]
-    refused(earlier, message, config=replace(BOTH, **{name: value}))
+@pytest.mark.parametrize("name", CHANGES_RESULT)
+def test_a_changed_setting_is_refused_by_name(earlier: tuple[Path, list[Photo]], name: str) -> None:
+    value, message = CHANGES_RESULT[name]
+    assert_refused(earlier, message, config=replace(BOTH, **{name: value}))
 
 
-@pytest.mark.parametrize("name", [None, *DO_NOT])
-def test_what_changes_nothing_finishes_at_once(
+@pytest.mark.parametrize("name", [None, *NO_EFFECT])
+def test_a_setting_without_effect_on_the_result_resumes(
     earlier: tuple[Path, list[Photo]], name: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, photos = earlier
     before, lines = contents(out), (work_folder(out) / "metrics.jsonl").read_text()
     monkeypatch.chdir(out.parent)
-    monkeypatch.setattr(loop, "_share", lambda *given: pytest.fail("a step was taken"))
-    run(out, photos, replace(BOTH, **{name: DO_NOT[name]}) if name else BOTH)
+    monkeypatch.setattr(loop, "_local_batch", lambda *args: pytest.fail("a step was taken"))
+    run(out, photos, replace(BOTH, **{name: NO_EFFECT[name]}) if name else BOTH)
     assert contents(out) == before
     assert (work_folder(out) / "metrics.jsonl").read_text() == lines
 
 
-# ---- what a fit is given
+# ---- model, photos and preprocessing
 
-Change = Callable[[SlimModel], SlimModel]
+ModelChange = Callable[[SlimModel], SlimModel]
 
 
-def backbone_moved(part: float) -> Change:
+def backbone_scaled(part: float) -> ModelChange:
     def change(model: SlimModel) -> SlimModel:
         vit = copy.deepcopy(model.backbone.vit)
         with torch.no_grad():
@@ -141,70 +141,70 @@ def backbone_moved(part: float) -> Change:
     return change
 
 
-def settled(**changes: Any) -> Change:
+def with_settings(**changes: Any) -> ModelChange:
     return lambda model: patchlife.wrap(model.backbone.vit, replace(model.config, **changes))
 
 
-def head(seed: int) -> LifeRegressor:
+def scorer(seed: int) -> LifeRegressor:
     torch.manual_seed(seed)
     return LifeRegressor(48, 1)
 
 
-MODELS: dict[str, tuple[WeightDelta, str]] = {
+MODELS: dict[str, tuple[ModelChange, str]] = {
     "another backbone": (
         lambda model: patchlife.wrap(liven(fresh("vit"), seed=9), model.config),
         r"backbone was VisionTransformer, .* weights (\w+), now VisionTransformer, .* weights (?!\1)",
     ),
-    "nearly the same backbone": (backbone_moved(1e-4), r"backbone was .* weights (\w+), now .* weights (?!\1)"),
-    "another start": (settled(start=1), "start was 2, now 1"),
-    "other drops": (settled(drops=(2, 4)), r"drops was \[2, 3\], now \[2, 4\]"),
-    "no merge": (settled(merge=False), "merge was True, now False"),
-    "a head to begin with": (
-        lambda model: patchlife.wrap(model.backbone.vit, model.config, head(5)),
-        r"scorer at the beginning was a new one, now life-regressor, weights \w+",
+    "nearly the same backbone": (backbone_scaled(1e-4), r"backbone was .* weights (\w+), now .* weights (?!\1)"),
+    "another start": (with_settings(start=1), "start was 2, now 1"),
+    "other drops": (with_settings(drops=(2, 4)), r"drops was \[2, 3\], now \[2, 4\]"),
+    "no merge": (with_settings(merge=False), "merge was True, now False"),
+    "a learned scorer": (
+        lambda model: patchlife.wrap(model.backbone.vit, model.config, scorer(5)),
+        r"initial scorer was new, now life-regressor, weights \w+",
     ),
 }
 
 
-@pytest.mark.parametrize("what", MODELS)
-def test_another_model_is_refused(earlier: tuple[Path, list[Photo]], what: str) -> None:
-    change, message = MODELS[what]
-    refused(earlier, message, model=change(small_model()))
+@pytest.mark.parametrize("name", MODELS)
+def test_another_model_is_refused(earlier: tuple[Path, list[Photo]], name: str) -> None:
+    change, message = MODELS[name]
+    assert_refused(earlier, message, model=change(small_model()))
 
 
 @pytest.mark.parametrize("config", [{"budget": 0.8}, {"mode": "adaptive"}, {"kept": (36, 36, 30, 20, 9)}])
-def test_settings_that_only_the_adapter_keeps(
+def test_budget_schedule_and_mode_may_change(
     earlier: tuple[Path, list[Photo]], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, photos = earlier
-    monkeypatch.setattr(loop, "_share", lambda *given: pytest.fail("a step was taken"))
-    asked = replace(small_model().config, **config)
-    fitted = run(out, photos, model=patchlife.wrap(small_model().backbone.vit, asked))
-    assert fitted.config == asked
-    assert patchlife.load(out, small_model().backbone.vit).config == asked
+    monkeypatch.setattr(loop, "_local_batch", lambda *args: pytest.fail("a step was taken"))
+    changed = replace(small_model().config, **config)
+    fitted = run(out, photos, model=patchlife.wrap(small_model().backbone.vit, changed))
+    assert fitted.config == changed
+    assert patchlife.load(out, small_model().backbone.vit).config == changed
 
 
-def test_another_head_to_begin_with_is_refused(tmp_path: Path) -> None:
+def test_another_initial_scorer_is_refused(tmp_path: Path) -> None:
     photos, vit = some_photos(tmp_path / "photos"), small_model().backbone.vit
     once = replace(BOTH, epochs=0)
-    first = run(tmp_path / "out", photos, once, patchlife.wrap(vit, small_model().config, head(1)))
-    with pytest.raises(
-        CheckpointError, match=r"scorer at the beginning was life-regressor, weights (\w+), now .* (?!\1)"
-    ):
-        run(tmp_path / "out", photos, once, patchlife.wrap(vit, small_model().config, head(2)))
-    again = run(tmp_path / "out", photos, once, patchlife.wrap(vit, small_model().config, head(1)))
+    first = run(tmp_path / "out", photos, once, patchlife.wrap(vit, small_model().config, scorer(1)))
+    with pytest.raises(CheckpointError, match=r"initial scorer was life-regressor, weights (\w+), now .* (?!\1)"):
+        run(tmp_path / "out", photos, once, patchlife.wrap(vit, small_model().config, scorer(2)))
+    again = run(tmp_path / "out", photos, once, patchlife.wrap(vit, small_model().config, scorer(1)))
     assert torch.equal(first.scorer.patch.weight, again.scorer.patch.weight)
 
 
 def test_other_photos_and_other_preprocessing_are_refused(earlier: tuple[Path, list[Photo]], tmp_path: Path) -> None:
     _, photos = earlier
-    refused(earlier, r"photos was 12 \(\w+\), now 11 \(", photos=photos[1:])
-    refused(earlier, r"photos was 12 \((\w+)\), now 12 \((?!\1)", photos=photos[::-1])
-    refused(earlier, "preprocess crop_fraction was 1.0, now 0.9", preprocess=replace(PREPROCESS, crop_fraction=0.9))
-    refused(earlier, r"preprocess mean was \[", preprocess=replace(PREPROCESS, mean=(0.1, 0.2, 0.3)))
+    assert_refused(earlier, r"photos was 12 \(\w+\), now 11 \(", photos=photos[1:])
+    assert_refused(earlier, r"photos was 12 \((\w+)\), now 12 \((?!\1)", photos=photos[::-1])
+    assert_refused(
+        earlier, "preprocess crop_fraction was 1.0, now 0.9", preprocess=replace(PREPROCESS, crop_fraction=0.9)
+    )
+    assert_refused(earlier, r"preprocess mean was \[", preprocess=replace(PREPROCESS, mean=(0.1, 0.2, 0.3)))
 
 
-def test_photos_that_were_replaced_are_noticed(tmp_path: Path) -> None:
+def test_replaced_photos_are_refused(tmp_path: Path) -> None:
     photos = some_photos(tmp_path / "photos")
     run(tmp_path / "out", photos)
     photos[5].path.write_bytes(photos[6].path.read_bytes())
@@ -215,7 +215,7 @@ def test_photos_that_were_replaced_are_noticed(tmp_path: Path) -> None:
     assert torch.equal(again.scorer.patch.weight, fresh.scorer.patch.weight)
 
 
-def test_photos_that_were_moved_are_the_same(earlier: tuple[Path, list[Photo]], tmp_path: Path) -> None:
+def test_moved_photos_are_accepted(earlier: tuple[Path, list[Photo]], tmp_path: Path) -> None:
     out, photos = earlier
     before = contents(out)
     shutil.copytree(photos[0].path.parent, tmp_path / "moved")
@@ -223,7 +223,7 @@ def test_photos_that_were_moved_are_the_same(earlier: tuple[Path, list[Photo]], 
     assert contents(out) == before
 
 
-def test_labels_count_where_they_are_learned(tmp_path: Path) -> None:
+def test_changed_labels_are_refused_only_with_a_label_weight(tmp_path: Path) -> None:
     photos, config = some_photos(tmp_path / "photos"), replace(BOTH, label_weight=0.5)
     others = [Photo(photo.path, (photo.label + 1) % 3) for photo in photos]
     run(tmp_path / "out", photos, config)
@@ -233,28 +233,28 @@ def test_labels_count_where_they_are_learned(tmp_path: Path) -> None:
     run(tmp_path / "without", others)
 
 
-# ---- going on, and beginning again
+# ---- resume and restart
 
 
-def test_a_run_that_was_interrupted_is_not_continued_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photos, real = some_photos(tmp_path / "photos"), loop.save_checkpoint
+def test_an_interrupted_run_is_not_resumed_with_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, original = some_photos(tmp_path / "photos"), loop.save_checkpoint
 
-    def save_then_die(path: Path, step: int, *state: Any) -> None:
-        real(path, step, *state)
+    def save_then_interrupt(path: Path, step: int, *state: Any) -> None:
+        original(path, step, *state)
         if step == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_checkpoint", save_then_die)
+    monkeypatch.setattr(loop, "save_checkpoint", save_then_interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "out", photos)
-    monkeypatch.setattr(loop, "save_checkpoint", real)
+    monkeypatch.setattr(loop, "save_checkpoint", original)
     with pytest.raises(CheckpointError, match=r"regression learning_rate was 0\.002, now 0\.1"):
         run(tmp_path / "out", photos, replace(BOTH, learning_rate=0.1))
-    ended, whole = run(tmp_path / "out", photos), run(tmp_path / "whole", photos)
-    assert torch.equal(ended.scorer.patch.weight, whole.scorer.patch.weight)
+    resumed, whole = run(tmp_path / "out", photos), run(tmp_path / "whole", photos)
+    assert torch.equal(resumed.scorer.patch.weight, whole.scorer.patch.weight)
 
 
-def test_restart_is_a_fresh_fit_on_the_cached_features(
+def test_restart_is_a_new_fit_on_the_cached_features(
     earlier: tuple[Path, list[Photo]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, photos = earlier
@@ -263,12 +263,12 @@ def test_restart_is_a_fresh_fit_on_the_cached_features(
     cached = contents(work_folder(out) / "cache")
     run(out, photos, replace(other, restart=True))
     assert contents(out) == contents(out.with_name("fresh"))
-    ours, theirs = (lines(at) for at in (out, out.with_name("fresh")))
-    assert [(line["stage"], line["step"], line["loss"]) for line in ours] == [
-        (line["stage"], line["step"], line["loss"]) for line in theirs
+    restarted, fresh_lines = (lines(path) for path in (out, out.with_name("fresh")))
+    assert [(line["stage"], line["step"], line["loss"]) for line in restarted] == [
+        (line["stage"], line["step"], line["loss"]) for line in fresh_lines
     ]
     monkeypatch.setattr(
-        "patchlife.training.fit.compute_targets", lambda *given: pytest.fail("the dense model was asked again")
+        "patchlife.training.fit.compute_targets", lambda *args: pytest.fail("the dense model ran again")
     )
     run(out, photos, replace(other, learning_rate=1e-3, restart=True))
     assert contents(work_folder(out) / "cache").keys() == cached.keys()
@@ -278,8 +278,8 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (work_folder(out) / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_stage_two_may_come_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stage 1 does not depend on what comes after it: one fit goes on from the other's."""
+def test_stage_two_can_be_added_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stage 1 does not depend on stage 2, so a fit with stage 2 uses the stage 1 of a fit without."""
     photos = some_photos(tmp_path / "photos")
     run(tmp_path / "out", photos, QUICK)
     run(tmp_path / "out", photos, BOTH)
@@ -288,35 +288,35 @@ def test_stage_two_may_come_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     run(tmp_path / "out", photos, replace(BOTH, finetune="full"))
     run(tmp_path / "full", photos, replace(BOTH, finetune="full"))
     assert contents(tmp_path / "out") == contents(tmp_path / "full")
-    monkeypatch.setattr(loop, "_share", lambda *given: pytest.fail("a step was taken"))
+    monkeypatch.setattr(loop, "_local_batch", lambda *args: pytest.fail("a step was taken"))
     run(tmp_path / "out", photos, QUICK)
     assert not patchlife.load(tmp_path / "out", small_model().backbone.vit).delta
 
 
-def test_seconds_are_of_this_run(tmp_path: Path) -> None:
+def test_seconds_leave_out_stages_of_other_runs(tmp_path: Path) -> None:
     photos = some_photos(tmp_path / "photos")
-    validated = {"seen": photos[:4]}
-    run(tmp_path / "out", photos, replace(BOTH, finetune="full"), validated=validated)
-    run(tmp_path / "out", photos, BOTH, validated=validated)
+    validation = {"seen": photos[:4]}
+    run(tmp_path / "out", photos, replace(BOTH, finetune="full"), validation=validation)
+    run(tmp_path / "out", photos, BOTH, validation=validation)
     for stage in ("slimming-full", "slimming-adapter"):
         own = [line for line in lines(tmp_path / "out") if line["stage"] in ("regression", stage)]
         spent = sum(4 / line["photos_per_s"] for line in own if "photos_per_s" in line)
         assert [line for line in own if "validation" in line][-1]["seconds"] == pytest.approx(spent, rel=1e-3)
-    run(tmp_path / "out", photos, replace(BOTH, seed=3, restart=True), validated=validated)
+    run(tmp_path / "out", photos, replace(BOTH, seed=3, restart=True), validation=validation)
     first = next(line for line in lines(tmp_path / "out") if "validation" in line)
     assert (first["step"], first["seconds"]) == (0, 0)
 
 
-def test_other_photos_by_a_watched_sets_name_are_measured(tmp_path: Path) -> None:
+def test_a_validation_set_with_other_photos_is_measured_again(tmp_path: Path) -> None:
     photos = some_photos(tmp_path / "photos", 16)
     sets = [{"seen": photos[12:14]}, {"seen": photos[12:15]}, {"seen": [Photo(p.path, 0) for p in photos[12:15]]}]
-    for validated in sets:
-        run(tmp_path / "out", photos[:12], QUICK, validated=validated)  # type: ignore[arg-type]
-        found = [line for line in lines(tmp_path / "out") if "validation" in line]
-        assert len({line["photos"] for line in found}) == 1
-        run(tmp_path / "alone", photos[:12], replace(QUICK, restart=True), validated=validated)  # type: ignore[arg-type]
+    for validation in sets:
+        run(tmp_path / "out", photos[:12], QUICK, validation=validation)  # type: ignore[arg-type]
+        results = [line for line in lines(tmp_path / "out") if "validation" in line]
+        assert len({line["photos"] for line in results}) == 1
+        run(tmp_path / "alone", photos[:12], replace(QUICK, restart=True), validation=validation)  # type: ignore[arg-type]
         last = [line for line in lines(tmp_path / "alone") if "validation" in line][-1]
-        assert {**found[-1], "seconds": 0} == {**last, "seconds": 0}
+        assert {**results[-1], "seconds": 0} == {**last, "seconds": 0}
 
 
 def test_checkpoints_of_an_older_format_are_refused(earlier: tuple[Path, list[Photo]]) -> None:
@@ -328,13 +328,13 @@ def test_checkpoints_of_an_older_format_are_refused(earlier: tuple[Path, list[Ph
         names = ("state.json", "state.safetensors")
         text = "".join(f"{sha256_of(state.with_name(name))}  {name}\n" for name in names)
         state.with_name(SUMS).write_text(text)
-    refused(earlier, "are of format 1, this patchlife writes and continues format 2")
+    assert_refused(earlier, "have format 1, this patchlife resumes format 3")
 
 
-# ---- what a fit hands on
+# ---- the saved adapter
 
 
-def test_a_backbone_without_timms_card(tmp_path: Path) -> None:
+def test_a_backbone_without_pretrained_cfg(tmp_path: Path) -> None:
     photos, vit = some_photos(tmp_path / "photos"), fresh("vit")
     del vit.pretrained_cfg
     fitted = run(tmp_path / "out", photos, BOTH, patchlife.wrap(vit, small_model().config))
@@ -342,26 +342,26 @@ def test_a_backbone_without_timms_card(tmp_path: Path) -> None:
     assert torch.equal(patchlife.load(tmp_path / "out", vit)(images), fitted(images))
 
 
-def test_a_folder_of_something_else_is_refused_before_anything_is_learned(tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(AdapterError, match="is not a patchlife adapter; it was left alone"):
+    with pytest.raises(AdapterError, match="out exists and is not a patchlife adapter"):
         run(tmp_path / "out", some_photos(tmp_path / "photos"))
     assert not work_folder(tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("finetune", ["none", "adapter", "full"])
-def test_a_schedule_and_a_mode_outlive_the_fit(tmp_path: Path, finetune: str) -> None:
+def test_the_adapter_keeps_schedule_and_mode(tmp_path: Path, finetune: str) -> None:
     photos, vit = some_photos(tmp_path / "photos", 16), small_model().backbone.vit
     for config in (
         LifeConfig(kept=(36, 36, 30, 17, 9), start=2, drops=(2, 3)),
         LifeConfig(budget=0.7, mode="adaptive", start=2, drops=(2, 3)),
         LifeConfig(kept=(36, 36, 30, 17, 9), mode="adaptive", start=2, drops=(2, 3), merge=False),
     ):
-        given = patchlife.wrap(vit, config)
+        model = patchlife.wrap(vit, config)
         settings = replace(QUICK, finetune=finetune, restart=True)
-        fitted = run(tmp_path / "out", photos[:12], settings, given, validated={"seen": photos[12:]})
-        assert given.config is config
+        fitted = run(tmp_path / "out", photos[:12], settings, model, validation={"seen": photos[12:]})
+        assert model.config is config
         assert fitted.config == config
         loaded = patchlife.load(tmp_path / "out", vit)
         assert loaded.config == config
@@ -371,8 +371,8 @@ def test_a_schedule_and_a_mode_outlive_the_fit(tmp_path: Path, finetune: str) ->
 
 
 @pytest.mark.parametrize("finetune", ["none", "adapter", "full"])
-def test_a_backbone_that_was_trained_after_it_was_wrapped(tmp_path: Path, finetune: str) -> None:
-    """The fit's teacher is the trained model; its adapter brings the trained weights to the original backbone."""
+def test_a_backbone_that_was_trained_after_wrapping(tmp_path: Path, finetune: str) -> None:
+    """The trained model is the teacher; the adapter turns the original backbone into the fitted model."""
     photos, original = some_photos(tmp_path / "photos"), small_model().backbone.vit
     model = patchlife.wrap(copy.deepcopy(original), small_model().config)
     with torch.no_grad():
@@ -386,7 +386,7 @@ def test_a_backbone_that_was_trained_after_it_was_wrapped(tmp_path: Path, finetu
         a, b = (m.set_mode(mode).set_budget(0.7)(images) for m in (fitted, again))
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
     assert (again.delta is not None and again.delta.learned) == (finetune != "none")
-    if finetune == "none":  # the dense model is there still, so that it can compute_targets again
+    if finetune == "none":  # the dense model is unchanged, so it can be the teacher again
         more = run(tmp_path / "more", photos, replace(BOTH, epochs=0), again)
         loaded = patchlife.load(tmp_path / "more", original)
         torch.testing.assert_close(more(images), loaded(images), rtol=0, atol=1e-6)
