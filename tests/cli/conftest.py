@@ -1,4 +1,4 @@
-"""The command line in this process, on a small model and a few made-up photos."""
+"""Run the command line in this process, on a small model and a few generated photos."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from patchlife.cli.main import main
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a command line left behind."""
+class CommandResult:
+    """Exit code, standard output and standard error of a command."""
 
     code: int
     out: str
@@ -28,13 +28,13 @@ class Said:
 
 
 @pytest.fixture
-def patchlife(capfd) -> Callable[..., Said]:
-    """Runs a command line; every argument may be anything that ``str`` takes."""
+def patchlife(capfd) -> Callable[..., CommandResult]:
+    """A function that runs a command line; arguments are converted by ``str``."""
 
-    def run(*argv: object) -> Said:
+    def run(*argv: object) -> CommandResult:
         capfd.readouterr()
         code = main([str(word) for word in argv])
-        return Said(code, *capfd.readouterr())
+        return CommandResult(code, *capfd.readouterr())
 
     return run
 
@@ -46,17 +46,10 @@ def vit_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def model(vit_file) -> list[object]:
-    """How a user names the small model."""
+    """The arguments that select the small model."""
     return [NAME, "--checkpoint", vit_file]
 
 
 @pytest.fixture
 def photos(tmp_path) -> list[Path]:
     return write_photos(tmp_path / "photos", 7)
-
-
-def error_line(said: Said) -> str:
-    """The one line on stderr that a failed command line must end with, and nothing else."""
-    (line,) = said.err.splitlines()
-    assert line.startswith("patchlife: error: ")
-    return line

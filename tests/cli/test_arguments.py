@@ -28,7 +28,7 @@ class WithSettings:
     """Settings.
 
     Attributes:
-        settings: Only what was said.
+        settings: Only the given options.
     """
 
     settings: dict[str, Any] = field(default_factory=dict, metadata={"settings_of": Inner})
@@ -36,18 +36,18 @@ class WithSettings:
 
 @dataclass(frozen=True)
 class Plain:
-    """All else that a field can be.
+    """All other kinds of fields.
 
     Attributes:
-        name: What it is called.
-        rest: What else
-            there is.
-        flag: Whether.
-        maybe: Whether, if anybody knows.
-        kind: Which.
-        numbers: Several.
-        file: Where.
-        inner: Things inside. They have their own group.
+        name: The name.
+        rest: Every
+            other name.
+        flag: A flag.
+        maybe: A flag or None.
+        kind: The kind.
+        numbers: Several numbers.
+        file: A file.
+        inner: Inner options. They have their own group.
     """
 
     name: str
@@ -65,9 +65,9 @@ class WithEntries:
     """Entries.
 
     Attributes:
-        model_args: Any of them.
-        flag: Whether.
-        rest: What else there is.
+        model_args: The entries.
+        flag: A flag.
+        rest: Every other name.
     """
 
     rest: str = field(default="", metadata={"positional": True})
@@ -81,17 +81,17 @@ def parsed(config: type, line: str) -> Any:
     return from_options(config, vars(parser.parse_args(line.split())))
 
 
-def test_nothing_said_is_the_dataclass_itself():
+def test_without_options_all_fields_have_their_defaults():
     assert parsed(Plain, "n r") == Plain("n", ("r",))
 
 
-def test_everything_said():
+def test_every_kind_of_option():
     line = "n r s --flag --no-maybe --kind b --numbers 1,2.5 --file x/y --size 7 --no-on"
     expected = Plain("n", ("r", "s"), True, False, "b", (1.0, 2.5), Path("x/y"), Inner(7, False))
     assert parsed(Plain, line) == expected
 
 
-def test_settings_hold_only_what_was_said():
+def test_settings_hold_only_the_given_options_said():
     assert parsed(WithSettings, "").settings == {}
     assert parsed(WithSettings, "--on").settings == {"on": True}
     assert parsed(WithSettings, "--size 3").settings == {"size": 3}
@@ -118,9 +118,9 @@ def test_settings_hold_only_what_was_said():
         ("a=__import__('os')", "__import__('os')"),
     ],
 )
-def test_entries_are_read_as_python_reads_them(entry, value):
-    read = parsed(WithEntries, f"--model-args {entry}").model_args["a"]
-    assert (read, type(read)) == (value, type(value))
+def test_the_value_of_an_entry_is_a_python_literal_or_text(entry, value):
+    result = parsed(WithEntries, f"--model-args {entry}").model_args["a"]
+    assert (result, type(result)) == (value, type(value))
 
 
 def test_several_entries():
@@ -133,21 +133,21 @@ def test_several_entries():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--model-args a", "argument --model-args: expected NAME=VALUE, got 'a'; give several with spaces between"),
-        ("--model-args a=1 photos/", "expected NAME=VALUE, got 'photos/'.* other arguments before"),
+        ("--model-args a", "argument --model-args: expected NAME=VALUE, got 'a'; .* spaces"),
+        ("--model-args a=1 photos/", "expected NAME=VALUE, got 'photos/'.* positional arguments before"),
         ("--model-args =1", "expected NAME=VALUE, got '=1'"),
         ("--model-args a=", "expected NAME=VALUE, got 'a='"),
         ("--model-args a-b=1", "expected NAME=VALUE, got 'a-b=1'"),
-        ("--model-args a=1,b=2", "numbers with commas between them, got 'a=1,b=2'"),
-        ("--model-args a={}", "expected a number, true, false, none, text or numbers with commas .* got 'a={}'"),
+        ("--model-args a=1,b=2", "numbers separated by commas, got 'a=1,b=2'"),
+        ("--model-args a={}", "expected a number, true, false, none, text, or numbers .* got 'a={}'"),
         ("--model-args a=b'x'", "expected a number"),
         ("--model-args a=1j", "expected a number"),
         ("--model-args a=1,(2,3)", "expected a number"),
-        ("--model-args a=1 a=2", "--model-args names a twice; give it once"),
+        ("--model-args a=1 a=2", "--model-args gives a twice; give it once"),
         ("--model-args", "expected at least one argument"),
     ],
 )
-def test_entries_that_are_none(line, message):
+def test_invalid_entries(line, message):
     with pytest.raises(ConfigError, match=message):
         parsed(WithEntries, line)
 
@@ -161,23 +161,23 @@ def test_entries_that_are_none(line, message):
         ("n", "arguments are required: REST"),
     ],
 )
-def test_mistakes_are_config_errors(line, message):
+def test_invalid_options_are_config_errors(line, message):
     with pytest.raises(ConfigError, match=message):
         parsed(Plain, line)
 
 
-def test_docs_are_read_from_the_docstring():
+def test_descriptions_come_from_the_docstring():
     docs = attribute_docs(Plain)
-    assert docs["rest"] == "What else there is."
+    assert docs["rest"] == "Every other name."
     assert list(docs) == list(Plain.__dataclass_fields__)
 
 
-def test_help_shows_docs_groups_and_defaults():
+def test_help_shows_descriptions_groups_and_defaults():
     parser = Parser(prog="p")
     add_options(parser, Plain)
     text = " ".join(parser.format_help().split())
     assert text.startswith("usage: p NAME REST... [options]")
-    assert "Things inside: They have their own group." in text
+    assert "Inner options: They have their own group." in text
     assert "--size N How large; 100 % of it. (default: 3)" in text
     assert "--on, --no-on On or off. (default: on)" in text
-    assert "--kind {a,b} Which. (default: a)" in text
+    assert "--kind {a,b} The kind. (default: a)" in text

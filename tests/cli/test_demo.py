@@ -1,10 +1,11 @@
-"""``patchlife demo`` on a stand-in that is pipeline at once: what it writes and says."""
+"""``patchlife demo`` on a tiny model: the files it writes and the text it prints."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from small import write_photos
 from timm.models import VisionTransformer
 
 import patchlife
-import patchlife.runtime.opening as models
+import patchlife.runtime.demo_model as demo_model
+import patchlife.runtime.opening as opening
 from patchlife import wrap
 from patchlife.config import ModelConfig
+from patchlife.data import read_photo
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.slimming.scorers import AttentionScorer
 
@@ -25,14 +28,14 @@ ARCHITECTURE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 6, "n
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """A tiny model and six photos, laid out as the embedded ones are."""
+    """A folder with a tiny model and six photos, in the layout of the embedded demo folder."""
     folder = tmp_path / "demo"
     write_photos(folder / "photos" / "cat", 3)
     write_photos(folder / "photos" / "dog", 3, first=3)
     weights = {name: t.clone().half() for name, t in liven(VisionTransformer(**ARCHITECTURE)).state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    about = {
+    metadata = {
         "architecture": ARCHITECTURE,
         "classes": ["cat", "dog"],
         "input": {
@@ -44,34 +47,36 @@ def stand_in(tmp_path, monkeypatch):
         },
         "weights": {"file": "model.safetensors", "sha256": sha256},
     }
-    (folder / "model.json").write_text(json.dumps(about))
-    monkeypatch.setattr(models, "demo_folder", lambda: folder)
+    (folder / "model.json").write_text(json.dumps(metadata))
+    for module in (demo_model, opening):
+        monkeypatch.setattr(module, "demo_folder", lambda: folder)
     patchlife.save(
-        wrap(models.demo_backbone(), scorer=LifeRegressor(ARCHITECTURE["embed_dim"], 1, width=8, embedding_dim=4)),
+        wrap(demo_model.demo_backbone(), scorer=LifeRegressor(ARCHITECTURE["embed_dim"], 1, width=8, embedding_dim=4)),
         folder / "adapter",
     )
     return folder
 
 
 @pytest.mark.parametrize("settings", [[], ["--mode", "adaptive"], ["--kept", "16,16,9,9,4,4"]])
-def test_numbers_pictures_and_a_report(settings, stand_in, patchlife, tmp_path):
+def test_it_writes_numbers_pictures_and_a_report(settings, stand_in, patchlife, tmp_path):
     out = tmp_path / "report"
-    said = patchlife("demo", "--out", out, "--rounds", 5, "--batch-size", 4, *settings)
-    assert said.code == 0
+    result = patchlife("demo", "--out", out, "--rounds", 5, "--batch-size", 4, *settings)
+    assert result.code == 0
     assert sorted(p.name for p in out.iterdir()) == ["contact-sheet.png", "demo.json", "report.html", "strips.png"]
-    assert f"open {out / 'report.html'}" in said.out
-    assert re.search(r"^dense .* 100.0 %", said.out, re.MULTILINE)
-    assert re.search(r"^1 +[\d.]+ ms +[\d.]+ ms +", said.out, re.MULTILINE)
+    assert f"open {out / 'report.html'}" in result.out
+    assert re.search(r"^dense .* 100.0 %", result.out, re.MULTILINE)
+    assert re.search(r"^1 +[\d.]+ ms +[\d.]+ ms +", result.out, re.MULTILINE)
     numbers = json.loads((out / "demo.json").read_text())
     dense, slimmed, *others = numbers["outcomes"]
     assert (dense["name"], dense["photos"], dense["agreeing"], dense["fraction_of_dense"]) == ("dense", 6, 6, 1)
     assert slimmed["fraction_of_dense"] < 0.7
+    assert 0 <= slimmed["correct"] <= 6
     assert {o["name"] for o in others} >= {"budget 0.8", "budget 0.45", "budget 0.35"}
     assert set(numbers["timings"]) == {"1", "4"}
     assert numbers["timings"]["4"]["conditions"]["batch"] == 4
 
 
-def test_the_report_opens_offline(stand_in, patchlife, tmp_path):
+def test_the_report_needs_no_network_or_script(stand_in, patchlife, tmp_path):
     patchlife("demo", "--out", tmp_path / "report", "--rounds", 5)
     html = (tmp_path / "report" / "report.html").read_text()
     assert not re.search(r"https?://|src=\"(?!data:)|<script|@import|url\(", html)
@@ -80,24 +85,28 @@ def test_the_report_opens_offline(stand_in, patchlife, tmp_path):
     assert "torch" in html
 
 
-def test_a_photo_that_broke_is_said(stand_in, patchlife, tmp_path):
+def test_a_damaged_photo_is_an_error(stand_in, patchlife, tmp_path):
     next((stand_in / "photos" / "dog").iterdir()).write_bytes(b"")
-    said = patchlife("demo", "--out", tmp_path / "report", "--rounds", 5)
-    assert said.code == 2
-    assert "found an empty file" in said.err
-    assert "reinstall patchlife" in said.err
+    result = patchlife("demo", "--out", tmp_path / "report", "--rounds", 5)
+    assert result.code == 2
+    assert "found an empty file" in result.err
+    assert "reinstall patchlife" in result.err
 
 
-def test_the_embedded_photos_are_of_the_embedded_classes():
-    folder = models.demo_folder()
-    about = json.loads((folder / "model.json").read_text())
-    assert sorted(p.name for p in (folder / "photos").iterdir()) == sorted(about["classes"])
-    assert sum(1 for _ in folder.glob("photos/*/*.jpg")) == 100
+def test_the_embedded_folder_has_five_photos_of_each_class():
+    folder = demo_model.demo_folder()
+    classes = json.loads((folder / "model.json").read_text())["classes"]
+    photos = sorted(path.relative_to(folder / "photos") for path in (folder / "photos").rglob("*") if path.is_file())
+    assert Counter(path.parent.as_posix() for path in photos) == dict.fromkeys(classes, 100 // len(classes))
+    assert len(photos) == 100
+    assert [photo for photo in photos if photo.suffix != ".jpg"] == []
+    for photo in photos:
+        assert min(read_photo(folder / "photos" / photo).size) >= 112, photo
 
 
-def test_lives_are_learned_unless_they_end_elsewhere(stand_in):
+def test_the_learned_scorer_is_used_unless_the_start_block_differs(stand_in):
     def opened(**life):
-        return models.open_pipeline(ModelConfig("demo", life=life)).model
+        return opening.open_pipeline(ModelConfig("demo", life=life)).model
 
     assert isinstance(opened().scorer, LifeRegressor)
     assert isinstance(opened(budget=0.45, mode="fixed").scorer, LifeRegressor)
@@ -106,9 +115,9 @@ def test_lives_are_learned_unless_they_end_elsewhere(stand_in):
     assert later.start == 3
 
 
-def test_the_shipped_demo_has_learned_lives():
-    model = models.open_pipeline(ModelConfig("demo")).model
+def test_the_embedded_demo_has_a_learned_scorer():
+    model = opening.open_pipeline(ModelConfig("demo")).model
     assert isinstance(model.scorer, LifeRegressor)
     assert model.calibration is not None
     images = torch.randn(2, 3, *model.backbone.image_size)
-    assert torch.equal(model.set_budget(1.0)(images), model.backbone.vit(images))  # the backbone is untouched
+    assert torch.equal(model.set_budget(1.0)(images), model.backbone.vit(images))  # the backbone is not modified

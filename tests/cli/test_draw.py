@@ -1,4 +1,4 @@
-"""``patchlife draw``: which pictures it makes, what they are called, and what it does about bad photos."""
+"""``patchlife draw``: the pictures it writes, their names, and photos that cannot be read."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def names(folder) -> list[str]:
 
 def test_a_life_map_for_each_photo(patchlife, model, photos, tmp_path):
     out = tmp_path / "new" / "pictures"
-    said = patchlife("draw", *model, photos[0].parent, "--out", out, "--width", 200)
-    assert said.code == 0
-    assert f"7 of 7 photos drawn into {out}" in said.err
+    result = patchlife("draw", *model, photos[0].parent, "--out", out, "--width", 200)
+    assert result.code == 0
+    assert f"7 of 7 photos drawn; pictures in {out}" in result.err
     assert names(out) == [f"{i:02}.life.png" for i in range(7)]
     width, height = size(out / "00.life.png")
     assert width == 200
@@ -34,7 +34,7 @@ def test_strips_and_sheets(patchlife, model, photos, tmp_path):
     assert size(tmp_path / "out" / "00.strip.png")[0] > 5 * 200  # five panels
 
 
-def test_many_photos_go_on_several_sheets(tmp_path):
+def test_many_photos_fill_several_sheets(tmp_path):
     from patchlife.cli.draw import Sheets
 
     sheets = Sheets(tmp_path, tiles=3)
@@ -44,7 +44,7 @@ def test_many_photos_go_on_several_sheets(tmp_path):
     assert names(tmp_path) == ["sheet-1.png", "sheet-2.png", "sheet-3.png"]
 
 
-def test_pictures_keep_the_photos_tree_and_never_collide(patchlife, model, tmp_path):
+def test_pictures_keep_the_folders_of_the_photos_and_have_unique_names(patchlife, model, tmp_path):
     for name in ("a/x.png", "a/x.jpg", "b/x.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         photo(1).save(tmp_path / "in" / name)
@@ -52,48 +52,48 @@ def test_pictures_keep_the_photos_tree_and_never_collide(patchlife, model, tmp_p
     assert names(tmp_path / "out") == ["a/x.jpg.life.png", "a/x.png.life.png", "b/x.life.png"]
 
 
-def test_pictures_of_last_time_are_no_photos(patchlife, model, tmp_path):
+def test_pictures_of_an_earlier_run_are_not_drawn(patchlife, model, tmp_path):
     write_photos(tmp_path, 2)
     for _ in range(2):
-        said = patchlife("draw", *model, tmp_path, "--out", tmp_path / "out")
-        assert "2 of 2 photos drawn" in said.err
-    said = patchlife("draw", *model, tmp_path / "out", "--out", tmp_path / "out")
-    assert said.code == 2
-    assert "where the pictures go; choose another --out" in said.err
+        result = patchlife("draw", *model, tmp_path, "--out", tmp_path / "out")
+        assert "2 of 2 photos drawn" in result.err
+    result = patchlife("draw", *model, tmp_path / "out", "--out", tmp_path / "out")
+    assert result.code == 2
+    assert "output folder" in result.err
 
 
-def test_a_bad_photo_is_named_and_the_others_are_drawn(patchlife, model, photos, tmp_path):
+def test_a_photo_that_cannot_be_read_fails_alone(patchlife, model, photos, tmp_path):
     photos[2].write_bytes(b"")
-    said = patchlife("draw", *model, *photos, "--out", tmp_path / "out", "--batch-size", 2)
-    assert said.code == 1
-    assert f"{photos[2]}: expected a JPEG, PNG or WEBP photo, found an empty file" in said.err
-    assert "6 of 7 photos drawn" in said.err
+    result = patchlife("draw", *model, *photos, "--out", tmp_path / "out", "--batch-size", 2)
+    assert result.code == 1
+    assert f"{photos[2]}: expected a JPEG, PNG or WEBP photo, found an empty file" in result.err
+    assert "6 of 7 photos drawn" in result.err
     assert len(names(tmp_path / "out")) == 6
 
 
-def test_a_turned_photo_is_drawn_as_it_is_shown(patchlife, model, tmp_path):
+def test_a_photo_with_exif_orientation_is_drawn_upright(patchlife, model, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     photo(1).save(tmp_path / "upright.png")
-    photo(1).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    patchlife("draw", *model, tmp_path / "upright.png", tmp_path / "turned.png", "--out", tmp_path / "out")
-    upright, turned = (np.asarray(Image.open(tmp_path / "out" / f"{n}.life.png")) for n in ("upright", "turned"))
-    assert np.array_equal(upright, turned)
+    photo(1).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "rotated.png", exif=exif)
+    patchlife("draw", *model, tmp_path / "upright.png", tmp_path / "rotated.png", "--out", tmp_path / "out")
+    upright, rotated = (np.asarray(Image.open(tmp_path / "out" / f"{n}.life.png")) for n in ("upright", "rotated"))
+    assert np.array_equal(upright, rotated)
 
 
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
-def test_budget_and_mode_show(mode, patchlife, model, photos, tmp_path):
+def test_a_lower_budget_gives_darker_maps(mode, patchlife, model, photos, tmp_path):
     for budget in (1, 0.5):
         settings = ["--budget", budget, "--mode", mode, "--width", 100]
         patchlife("draw", *model, *photos[:2], *settings, "--out", tmp_path / str(budget))
-    whole, half = (np.asarray(Image.open(tmp_path / b / "00.life.png"))[:100] for b in ("1", "0.5"))
-    assert whole[..., 0].mean() > half[..., 0].mean() + 20  # all pale yellow against much night blue
+    dense, half = (np.asarray(Image.open(tmp_path / b / "00.life.png"))[:100] for b in ("1", "0.5"))
+    assert dense[..., 0].mean() > half[..., 0].mean() + 20  # red: all pale yellow, against much dark blue
 
 
-def test_a_width_nobody_can_draw(patchlife, model, photos, tmp_path):
-    said = patchlife("draw", *model, photos[0], "--out", tmp_path / "out", "--width", 1)
-    assert said.code == 2
-    assert "width must be within 64..4096 pixels, got 1" in said.err
+def test_a_width_out_of_range(patchlife, model, photos, tmp_path):
+    result = patchlife("draw", *model, photos[0], "--out", tmp_path / "out", "--width", 1)
+    assert result.code == 2
+    assert "width must be within 64..4096 pixels, got 1" in result.err
 
 
 def test_the_whole_photo_can_be_shown(patchlife, model, tmp_path):
@@ -102,4 +102,4 @@ def test_the_whole_photo_can_be_shown(patchlife, model, tmp_path):
         patchlife("draw", *model, tmp_path / "wide.png", "--width", 100, "--out", tmp_path / name, *more)
     crop, whole = (size(tmp_path / name / "wide.life.png") for name in ("crop", "whole"))
     assert crop[0] == whole[0] == 100
-    assert crop[1] - whole[1] == 50  # a square against half of one, above the same legend
+    assert crop[1] - whole[1] == 50  # a square, and half a square, above the same legend

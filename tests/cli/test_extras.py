@@ -1,4 +1,4 @@
-"""Without an optional package a verb says so, with the install line, before it reads or writes anything."""
+"""A verb names a missing optional package and the command to install it, before it reads or writes files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXTRAS = ("accelerate", "matplotlib", "onnx", "onnxscript", "onnxruntime", "open
 
 @pytest.fixture
 def without(monkeypatch):
-    """Make packages as good as not installed."""
+    """A function that hides packages, as if they were not installed."""
 
     def hide(*packages: str) -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
@@ -33,9 +33,9 @@ def without(monkeypatch):
 
 
 def exported(folder: Path, kind: str) -> Path:
-    """What looks like an exported file or package from outside."""
+    """A file or folder that is recognised as an exported file or bundle, without a valid model."""
     folder.mkdir(exist_ok=True)
-    if kind.endswith("package"):
+    if kind.endswith("bundle"):
         (folder / "bundle.json").write_text(json.dumps({"kind": kind.split()[0], "graphs": []}))
         return folder
     path = folder / "model"
@@ -60,10 +60,10 @@ CASES = [
     ("predict no-model none --engine openvino", "openvino", "--engine openvino needs openvino", "onnx,openvino"),
     ("predict {onnx} none", "onnxruntime", "running .*model needs onnxruntime", "onnx"),
     ("predict {openvino} none", "openvino", "running .*model needs openvino", "openvino"),
-    ("predict {onnx package} none", "onnxruntime", "running .* needs onnxruntime", "onnx"),
-    ("predict {openvino package} none", "openvino", "running .* needs openvino", "openvino"),
+    ("predict {onnx bundle} none", "onnxruntime", "running .* needs onnxruntime", "onnx"),
+    ("predict {openvino bundle} none", "openvino", "running .* needs openvino", "openvino"),
     ("eval no-model none --engine onnx", "onnxruntime", "--engine onnx needs onnxruntime", "onnx"),
-    ("eval {onnx package} none", "onnxruntime", "running .* needs onnxruntime", "onnx"),
+    ("eval {onnx bundle} none", "onnxruntime", "running .* needs onnxruntime", "onnx"),
     ("export no-model --photos none", "onnx", "export to onnx needs onnx", "onnx"),
     ("export no-model", "onnxscript", "export to onnx needs onnxscript", "onnx"),
     ("export no-model --budgets 1,0.6", "onnxruntime", "export to onnx needs onnxruntime", "onnx"),
@@ -73,24 +73,24 @@ CASES = [
 
 
 @pytest.mark.parametrize(("line", "package", "message", "extra"), CASES)
-def test_it_is_said_before_anything_is_read_or_written(
+def test_a_missing_package_is_named_before_anything_is_read_or_written(
     line, package, message, extra, patchlife, without, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    kinds = ("onnx", "openvino", "onnx package", "openvino package")
+    kinds = ("onnx", "openvino", "onnx bundle", "openvino bundle")
     places = {kind: exported(tmp_path / kind.replace(" ", "-"), kind) for kind in kinds}
-    there = sorted(tmp_path.rglob("*"))
+    before = sorted(tmp_path.rglob("*"))
     without(package)
-    words = re.findall(r"\{[^}]*\}|\S+", line)  # what is in braces is one, and stands for a file
-    said = patchlife(*(places.get(word[1:-1], word) if word[0] == "{" else word for word in words))
-    assert (said.code, said.out) == (2, "")
+    words = re.findall(r"\{[^}]*\}|\S+", line)  # a kind in braces is replaced by the path of its file
+    result = patchlife(*(places.get(word[1:-1], word) if word[0] == "{" else word for word in words))
+    assert (result.code, result.out) == (2, "")
     install = re.escape(f"which is not installed: pip install 'patchlife[{extra}]'")
-    assert re.search(f"patchlife: error: {message}, {install}", said.err), said.err
-    assert sorted(tmp_path.rglob("*")) == there
+    assert re.search(f"patchlife: error: {message}, {install}", result.err), result.err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow
-def test_a_package_that_is_not_needed_is_not_asked_for(patchlife, model, photos, without, tmp_path):
+def test_verbs_work_without_the_packages_that_they_do_not_need(patchlife, model, photos, without, tmp_path):
     without(*EXTRAS)
     for line in (
         ["predict", *model, *photos],
@@ -100,8 +100,8 @@ def test_a_package_that_is_not_needed_is_not_asked_for(patchlife, model, photos,
         ["export", *model, "--format", "torch", "--out", tmp_path / "m.pt2"],
         ["predict", tmp_path / "m.pt2", *photos, "--trust"],
     ):
-        said = patchlife(*line)
-        assert said.code == 0, said.err
+        result = patchlife(*line)
+        assert result.code == 0, result.err
     assert patchlife("demo", "--out", tmp_path / "demo", "--rounds", 5).code == 0
 
 
@@ -110,17 +110,17 @@ def numbered(folder: Path) -> Path:
     return folder / "numbered"
 
 
-def test_the_plot_of_eval_is_optional_and_missed_at_once(patchlife, model, without, tmp_path):
+def test_eval_without_matplotlib_leaves_the_plot_out(patchlife, model, without, tmp_path):
     without("matplotlib")
     out = tmp_path / "scores.json"
-    said = patchlife("eval", *model, numbered(tmp_path), "--budgets", 1.0, "--out", out, "--device", "cpu")
-    assert said.code == 0
-    assert said.err.startswith("patchlife: no plot will be drawn: the trade-off plot needs matplotlib, which is not")
+    result = patchlife("eval", *model, numbered(tmp_path), "--budgets", 1.0, "--out", out, "--device", "cpu")
+    assert result.code == 0
+    assert result.err.startswith("patchlife: the plot is left out: the trade-off plot needs matplotlib, which is not")
     assert json.loads(out.read_text())["photos"] == 2
     assert not out.with_suffix(".png").exists()
 
 
-def test_fit_in_python_asks_first_too(without, tmp_path):
+def test_fit_in_python_checks_packages_first(without, tmp_path):
     from patchlife import wrap
     from patchlife.backbones import build
     from patchlife.data import Preprocess
@@ -133,7 +133,7 @@ def test_fit_in_python_asks_first_too(without, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_extra_is_one_of_the_project():
+def test_every_extra_in_a_message_exists():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     named = {extra for *_, extras in CASES for extra in extras.split(",")}
     assert named <= project["optional-dependencies"].keys()

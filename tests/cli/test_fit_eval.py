@@ -13,7 +13,7 @@ QUICK = ["--epochs", 1, "--batch-size", 2, "--device", "cpu", "--budget", 0.8]
 
 
 def labelled(folder: Path) -> Path:
-    """Photos in two folders named after classes of the small model."""
+    """A folder with photos of two classes of the small model."""
     for name in ("0", "1"):
         write_photos(folder / name, 4)
     return folder
@@ -25,7 +25,7 @@ def test_fit_then_eval(patchlife, model, tmp_path: Path) -> None:
         "fit", *model, data, "--out", adapter, *QUICK, "--finetune", "adapter", "--finetune-epochs", 1, "--rank", 2
     )
     assert run.code == 0, run.err
-    assert f"{adapter}: learned from" in run.err
+    assert f"{adapter}: trained on" in run.err
     out = tmp_path / "scores.json"
     run = patchlife(
         "eval", adapter, data, "--budgets", "1.0,0.8", "--modes", "fixed,adaptive", "--out", out, "--device", "cpu"
@@ -97,10 +97,10 @@ def test_fit_reads_shards(patchlife, model, tmp_path: Path, label: bytes) -> Non
     run = patchlife("fit", *model, tmp_path / "*.tar", "--out", tmp_path / "adapter", *QUICK, *learned)
     if label == b"ten":
         assert run.code == 2
-        assert ".png is labelled 'ten', which is not a class of this model; its classes are 0 to 9" in run.err
+        assert ".png has the label 'ten', which is not a class of this model; its classes are 0 to 9" in run.err
         return
     assert run.code == 0, run.err
-    assert "learned from 21 photos" in run.err
+    assert "trained on 21 photos" in run.err
     report = (tmp_path / "adapter.work" / "report.html").read_text()
     assert "Life maps at budget" in report  # it shows photos of the shards
 
@@ -110,7 +110,7 @@ def test_fit_reads_what_timm_opens(patchlife, model, tmp_path: Path) -> None:
     data, out = f"timm:folder:train:{tmp_path / 'photos'}", tmp_path / "adapter"
     run = patchlife("fit", *model, data, "--out", out, *QUICK)
     assert run.code == 0, run.err
-    assert "learned from 8 photos" in run.err
+    assert "trained on 8 photos" in run.err
 
 
 def test_fit_validates_on_labelled_folders(patchlife, model, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Help, versions and mistakes are answered at once: without torch, in half a second."""
+"""Help, version and invalid arguments: without importing torch, within half a second."""
 
 from __future__ import annotations
 
@@ -18,33 +18,40 @@ LIGHT = """
 import sys
 from patchlife.cli.main import VERBS, main
 lines = [["--help"], ["--version"], [], ["predict", "m", "p", "--top", "x"], ["predict", "m", "/no/such/photo"]]
+codes = []
 for argv in [*lines, *([verb, "--help"] for verb in VERBS)]:
     try:
-        main(argv)
-    except SystemExit:
-        pass
+        codes.append(main(argv))
+    except SystemExit as stop:
+        codes.append(stop.code)
+print("codes:", codes)
 print("heavy:", sorted({"torch", "timm", "numpy", "torchvision"} & sys.modules.keys()))
 """
 
 
 def test_nothing_heavy_is_imported():
     run = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines()[-1] == "heavy: []"
+    codes = [0, 0, 2, 2, 2, *[0] * len(VERBS)]
+    assert run.stdout.splitlines()[-2:] == [f"codes: {codes}", "heavy: []"]
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["predict", "--help"], ["predict", "m", "p", "--top", "x"]])
-def test_the_answer_comes_within_half_a_second(argv):
-    def seconds() -> float:  # of work: the machine may be busy with other things, too
+@pytest.mark.parametrize(
+    ("argv", "code"), [(["--help"], 0), (["predict", "--help"], 0), (["predict", "m", "p", "--top", "x"], 2)]
+)
+def test_it_takes_less_than_half_a_second(argv, code):
+    def seconds() -> float:  # CPU time of child processes, because other processes may slow this one down
         times = os.times()
         return times.children_user + times.children_system
 
     before = seconds()
-    subprocess.run([sys.executable, "-m", "patchlife", *argv], capture_output=True, check=False)
+    run = subprocess.run([sys.executable, "-m", "patchlife", *argv], capture_output=True, text=True)
     assert seconds() - before < 0.5
+    assert run.returncode == code, run.stderr
+    assert ("usage: patchlife" in run.stdout) == (code == 0)
 
 
 def configs(config: type) -> set[type]:
-    """A config dataclass and all that it is made of."""
+    """A config dataclass and all dataclasses of its fields."""
     inner = {f.metadata.get("settings_of") or get_type_hints(config)[f.name] for f in dataclasses.fields(config)}
     nested = [configs(kind) for kind in inner if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
     return {config}.union(*nested)
@@ -59,9 +66,10 @@ def test_every_option_is_documented(config):
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if LifeConfig in configs(VERBS[verb])])
-def test_the_help_says_every_option_with_its_default(verb, capsys):
-    with pytest.raises(SystemExit, match="0"):
+def test_help_shows_options_and_defaults(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
+    assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     docs = {name: doc for config in configs(VERBS[verb]) for name, doc in attribute_docs(config).items()}
     for name in ("budget", "mode", "merge"):
@@ -71,14 +79,16 @@ def test_the_help_says_every_option_with_its_default(verb, capsys):
 
 
 def test_version(capsys):
-    with pytest.raises(SystemExit, match="0"):
+    with pytest.raises(SystemExit) as stop:
         main(["--version"])
+    assert stop.value.code == 0
     assert capsys.readouterr().out == f"patchlife {__version__}\n"
 
 
-def test_without_a_verb_it_shows_what_there_is(capsys):
-    with pytest.raises(SystemExit, match="2"):
+def test_without_a_verb_it_lists_the_verbs(capsys):
+    with pytest.raises(SystemExit) as stop:
         main([])
+    assert stop.value.code == 2
     shown = capsys.readouterr().out
     assert all(verb in shown for verb in VERBS)
 
@@ -105,10 +115,10 @@ def test_without_a_verb_it_shows_what_there_is(capsys):
         ("demo --rounds 2", "rounds must be at least 5, got 2"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(line, message, patchlife):
-    said = patchlife(*line.split())
-    assert said.code == 2
-    assert said.err.startswith("patchlife: error: ")
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+def test_an_error_is_one_line_with_exit_code_2(line, message, patchlife):
+    result = patchlife(*line.split())
+    assert result.code == 2
+    assert result.err.startswith("patchlife: error: ")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert result.out == ""

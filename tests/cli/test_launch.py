@@ -1,4 +1,4 @@
-"""``accelerate launch``, as the documentation says it: several processes learn what one does."""
+"""``accelerate launch`` with the command of the documentation: several processes give the result of one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MORE = ["--batch-size", "4", "--budget", "0.8", "--finetune", "adapter", "--fine
 
 
 def documented() -> list[str]:
-    """The page's command line, in words."""
+    """The command line of the page, as a list of arguments."""
     lines = PAGE.read_text().replace("\\\n", " ").splitlines()
     (line,) = (line for line in lines if line.startswith("accelerate launch"))
     return shlex.split(line)
@@ -51,19 +51,19 @@ def test_two_processes_on_cpus(patchlife, tmp_path: Path, monkeypatch: pytest.Mo
     program, *rest = launch.split()
     command = [str(Path(sys.executable).with_name(program)), *rest, "--main_process_port", str(free_port())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    said = subprocess.run(
+    completed = subprocess.run(
         [*command, "-m", "patchlife", *arguments], env=environment, capture_output=True, text=True, timeout=240
     )
-    assert said.returncode == 0, said.stderr
-    assert said.stderr.count("learned from 12 photos") == 1  # one of them speaks
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stderr.count("trained on 12 photos") == 1  # only the main process prints
     assert patchlife(*arguments, "--out", "alone").code == 0
-    (lines, about, tensors), (alone, about_alone, tensors_alone) = (
+    (lines, summary, tensors), (lines_alone, summary_alone, tensors_alone) = (
         learned(tmp_path, out) for out in (arguments[arguments.index("--out") + 1], "alone")
     )
-    assert (about["conditions"]["processes"], about_alone["conditions"]["processes"]) == (2, 1)
-    assert [(line["stage"], line["step"]) for line in lines] == [(line["stage"], line["step"]) for line in alone]
-    for ours, theirs in zip(lines, alone, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-5)
+    assert (summary["conditions"]["processes"], summary_alone["conditions"]["processes"]) == (2, 1)
+    assert [(line["stage"], line["step"]) for line in lines] == [(line["stage"], line["step"]) for line in lines_alone]
+    for line, line_alone in zip(lines, lines_alone, strict=True):
+        assert line["loss"] == pytest.approx(line_alone["loss"], rel=1e-3, abs=1e-5)
     assert tensors.keys() == tensors_alone.keys()
-    for name, tensor in tensors.items():  # Adam makes a step of any gradient, however small: no digit counts below it
+    for name, tensor in tensors.items():  # Adam's step does not depend on the size of a gradient
         assert (tensor - tensors_alone[name]).abs().max() < 1e-3, name

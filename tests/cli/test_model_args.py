@@ -1,4 +1,4 @@
-"""``--model-args`` and names of folders on the command line: they reach the model, the photos and the adapter."""
+"""``--model-args`` and local folders as MODEL: they apply to the model, the photos and the adapter."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ARGS = ["global_pool=avg", "in_chans=1"]
 
 @pytest.fixture(scope="session")
 def grey(tmp_path_factory) -> list[object]:
-    """A model of one channel that pools patches, as a user names it."""
+    """The arguments that select a model with one input channel and average pooling."""
     file = checkpoint(tmp_path_factory.mktemp("grey") / "vit.safetensors", global_pool="avg", in_chans=1)
     return [NAME, "--checkpoint", file]
 
 
-def test_a_grey_model_answers_as_timm_does(patchlife, grey, photos):
-    said = patchlife("predict", *grey, *photos, "--model-args", *ARGS, "--budget", 1, "--top", 10)
-    assert said.code == 0, said.err
+def test_a_grey_model_gives_the_probabilities_of_timm(patchlife, grey, photos):
+    result = patchlife("predict", *grey, *photos, "--model-args", *ARGS, "--budget", 1, "--top", 10)
+    assert result.code == 0, result.err
     vit = timm.create_model(NAME, num_classes=10, global_pool="avg", in_chans=1).eval()
     vit.load_state_dict(load_file(grey[2]))
     config = timm.data.resolve_data_config({"mean": (0.5,), "std": (0.5,)}, pretrained_cfg=vit.pretrained_cfg)
@@ -35,18 +35,18 @@ def test_a_grey_model_answers_as_timm_does(patchlife, grey, photos):
     shown = torch.stack([transform(Image.open(path).convert("L")) for path in photos])
     with torch.no_grad():
         expected = vit(shown).softmax(-1)
-    for record, row in zip(said.records, expected, strict=True):
+    for record, row in zip(result.records, expected, strict=True):
         for entry in record["top"]:
             assert entry["probability"] == pytest.approx(float(row[entry["class"]]), abs=2e-5)
 
 
-def test_without_the_arguments_they_are_named(patchlife, grey, photos):
-    said = patchlife("predict", *grey, *photos)
-    assert said.code == 2
-    assert "If it was built with other arguments, give them: --model-args global_pool=avg in_chans=1" in said.err
+def test_missing_model_arguments_are_named(patchlife, grey, photos):
+    result = patchlife("predict", *grey, *photos)
+    assert result.code == 2
+    assert "If it was built with other arguments, give them: --model-args global_pool=avg in_chans=1" in result.err
 
 
-def test_every_verb_takes_a_grey_model(patchlife, grey, tmp_path):
+def test_every_verb_works_with_a_grey_model(patchlife, grey, tmp_path):
     photos = tmp_path / "photos"
     write_photos(photos / "0", 4)
     out, args = tmp_path / "adapter", ["--model-args", *ARGS]
@@ -63,8 +63,8 @@ def test_every_verb_takes_a_grey_model(patchlife, grey, tmp_path):
         ["predict", out, photos],
         ["bench", out, *bench],
     ):
-        said = patchlife(*line)
-        assert said.code == 0, said.err
+        result = patchlife(*line)
+        assert result.code == 0, result.err
     origin = json.loads((out / "adapter.json").read_text())["origin"]
     assert origin["options"] == {"global_pool": "avg", "in_chans": 1, "num_classes": 10}
 
@@ -72,55 +72,55 @@ def test_every_verb_takes_a_grey_model(patchlife, grey, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["in_chans=2"], "photos have 3 channels, or 1 if made grey, so in_chans must be 3 or 1, got 2"),
+        (["in_chans=2"], "in_chans must be 3 or 1, got 2"),
         (["pool=avg"], f"{NAME} takes no model argument 'pool'"),
         (["global_pool=mean"], f"timm cannot build {NAME} with the model arguments global_pool=mean"),
         (["img_size=170"], "img_size must be a multiple of the patches' 16 x 16 pixels, got 170"),
         (["pretrained=true"], "pretrained is not an argument of the model; weights come from --checkpoint FILE or"),
-        (["a=1", "a=2"], "--model-args names a twice"),
+        (["a=1", "a=2"], "--model-args gives a twice"),
         (["photos/"], "expected NAME=VALUE, got 'photos/'"),
     ],
 )
-def test_arguments_that_are_refused(args, message, patchlife):
-    said = patchlife("info", NAME, "--model-args", *args)
-    assert (said.code, said.out) == (2, "")
-    assert message in said.err
-    assert said.err.count("\n") == 1
+def test_invalid_model_arguments(args, message, patchlife):
+    result = patchlife("info", NAME, "--model-args", *args)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert result.err.count("\n") == 1
 
 
-def test_an_exported_model_takes_none(patchlife, model, photos, tmp_path):
+def test_an_exported_model_takes_no_model_arguments(patchlife, model, photos, tmp_path):
     assert patchlife("export", *model, "--format", "torch", "--out", tmp_path / "m.pt2").code == 0
-    said = patchlife("predict", tmp_path / "m.pt2", *photos, "--model-args", "in_chans=1")
-    assert said.code == 2
-    assert "--model-args was settled by patchlife export; drop it" in said.err
+    result = patchlife("predict", tmp_path / "m.pt2", *photos, "--model-args", "in_chans=1")
+    assert result.code == 2
+    assert "--model-args was fixed at export" in result.err
 
 
 def test_images_that_are_not_square(patchlife, model, photos):
-    said = patchlife("predict", *model, *photos, "--model-args", "img_size=96,128")
-    assert said.code == 0
-    assert said.records[0]["kept"][0] == 6 * 8
+    result = patchlife("predict", *model, *photos, "--model-args", "img_size=96,128")
+    assert result.code == 0
+    assert result.records[0]["kept"][0] == 6 * 8
 
 
-def test_a_folder_as_timm_writes_it(patchlife, photos, tmp_path, monkeypatch):
+def test_a_local_folder_in_the_format_of_timm(patchlife, photos, tmp_path, monkeypatch):
     needs_timm("1.0.31", "safetensors in a local folder")
     trained = timm.create_model(NAME, num_classes=3)
-    about = {"label_names": ["ant", "bee", "cow"]}
-    timm.models.save_for_hf(trained, tmp_path / "mine", about, safe_serialization=True)
+    config = {"label_names": ["ant", "bee", "cow"]}
+    timm.models.save_for_hf(trained, tmp_path / "mine", config, safe_serialization=True)
     monkeypatch.chdir(tmp_path)
-    said = patchlife("predict", "local-dir:mine", *photos, "--top", 3)
-    assert said.code == 0, said.err
-    assert {entry["label"] for entry in said.records[0]["top"]} == {"ant", "bee", "cow"}
+    result = patchlife("predict", "local-dir:mine", *photos, "--top", 3)
+    assert result.code == 0, result.err
+    assert {entry["label"] for entry in result.records[0]["top"]} == {"ant", "bee", "cow"}
     bench = patchlife("bench", "local-dir:mine", "--no-speed", "--data", labelled(photos), "--methods", "dense")
     assert bench.code == 0, bench.err
-    about = json.loads(patchlife("info", "local-dir:mine", "--json").out)
-    assert (about["model"], about["weights"]) == (NAME, f"local-dir:{tmp_path / 'mine'}")
-    said = patchlife("info", "local-dir:nowhere")
-    assert said.code == 2
-    assert "local-dir:nowhere: expected a folder with config.json as timm writes it, got No such file" in said.err
+    description = json.loads(patchlife("info", "local-dir:mine", "--json").out)
+    assert (description["model"], description["weights"]) == (NAME, f"local-dir:{tmp_path / 'mine'}")
+    result = patchlife("info", "local-dir:nowhere")
+    assert result.code == 2
+    assert "local-dir:nowhere: expected a folder with config.json as timm writes it, found No such file" in result.err
 
 
 def labelled(photos: list[Path]) -> Path:
-    """The photos in a folder called after a class."""
+    """Move the photos into a folder with the name of a class; returns its parent."""
     folder = photos[0].parent / "ant"
     folder.mkdir()
     for path in photos:
@@ -130,13 +130,13 @@ def labelled(photos: list[Path]) -> Path:
 
 
 def test_a_tag_that_timm_does_not_know(patchlife):
-    said = patchlife("info", f"{NAME}.nonsense")
-    assert said.code == 2
-    assert f"timm has no weights tagged 'nonsense' for {NAME}; tags are {NAME}.r160_in1k" in said.err
-    assert "Traceback" not in said.err
+    result = patchlife("info", f"{NAME}.nonsense")
+    assert result.code == 2
+    assert f"timm has no weights tagged 'nonsense' for {NAME}; it knows {NAME}.r160_in1k" in result.err
+    assert "Traceback" not in result.err
 
 
 def test_export_names_the_option_that_sets_the_mode(patchlife, model, tmp_path):
-    said = patchlife("export", *model, "--mode", "adaptive", "--format", "torch", "--out", tmp_path / "m.pt2")
-    assert said.code == 2
-    assert "an exported graph keeps the same number of patches of every image; give --mode fixed" in said.err
+    result = patchlife("export", *model, "--mode", "adaptive", "--format", "torch", "--out", tmp_path / "m.pt2")
+    assert result.code == 2
+    assert "give --mode fixed" in result.err

@@ -1,4 +1,4 @@
-"""An interrupted run is continued without repeating or losing a photo, wherever it was cut."""
+"""An interrupted run can be resumed at any byte, without repeating or losing a photo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import patchlife.runtime.inference as inference
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, vit_file):
-    """A finished run on five photos, one of them bad: (command line, its file's content)."""
+    """(command line, content of its output file) of a finished run on five photos, one of which cannot be read."""
     from patchlife.cli.main import main
 
     folder = tmp_path_factory.mktemp("finished")
@@ -28,7 +28,7 @@ def finished(tmp_path_factory, vit_file):
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_killed_at_any_byte(data, finished, tmp_path, patchlife):
+def test_a_file_cut_at_any_byte_is_completed(data, finished, tmp_path, patchlife):
     line, whole = finished
     out = tmp_path / "out.jsonl"
     out.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
@@ -36,23 +36,23 @@ def test_killed_at_any_byte(data, finished, tmp_path, patchlife):
     assert out.read_bytes() == whole
 
 
-def test_a_finished_file_stays_as_it_is(finished, tmp_path, patchlife):
+def test_resuming_a_finished_run_changes_nothing(finished, tmp_path, patchlife):
     line, whole = finished
     out = tmp_path / "out.jsonl"
     out.write_bytes(whole)
-    said = patchlife(*line, "--out", out, "--resume")
-    assert said.code == 1
-    assert "5 photos, 1 failed" in said.err
+    result = patchlife(*line, "--out", out, "--resume")
+    assert result.code == 1
+    assert "5 photos, 1 failed" in result.err
     assert out.read_bytes() == whole
 
 
-def test_resume_may_be_the_beginning(finished, tmp_path, patchlife):
+def test_resume_without_a_file_starts_a_run(finished, tmp_path, patchlife):
     line, whole = finished
     assert patchlife(*line, "--out", tmp_path / "out.jsonl", "--resume").code == 1
     assert (tmp_path / "out.jsonl").read_bytes() == whole
 
 
-def test_a_failed_photo_is_tried_again_when_its_line_is_deleted(finished, tmp_path, patchlife, photos):
+def test_a_failed_photo_is_run_again_if_its_line_is_deleted(finished, tmp_path, patchlife, photos):
     line, whole = finished
     out = tmp_path / "out.jsonl"
     out.write_bytes(b"".join(row for row in whole.splitlines(keepends=True) if b'"error"' not in row))
@@ -60,52 +60,52 @@ def test_a_failed_photo_is_tried_again_when_its_line_is_deleted(finished, tmp_pa
     assert sorted(out.read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
-def test_other_settings_are_not_mixed_in(finished, tmp_path, patchlife):
+def test_resuming_with_other_settings_is_refused(finished, tmp_path, patchlife):
     line, whole = finished
     out = tmp_path / "out.jsonl"
     out.write_bytes(whole[:-10])
-    said = patchlife(*line, "--out", out, "--resume", "--budget", 0.5)
-    assert said.code == 2
-    assert "was begun with another model or other settings" in said.err
+    result = patchlife(*line, "--out", out, "--resume", "--budget", 0.5)
+    assert result.code == 2
+    assert "was started with another model or other settings" in result.err
     other = checkpoint(tmp_path / "other.safetensors", seed=1)
-    said = patchlife(*line, "--checkpoint", other, "--out", out, "--resume")
-    assert said.code == 2
-    assert "was begun with another model or other settings" in said.err
+    result = patchlife(*line, "--checkpoint", other, "--out", out, "--resume")
+    assert result.code == 2
+    assert "was started with another model or other settings" in result.err
 
 
-def test_another_kind_of_file_is_left_alone(finished, tmp_path, patchlife):
+def test_resuming_another_kind_of_file_is_refused(finished, tmp_path, patchlife):
     line, _ = finished
     out = tmp_path / "precious.jpg"
     out.write_bytes(b"\xff\xd8\xff precious")
-    said = patchlife(*line, "--out", out, "--resume")
-    assert said.code == 2
-    assert "line 1 of" in said.err
-    assert "this is another kind of file" in said.err
+    result = patchlife(*line, "--out", out, "--resume")
+    assert result.code == 2
+    assert "line 1 of" in result.err
+    assert "this is another kind of file; it was left alone" in result.err
     assert out.read_bytes() == b"\xff\xd8\xff precious"
 
 
-def test_ctrl_c_loses_nothing(finished, tmp_path, patchlife, monkeypatch):
+def test_ctrl_c_keeps_all_records(finished, tmp_path, patchlife, monkeypatch):
     line, whole = finished
     out = tmp_path / "out.jsonl"
     real = inference.predict_photos
 
     def interrupted(*args):
-        for count, answer in enumerate(real(*args)):
+        for count, prediction in enumerate(real(*args)):
             if count == 3:
                 raise KeyboardInterrupt
-            yield answer
+            yield prediction
 
     with monkeypatch.context() as patched:
         patched.setattr(inference, "predict_photos", interrupted)
-        said = patchlife(*line, "--out", out)
-    assert said.code == 130
-    assert "3 of 5 photos are done; go on with --resume" in said.err
+        result = patchlife(*line, "--out", out)
+    assert result.code == 130
+    assert "3 of 5 photos are done; continue with --resume" in result.err
     assert out.read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
     patchlife(*line, "--out", out, "--resume")
     assert out.read_bytes() == whole
 
 
-def test_adaptive_runs_resume_to_the_same_results(finished, tmp_path, patchlife):
+def test_a_resumed_adaptive_run_gives_the_same_records(finished, tmp_path, patchlife):
     line, _ = finished
     line = [*line, "--mode", "adaptive"]
     assert patchlife(*line, "--out", tmp_path / "whole.jsonl").code == 1

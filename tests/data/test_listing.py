@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from patchlife.data import PHOTO_SUFFIXES, by_suffix, list_labelled, list_photos
+from patchlife.data import PHOTO_SUFFIXES, by_suffix, list_photos
 from patchlife.errors import ImageError
 
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """Some photos (empty files do: listing never opens them) among things that are none."""
+    """Some photos among other files; all are empty, because listing never opens a file."""
     for name in [
         "b.jpg",
         "a.PNG",
@@ -35,39 +35,39 @@ def names(root: Path, photos: list[Path]) -> list[str]:
 EVERYTHING = ["a.PNG", "b.jpg", "cats/10.webp", "cats/2.jpeg", "cats/deep/x.jpg"]
 
 
-def test_a_folder_is_searched_to_the_bottom_in_sorted_order(tree):
+def test_a_folder_is_searched_recursively_in_sorted_order(tree):
     assert names(tree, list_photos(tree)) == EVERYTHING
     assert names(tree, list_photos(str(tree))) == EVERYTHING
 
 
-def test_arguments_keep_their_order_and_nothing_is_listed_twice(tree):
+def test_arguments_keep_their_order_and_no_photo_is_listed_twice(tree):
     photos = list_photos([tree / "cats/2.jpeg", tree / "b.jpg", tree / "cats", tree / "cats" / ".." / "b.jpg"])
     assert names(tree, photos) == ["cats/2.jpeg", "b.jpg", "cats/10.webp", "cats/deep/x.jpg"]
 
 
-def test_a_file_named_on_its_own_may_have_any_suffix(tree):
+def test_a_file_that_is_given_itself_may_have_any_suffix(tree):
     assert list_photos(tree / "notes.txt") == [tree / "notes.txt"]
 
 
 def test_globs(tree):
     assert names(tree, list_photos(f"{tree}/*.jpg")) == ["b.jpg"]
-    assert names(tree, list_photos(f"{tree}/*")) == EVERYTHING  # folders opened, notes.txt left out
+    assert names(tree, list_photos(f"{tree}/*")) == EVERYTHING  # includes the photos in folders, without notes.txt
     assert names(tree, list_photos(f"{tree}/**/*.jpg")) == ["b.jpg", "cats/deep/x.jpg"]
 
 
-def test_a_file_whose_name_looks_like_a_glob_is_that_file(tree):
-    odd = tree / "cat[1].jpg"
-    odd.touch()
-    assert list_photos(odd) == [odd]
+def test_an_existing_file_is_not_read_as_a_glob(tree):
+    file = tree / "cat[1].jpg"
+    file.touch()
+    assert list_photos(file) == [file]
 
 
 @pytest.mark.parametrize("name", ["a.jfif", "a.JPE", "a.jif", "a.apng", "a.WebP", "a.jpeg"])
-def test_every_suffix_of_the_formats_that_are_read(tmp_path, name):
+def test_all_suffixes_of_the_supported_formats(tmp_path, name):
     (tmp_path / name).touch()
     assert names(tmp_path, list_photos(tmp_path)) == [name]
 
 
-def test_every_suffix_that_pillow_knows_for_these_formats():
+def test_the_suffixes_include_those_of_pillow():
     from PIL import Image
 
     Image.init()
@@ -75,12 +75,12 @@ def test_every_suffix_that_pillow_knows_for_these_formats():
     assert {suffix for suffix, kind in Image.EXTENSION.items() if kind in formats} <= set(PHOTO_SUFFIXES)
 
 
-def test_files_that_are_left_out(tree):
+def test_other_files_are_reported_as_left_out(tree):
     left_out = set()
     list_photos([tree, tree / "cats", f"{tree}/*", tree / "b.jpg"], left_out)
     assert left_out == {tree / "notes.txt", tree / "empty/readme.md"}
     left_out = set()
-    list_photos([tree, tree / "notes.txt"], left_out)  # named on its own, so it is listed
+    list_photos([tree, tree / "notes.txt"], left_out)  # given itself, so it is listed
     assert left_out == {tree / "empty/readme.md"}
 
 
@@ -90,7 +90,7 @@ def test_counts_by_suffix():
     assert by_suffix([Path("LICENSE"), Path("a.tar.gz")]) == ".gz (1), no suffix (1)"
 
 
-def test_a_folder_of_other_files_says_which(tmp_path):
+def test_the_error_of_a_folder_without_photos_counts_the_suffixes(tmp_path):
     for name in ("a.heic", "b.heic", "c.txt", ".d.png"):
         (tmp_path / name).touch()
     expected = r"found none in this folder \(looked for \.jpg.*\) but files with the suffixes \.heic \(2\), \.txt \(1\)"
@@ -100,7 +100,7 @@ def test_a_folder_of_other_files_says_which(tmp_path):
         list_photos(f"{tmp_path}/*.heic")
 
 
-def test_links_are_followed_but_never_in_circles(tree):
+def test_links_are_followed_without_an_endless_loop(tree):
     (tree / "cats/deep/up").symlink_to(tree, target_is_directory=True)
     (tree / "linked.jpg").symlink_to(tree / "b.jpg")
     assert names(tree, list_photos(tree)) == sorted([*EVERYTHING, "linked.jpg"])
@@ -114,9 +114,9 @@ def test_a_missing_path(tree):
 def test_a_folder_or_glob_without_photos(tree):
     with pytest.raises(ImageError, match=r"empty: expected photos, found none in this folder \(looked for \.jpg"):
         list_photos(tree / "empty")
-    with pytest.raises(ImageError, match=r"\*\.bmp: expected photos, found nothing that matches this glob"):
+    with pytest.raises(ImageError, match=r"\*\.bmp: expected photos, found no file that matches this glob"):
         list_photos(f"{tree}/*.bmp")
-    with pytest.raises(ImageError, match="found an empty list; name one"):
+    with pytest.raises(ImageError, match="got an empty list"):
         list_photos([])
 
 
@@ -133,30 +133,9 @@ def test_an_unreadable_folder(tree, monkeypatch):
         list_photos(tree)
 
 
-def test_class_folders_become_labels(tmp_path):
-    for name in ["dog/2.jpg", "dog/1.jpg", "cat/sub/9.png", ".cache/x.jpg", "stray.jpg"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    paths, labels, classes = list_labelled(tmp_path)
-    assert names(tmp_path, paths) == ["cat/sub/9.png", "dog/1.jpg", "dog/2.jpg"]
-    assert labels == [0, 1, 1]
-    assert classes == ["cat", "dog"]
-
-
-def test_a_labelled_folder_that_is_none(tree):
-    with pytest.raises(ImageError, match=r"gone: expected a folder of class folders, found no such folder"):
-        list_labelled(tree / "gone")
-    with pytest.raises(ImageError, match=r"b\.jpg: expected a folder of class folders, found a file"):
-        list_labelled(tree / "b.jpg")
-    with pytest.raises(ImageError, match=r"deep: expected one subfolder of photos per class.*use list_photos"):
-        list_labelled(tree / "cats/deep")
-    with pytest.raises(ImageError, match=r"empty: expected photos, found none"):
-        list_labelled(tree)
-
-
 @pytest.mark.shared
-def test_shared_folders(shared):
-    paths, labels, classes = list_labelled(shared / "data/in20/val")
-    assert (len(paths), len(classes)) == (1000, 20)
-    assert [classes[label] for label in labels] == [path.parent.name for path in paths]
-    assert paths == list_photos(shared / "data/in20/val")
+def test_a_folder_of_class_folders(shared):
+    paths = list_photos(shared / "data/in20/val")
+    assert len(paths) == 1000
+    assert len({path.parent for path in paths}) == 20
+    assert paths == sorted(paths)

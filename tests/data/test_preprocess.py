@@ -34,31 +34,31 @@ def timm_transform(cfg: dict):
     from timm.data import create_transform, resolve_data_config
 
     if cfg == OBLONG:
-        needs_timm("1.0.31", "oblong images resized by the interpolation that was asked for")
+        needs_timm("1.0.31", "oblong images resized with the requested interpolation")
     return create_transform(**resolve_data_config({}, pretrained_cfg=cfg))
 
 
 @pytest.mark.parametrize("cfg", CFGS)
 @pytest.mark.parametrize("size", [(300, 225), (225, 301), (500, 120), (31, 500), (64, 64), (1, 1), (224, 224)])
-def test_pixel_for_pixel_what_timm_does(cfg, size):
+def test_all_pixels_equal_those_of_timm(cfg, size):
     photo = scene(*size)
     assert torch.equal(Preprocess.from_timm_cfg(cfg)(photo), timm_transform(cfg)(photo))
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("cfg", CFGS)
-def test_pixel_for_pixel_what_timm_does_on_real_photos(cfg, shared):
+def test_all_pixels_equal_those_of_timm_on_real_photos(cfg, shared):
     preprocess, reference = Preprocess.from_timm_cfg(cfg), timm_transform(cfg)
     for path in list_photos(shared / "data/in20/val")[::100]:
         with Image.open(path) as photo:
             assert torch.equal(preprocess(read_photo(path)), reference(photo.convert("RGB")))
 
 
-def test_timm_defaults_fill_what_a_cfg_leaves_out():
+def test_missing_values_of_a_cfg_are_the_defaults_of_timm():
     assert Preprocess.from_timm_cfg({}) == Preprocess()
     assert Preprocess.from_timm_cfg({"input_size": None, "crop_pct": None, "mean": None}) == Preprocess()
-    timm_knows_more = {**AUGREG, "num_classes": 1000, "pool_size": None, "license": "apache-2.0"}
-    assert Preprocess.from_timm_cfg(timm_knows_more).mean == (0.5, 0.5, 0.5)
+    with_other_keys = {**AUGREG, "num_classes": 1000, "pool_size": None, "license": "apache-2.0"}
+    assert Preprocess.from_timm_cfg(with_other_keys).mean == (0.5, 0.5, 0.5)
 
 
 def test_dict_and_json_round_trip():
@@ -76,22 +76,22 @@ def test_dict_and_json_round_trip():
         ({"crop_fraction": 90}, r"crop_fraction must be in \(0, 2\].*got 90"),
         ({"crop_mode": "random"}, "crop_mode must be one of center, squash, border, got 'random'"),
         ({"interpolation": "random"}, "interpolation must be one of nearest, bilinear, bicubic"),
-        ({"mean": [0.5, 0.5]}, r"mean must be three numbers.*, or one for grey, got \(0\.5, 0\.5\)"),
-        ({"mean": [0.5]}, r"std must be one positive number, as mean has 1, got \(0\.229, "),
+        ({"mean": [0.5, 0.5]}, r"mean must be three numbers.*, or one number for grey, got \(0\.5, 0\.5\)"),
+        ({"mean": [0.5]}, r"std must be one positive number, because mean has 1, got \(0\.229, "),
         ({"std": [0.5, 0, 0.5]}, "std must be three positive numbers"),
         ({"crop_pct": 0.9}, r"the fields are size, crop_fraction.*got \['crop_pct'\]"),
         ({"size": "large"}, "preprocessing:"),
         ({"crop_fraction": "0.9"}, "expected numbers, got"),
     ],
 )
-def test_bad_values(values, message):
+def test_invalid_values(values, message):
     with pytest.raises(ConfigError, match=message):
         Preprocess.from_dict(values)
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4])
-def test_a_model_of_another_number_of_channels(channels):
-    message = f"photos have 3 channels, or 1 if made grey, so in_chans must be 3 or 1, got {channels}"
+def test_an_unsupported_number_of_channels(channels):
+    message = f"in_chans must be 3 or 1, got {channels}"
     with pytest.raises(ConfigError, match=message):
         Preprocess.from_timm_cfg({"input_size": (channels, 28, 28)})
     with pytest.raises(ConfigError, match=message):
@@ -99,8 +99,8 @@ def test_a_model_of_another_number_of_channels(channels):
 
 
 @pytest.mark.parametrize("cfg", [AUGREG, {**BORDER, "mean": (0.3,), "std": [0.2]}])
-def test_a_grey_model_sees_what_timm_shows_it(cfg):
-    """timm opens photos as grey before it resizes them, and averages means and deviations of three colours."""
+def test_the_input_of_a_grey_model_equals_that_of_timm(cfg):
+    """timm converts a photo to grey before it resizes it, and averages the mean and std of three colours."""
     photo = scene(300, 200)
     grey = Preprocess.from_timm_cfg(cfg, channels=1)
     mean, std = (sum(values) / len(values) for values in (cfg["mean"], cfg.get("std", Preprocess.std)))
@@ -114,7 +114,7 @@ def test_a_grey_model_sees_what_timm_shows_it(cfg):
     assert grey.normalise([]).shape == (0, 1, 224, 224)
 
 
-def test_a_colour_model_whose_cfg_holds_one_mean():
+def test_one_mean_of_a_cfg_applies_to_three_channels():
     assert Preprocess.from_timm_cfg({"mean": (0.5,), "std": (0.2,)}).mean == (0.5, 0.5, 0.5)
     assert Preprocess.from_timm_cfg({"input_size": (1, 28, 28)}).channels == 1
 
@@ -124,7 +124,7 @@ def test_other_modes_are_converted():
     assert torch.equal(Preprocess()(grey), Preprocess()(grey.convert("RGB")))
 
 
-# --- what the model saw
+# --- the picture before normalisation
 
 
 def test_shown_is_what_is_normalised():
@@ -150,11 +150,11 @@ def test_crop_box_in_photo_coordinates(mode, fraction, box):
     assert preprocess.crop_box((300, 200)) == pytest.approx(box, abs=3)  # one pixel of the model's
 
 
-def test_crop_box_cuts_what_shown_shows():
+def test_crop_box_is_the_box_of_shown():
     preprocess, photo = Preprocess.from_timm_cfg(AUGREG), scene(640, 400)
     box = tuple(round(edge) for edge in preprocess.crop_box(photo.size))
-    again = photo.crop(box).resize((224, 224), Image.Resampling.BICUBIC)
-    difference = np.asarray(again, dtype=int) - np.asarray(preprocess.shown(photo), dtype=int)
+    cropped = photo.crop(box).resize((224, 224), Image.Resampling.BICUBIC)
+    difference = np.asarray(cropped, dtype=int) - np.asarray(preprocess.shown(photo), dtype=int)
     assert np.abs(difference).max() <= 6
 
 
@@ -167,8 +167,8 @@ def test_extreme_shapes_stay_small(cfg, size):
     assert trimmed[0] * trimmed[1] <= 17_000_000
 
 
-def test_trimming_changes_nothing_that_the_model_sees(monkeypatch):
-    """The same long photo, resized whole and resized with its ends cut off first."""
+def test_trimming_does_not_change_the_input(monkeypatch):
+    """A long photo gives the same input with and without its ends cut off."""
     preprocess, photo = Preprocess.from_timm_cfg(AUGREG), scene(9, 3000)
     whole = preprocess.shown(photo)
     monkeypatch.setattr("patchlife.data.preprocess._LARGEST_RESIZED", 1_000_000)

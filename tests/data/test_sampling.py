@@ -1,4 +1,4 @@
-"""Some of many photos, evenly spaced."""
+"""Evenly spaced items of a sequence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from patchlife.data import evenly_spaced
 
 
-def test_the_first_of_each_stretch():
+def test_the_first_item_of_each_interval():
     assert evenly_spaced("abcdefghij", 5) == list("acegi")
 
 

@@ -15,7 +15,7 @@ NASTY = '<script>alert("1")</script> & co'
 
 
 class Checker(HTMLParser):
-    """Fails on tags that are not closed in order."""
+    """Fails if a tag is not closed in order."""
 
     VOID = ("meta", "img", "br")
 
@@ -33,7 +33,7 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_page_is_whole_and_fetches_nothing(tmp_path):
+def test_a_page_is_complete_and_needs_no_network(tmp_path):
     picture = Image.new("RGB", (8, 6), "red")
     sections = [
         heading("Part"),
@@ -59,15 +59,15 @@ def test_text_is_escaped(make):
 
 
 def test_text_in_tables_and_figures_is_escaped():
-    made = table([NASTY], [[NASTY]], NASTY) + figure(Image.new("L", (2, 2)), NASTY, NASTY)
+    made = table([NASTY], [[NASTY]], NASTY) + figure(Image.new("L", (2, 2)), NASTY)
     assert "<script" not in made
     assert 'alt="&lt;script&gt;alert(&quot;1&quot;)' in made
 
 
-def test_numbers_stand_to_the_right():
-    made = table(["model", "ms", "gain"], [["ours", 1.5, "-3 %"], ["dense", None, "1.6x"]], marked=0)
+def test_columns_of_numbers_are_aligned_to_the_right():
+    made = table(["model", "ms", "gain"], [["slimmed", 1.5, "-3 %"], ["dense", None, "1.6x"]], marked=0)
     assert made.count('<td class="number">') == 4
-    assert '<td>ours</td><td class="number">1.5</td><td class="number">-3 %</td>' in made
+    assert '<td>slimmed</td><td class="number">1.5</td><td class="number">-3 %</td>' in made
     assert '<th>model</th><th class="number">ms</th>' in made
     assert made.count('<tr class="marked">') == 1
 
@@ -77,7 +77,7 @@ def test_a_row_of_the_wrong_length_is_a_bug():
         table(["a", "b"], [[1, 2, 3]])
 
 
-def test_pictures_are_inside():
+def test_pictures_are_embedded():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8))
     made = figure(picture, "noise", lossless=True)
     data = re.search(r"data:image/png;base64,([^\"]+)", made).group(1)

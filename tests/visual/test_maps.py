@@ -23,7 +23,7 @@ def lives_of(*life: np.ndarray) -> Lives:
 
 @pytest.fixture
 def halves() -> Lives:
-    """Two images on a 4 x 6 grid: the left half dies at block 3, then the right half does."""
+    """Two images on a 4 x 6 grid: a life of 3 in the left half of the first image and the right half of the second."""
     left = np.full((4, 6), 12)
     left[:, :3] = 3
     return lives_of(left, left[:, ::-1].copy())
@@ -40,27 +40,27 @@ def lightness(picture: Image.Image, x: float, y: float) -> int:
 # --- colours
 
 
-def test_longer_lives_are_lighter_all_the_way():
+def test_longer_lives_are_lighter():
     palette = colours(np.arange(3, 13), first=3, last=12)
     assert (np.diff(palette @ [0.299, 0.587, 0.114]) > 0.02).all()
     assert palette.min() >= 0
     assert palette.max() <= 1
 
 
-def test_lives_off_the_scale_take_its_ends_and_nan_the_darkest():
+def test_lives_outside_the_scale_have_its_end_colours_and_nan_the_darkest():
     ends = colours(np.array([3.0, 12.0]), 3, 12)
     assert np.array_equal(colours(np.array([-5.0, 99.0]), 3, 12), ends)
     assert np.array_equal(colours(np.array([np.nan]), 3, 12), ends[:1])
 
 
-def test_where_nothing_dies_all_is_bright():
+def test_without_dropped_patches_all_colours_are_bright():
     assert np.array_equal(colours(np.full((2, 2), 12), 12, 12)[0, 0], colours(np.array(12), 3, 12))
 
 
 # --- the map
 
 
-def test_the_map_is_dark_where_patches_die(halves):
+def test_the_map_is_dark_where_lives_are_short(halves):
     picture = draw(grey(), halves, legend=False)
     assert picture.size == (480, 320)
     assert lightness(picture, 0.25, 0.5) < 70
@@ -69,13 +69,13 @@ def test_the_map_is_dark_where_patches_die(halves):
     assert lightness(other, 0.25, 0.5) > 180
 
 
-def test_the_darkness_of_the_photo_is_not_taken_for_a_short_life(halves):
+def test_a_dark_photo_does_not_look_like_short_lives(halves):
     black = draw(Image.new("RGB", (120, 80)), halves, legend=False)
     white = draw(Image.new("RGB", (120, 80), "white"), halves, legend=False)
     assert lightness(black, 0.75, 0.5) > lightness(white, 0.25, 0.5) + 80
 
 
-def test_the_photo_shows_through_everywhere(halves):
+def test_the_photo_is_visible_in_the_map(halves):
     stripes = grey()
     stripes.paste("black", (0, 30, 120, 34))
     picture = draw(stripes, halves, legend=False)
@@ -87,7 +87,7 @@ def test_the_photo_shows_through_everywhere(halves):
 def test_any_width(halves, width):
     picture = draw(grey(), halves, width=width)
     assert picture.width == width
-    assert picture.height > width * 80 / 120 + 12  # room for words underneath
+    assert picture.height > width * 80 / 120 + 12  # room for the legend
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 1), (112, 112)])
@@ -105,8 +105,8 @@ def test_a_path_an_array_and_an_image_draw_the_same(halves, tmp_path):
     assert all(picture == draw(Image.fromarray(pixels), halves) for picture in pictures)
 
 
-def test_with_preprocess_the_map_lies_over_the_crop(halves):
-    """The model saw only the middle of a photo whose left and right ends are white."""
+def test_with_preprocess_the_map_covers_the_crop(halves):
+    """The crop is the middle of a photo with white ends."""
     photo = Image.new("RGB", (400, 100), "white")
     photo.paste((128, 128, 128), (100, 0, 300, 100))
     preprocess = Preprocess(size=(64, 96), crop_fraction=1.0)
@@ -114,7 +114,7 @@ def test_with_preprocess_the_map_lies_over_the_crop(halves):
     assert draw(photo, halves, preprocess=preprocess) == draw(crop, halves)
 
 
-def test_whole_dims_what_the_model_did_not_see(halves):
+def test_whole_dims_the_part_outside_the_crop(halves):
     photo = Image.new("RGB", (400, 100), (200, 30, 30))
     preprocess = Preprocess(size=(64, 96), crop_fraction=1.0)
     picture = draw(photo, halves, preprocess=preprocess, whole=True, legend=False, width=400)
@@ -125,20 +125,20 @@ def test_whole_dims_what_the_model_did_not_see(halves):
     assert lightness(picture, 250 / 400, 0.5) > 180
 
 
-def test_pictures_of_one_batch_share_one_scale(halves):
-    """The second image loses nothing before block 9: orange, not the first image's night blue."""
+def test_pictures_of_one_batch_have_the_same_colour_scale(halves):
+    """The shortest life of the second image is 9: orange, not the dark blue of the first image's shortest life."""
     late = np.full((4, 6), 12)
     late[:, :3] = 9
     together = lives_of(halves.map(0).numpy(), late)
     assert lightness(draw(grey(), together, image=1), 0.25, 0.3) > 110
 
 
-def test_few_lives_are_listed_and_many_are_a_bar(halves):
-    from patchlife.visual.legend import _words, legend_of
+def test_few_lives_are_listed_and_many_are_a_colour_bar(halves):
+    from patchlife.visual.legend import _text, legend_of
 
-    assert [_words(3, 102, 12), _words(12, 1, 12), _words(1, 5, 12)] == [
+    assert [_text(3, 102, 12), _text(12, 1, 12), _text(1, 5, 12)] == [
         "3 blocks · 102 patches",
-        "to the end · 1 patch",
+        "all blocks · 1 patch",
         "1 block · 5 patches",
     ]
     two, many = np.array([[3, 12]]), np.arange(3, 13)[None]
@@ -160,7 +160,7 @@ def test_strip_has_one_panel_per_block(halves):
     assert strip(grey(), halves, blocks=[5], width=100).width == 100
 
 
-def test_survivors_keep_their_colours_and_the_dead_turn_blue(halves):
+def test_kept_patches_have_the_colours_of_the_photo_and_dropped_ones_are_blue(halves):
     photo = Image.new("RGB", (120, 80), (200, 120, 40))
     panel = strip(photo, halves, blocks=[6])
     assert panel.getpixel((180, 80)) == (200, 120, 40)
@@ -171,17 +171,17 @@ def test_survivors_keep_their_colours_and_the_dead_turn_blue(halves):
 
 
 @pytest.mark.parametrize(("depth", "blocks"), [(12, [0, 3, 6, 9, 11]), (24, [0, 6, 12, 18, 23]), (2, [0, 1])])
-def test_default_blocks_are_spread_over_the_depth(depth, blocks):
-    from patchlife.visual.maps import _spread
+def test_default_blocks_are_evenly_spaced(depth, blocks):
+    from patchlife.visual.maps import _default_blocks
 
-    assert _spread(depth) == blocks
-
-
-# --- what cannot be drawn
+    assert _default_blocks(depth) == blocks
 
 
-def test_bad_arguments(halves):
-    with pytest.raises(ConfigError, match=r"image must be within 0\.\.1, one of those in lives, got 2"):
+# --- invalid arguments
+
+
+def test_invalid_arguments(halves):
+    with pytest.raises(ConfigError, match=r"image must be within 0\.\.1, an index into lives, got 2"):
         draw(grey(), halves, image=2)
     with pytest.raises(ConfigError, match=r"width must be within 64\.\.4096 pixels, got 100000"):
         draw(grey(), halves, width=100_000)
@@ -191,15 +191,15 @@ def test_bad_arguments(halves):
         strip(grey(), halves, blocks=[])
 
 
-def test_bad_photos(halves, tmp_path):
+def test_invalid_photos(halves, tmp_path):
     with pytest.raises(ImageError, match="found no such file"):
         draw(tmp_path / "gone.jpg", halves)
     expected = r"expected a path, a PIL image or a uint8 array \(height, width, 3\), found "
     with pytest.raises(ImageError, match=expected + r"ndarray \(80, 120, 3\) float64"):
         draw(np.zeros((80, 120, 3)), halves)
-    with pytest.raises(ImageError, match=expected + r"Tensor .*not over the tensor made from it"):
+    with pytest.raises(ImageError, match=expected + r"Tensor .*not the preprocessed tensor"):
         draw(torch.zeros(3, 80, 120), halves)
-    with pytest.raises(ImageError, match="floating-point samples"):
+    with pytest.raises(ImageError, match="floating-point values"):
         draw(Image.new("F", (8, 8)), halves)
 
 
@@ -208,6 +208,13 @@ def test_real_photos(shared):
     y, x = np.mgrid[0:14, 0:14]
     lives = lives_of(np.clip(15 - 2 * np.hypot(x - 6.5, y - 6.5), 3, 12).round())
     for path in list_photos(shared / "data/caltech101/test")[::300]:
-        picture = draw(path, lives)
-        assert picture.size > (480, 480)
-        assert strip(path, lives).height > 240
+        picture = draw(path, lives, width=300, legend=False)
+        assert picture.size == (300, 300)
+        assert lightness(picture, 0.5, 0.5) > lightness(picture, 0.02, 0.02) + 60  # the longest lives are in the middle
+        with_legend = draw(path, lives, width=300)
+        assert with_legend.crop((0, 0, 300, 300)) == picture
+        assert with_legend.width == 300
+        assert with_legend.height > 312
+        panels = strip(path, lives)
+        assert panels.width == 5 * 240 + 4 * 10
+        assert panels.height > 240

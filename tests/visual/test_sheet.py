@@ -13,7 +13,7 @@ def tiles(count: int, size: tuple[int, int] = (50, 40)) -> list[tuple[Image.Imag
     return [(Image.new("RGB", size, (10 * i, 0, 0)), f"photo {i}") for i in range(count)]
 
 
-def test_columns_wrap():
+def test_pictures_are_arranged_in_columns():
     two, one = contact_sheet(tiles(5), columns=2, width=100), contact_sheet(tiles(5), columns=1, width=100)
     assert two.width == 2 * 100 + 3 * 12
     assert one.width == 100 + 2 * 12
@@ -37,7 +37,7 @@ def test_shapes_and_modes_may_differ():
     assert contact_sheet(mixed, width=80).width == 3 * 80 + 4 * 12
 
 
-def test_nothing_to_show():
+def test_invalid_arguments():
     with pytest.raises(ConfigError, match="at least one picture, got none"):
         contact_sheet([])
     with pytest.raises(ConfigError, match="columns must be at least 1, got 0"):

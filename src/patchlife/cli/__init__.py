@@ -1,1 +1,1 @@
-"""The command line: option parsing, and one file for each verb."""
+"""The command line ``patchlife VERB ...``: `main.py` has the table of verbs; each verb is a module with its name."""

@@ -1,4 +1,4 @@
-"""``patchlife bench``: compare this and other methods on this machine, or draw a report of earlier results."""
+"""``patchlife bench``: compare PatchLife and other methods on this machine, or draw a report of earlier results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_BATCH = 32  # photos, when schedules are evaluated
+_BATCH_SIZE = 32  # of the photos on which schedules are evaluated
 
 
 def run(config: BenchConfig) -> int:
@@ -46,7 +46,7 @@ def run(config: BenchConfig) -> int:
         path = _new_path(config)
         results = {path.stem: measure(config, path)}
         page = write_report(results, path.with_suffix(""))
-        say(f"numbers: {path}")
+        say(f"results: {path}")
     for result in results.values():
         print(text_report(result))
     print(f"open {page.absolute()}")
@@ -70,17 +70,17 @@ def measure(config: BenchConfig, path: Path) -> Result:
         images = _images(config, pipeline, photos, batch)
         for target in config.flops:
             say(f"timing {len(methods)} methods, batch {batch}, {target:g} of the dense FLOPs")
-            with _fresh_compiler():
+            with _compiler_reset():
                 result.speed += time_methods(
                     backbone, methods, images, target, config.engine, config.rounds, config.patience
                 )
             result.save(path)
         if config.advice:
-            say(f"timing blocks at batch {batch}, for advice")
-            few = 3 if photos else 1
+            say(f"timing blocks at batch {batch}, for --advice")
+            schedules = 3 if photos else 1
             for target in config.flops:
-                with _fresh_compiler():
-                    result.advice.append(advise(slimmed, images, target, config.engine, few))
+                with _compiler_reset():
+                    result.advice.append(advise(slimmed, images, target, config.engine, schedules))
     if photos and config.advice:
         _choose_within_max_drop(result, config, pipeline, slimmed, photos, truth)
     if photos:
@@ -105,9 +105,9 @@ def _choose_within_max_drop(
     from ..data import load_batches
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        say(f"evaluating the schedules that pay on {len(photos)} photos, for advice")
-        steps = -(-len(photos) // _BATCH)
-        for loaded in progress(load_batches(photos, pipeline.preprocess, _BATCH), steps, None, unit="batch"):
+        say(f"evaluating the schedules that pay on {len(photos)} photos, for --advice")
+        steps = -(-len(photos) // _BATCH_SIZE)
+        for loaded in progress(load_batches(photos, pipeline.preprocess, _BATCH_SIZE), steps, None, unit="batch"):
             if loaded.indices:
                 yield loaded.images, torch.tensor([truth[i] for i in loaded.indices])
 
@@ -236,7 +236,7 @@ def _images(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path], bat
 
 
 @contextmanager
-def _fresh_compiler() -> Iterator[None]:
+def _compiler_reset() -> Iterator[None]:
     """Discard compiled code afterwards: the next batch size and fraction need other code, and torch keeps few."""
     yield
     import torch
@@ -253,12 +253,12 @@ def _weights(config: BenchConfig, pipeline: Pipeline) -> str:
 
     origin = pipeline.model.origin
     if pipeline.name == DEMO:
-        return "the package's demo"
+        return "part of patchlife"
     if origin and origin.checkpoint:
         return f"{Path(origin.checkpoint).name}, sha256 {(origin.sha256 or '')[:16]}"
     if origin and source_of(origin.model):
         return origin.model
-    return "timm's own" if origin and origin.pretrained else "random"
+    return "timm (pretrained)" if origin and origin.pretrained else "random"
 
 
 def _conditions(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What several verbs do alike: talk on the standard error, show progress, get a model pipeline for photos."""
+"""Functions shared by several verbs: messages on standard error, progress bars, finding photos, opening models."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ T = TypeVar("T")
 
 
 def say(text: str) -> None:
-    """Tell the user something that is not a result."""
+    """Print a message to standard error; results go to standard output."""
     print(f"patchlife: {text}", file=sys.stderr)
 
 
 def check_engine(model: str, engine: EngineName | None, trust: bool) -> None:
-    """Refuse what cannot be, and ask for missing packages, before any work.
+    """Check MODEL, --engine and --trust against each other, and that the needed packages are installed.
 
     Args:
-        model: what the user calls MODEL.
-        engine: what is to run it.
-        trust: open a .pt2 file.
+        model: the MODEL argument.
+        engine: the --engine option.
+        trust: the --trust option.
 
     Raises:
-        ConfigError: an exported MODEL and an engine, or trust for another kind of MODEL.
-        MissingExtraError: the message is the install line.
+        ConfigError: --engine with an exported MODEL, or --trust with any other MODEL.
+        MissingExtraError: a package is not installed; the message says how to install it.
     """
     if is_exported(model):
         if engine:
-            raise ConfigError(f"{model} is an exported model and brings its engine; drop --engine")
+            raise ConfigError(f"{model} is an exported model, which is run by the engine of its format; drop --engine")
         require_engine(_kind_of(Path(model)), f"running {model}")
     elif trust:
-        raise ConfigError(f"trust is about exported .pt2 files, and {model} is none; drop --trust")
+        raise ConfigError(f"--trust is only for exported .pt2 files, got {model}; drop --trust")
     elif engine in ("onnx", "openvino"):
         require_export(engine, what=f"--engine {engine}")
 
 
 def _kind_of(exported: Path) -> str:
-    """What runs an exported file or package; empty if it is damaged, which opening it will say."""
+    """The format of an exported file or bundle; empty if it is damaged, which is reported when it is opened."""
     try:
         if exported.is_dir():
             return str(json.loads((exported / BUNDLE).read_text("utf-8"))["kind"])
@@ -74,7 +74,7 @@ def _kind_of(exported: Path) -> str:
 
 
 def find_photos(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """What `list_photos` finds; says on the standard error how many other files there were."""
+    """List photos as `list_photos` does, and print how many other files were left out."""
     left_out: set[Path] = set()
     photos = list_photos(paths, left_out)
     say_left_out(left_out)
@@ -82,28 +82,28 @@ def find_photos(paths: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def say_left_out(files: Collection[Path]) -> None:
-    """Say how many files beside photos a folder or glob holds, if there are any."""
+    """Print how many files were left out because they are not photos, if there are any."""
     if files:
         count = "1 file is" if len(files) == 1 else f"{len(files)} files are"
-        say(f"{count} left out, by suffix: {by_suffix(files)}; read are {', '.join(PHOTO_SUFFIXES)}")
+        say(f"{count} left out, by suffix: {by_suffix(files)}; suffixes of photos are {', '.join(PHOTO_SUFFIXES)}")
 
 
 def classes_of(labels: Labels, photos: Sequence[Path], order: ClassOrder | None) -> list[int]:
-    """The class of each photo; says on the standard error how folders are read. ``photos`` are all of them."""
+    """The class index of each photo; prints how folder names are read. ``photos`` must be the whole data set."""
     classes = labels.classes_of(photos, order)
-    say(labels.reading(photos, order))
+    say(labels.describe_folders(photos, order))
     return classes
 
 
 def progress(items: Iterable[T], total: int, wanted: bool | None, done: int = 0, unit: str = "photo") -> Iterable[T]:
-    """Pass items on behind a progress bar with the time left; by default only if somebody looks.
+    """Iterate over items with a progress bar.
 
     Args:
-        items: one step each.
-        total: all steps, those ``done`` before included.
-        wanted: draw the bar or not; None draws it on a terminal.
-        done: steps that need not be done again.
-        unit: what a step is.
+        items: one for each step.
+        total: number of steps, including those ``done`` before.
+        wanted: whether to draw the bar; None draws it if standard error is a terminal.
+        done: steps that an earlier run completed.
+        unit: what the bar calls a step.
     """
     from tqdm import tqdm
 
@@ -112,22 +112,24 @@ def progress(items: Iterable[T], total: int, wanted: bool | None, done: int = 0,
 
 
 def open_classifier(config: ModelConfig, run: RunConfig) -> Pipeline:
-    """The model on its device. Raises ConfigError if it has no classes to tell apart."""
+    """Open a model on its device. Raises ConfigError if it has no classifier."""
     from ..runtime.opening import open_pipeline
 
     pipeline = open_pipeline(config, run.device)
     if not pipeline.labels.names:
-        raise ConfigError(f"{pipeline.name} has no classifier, so it says nothing about a photo; patchlife info works")
+        raise ConfigError(
+            f"{pipeline.name} has no classifier; choose a model with classes (patchlife info works without)"
+        )
     return pipeline
 
 
 def calibrate_if_needed(pipeline: Pipeline, photos: Sequence[Path], run: RunConfig) -> bool:
-    """In adaptive mode without thresholds: get them from the photos first; returns whether that was so."""
+    """Calibrate an adaptive model that has no thresholds, on the photos; returns whether this was needed."""
     model = pipeline.model
     if model.config.mode == "fixed" or model.calibration is not None or not model.schedule().drops:
         return False
     from ..runtime.inference import calibrate
 
     used = calibrate(pipeline, photos, run.workers)
-    say(f"adaptive mode was not calibrated: did it on {used} of the photos, labels not needed")
+    say(f"adaptive mode was not calibrated; calibrated it on {used} of the photos (without labels)")
     return True

@@ -1,4 +1,4 @@
-"""``patchlife eval``: accuracy at several budgets, photo by photo against the dense model."""
+"""``patchlife eval``: accuracy at several budgets, compared with the dense model on the same photos."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = ["run", "text_table"]
 
 
 def run(config: EvalConfig) -> int:
-    """Measure, print a table, write JSON and a plot; returns the exit code."""
+    """Evaluate, print a table, write a JSON file and a plot; returns the exit code."""
     check_engine(config.model.model, config.engine, config.trust)
     plots = installed("matplotlib")
     if config.out and not plots:
-        say(f"no plot will be drawn: {MissingExtraError('matplotlib', 'learn', 'the trade-off plot')}")
+        say(f"the plot is left out: {MissingExtraError('matplotlib', 'learn', 'the trade-off plot')}")
     listed = find_photos(config.data)
     photos = listed[:: config.every]
     from ..evaluation.accuracy import evaluate
 
-    evaluated = _package(config, photos) if is_exported(config.model.model) else _model(config, photos)
+    evaluated = _open_bundle(config, photos) if is_exported(config.model.model) else _open_model(config, photos)
     pipeline = evaluated.pipeline
     classes = classes_of(pipeline.labels, listed, config.model.class_order)[:: config.every]
     failures: list[str] = []
@@ -48,8 +48,15 @@ def run(config: EvalConfig) -> int:
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """What is measured, the dense model that it is compared with, where that wants its images, and who runs it."""
+class _Evaluated:
+    """A slimmed model and the dense model that it is compared with.
+
+    Attributes:
+        pipeline: the slimmed model with preprocessing and labels.
+        dense: from images to the logits of the dense model.
+        device: where both expect images.
+        engine: the name of the engine that runs the slimmed model.
+    """
 
     pipeline: Pipeline
     dense: Callable[[torch.Tensor], torch.Tensor]
@@ -57,8 +64,8 @@ class _Judged:
     engine: str
 
 
-def _model(config: EvalConfig, photos: Sequence[Path]) -> _Judged:
-    """The model in the engine that was asked for, and its untouched backbone in torch."""
+def _open_model(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
+    """The model with the requested engine; the dense model is the unmodified backbone in torch."""
     from ..backbones.weight_delta import revert_delta
 
     pipeline = open_classifier(config.model, config.run)
@@ -68,56 +75,58 @@ def _model(config: EvalConfig, photos: Sequence[Path]) -> _Judged:
         calibrate_if_needed(pipeline, photos, config.run)
     dense = revert_delta(model.backbone.vit, model.delta.tensors) if model.delta else model.backbone.vit
     if config.engine in (None, "eager"):
-        return _Judged(pipeline, dense, device, "eager")
+        return _Evaluated(pipeline, dense, device, "eager")
     from ..export.on_the_fly import with_engine
 
-    model.set_budget(config.budgets[0])  # others are made when they are needed: this one at once
+    model.set_budget(config.budgets[0])  # with_engine creates the engine of this budget at once
     pipeline = with_engine(pipeline, config.engine, config.run.device)
-    _warm(pipeline, config, len(photos))
-    return _Judged(pipeline, dense, device, config.engine)
+    _create_engines(pipeline, config, len(photos))
+    return _Evaluated(pipeline, dense, device, config.engine)
 
 
-def _package(config: EvalConfig, photos: Sequence[Path]) -> _Judged:
-    """An exported package, with its graph of budget 1 as the dense model."""
+def _open_bundle(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
+    """An exported bundle; the dense model is its graph of budget 1."""
     import torch
 
     from ..runtime import open_engine
     from ..runtime.exported import open_exported
 
-    package = config.model.model
+    bundle = config.model.model
     if "adaptive" in config.modes:
-        raise ConfigError(f"{package} is an exported model, which runs fixed mode only, got adaptive")
+        raise ConfigError(
+            f"{bundle} is an exported model, which runs fixed mode only, got adaptive; give --modes fixed"
+        )
     try:
-        dense = open_engine(package, budget=1.0, trust=config.trust)
+        dense = open_engine(bundle, budget=1.0, trust=config.trust)
     except ConfigError as error:
         raise ConfigError(
-            f"eval compares with the dense model, which {package} does not hold ({error}); patchlife predict "
-            "--labelled needs none"
+            f"eval compares with the dense model, which {bundle} does not contain ({error}); export a bundle with "
+            "--budgets 1,..., or use patchlife predict --labelled, which needs no dense model"
         ) from None
     pipeline = open_exported(replace(config.model, life={**config.model.life, "budget": 1.0}), config.trust)
-    _warm(pipeline, config, len(photos))
-    return _Judged(
+    _create_engines(pipeline, config, len(photos))
+    return _Evaluated(
         pipeline, lambda images: torch.from_numpy(dense(images.numpy()).logits), pipeline.device, dense.metadata.kind
     )
 
 
-def _warm(pipeline: Pipeline, config: EvalConfig, photos: int) -> None:
-    """Export or compile at every budget now: it fails before photos are read, and is no part of a speed."""
+def _create_engines(pipeline: Pipeline, config: EvalConfig, photos: int) -> None:
+    """Export or compile the model at every budget, so that an error comes before photos are read."""
     import torch
 
     batch = min(config.run.batch_size, photos)
-    for size in sorted({batch, photos % batch or batch}):  # the last batch may be smaller, and compiles anew
+    for size in sorted({batch, photos % batch or batch}):  # the last batch may be smaller, and is compiled separately
         blank = torch.zeros(size, pipeline.preprocess.channels, *pipeline.preprocess.size)
         for budget in config.budgets:
             pipeline.model.set_budget(budget).predict(blank)
 
 
 def text_table(scores: Sequence[Score], photos: int) -> str:
-    """The scores for people."""
-    head = (
+    """The scores as a table for a terminal."""
+    header = (
         f"{'mode':9}{'budget':>7}{'FLOPs':>7}{'top-1':>7}{'top-5':>7}{'drop (95 % interval)':>26}{'agree':>7}{'KL':>7}"
     )
-    lines = [head]
+    lines = [header]
     for s in scores:
         low, high = (100 * bound for bound in s.drop_interval)
         drop = f"{100 * s.drop:.2f} ({low:.2f} to {high:.2f})"
@@ -132,7 +141,7 @@ def text_table(scores: Sequence[Score], photos: int) -> str:
 def _batches(
     pipeline: Pipeline, photos: Sequence[Path], classes: Sequence[int], config: EvalConfig, failures: list[str]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Images and their classes; photos that cannot be read are added to ``failures``."""
+    """Batches of images and their classes; the errors of photos that cannot be read are added to ``failures``."""
     import torch
 
     from ..data import load_batches
@@ -144,11 +153,11 @@ def _batches(
         if batch.indices:
             yield batch.images, torch.tensor([classes[index] for index in batch.indices])
     if len(failures) == len(photos):
-        raise ImageError(f"not one of {len(photos)} photos could be read; the first: {failures[0]}")
+        raise ImageError(f"none of the {len(photos)} photos could be read; the first error: {failures[0]}")
 
 
 def _result(
-    config: EvalConfig, evaluated: _Judged, scores: Sequence[Score], photos: int, failures: list[str]
+    config: EvalConfig, evaluated: _Evaluated, scores: Sequence[Score], photos: int, failures: list[str]
 ) -> dict[str, Any]:
     from ..evaluation.timing import conditions
     from ..runtime.sessions import engine_version
@@ -179,8 +188,8 @@ def _write(out: Path, result: dict[str, Any], scores: Sequence[Score], plot: boo
 
     curves: dict[str, list[Point]] = {}
     for score in scores:
-        reach = 50 * (score.drop_interval[1] - score.drop_interval[0])
-        curves.setdefault(score.mode, []).append(Point(score.fraction, 100 * score.top1, reach))
+        half_interval = 50 * (score.drop_interval[1] - score.drop_interval[0])
+        curves.setdefault(score.mode, []).append(Point(score.fraction, 100 * score.top1, half_interval))
     dense_top1 = 100 * (scores[0].top1 + scores[0].drop)
     picture = plot_tradeoff(curves, dense_top1, f"{result['model']} on {result['photos']} photos")
     picture.save(out.with_suffix(".png"))

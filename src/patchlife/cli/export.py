@@ -1,4 +1,4 @@
-"""``patchlife export``: a slimmed model as one file, or at several budgets as one package, proved first."""
+"""``patchlife export``: write a slimmed model as one file, or as a bundle of several budgets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SUFFIX = {"onnx": "onnx", "openvino": "openvino.zip", "torch": "pt2"}
 
 
 def run(config: ExportConfig) -> int:
-    """Write the file or the package; returns the exit code."""
+    """Write the file or the bundle; returns the exit code."""
     require_export(config.format, config.int8 != "off")
     from ..export import export, export_bundle
     from ..export.exporter import check_request
@@ -34,32 +34,32 @@ def run(config: ExportConfig) -> int:
     listed = find_photos(config.photos) if config.photos else []
     pipeline = open_classifier(config.model, RunConfig(device="cpu"))
     if pipeline.model.config.mode != "fixed":
-        raise ConfigError("an exported graph keeps the same number of patches of every image; give --mode fixed")
-    truth = _truth(config, pipeline, listed)
+        raise ConfigError("an exported graph keeps the same number of patches for every image; give --mode fixed")
+    class_of = _true_classes(config, pipeline, listed)
     photos, images = prepared_photos(pipeline, listed, config.max_photos) if listed else ([], None)
-    how: dict[str, Any] = {"images": images, "labels": pipeline.labels, "preprocess": pipeline.preprocess}
-    how |= {"lives": config.lives, "int8": config.int8}
-    out = config.out or _named(config, pipeline)
+    options: dict[str, Any] = {"images": images, "labels": pipeline.labels, "preprocess": pipeline.preprocess}
+    options |= {"lives": config.lives, "int8": config.int8}
+    out = config.out or _default_path(config, pipeline)
     if config.budgets:
-        package = export_bundle(pipeline.model, out, config.budgets, config.format, **how)
-        _report_package(package)
-        budgets = [metadata.budget for metadata in package.graphs_metadata]
+        bundle = export_bundle(pipeline.model, out, config.budgets, config.format, **options)
+        _report_bundle(bundle)
+        budgets = [metadata.budget for metadata in bundle.graphs_metadata]
     else:
-        exported = export(pipeline.model, out, config.format, **how)
+        exported = export(pipeline.model, out, config.format, **options)
         _report(exported)
         budgets = [exported.metadata.budget]
     if images is None:
-        say("compared on generated images; --photos PATH compares on yours")
+        say("compared with the model on generated images; give --photos PATH to compare on photos")
     elif config.labelled:
         for budget in budgets:
-            _report_accuracy(out, budget, pipeline, [truth[photo] for photo in photos], images)
+            _report_accuracy(out, budget, pipeline, [class_of[photo] for photo in photos], images)
     return 0
 
 
 def prepared_photos(pipeline: Pipeline, photos: Sequence[Path], limit: int) -> tuple[list[Path], Tensor]:
-    """(photos that could be read, one image for each), at most ``limit``, evenly spread.
+    """(paths, images) of at most ``limit`` evenly spaced photos, without those that cannot be read.
 
-    Raises ConfigError when none can be read.
+    Raises ConfigError if none can be read.
     """
     import torch
 
@@ -71,14 +71,14 @@ def prepared_photos(pipeline: Pipeline, photos: Sequence[Path], limit: int) -> t
     return good, torch.cat([batch.images for batch in batches if batch.indices])
 
 
-def _truth(config: ExportConfig, pipeline: Pipeline, photos: Sequence[Path]) -> dict[Path, int]:
-    """The class of each photo; empty if it is not asked for."""
+def _true_classes(config: ExportConfig, pipeline: Pipeline, photos: Sequence[Path]) -> dict[Path, int]:
+    """The class index of each photo; empty without --labelled."""
     if not config.labelled:
         return {}
     return dict(zip(photos, classes_of(pipeline.labels, photos, config.model.class_order), strict=True))
 
 
-def _named(config: ExportConfig, pipeline: Pipeline) -> Path:
+def _default_path(config: ExportConfig, pipeline: Pipeline) -> Path:
     int8 = "" if config.int8 == "off" else "-int8"
     if config.budgets:
         return Path(f"{pipeline.name}{int8}-{config.format}")
@@ -88,14 +88,14 @@ def _named(config: ExportConfig, pipeline: Pipeline) -> Path:
 def _report(exported: Exported) -> None:
     metadata = exported.metadata
     size = exported.path.stat().st_size / 1e6
-    print(f"{exported.path}: {metadata.kind}, {metadata.precision}{_late(metadata)}, {size:.1f} MB")
+    print(f"{exported.path}: {metadata.kind}, {metadata.precision}{_int8_start(metadata)}, {size:.1f} MB")
     print(f"budget {metadata.budget:g}: {metadata.flops / metadata.dense_flops:.3f} of the dense FLOPs, any batch size")
     _report_integers(metadata)
     print(f"compared with the model: {exported.parity}")
 
 
-def _late(metadata: Metadata) -> str:
-    """Where int8 begins, if that is not at the first block."""
+def _int8_start(metadata: Metadata) -> str:
+    """The first block in int8, as text; empty if all blocks are."""
     return f" from block {metadata.int8_from} on" if metadata.int8_from else ""
 
 
@@ -104,16 +104,15 @@ def _report_integers(metadata: Metadata) -> None:
         print(f"integers: {metadata.integers}")
 
 
-def _report_package(package: ExportedBundle) -> None:
-    metadata = package.graphs_metadata[0]
-    made = f"{metadata.kind}, {metadata.precision}, {len(package.graphs_metadata)} budgets"
-    print(f"{package.path}: {made}, {package.size / 1e6:.1f} MB together")
+def _report_bundle(bundle: ExportedBundle) -> None:
+    metadata = bundle.graphs_metadata[0]
+    contents = f"{metadata.kind}, {metadata.precision}, {len(bundle.graphs_metadata)} budgets"
+    print(f"{bundle.path}: {contents}, {bundle.size / 1e6:.1f} MB in total")
     _report_integers(metadata)
-    for metadata, parity in zip(package.graphs_metadata, package.parities, strict=True):
-        late = f", int8{_late(metadata)}" if metadata.int8_from else ""
-        print(
-            f"budget {metadata.budget:g}: {metadata.flops / metadata.dense_flops:.3f} of the dense FLOPs{late}; {parity}"
-        )
+    for metadata, parity in zip(bundle.graphs_metadata, bundle.parities, strict=True):
+        int8 = f", int8{_int8_start(metadata)}" if metadata.int8_from else ""
+        fraction = metadata.flops / metadata.dense_flops
+        print(f"budget {metadata.budget:g}: {fraction:.3f} of the dense FLOPs{int8}; {parity}")
 
 
 def _report_accuracy(out: Path, budget: float, pipeline: Pipeline, classes: list[int], images: Tensor) -> None:
@@ -122,11 +121,11 @@ def _report_accuracy(out: Path, budget: float, pipeline: Pipeline, classes: list
     from ..runtime import open_engine
 
     truth = torch.tensor(classes)
-    engine = open_engine(out, budget=budget, trust=True)  # written just now, by us
+    engine = open_engine(out, budget=budget, trust=True)  # this process wrote the file
     settings = {"budget": budget} if engine.metadata.budgets else {}
     with torch.inference_mode(), pipeline.model.temporarily(**settings):
         before = torch.cat([pipeline.model(batch).argmax(1) for batch in images.split(16)])
     after = torch.cat([torch.from_numpy(engine(batch.numpy()).logits).argmax(1) for batch in images.split(16)])
-    a, b = (100 * float((found == truth).float().mean()) for found in (before, after))
-    where = f"budget {budget:g}, " if engine.metadata.budgets else ""
-    print(f"{where}top-1 on {len(classes)} photos: {a:.2f} % before, {b:.2f} % in the file ({b - a:+.2f} points)")
+    a, b = (100 * float((predicted == truth).float().mean()) for predicted in (before, after))
+    prefix = f"budget {budget:g}, " if engine.metadata.budgets else ""
+    print(f"{prefix}top-1 on {len(classes)} photos: {a:.2f} % before, {b:.2f} % in the file ({b - a:+.2f} points)")

@@ -40,15 +40,16 @@ def run(config: FitConfig) -> int:
     validation = _validation_sets(config.validation, pipeline.labels, order)
     if accelerator.is_main_process:
         say_left_out(left_out)
-        for note in dict.fromkeys(part.class_note for part in (photos, *validation.values()) if part.class_note):
+        notes = [photo_set.class_note for photo_set in (photos, *validation.values())]
+        for note in dict.fromkeys(filter(None, notes)):
             say(note)
-    chosen = {name: _validation_photos(part) for name, part in validation.items()}
+    chosen = {name: _validation_photos(photo_set) for name, photo_set in validation.items()}
     fitted = fit(pipeline.model, photos, pipeline.preprocess, config.out, config.learn, accelerator, chosen)
     if accelerator.is_main_process:
         skipped = fitted.cache.skipped
         if skipped:
-            say(f"{len(skipped)} photos could not be read, the first: {skipped[0]['error']}")
-        say(f"{config.out}: learned from {len(fitted.cache)} photos in {fitted.summary['seconds']:.0f} s")
+            say(f"{len(skipped)} photos could not be read; the first error: {skipped[0]['error']}")
+        say(f"{config.out}: trained on {len(fitted.cache)} photos in {fitted.summary['seconds']:.0f} s")
         say(f"{work / 'report.html'} has curves and results; {work} holds caches and can be deleted")
     accelerator.end_training()
     return 0
@@ -69,13 +70,13 @@ def _validation_photos(photos: _Photos) -> list[Photo]:
     chosen = evenly_spaced(photos, MAX_PHOTOS)
     if unlabelled := [photo.path for photo in chosen if photo.label < 0]:
         raise ConfigError(
-            f"validation: expected labelled photos, got {unlabelled[0]} without a label; label it or leave it out"
+            f"--validation: expected labelled photos, got {unlabelled[0]} without a label; label it or leave it out"
         )
     return chosen
 
 
 class _Photos(Sequence["Photo"]):
-    """Photos, with the class of their folder, shard or data set if ``labels`` are given.
+    """Photos with the class index of their folder, shard or data set; -1 for all photos if ``labels`` is None.
 
     The label of a sample is read from its shard only when the photo is used: a fit may use a thousand of a million.
     ``class_note`` says how names of folders are read as classes; it is empty if no folder is read.
@@ -86,7 +87,7 @@ class _Photos(Sequence["Photo"]):
         self._samples, self._labels = samples, labels
         by_folder = labels if files else None
         self._classes = by_folder.classes_of(files, order) if by_folder else [-1] * len(files)
-        self.class_note = by_folder.reading(files, order) if by_folder else ""
+        self.class_note = by_folder.describe_folders(files, order) if by_folder else ""
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -102,5 +103,5 @@ class _Photos(Sequence["Photo"]):
 
         source = self._samples[index]
         if isinstance(source, Sample):
-            return Photo(source, self._labels.class_said(source.label, source) if self._labels else -1)
+            return Photo(source, self._labels.class_of_label(source.label, source) if self._labels else -1)
         return Photo(source, self._classes[index])

@@ -1,4 +1,4 @@
-"""``patchlife info``: what a model is made of, what it costs, what slimming saves."""
+"""``patchlife info``: describe a model, its schedule and its FLOPs, dense and slimmed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ __all__ = ["describe", "run"]
 
 
 def run(config: InfoConfig) -> int:
-    """Print what there is to say; returns the exit code."""
+    """Print the description of a model; returns the exit code."""
     from ..runtime.opening import open_pipeline
 
-    about = describe(open_pipeline(config.model, random_weights=True))
-    print(json.dumps(about, indent=2) if config.json else _text(about))
+    description = describe(open_pipeline(config.model, random_weights=True))
+    print(json.dumps(description, indent=2) if config.json else _text(description))
     return 0
 
 
 def describe(pipeline: Pipeline) -> dict[str, Any]:
-    """Facts about a slimmed model, as plain values. FLOPs are per image; two make one multiply-add."""
+    """The description of a slimmed model as plain values. FLOPs are per image; a multiply-add counts as two."""
     from ..slimming import flops
 
     model, backbone = pipeline.model, pipeline.model.backbone
     cost, schedule = flops(model), model.schedule()
-    decision = cost.slimmed - cost.outer - sum(cost.slimmed_blocks)  # the head, and heirs where there are
+    # the cost of the scorer, and of the merge targets if patches are merged
+    decision = cost.slimmed - cost.outer - sum(cost.slimmed_blocks)
     return {
         "model": pipeline.name,
         "family": backbone.family,
@@ -42,7 +43,7 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
         "prefix_tokens": backbone.prefix,
         "depth": backbone.depth,
         "settings": model.config.to_dict(),
-        "head": model.scorer.kind,
+        "scorer": model.scorer.kind,
         "start": schedule.start,
         "drops": list(schedule.drops),
         "kept": list(schedule.kept),
@@ -68,49 +69,49 @@ def _weights(pipeline: Pipeline) -> str:
     if origin is None:
         return "embedded in patchlife"
     if origin.checkpoint or not origin.pretrained:
-        return origin.checkpoint or "random (fine for this, not for photos)"
-    return origin.model if source_of(origin.model) else "timm's"
+        return origin.checkpoint or "random (enough for this description, not for photos)"
+    return origin.model if source_of(origin.model) else "timm (pretrained)"
 
 
 def _limits(pipeline: Pipeline) -> list[str]:
-    """What this model does not do, and why."""
+    """What this model cannot do, and why."""
     model, limits = pipeline.model, []
     if not pipeline.labels.names:
-        limits.append("no classifier, so predict and draw have nothing to say about a photo")
+        limits.append("the model has no classifier, so predict and draw do not work")
     if not model.backbone.vit.dynamic_img_size:
         rows, cols = model.backbone.image_size
-        limits.append(f"photos are brought to {rows} x {cols} pixels; --image-size builds it for others")
+        limits.append(f"photos are resized to {rows} x {cols} pixels; --image-size builds the model for another size")
     if model.config.mode == "adaptive" and model.calibration is None:
         limits.append(
-            "adaptive mode is not calibrated, so FLOPs are those of the fixed schedule; predict and draw calibrate "
-            "it on the photos they are given"
+            "adaptive mode is not calibrated, so FLOPs are those of the fixed schedule; predict and draw calibrate the "
+            "model on their photos"
         )
     return limits
 
 
-def _text(about: dict[str, Any]) -> str:
-    """The same for people."""
-    cost, (rows, cols) = about["flops"], about["grid"]
+def _text(description: dict[str, Any]) -> str:
+    """The description as text for a terminal."""
+    cost, (rows, cols) = description["flops"], description["grid"]
     facts = [
-        ("model", f"{about['model']}: {about['family']}"),
-        ("weights", f"{about['weights']}, {about['parameters'] / 1e6:.1f} M parameters"),
-        ("patches", f"{about['patches']} ({rows} x {cols}) of {_by(about['patch_size'])} pixels"),
-        ("image size", f"{_by(about['image_size'])} pixels, {about['classes']} classes"),
-        ("slimmed by", ", ".join(_settings(about))),
-        ("patches die", f"before blocks {_listed(about['drops'])}" if about["drops"] else "never"),
+        ("model", f"{description['model']}: {description['family']}"),
+        ("weights", f"{description['weights']}, {description['parameters'] / 1e6:.1f} M parameters"),
+        ("patches", f"{description['patches']} ({rows} x {cols}) of {_size_text(description['patch_size'])} pixels"),
+        ("image size", f"{_size_text(description['image_size'])} pixels, {description['classes']} classes"),
+        ("slimmed by", ", ".join(_settings(description))),
+        ("drops", f"before blocks {_joined(description['drops'])}" if description["drops"] else "none"),
         ("FLOPs", f"{_giga(cost['slimmed'])} of {_giga(cost['dense'])}, {cost['fraction_of_dense']:.3f} of the dense"),
         ("decision", f"{_giga(cost['decision'])}, {cost['decision_fraction_of_dense']:.4f} of the dense"),
     ]
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {text}" for name, text in facts]
-    return "\n".join([*lines, "", *_table(about), *(f"\nlimit: {limit}" for limit in about["limits"])])
+    return "\n".join([*lines, "", *_table(description), *(f"\nlimit: {limit}" for limit in description["limits"])])
 
 
-def _table(about: dict[str, Any]) -> list[str]:
-    """One line a block."""
-    cost, total = about["flops"], about["patches"]
+def _table(description: dict[str, Any]) -> list[str]:
+    """The lines of a table with one row per block."""
+    cost, total = description["flops"], description["patches"]
     lines = ["block  patches  dense GFLOPs  slimmed GFLOPs"]
-    blocks = zip(about["kept"], cost["dense_blocks"], cost["slimmed_blocks"], strict=True)
+    blocks = zip(description["kept"], cost["dense_blocks"], cost["slimmed_blocks"], strict=True)
     for index, (n, dense, slimmed) in enumerate(blocks):
         bar = "#" * max(1, round(20 * n / total))
         lines.append(f"{index:>5}  {n:>7}  {dense / 1e9:>12.4f}  {slimmed / 1e9:>14.4f}  {bar}")
@@ -118,20 +119,20 @@ def _table(about: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _settings(about: dict[str, Any]) -> list[str]:
-    settings, images = about["settings"], about["calibration_images"]
-    words = [about["head"], f"budget {settings['budget']:g}", f"{settings['mode']} mode"]
-    words += ["merge" if settings["merge"] else "no heirs"]
-    return [*words, f"calibrated on {images} images" if images else "not calibrated"]
+def _settings(description: dict[str, Any]) -> list[str]:
+    settings, images = description["settings"], description["calibration_images"]
+    texts = [description["scorer"], f"budget {settings['budget']:g}", f"{settings['mode']} mode"]
+    texts.append("merging" if settings["merge"] else "no merging")
+    return [*texts, f"calibrated on {images} images" if images else "not calibrated"]
 
 
 def _giga(flops: float) -> str:
     return f"{flops / 1e9:.3f} GFLOPs"
 
 
-def _listed(numbers: list[int]) -> str:
+def _joined(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _by(size: list[int]) -> str:
+def _size_text(size: list[int]) -> str:
     return f"{size[0]} x {size[1]}"

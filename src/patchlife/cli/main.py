@@ -1,11 +1,11 @@
-"""The command line: ``patchlife VERB ...``.
+"""The command line ``patchlife VERB ...``.
 
-A verb is a row of `VERBS` and a file of its own name in `commands/`, whose ``run(config)`` returns the exit
-code. What can be said to it is its dataclass in `config.py`. Nothing heavy is imported before the command
-line is understood.
+To add a verb, add a row to `VERBS` and a module with the name of the verb in this folder. The row names the dataclass
+of the verb's options (in `config/verbs.py`); the module has a function ``run(config)`` that returns the exit code.
+Torch and other slow modules are imported only after the options have been parsed.
 
-Exit codes: 0 all well; 1 some photos failed, the others are done; 2 nothing could be done as asked;
-70 a bug in patchlife; 130 interrupted; 141 whoever read the output went away.
+Exit codes: 0 success; 1 some photos failed, the others are done; 2 invalid arguments or input; 70 a bug in patchlife;
+130 interrupted; 141 the reader of the output closed it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VERBS: dict[str, type] = {
     "fit": FitConfig,
     "eval": EvalConfig,
 }
-"""Every verb and what it can be told."""
+"""Each verb with the dataclass of its options. The code of a verb is ``run`` in the module with its name."""
 
 _EXAMPLES = """examples:
   patchlife demo
@@ -46,15 +46,16 @@ _EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (by default this process's own); returns the exit code."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve shared cores
+    """Run a command line, by default the arguments of this process; returns the exit code."""
+    # set before torch is imported: threads that wait actively slow other processes down
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         verb, config = _parse(sys.argv[1:] if argv is None else argv)
         code = importlib.import_module(f".{verb}", __package__).run(config)
-        sys.stdout.flush()  # here, where a reader that went away is still caught
+        sys.stdout.flush()  # here, so that a closed output raises BrokenPipeError inside this try
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains while it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # avoids an error message at exit
         return 141
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -66,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> tuple[str, Any]:
-    """The verb, and its config filled with what was said."""
+    """The verb and its options."""
     parser = Parser(
         prog="patchlife",
         usage="patchlife VERB ... [options]",
-        description="Faster Vision Transformers: every image patch lives only as long as it is needed.",
+        description="Faster Vision Transformers: image patches are dropped when the model no longer needs them.",
         epilog=_EXAMPLES,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,

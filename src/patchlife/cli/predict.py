@@ -1,4 +1,4 @@
-"""``patchlife predict``: photos in, one JSON line each out."""
+"""``patchlife predict``: classify photos and write one JSON line for each."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ if TYPE_CHECKING:
 __all__ = ["Tally", "predict", "run"]
 
 Record = dict[str, Any]
-_KEY = "path"  # what every record begins with
+_KEY = "path"  # the first field of every record
 
 
 def run(config: PredictConfig) -> int:
-    """Write a line for each photo; returns the exit code."""
+    """Write a JSON line for each photo; returns the exit code."""
     check_engine(config.model.model, config.engine, config.trust)
     photos = find_photos(config.paths)
-    earlier = _earlier(config.out, config.resume)
-    pipeline = _opened(config)
-    tally = Tally(_truth(pipeline.labels, photos, config.model.class_order) if config.labelled else {})
-    calibrated_here = calibrate_if_needed(pipeline, photos, config.run)
-    identity = _identity(pipeline, config.top, photos if calibrated_here else [])
+    earlier = _earlier_records(config.out, config.resume)
+    pipeline = _open(config)
+    tally = Tally(_true_classes(pipeline.labels, photos, config.model.class_order) if config.labelled else {})
+    calibrated_now = calibrate_if_needed(pipeline, photos, config.run)
+    identity = _run_identity(pipeline, config.top, photos if calibrated_now else [])
     for record in earlier:
         _check_same_run(record, identity, config.out)
         tally.add(record)
     done = {record[_KEY] for record in earlier}
-    todo = [photo for photo in photos if str(photo) not in done]
-    records = predict(pipeline, todo, config.top, config.run.batch_size, config.run.workers)
+    remaining = [photo for photo in photos if str(photo) not in done]
+    records = predict(pipeline, remaining, config.top, config.run.batch_size, config.run.workers)
     started = time.perf_counter()
     try:
         with _output(config.out) as write:
-            for record in progress(records, len(photos), _bar(config), len(photos) - len(todo)):
+            for record in progress(records, len(photos), _show_bar(config), len(photos) - len(remaining)):
                 write(record | {"run": identity})
                 tally.add(record)
     except KeyboardInterrupt:
-        hint = "; go on with --resume" if config.out else ""
+        hint = "; continue with --resume" if config.out else ""
         say(f"{tally.photos} of {len(photos)} photos are done{hint}")
         raise
-    speed = len(todo) / (time.perf_counter() - started)
-    say(tally.summary() + (f", {speed:.1f} photos/s with reading them" if todo else ""))
+    speed = len(remaining) / (time.perf_counter() - started)
+    say(tally.summary() + (f", {speed:.1f} photos/s including reading" if remaining else ""))
     return 1 if tally.failed else 0
 
 
-def _opened(config: PredictConfig) -> Pipeline:
-    """The model, or the exported file or package, on the engine that was asked for."""
+def _open(config: PredictConfig) -> Pipeline:
+    """Open the model with the requested engine, or the exported file or bundle."""
     if is_exported(config.model.model):
         from ..runtime.exported import open_exported
 
@@ -76,11 +76,11 @@ def _opened(config: PredictConfig) -> Pipeline:
 def predict(
     pipeline: Pipeline, photos: Sequence[Path], top: int = 5, batch_size: int = 16, workers: int | None = None
 ) -> Iterator[Record]:
-    """Classify photos.
+    """Classify photos; yields one record for each, in their order.
 
-    Yields a record for each, in their order: ``path``, and either ``error`` or ``top`` (class, label and
-    probability of the likeliest), ``flops``, ``fraction_of_dense`` (of the dense model's FLOPs) and
-    ``kept`` (patches that enter each block).
+    A record has ``path`` and either ``error`` or these fields: ``top`` (class, label and probability of the most
+    likely classes), ``flops``, ``fraction_of_dense`` (of the dense model's FLOPs) and ``kept`` (patches that enter
+    each block).
     """
     from ..runtime.inference import Failure, predict_photos
 
@@ -91,7 +91,7 @@ def predict(
             continue
         yield {
             _KEY: str(result.path),
-            "top": _likeliest(result, pipeline.labels, top),
+            "top": _top_classes(result, pipeline.labels, top),
             "flops": result.flops,
             "fraction_of_dense": round(result.flops / dense, 6),
             "kept": result.lives.kept[0].tolist(),
@@ -100,27 +100,30 @@ def predict(
 
 @dataclass
 class Tally:
-    """What is said about a run at its end.
+    """Counts for the summary at the end of a run.
 
     Attributes:
-        truth: the class of each photo, by its path; empty if nobody knows.
-        photos: records counted. answered: those without an error. labelled: those whose class is known, too.
-        right: how many of these the model found. spent: sum over the answers, in dense models' FLOPs.
-        first_error: of the photos that failed.
+        true_classes: the class of each photo, by its path; empty without labels.
+        photos: number of records.
+        classified: number of records without an error.
+        labelled: number of classified photos whose class is known.
+        correct: number of labelled photos whose predicted class is their class.
+        dense_fractions: sum of the classified photos' fractions of the dense FLOPs.
+        first_error: the error of the first photo that failed.
     """
 
-    truth: dict[str, int] = field(default_factory=dict)
+    true_classes: dict[str, int] = field(default_factory=dict)
     photos: int = 0
-    answered: int = 0
+    classified: int = 0
     labelled: int = 0
-    right: int = 0
-    spent: float = 0.0
+    correct: int = 0
+    dense_fractions: float = 0.0
     first_error: str = ""
 
     @property
     def failed(self) -> int:
-        """Photos without an answer."""
-        return self.photos - self.answered
+        """Number of photos that could not be classified."""
+        return self.photos - self.classified
 
     def add(self, record: Record) -> None:
         """Count one record."""
@@ -128,51 +131,51 @@ class Tally:
         if error := record.get("error"):
             self.first_error = self.first_error or error
             return
-        self.answered += 1
-        self.spent += record["fraction_of_dense"]
-        if record[_KEY] in self.truth:
+        self.classified += 1
+        self.dense_fractions += record["fraction_of_dense"]
+        if record[_KEY] in self.true_classes:
             self.labelled += 1
-            self.right += record["top"][0]["class"] == self.truth[record[_KEY]]
+            self.correct += record["top"][0]["class"] == self.true_classes[record[_KEY]]
 
     def summary(self) -> str:
-        """One line for people."""
+        """The counts in one line."""
         parts = [f"{self.photos} photos", f"{self.failed} failed"]
         if self.failed:
             parts[-1] += f" (the first: {self.first_error})"
-        if self.answered:
-            parts.append(f"{self.spent / self.answered:.3f} of the dense FLOPs")
+        if self.classified:
+            parts.append(f"{self.dense_fractions / self.classified:.3f} of the dense FLOPs")
         if self.labelled:
-            parts.append(f"top-1 {100 * self.right / self.labelled:.2f} % of {self.labelled}")
+            parts.append(f"top-1 {100 * self.correct / self.labelled:.2f} % of {self.labelled}")
         return ", ".join(parts)
 
 
-# ---- a record's parts
+# ---- parts of a record
 
 
-def _likeliest(answer: Prediction, labels: Labels, top: int) -> list[Record]:
-    best = answer.probabilities.topk(min(top, len(labels.names)))
+def _top_classes(prediction: Prediction, labels: Labels, top: int) -> list[Record]:
+    best = prediction.probabilities.topk(min(top, len(labels.names)))
     ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [{"class": c, "label": labels.names[c], "probability": round(p, 6)} for c, p in ranked]
 
 
-def _truth(labels: Labels, photos: Sequence[Path], order: ClassOrder | None) -> dict[str, int]:
+def _true_classes(labels: Labels, photos: Sequence[Path], order: ClassOrder | None) -> dict[str, int]:
     return dict(zip(map(str, photos), classes_of(labels, photos, order), strict=True))
 
 
-# ---- where records go, and where a run goes on
+# ---- writing records and resuming a run
 
 
-def _earlier(out: Path | None, resume: bool) -> list[Record]:
-    """The records that an interrupted run left in ``out``."""
+def _earlier_records(out: Path | None, resume: bool) -> list[Record]:
+    """The records of an interrupted run in ``out``."""
     if out is not None and resume:
         return recover(out, _KEY)
     if out is not None and out.exists() and out.stat().st_size:
-        raise ConfigError(f"{out} exists already; continue it with --resume, or choose another --out")
+        raise ConfigError(f"{out} already exists; continue it with --resume, or choose another --out")
     return []
 
 
-def _identity(pipeline: Pipeline, top: int, calibrated_on: Sequence[Path]) -> str:
-    """Eight digits that differ where results may: by weights, settings, preprocessing or calibration."""
+def _run_identity(pipeline: Pipeline, top: int, calibrated_on: Sequence[Path]) -> str:
+    """Eight hexadecimal digits of a hash of the weights, settings, preprocessing, labels and calibration."""
     import torch
 
     model = pipeline.model
@@ -195,14 +198,14 @@ def _identity(pipeline: Pipeline, top: int, calibrated_on: Sequence[Path]) -> st
 def _check_same_run(record: Record, identity: str, out: Path | None) -> None:
     if record.get("run") != identity:
         raise ConfigError(
-            f"{out} was begun with another model or other settings (run {record.get('run')}, this is "
-            f"{identity}); repeat those, or choose another --out"
+            f"{out} was started with another model or other settings: expected run {identity}, got run "
+            f"{record.get('run')}; use the same model and settings, or choose another --out"
         )
 
 
 @contextmanager
 def _output(out: Path | None) -> Iterator[Callable[[Record], None]]:
-    """Where to write records: each is out of our hands before the next photo is run."""
+    """A function that writes one record to ``out`` or to standard output, and flushes it."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "a", encoding="ascii") if out else nullcontext(sys.stdout) as stream:
@@ -214,7 +217,7 @@ def _output(out: Path | None) -> Iterator[Callable[[Record], None]]:
         yield write
 
 
-def _bar(config: PredictConfig) -> bool | None:
-    """No progress bar, unless asked for, in the middle of the lines on a terminal."""
+def _show_bar(config: PredictConfig) -> bool | None:
+    """Whether to draw a progress bar; by default not if the records are printed on the same terminal."""
     lines_on_terminal = config.out is None and sys.stdout.isatty()
     return False if config.run.progress is None and lines_on_terminal else config.run.progress

@@ -1,6 +1,6 @@
-"""From a path to a tensor: find photos, read them safely, preprocess them; names of classes."""
+"""From paths to tensors: find photos, read them safely, preprocess and batch them; class names and labels."""
 
-from .listing import PHOTO_SUFFIXES, Labelled, by_suffix, list_labelled, list_photos
+from .listing import PHOTO_SUFFIXES, by_suffix, list_photos
 from .loading import Batch, load_batches
 from .preprocess import Preprocess
 from .reading import MAX_BYTES, MAX_PIXELS, AnyPhoto, Sample, as_rgb, read_photo
@@ -13,13 +13,11 @@ __all__ = [
     "PHOTO_SUFFIXES",
     "AnyPhoto",
     "Batch",
-    "Labelled",
     "Preprocess",
     "Sample",
     "as_rgb",
     "by_suffix",
     "evenly_spaced",
-    "list_labelled",
     "list_photos",
     "list_samples",
     "load_batches",

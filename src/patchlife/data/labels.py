@@ -1,4 +1,4 @@
-"""Names of classes: ImageNet's, a model's own, or those in a file; and the class that a photo's folder means."""
+"""Class names (of ImageNet, of a model, or from a file), and the class index of a photo from its folder or label."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Labels", "imagenet_labels", "numbered_labels", "read_labels"]
 
 @dataclass(frozen=True)
 class Labels:
-    """What the classifier's answers are called.
+    """The names of a classifier's classes.
 
-    Names are compared in Unicode's composed form (NFC): an accent may be a character of its own or not, as file
-    systems and editors write it.
+    Names are compared in Unicode's composed form (NFC), because file systems and editors may store an accent as a
+    separate character.
 
     Attributes:
-        names: for people, in the order of the classifier.
-        ids: WordNet ids in the same order, if the classes are ImageNet's.
+        names: one for each class, in the order of the logits.
+        ids: WordNet ids in the same order, if the classes are those of ImageNet.
     """
 
     names: tuple[str, ...]
@@ -31,57 +31,61 @@ class Labels:
 
     @property
     def numbered(self) -> bool:
-        """The classes have no names, only numbers."""
+        """Whether the names are only the class numbers."""
         return self.names == tuple(map(str, range(len(self.names))))
 
     def classes_of(self, photos: Iterable[Path], order: ClassOrder | None = None) -> list[int]:
-        """The class of each photo, by the folder that it lies in.
+        """The class index of each photo, from the name of its folder.
 
         Args:
-            photos: all of them at once: imagefolder counts their folders.
-            order: None takes a folder's name for a class's name, its WordNet id, or its number where classes have no
-                names; number takes it for a number, also where they have names; imagefolder gives the classes to the
-                folders in the order of their names as text, as torchvision's ``ImageFolder`` does.
+            photos: all photos of the data set, because imagefolder needs the complete list of folders.
+            order: how folder names are read. None: as a class name or WordNet id, or as a class number if the classes
+                have no names. number: as a class number, even if the classes have names. imagefolder: folders are
+                sorted by name as text and numbered in this order, as torchvision's ``ImageFolder`` does.
 
         Raises:
             ConfigError: a folder that is not a class of the model.
         """
         folders = [_folder(photo) for photo in photos]
-        meant = self._classes_of_folders(set(folders), order)
-        return [meant[folder] for folder in folders]
+        class_of_folder = self._classes_of_folders(set(folders), order)
+        return [class_of_folder[folder] for folder in folders]
 
-    def reading(self, photos: Iterable[Path], order: ClassOrder | None = None) -> str:
-        """How `classes_of` reads the folders, for people; with the other reading where it is as likely."""
+    def describe_folders(self, photos: Iterable[Path], order: ClassOrder | None = None) -> str:
+        """One sentence on how `classes_of` reads folder names, and how ImageFolder reads them if that differs."""
         folders = {_folder(photo) for photo in photos}
         if order == "imagefolder":
             first = ", ".join(f"{name} is class {i}" for i, name in enumerate(sorted(folders)[:3]))
-            return f"folders are read as ImageFolder reads them, in the order of their names as text: {first}, ..."
+            return f"folders are numbered as in torchvision's ImageFolder, sorted by name as text: {first}, ..."
         if not self.numbered and order is None:
             return "folders are read as class names" + (" or WordNet ids" if self.ids else "")
         text = "folders are read as class numbers"
-        if order is None and (other := self._read_otherwise(folders)):
-            name, index = other
+        if order is None and (difference := self._difference_to_imagefolder(folders)):
+            name, index = difference
             text += (
-                f": {name} is class {int(name)}. torchvision's ImageFolder takes folders in the order of their names "
-                f"as text, where {name} is class {index}: if the model was trained that way, give --class-order "
-                "imagefolder"
+                f": {name} is class {int(name)}. torchvision's ImageFolder sorts folders by name as text, where {name} "
+                f"is class {index}; if the model was trained with that order, give --class-order imagefolder"
             )
         return text
 
-    def class_said(self, label: str | int | None, whose: object) -> int:
-        """The class that a label means: a name, a WordNet id, or a number (also as text); -1 for None.
+    def class_of_label(self, label: str | int | None, photo: object) -> int:
+        """The class index of a label: a class name, a WordNet id, or a number (also as text); -1 for None.
 
-        Raises ConfigError, naming ``whose`` label it is, when it is not a class of the model.
+        Args:
+            label: the label.
+            photo: what the error message calls the photo.
+
+        Raises:
+            ConfigError: the label is not a class of the model.
         """
         if label is None:
             return -1
-        index = self._named(label) if isinstance(label, str) else label
+        index = self._class_named(label) if isinstance(label, str) else label
         if index is None:
             index = _number(str(label))
         if index is None or not 0 <= index < len(self.names):
             raise ConfigError(
-                f"{whose} is labelled {label!r}, which is not a class of this model; {self._classes_shown()}: correct "
-                "the label, or name the classes with --labels FILE"
+                f"{photo} has the label {label!r}, which is not a class of this model; {self._first_classes()}: "
+                "correct the label, or give the class names with --labels FILE"
             )
         return index
 
@@ -90,64 +94,64 @@ class Labels:
             self._check_folder_for_each_class(folders)
             return {folder: index for index, folder in enumerate(sorted(folders))}
         by_number = order == "number" or self.numbered
-        found = {folder: _number(folder) if by_number else self._named(folder) for folder in folders}
-        meant = {folder: index for folder, index in found.items() if index is not None and index < len(self.names)}
-        if unknown := sorted(folders - meant.keys()):
-            raise ConfigError(self._unknown(unknown, by_number))
-        return meant
+        indices = {folder: _number(folder) if by_number else self._class_named(folder) for folder in folders}
+        valid = {folder: index for folder, index in indices.items() if index is not None and index < len(self.names)}
+        if unknown := sorted(folders - valid.keys()):
+            raise ConfigError(self._unknown_folders_message(unknown, by_number))
+        return valid
 
     def _check_folder_for_each_class(self, folders: set[str]) -> None:
         if len(folders) != len(self.names):
             raise ConfigError(
-                f"--class-order imagefolder gives class after class to the folders in the order of their names, so it "
-                f"takes {len(self.names)} folders of photos, got {len(folders)} ({_listed(sorted(folders))}); give all "
-                "of them, or name the classes with --labels FILE"
+                f"--class-order imagefolder needs one folder for each of the {len(self.names)} classes, got "
+                f"{len(folders)} folders ({_shortened(sorted(folders))}); give all folders, or give the class names "
+                "with --labels FILE"
             )
 
-    def _unknown(self, folders: list[str], by_number: bool) -> str:
-        """What is wrong with folders that are not classes."""
-        others = f" (also not: {_listed(folders[1:])})" if folders[1:] else ""
+    def _unknown_folders_message(self, folders: list[str], by_number: bool) -> str:
+        others = f" (also not: {_shortened(folders[1:])})" if folders[1:] else ""
         text = f"folder {folders[0]} is not a class of this model{others}"
         if by_number:
             return (
-                f"{text}, whose classes are numbers, 0 to {len(self.names) - 1}; name the classes with --labels FILE, "
-                "or give --class-order imagefolder if the model was trained on these folders in the order of their "
-                "names"
+                f"{text}, whose classes are the numbers 0 to {len(self.names) - 1}; give the class names with --labels "
+                "FILE, or give --class-order imagefolder if the model was trained on these folders sorted by name"
             )
         numbers = all(_number(folder) is not None for folder in folders)
-        other = ", or give --class-order number if the folders are called after class numbers" if numbers else ""
-        return f"{text}; {self._classes_shown()}: rename the folders, or name the classes with --labels FILE{other}"
+        hint = ", or give --class-order number if the folders are named by class number" if numbers else ""
+        return f"{text}; {self._first_classes()}: rename the folders, or give the class names with --labels FILE{hint}"
 
-    def _classes_shown(self) -> str:
-        shown = ", ".join((self.ids or self.names)[:3])
-        return f"its classes are 0 to {len(self.names) - 1}" + ("" if self.numbered else f", also as {shown}, ...")
+    def _first_classes(self) -> str:
+        """The range of class numbers and the first three names, for error messages."""
+        first = ", ".join((self.ids or self.names)[:3])
+        numbers = f"its classes are 0 to {len(self.names) - 1}"
+        return numbers if self.numbered else f"{numbers}, with the names {first}, ..."
 
-    def _read_otherwise(self, folders: set[str]) -> tuple[str, int] | None:
-        """A folder that ImageFolder takes for another class than its number, and that class; None if there is none."""
+    def _difference_to_imagefolder(self, folders: set[str]) -> tuple[str, int] | None:
+        """(folder, class index in ImageFolder) of a folder whose number is another class; None if there is none."""
         by_text = sorted(folders if len(folders) == len(self.names) else self.names)
         return next(((name, i) for i, name in enumerate(by_text) if name in folders and _number(name) != i), None)
 
-    def _named(self, name: str) -> int | None:
-        """The class of this name or id, None if there is none. Raises ConfigError if several classes share it."""
-        found = self._known.get(_composed(name), [])
-        if len(found) > 1:
+    def _class_named(self, name: str) -> int | None:
+        """The class with this name or id, None if there is none. Raises ConfigError if several classes share it."""
+        indices = self._indices_by_name.get(_composed(name), [])
+        if len(indices) > 1:
             raise ConfigError(
-                f"{name} is the name of classes {', '.join(map(str, found))} of this model; give the classes names of "
-                "their own with --labels FILE, or name folders after class numbers and give --class-order number"
+                f"{name} is the name of classes {', '.join(map(str, indices))} of this model; give unique class names "
+                "with --labels FILE, or name the folders by class number and give --class-order number"
             )
-        return found[0] if found else None
+        return indices[0] if indices else None
 
     @cached_property
-    def _known(self) -> dict[str, list[int]]:
-        known: dict[str, list[int]] = {}
+    def _indices_by_name(self) -> dict[str, list[int]]:
+        indices: dict[str, list[int]] = {}
         for names in (self.names, self.ids):
             for index, name in enumerate(names):
-                known.setdefault(_composed(name), []).append(index)
-        return known
+                indices.setdefault(_composed(name), []).append(index)
+        return indices
 
 
 def imagenet_labels() -> Labels:
-    """ImageNet-1k's classes. A name that two of them share gets its WordNet id: "crane (n02012849)"."""
+    """The classes of ImageNet-1k. A name that two classes share is followed by its WordNet id: "crane (n02012849)"."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
@@ -158,30 +162,39 @@ def imagenet_labels() -> Labels:
 
 
 def numbered_labels(classes: int) -> Labels:
-    """Classes that nobody named."""
+    """Labels of classes without names: "0", "1", ..."""
     return Labels(tuple(str(index) for index in range(classes)))
 
 
 def read_labels(path: Path, classes: int) -> Labels:
-    """Names from a text file in UTF-8 (a byte order mark is passed over), one a line; empty lines do not count.
+    """Read class names from a UTF-8 text file with one name per line.
 
-    Raises ConfigError when there is no such file, it lists a name twice, or does not name every class.
+    A byte order mark and empty lines are ignored.
+
+    Args:
+        path: the text file.
+        classes: how many names are expected.
+
+    Raises:
+        ConfigError: the file cannot be read, lists a name twice, or has another number of names.
     """
     try:
         lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no text file of class names in UTF-8: {error}") from None
-    places: dict[str, list[int]] = {}
+        raise ConfigError(f"{path}: expected a UTF-8 text file with one class name per line, got: {error}") from None
+    lines_of_name: dict[str, list[int]] = {}
     for number, line in enumerate(lines, 1):
         if name := line.strip():
-            places.setdefault(_composed(name), []).append(number)
-    for name, numbers in places.items():
+            lines_of_name.setdefault(_composed(name), []).append(number)
+    for name, numbers in lines_of_name.items():
         if len(numbers) > 1:
             raise ConfigError(
-                f"{path} lists {name!r} in lines {' and '.join(map(str, numbers))}; give each class a name of its own"
+                f"{path} lists {name!r} in lines {' and '.join(map(str, numbers))}; give each class a unique name"
             )
-    if len(places) != classes:
-        raise ConfigError(f"{path} names {len(places)} classes, the model has {classes}; give one name a line")
+    if len(lines_of_name) != classes:
+        raise ConfigError(
+            f"{path} has {len(lines_of_name)} class names, but the model has {classes} classes; write one name per line"
+        )
     return Labels(tuple(line.strip() for line in lines if line.strip()))
 
 
@@ -194,10 +207,10 @@ def _composed(name: str) -> str:
 
 
 def _number(text: str) -> int | None:
-    """The number that a text is, zeros in front of it allowed; None if it is none."""
+    """The text as a number (leading zeros are allowed), None if it is not a decimal number."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
 
 
-def _listed(names: list[str], most: int = 4) -> str:
+def _shortened(names: list[str], most: int = 4) -> str:
     more = [f"{len(names) - most} more"] if len(names) > most else []
     return ", ".join([*names[:most], *more])

@@ -1,4 +1,4 @@
-"""Photos in batches: decoded by a few threads ahead of use, in order, none lost."""
+"""Read photos in batches: a few threads decode ahead, and the order of the photos is kept."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Batch", "load_batches"]
 
 
 class Batch(NamedTuple):
-    """Consecutive photos: those that could be read, and those that could not.
+    """A batch of consecutive photos.
 
     Attributes:
-        indices: which of the paths ``images`` holds, ascending.
-        images: one for each index; an empty tensor if every photo of the batch failed.
-        failures: (index, error) for each of the others, ascending.
+        indices: positions in the list of paths of the photos in ``images``, ascending.
+        images: one for each index; an empty tensor if no photo of the batch could be read.
+        failures: (index, error) of each photo that could not be read, ascending.
     """
 
     indices: list[int]
@@ -41,16 +41,19 @@ def load_batches(
     batch_size: int,
     workers: int | None = None,
 ) -> Generator[Batch, None, None]:
-    """Read photos in order, ``batch_size`` paths at a time (the last batch may be smaller).
+    """Read and preprocess photos in order, ``batch_size`` paths at a time (the last batch may be smaller).
 
-    Threads decode ahead, but never more than two batches: memory is bounded however many paths there are.
-    A photo that cannot be read appears among its batch's failures; every path appears exactly once.
+    Threads decode at most two batches ahead, so memory is bounded. Every path appears exactly once, among the images
+    or among the failures of its batch.
 
     Args:
-        paths: the photos. May be lazy: it is not read further ahead than the threads are.
-        preprocess: what to do with each photo.
-        batch_size: paths in a batch.
+        paths: the photos. May be a lazy iterable: at most two batches are taken ahead.
+        preprocess: turns a photo into the model's input.
+        batch_size: paths per batch.
         workers: decoding threads; by default one per core, at most 8.
+
+    Raises:
+        ConfigError: ``batch_size`` or ``workers`` is below 1.
     """
     workers = min(os.cpu_count() or 1, 8) if workers is None else workers
     if batch_size < 1 or workers < 1:
@@ -62,8 +65,8 @@ def _batches(
     paths: Iterator[AnyPhoto], preprocess: Preprocess, batch_size: int, workers: int
 ) -> Generator[Batch, None, None]:
     def read(path: AnyPhoto) -> Image:
-        # Threads hand over 8-bit pictures; a whole batch is normalised at once by the caller's thread. Torch
-        # work in here would start an OpenMP team per thread.
+        # Threads return 8-bit pictures; the caller's thread normalises a whole batch at once. Torch operations in
+        # these threads would start one OpenMP thread pool per thread.
         return preprocess.shown(read_photo(path))
 
     ahead: deque[Future[Image]] = deque()
@@ -77,18 +80,18 @@ def _batches(
             count = min(batch_size, len(ahead))
             yield _gather(start, [ahead.popleft() for _ in range(count)], preprocess)
             start += count
-    finally:  # also when the caller stops early: do not decode what nobody will see
+    finally:  # also when the caller stops early: cancel photos that are no longer needed
         pool.shutdown(cancel_futures=True)
 
 
 def _gather(start: int, photos: list[Future[Image]], preprocess: Preprocess) -> Batch:
-    """Wait for a batch's photos and sort them into good ones and failures."""
+    """Wait for the photos of a batch; collect images and failures."""
     indices, shown, failures = [], [], []
     for index, photo in enumerate(photos, start):
         try:
             shown.append(photo.result())
             indices.append(index)
         except ImageError as error:
-            # A fresh error: the raised one's traceback would keep the whole file in memory.
+            # A new error: the traceback of the raised one would keep the whole file in memory.
             failures.append((index, ImageError(str(error))))
     return Batch(indices, preprocess.normalise(shown), failures)

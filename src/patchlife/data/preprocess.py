@@ -1,4 +1,4 @@
-"""What a backbone wants to see: resize, crop, normalise. Pixel for pixel what timm's evaluation does."""
+"""Resize, crop and normalise photos for a backbone, pixel for pixel as timm's evaluation transform does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from ..errors import ConfigError
 from .reading import as_rgb
 
-if TYPE_CHECKING:  # settings are also read where importing torch would only cost time
+if TYPE_CHECKING:  # settings are also read by code that must start without torch
     from jaxtyping import Float
     from torch import Tensor
 
@@ -23,23 +23,23 @@ Box = tuple[float, float, float, float]
 CropMode = OneOf["center", "squash", "border"]
 Interpolation = OneOf["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
-# A 1 x 20000 photo resized to a short side of 224 would have a billion pixels. Photos that would become
-# larger than this lose the ends of their long side first; the model sees only the middle of them anyway.
+# A 1 x 20000 photo resized to a short side of 224 would have a billion pixels. If a resized photo would have more
+# pixels than this, the ends of its long side are cut off first; the crop takes only the middle anyway.
 _LARGEST_RESIZED = 16_000_000
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a photo becomes the backbone's input.
+    """The settings that turn a photo into the backbone's input.
 
     Attributes:
         size: (height, width) of the input, in pixels.
         crop_fraction: side of the crop relative to the resized photo; 0.9 trims 5 % at each edge.
         crop_mode: "center": keep the aspect ratio, cut the longer side. "squash": ignore the aspect ratio.
-            "border": keep the aspect ratio and the whole photo, fill up with the mean colour.
-        interpolation: the resampling filter, by its Pillow name.
-        mean: subtracted from red, green, blue, on a scale of 0 to 1; one number alone makes the input grey.
-        std: divided by, likewise.
+            "border": keep the aspect ratio and the whole photo, pad with the mean colour.
+        interpolation: the Pillow name of the resampling filter.
+        mean: per channel (red, green, blue), on a scale of 0 to 1, subtracted; a single number makes the input grey.
+        std: per channel, on the same scale, divided by.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -58,75 +58,79 @@ class Preprocess:
                 f"{field} must be one of {', '.join(get_args(kinds))}",
                 getattr(self, field),
             )
-        _check(len(self.mean) in (1, 3), "mean must be three numbers, for red, green, blue, or one for grey", self.mean)
+        _check(
+            len(self.mean) in (1, 3),
+            "mean must be three numbers for red, green, blue, or one number for grey",
+            self.mean,
+        )
         wanted = "one positive number" if self.channels == 1 else "three positive numbers"
         fits = len(self.std) == self.channels and min(self.std) > 0
-        _check(fits, f"std must be {wanted}, as mean has {self.channels}", self.std)
+        _check(fits, f"std must be {wanted}, because mean has {self.channels}", self.std)
 
     @property
     def channels(self) -> int:
-        """Channels of the input: 3 for colour, 1 for grey."""
+        """The number of input channels: 3 for colour, 1 for grey."""
         return len(self.mean)
 
     @classmethod
     def from_timm_cfg(cls, cfg: Mapping[str, Any], channels: int | None = None) -> Preprocess:
-        """Read a timm ``pretrained_cfg``; what it leaves out, or leaves None, is timm's default.
+        """Convert a timm ``pretrained_cfg``. Keys that are missing or None take timm's defaults.
 
         Args:
             cfg: a mapping with any of the keys input_size, crop_pct, crop_mode, interpolation, mean, std.
-            channels: of the model's input, if it was built for others than ``cfg`` says. A grey model with the mean and
-                std of three colours gets their averages.
+            channels: input channels of the model, if they differ from ``cfg``. For a grey model, the three values of
+                mean and std are averaged.
 
         Raises:
-            ConfigError: a value that we cannot do, such as an input of neither one channel nor three.
+            ConfigError: a value that is not supported, such as an input with 2 channels.
         """
-        stated, *size = cfg.get("input_size") or (3, 224, 224)
-        channels = stated if channels is None else channels
-        _check(channels in (1, 3), "photos have 3 channels, or 1 if made grey, so in_chans must be 3 or 1", channels)
-        same = {name: cfg.get(name) for name in ("crop_mode", "interpolation")}
-        values = {"size": size, "crop_fraction": cfg.get("crop_pct"), **same}
+        cfg_channels, *size = cfg.get("input_size") or (3, 224, 224)
+        channels = cfg_channels if channels is None else channels
+        _check(channels in (1, 3), "a photo has 3 channels, or 1 if made grey, so in_chans must be 3 or 1", channels)
+        same_names = {name: cfg.get(name) for name in ("crop_mode", "interpolation")}
+        values = {"size": size, "crop_fraction": cfg.get("crop_pct"), **same_names}
         for name in ("mean", "std"):
             values[name] = _per_channel(cfg.get(name) or getattr(cls, name), channels)
         return cls.from_dict({name: value for name, value in values.items() if value is not None})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """The opposite of `to_dict`; missing fields take their defaults.
+        """Build the settings from the values of `to_dict`; missing fields take their defaults.
 
         Raises:
-            ConfigError: an unknown field, or a value that cannot work.
+            ConfigError: an unknown field, or an invalid value.
         """
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         _check(not unknown, f"the fields are {', '.join(cls.__dataclass_fields__)}", unknown)
         fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
         try:
             return cls(**fields)
-        except TypeError as error:  # a word where a number should be
+        except TypeError as error:  # text where a number is expected
             raise ConfigError(f"preprocessing: expected numbers, got {dict(values)}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, pipeline for JSON."""
+        """The settings as plain values for JSON."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     def __call__(self, photo: Image.Image) -> Float[Tensor, "channels height width"]:
-        """Prepare one RGB photo."""
+        """Turn one photo into the backbone's input."""
         return self.normalise([self.shown(photo)])[0]
 
     def normalise(self, shown: Sequence[Image.Image]) -> Float[Tensor, "batch channels height width"]:
-        """Turn pictures that are already cropped, as `shown` gives them, into the backbone's input."""
+        """Turn pictures of `shown`, which are already resized and cropped, into the backbone's input."""
         import numpy as np
         import torch
 
         if not shown:
             return torch.empty(0, self.channels, *self.size)
         pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in shown]))
-        pixels = pixels[..., : self.channels]  # a grey picture holds the same three times
+        pixels = pixels[..., : self.channels]  # the three channels of a grey picture are equal
         unit = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)  # (B, C, H, W) in [0, 1]
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return unit.sub_(mean).div_(std)
 
     def shown(self, photo: Image.Image) -> Image.Image:
-        """The picture that the model sees: ``photo`` (RGB), resized and cropped to ``size``; RGB even if it is grey."""
+        """The photo, resized and cropped to ``size``, before normalisation; in RGB mode even for a grey model."""
         photo = self._trimmed(photo if photo.mode == "RGB" else as_rgb(photo))
         if self.channels == 1:
             photo = photo.convert("L").convert("RGB")
@@ -138,27 +142,27 @@ class Preprocess:
         return picture
 
     def crop_box(self, photo_size: tuple[int, int]) -> Box:
-        """Which part of a photo the model sees.
+        """The part of a photo that becomes the model's input.
 
         Args:
             photo_size: (width, height) of the photo, in pixels.
 
         Returns:
-            (left, top, right, bottom) in pixels of the photo, not rounded. It reaches beyond the photo where
-            the model is given a border.
+            (left, top, right, bottom) in pixels of the photo, not rounded. The box extends beyond the photo where the
+            photo is padded.
         """
         (width, height), (left, top, right, bottom) = self._geometry(photo_size)
         x, y = photo_size[0] / width, photo_size[1] / height
         return left * x, top * y, right * x, bottom * y
 
     def _geometry(self, photo_size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-        """Size (width, height) of the resized photo and the box cut from it, with timm's rounding."""
+        """(width, height) of the resized photo and the box that is cropped from it, rounded as timm does."""
         width, height = self._resized(photo_size)
         left, top = _centred(width, self.size[1]), _centred(height, self.size[0])
         return (width, height), (left, top, left + self.size[1], top + self.size[0])
 
     def _resized(self, photo_size: tuple[int, int]) -> tuple[int, int]:
-        """Size (width, height) to which the photo is resized before the crop."""
+        """(width, height) of the photo after resizing, before the crop."""
         width, height = photo_size
         to_height, to_width = (max(math.floor(side / self.crop_fraction), 1) for side in self.size)
         if self.crop_mode == "squash":
@@ -171,7 +175,7 @@ class Preprocess:
         return max(round(width / ratio), 1), max(round(height / ratio), 1)
 
     def _trimmed(self, photo: Image.Image) -> Image.Image:
-        """Cut the ends off a photo so long that resizing it whole would exhaust memory; keep its middle."""
+        """Cut the ends off a photo that is so long that resizing the whole photo would exhaust memory."""
         width, height = self._resized(photo.size)
         excess = width * height / max(_LARGEST_RESIZED, 4 * self.size[0] * self.size[1])
         if excess <= 1:
@@ -183,18 +187,18 @@ class Preprocess:
         return photo.crop(keep)
 
     def _fill(self) -> tuple[int, ...]:
-        """Colour beyond the photo's edge."""
+        """The padding colour."""
         colour = self.mean if self.channels == 3 else 3 * self.mean
         return tuple(round(255 * m) for m in colour) if self.crop_mode == "border" else (0, 0, 0)
 
 
 def _centred(length: int, window: int) -> int:
-    """Where a window begins that stands in the middle of a length; negative if it is the longer one."""
+    """The start of a window in the middle of a length; negative if the window is longer."""
     return round((length - window) / 2) if window <= length else -((window - length) // 2)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """One number for each channel, of as many as a configuration gives."""
+    """The values of a configuration (one or three) as one value per channel."""
     if channels == 1 and len(values) == 3:
         return (sum(values) / 3,)
     return tuple(values) * channels if len(values) == 1 else tuple(values)

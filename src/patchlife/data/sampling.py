@@ -1,4 +1,4 @@
-"""Some of many photos."""
+"""Pick evenly spaced items from a sequence."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ T = TypeVar("T")
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` of the items, evenly spaced over the whole sequence, in its order."""
+    """At most ``count`` items, evenly spaced over the sequence and in its order."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]

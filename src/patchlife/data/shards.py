@@ -1,9 +1,9 @@
-"""Photos in WebDataset shards, read where they lie.
+"""Read photos from WebDataset shards (tar files) by random access, without unpacking them.
 
-With the standard library rather than the webdataset package. That one streams through a shuffle buffer: no photo is
-drawn fairly from all shards, none can be opened again later, its decoders include pickles and its addresses may be
-shell commands. A pass over the headers finds every photo once; from then on one is a seek and a read, with the limits
-that files have. Nothing is unpacked, and memory holds the index (0.3 kB a photo).
+This module uses the standard library instead of the webdataset package, which streams through a shuffle buffer: its
+samples are not drawn uniformly from all shards and cannot be opened again later, its decoders include pickle, and its
+URLs may be shell commands. Here, one pass over the headers lists every photo; after that, each photo is one seek and
+one read, with the same limits as for files. The index takes 0.3 kB of memory per photo.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .reading import Sample
 
 __all__ = ["is_shard", "list_shards", "members"]
 
-_BLOCK = 512  # tar's unit
-_LABELS = (".cls", ".json")
-_LARGEST_LABEL = 2**20  # bytes
+_BLOCK = 512  # bytes; tar pads members to this size
+_LABEL_SUFFIXES = (".cls", ".json")
+_MAX_LABEL = 2**20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,16 @@ class _Member(Sample):
     """A photo in a tar file.
 
     Attributes:
-        shard: the file as it was given. home: the same, resolved.
-        path: the member's name.
-        begin: of its bytes in the shard. size: of them.
-        label_at: (name's suffix, begin, size) of the member with its label.
+        shard: the path of the tar file as the user gave it.
+        resolved: the same path, absolute and without links.
+        path: the name of the member.
+        begin: offset of the content in the shard, in bytes.
+        size: size of the content, in bytes.
+        label_at: (suffix, begin, size) of the member that holds the label, None without a label.
     """
 
     shard: Path
-    home: str
+    resolved: str
     path: str
     begin: int
     size: int
@@ -50,34 +52,34 @@ class _Member(Sample):
 
     @property
     def name(self) -> str:
-        """Its last part."""
+        """The last part of the member's name."""
         return PurePosixPath(self.path).name
 
     @property
     def place(self) -> str:
-        """The shard, then where in it."""
-        return f"{self.home}@{self.begin:015d}+{self.size}/{self.path}"
+        """The shard, then the offset in it."""
+        return f"{self.resolved}@{self.begin:015d}+{self.size}/{self.path}"
 
     @property
     def label(self) -> str | int | None:
-        """What ``key.cls`` holds, or the "label" of ``key.json``."""
+        """The text of ``key.cls``, or the "label" entry of ``key.json``. Raises ImageError for other content."""
         if self.label_at is None:
             return None
         suffix, begin, size = self.label_at
         try:
-            text = self._bytes(begin, min(size, _LARGEST_LABEL)).decode("utf-8-sig").strip()
-            said = json.loads(text).get("label") if suffix == ".json" else text
+            text = self._bytes(begin, min(size, _MAX_LABEL)).decode("utf-8-sig").strip()
+            label = json.loads(text).get("label") if suffix == ".json" else text
         except (ValueError, AttributeError, RecursionError):
-            said = ...
-        if said is not None and (isinstance(said, bool) or not isinstance(said, str | int)):
+            label = ...
+        if label is not None and (isinstance(label, bool) or not isinstance(label, str | int)):
             raise ImageError(
-                f"{self}: expected its {suffix} to hold a class's name or index, found neither; correct it, or learn "
-                "without labels"
+                f"{self}: expected a class name or index in its {suffix} file, found neither; correct the label, or "
+                "train without labels"
             )
-        return said
+        return label
 
     def content(self, max_bytes: int) -> bytes:
-        """Its bytes, all of them."""
+        """The bytes of the photo."""
         if self.size > max_bytes:
             raise ImageError(
                 f"{self}: expected at most {max_bytes:,} bytes, found {self.size:,} bytes; save it as a smaller file"
@@ -90,31 +92,34 @@ class _Member(Sample):
                 file.seek(begin)
                 data = file.read(size)
         except OSError as error:
-            raise ImageError(f"{self}: expected a shard that can be read, found {error.strerror}; check it") from error
+            raise ImageError(
+                f"{self}: expected a shard that can be read, found {error.strerror}; check the file"
+            ) from error
         if len(data) < size:
-            raise ImageError(f"{self}: expected {size:,} bytes, found {len(data):,}; copy the shard anew")
+            raise ImageError(f"{self}: expected {size:,} bytes, found {len(data):,}; copy the shard again")
         return data
 
 
-def is_shard(given: str) -> bool:
-    """Whether an argument means shards, by its name alone; compressed ones too, to say what is wrong with them."""
-    return given.lower().endswith((".tar", ".tar.gz", ".tgz"))
+def is_shard(argument: str) -> bool:
+    """Whether an argument has the suffix of shards; also true for compressed shards, which get an error later."""
+    return argument.lower().endswith((".tar", ".tar.gz", ".tgz"))
 
 
-def list_shards(given: str) -> list[Path]:
-    """The shards that a path or glob stands for, sorted. Raises ImageError where there are none."""
-    paths = [Path(given)] if Path(given).exists() else [Path(path) for path in sorted(glob.glob(given, recursive=True))]
+def list_shards(argument: str) -> list[Path]:
+    """The shards of a path or glob, sorted. Raises ImageError if there are none."""
+    exists = Path(argument).exists()
+    paths = [Path(argument)] if exists else [Path(path) for path in sorted(glob.glob(argument, recursive=True))]
     if not paths:
-        raise ImageError(f"{given}: expected a shard or a glob of shards, found no such file; check the path")
+        raise ImageError(f"{argument}: expected a shard or a glob of shards, found no such file; check the path")
     return paths
 
 
 def members(shard: Path) -> list[Sample]:
-    """The photos of a shard, in its order. Reads the headers, seeks over everything else.
+    """The photos of a shard, in its order. Only the headers are read.
 
-    Raises ImageError where there is no photo, or the shard cannot be read to its end.
+    Raises ImageError if the shard has no photo or cannot be read to its end.
     """
-    photos: dict[str, tuple[str, int, int]] = {}  # by name: as in tar, the last of a name counts
+    photos: dict[str, tuple[str, int, int]] = {}  # by name: the last member of a name counts, as in tar
     labels: dict[str, tuple[str, int, int]] = {}
     try:
         with open(shard, "rb") as file:
@@ -122,28 +127,30 @@ def members(shard: Path) -> list[Sample]:
                 key, suffix = _key(path)
                 if suffix in PHOTO_SUFFIXES:
                     photos[path] = key, begin, size
-                elif suffix in _LABELS:
+                elif suffix in _LABEL_SUFFIXES:
                     labels[key] = suffix, begin, size
     except OSError as error:
-        raise ImageError(f"{shard}: expected a shard, found one that cannot be read ({error.strerror})") from error
+        raise ImageError(
+            f"{shard}: expected a shard, found a file that cannot be read ({error.strerror}); check the file"
+        ) from error
     if not photos:
         raise ImageError(
             f"{shard}: expected photos (members named KEY.jpg, or {', '.join(PHOTO_SUFFIXES[1:])}, no dot in KEY), "
-            "found none; check the shard"
+            "found none; check the names in the shard"
         )
-    home = str(shard.resolve())
-    return [_Member(shard, home, path, begin, size, labels.get(key)) for path, (key, begin, size) in photos.items()]
+    resolved = str(shard.resolve())
+    return [_Member(shard, resolved, path, begin, size, labels.get(key)) for path, (key, begin, size) in photos.items()]
 
 
 def _headers(shard: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """(name, begin, size) of each regular member. Links and sparse files are passed over: nothing to be read there."""
-    end, last = 0, "its beginning"
+    """(name, begin, size) of each regular member. Links and sparse files are skipped; they hold no content to read."""
+    end, last = 0, "the beginning"
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps 1 kB for each
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep 1 kB per member
                 end, last = member.offset_data, member.name
-                if member.size < 0:  # tarfile would go back, for ever
+                if member.size < 0:  # tarfile would seek back and never end
                     raise _damaged(shard, f"a negative size at {last}")
                 if member.isreg():
                     end += -(-member.size // _BLOCK) * _BLOCK
@@ -152,19 +159,19 @@ def _headers(shard: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     except tarfile.TarError as error:
         raise _damaged(shard, f"{error} after {last}") from error
     file.seek(end)
-    if file.read(_BLOCK).strip(b"\0"):  # tarfile takes a damaged header for the end; the end is a block of zeros
+    if file.read(_BLOCK).strip(b"\0"):  # tarfile ends at a damaged header; the true end is a block of zeros
         raise _damaged(shard, f"a damaged header after {last}")
 
 
 def _damaged(shard: Path, found: str) -> ImageError:
     return ImageError(
-        f"{shard}: expected a plain, whole .tar file, found {found}; copy it anew, gunzip a compressed one, or "
+        f"{shard}: expected a complete, uncompressed .tar file, found {found}; copy it again, decompress it, or "
         "leave it out"
     )
 
 
 def _key(path: str) -> tuple[str, str]:
-    """A member's key and suffix, split at its name's first dot: as WebDataset does, so that masks are no photos."""
+    """(key, suffix) of a member, split at the first dot as WebDataset does, so that ``key.seg.png`` is not a photo."""
     folder, slash, name = path.rpartition("/")
     stem, dot, suffix = name.partition(".")
     return folder + slash + stem, (dot + suffix.lower()) if stem else ""

@@ -1,4 +1,4 @@
-"""Pictures and reports: life maps, contact sheets, plots, HTML pages."""
+"""Draw pictures and write reports: life maps, contact sheets, plots, HTML pages."""
 
 from .maps import draw, strip
 from .palette import colours

@@ -1,6 +1,6 @@
-"""Reports as one HTML file that opens anywhere: no scripts, no network, pictures inside.
+"""Write a report as a single HTML file without scripts or network access; pictures are embedded.
 
-A report is a list of sections, each made by one of the functions here:
+A report is a list of sections. Each function here makes one section:
 
     page("Demo", [heading("Accuracy"), table(["model", "top-1"], rows), figure(picture, "Ten photos")])
 """
@@ -21,7 +21,7 @@ from ..io.files import write_atomic
 __all__ = ["Section", "code", "figure", "heading", "note", "page", "paragraph", "save_page", "table"]
 
 Section = str
-"""A piece of finished HTML. What callers pass to the functions below is plain text and gets escaped."""
+"""A piece of finished HTML. The functions below take plain text and escape it."""
 
 _STYLE = """
 :root { color-scheme: light dark;
@@ -49,7 +49,7 @@ pre { padding: .9rem 1.1rem; background: var(--tint); border-radius: 6px; overfl
 
 
 def page(title: str, sections: Iterable[Section]) -> str:
-    """A whole HTML document."""
+    """The text of a complete HTML document."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -59,40 +59,40 @@ def page(title: str, sections: Iterable[Section]) -> str:
 
 
 def save_page(path: str | os.PathLike[str], title: str, sections: Iterable[Section]) -> Path:
-    """Write a whole HTML document to a file; its folder must exist."""
+    """Write a complete HTML document to a file, whose folder must exist; returns the path."""
     return write_atomic(path, page(title, sections))
 
 
 def heading(text: str) -> Section:
-    """The title of a part."""
+    """A heading."""
     return f"<h2>{escape(text)}</h2>"
 
 
 def paragraph(text: str) -> Section:
-    """Running text."""
+    """A paragraph of text."""
     return f"<p>{escape(text)}</p>"
 
 
 def note(text: str) -> Section:
-    """Small print: under which conditions the numbers hold."""
+    """A paragraph in small print, for the conditions of a measurement."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def code(text: str) -> Section:
-    """Code, or a command line, as it is."""
+    """Code or a command line, in a fixed-width font."""
     return f"<pre>{escape(text)}</pre>"
 
 
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", marked: int | None = None
 ) -> Section:
-    """A table. Columns of numbers (or of text such as "1.5x", "80.4 %") are aligned to the right.
+    """A table. Columns of numbers, or of text such as "1.5x" or "80.4 %", are aligned to the right.
 
     Args:
-        columns: their names.
-        rows: as many cells each; anything that ``str`` turns into text, None for an empty cell.
-        caption: what the numbers are and how they were taken.
-        marked: the row to emphasise.
+        columns: the column names.
+        rows: one cell per column each, converted by ``str``; None gives an empty cell.
+        caption: the text below the table.
+        marked: the index of a row to emphasise.
     """
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     numeric = [all(_is_number(row[i]) for row in cells) for i in range(len(columns))]
@@ -103,25 +103,24 @@ def table(
     return f'<div class="wide"><table>\n{inner}\n</table></div>'
 
 
-def figure(picture: Image.Image, caption: str, alt: str = "", lossless: bool = False) -> Section:
-    """A picture with its caption.
+def figure(picture: Image.Image, caption: str, lossless: bool = False) -> Section:
+    """An embedded picture with a caption.
 
     Args:
-        picture: any PIL image; it becomes part of the page.
-        caption: what it shows.
-        alt: for those who cannot see it; the caption if not given.
-        lossless: keep every pixel, for plots. What is drawn over a photo takes a fifth of that as JPEG.
+        picture: any PIL image.
+        caption: the text below the picture.
+        lossless: store a PNG, for plots. A JPEG is stored otherwise; for a photo it takes a fifth of the space.
     """
     stream = io.BytesIO()
     if lossless:
         picture.save(stream, "PNG", optimize=True)
-    else:  # full colour resolution: maps have sharp edges between colours
+    else:  # no chroma subsampling: life maps have sharp edges between colours
         picture.convert("RGB").save(stream, "JPEG", quality=88, subsampling=0)
     data = base64.b64encode(stream.getvalue()).decode()
     source = f"data:image/{'png' if lossless else 'jpeg'};base64,{data}"
     return (
         f'<figure><img src="{source}" width="{picture.width}" height="{picture.height}" '
-        f'alt="{escape(alt or caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
+        f'alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
     )
 
 

@@ -1,4 +1,4 @@
-"""Putting pictures and words on a white sheet."""
+"""Arrange pictures and text on a white background."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ INK = (45, 45, 55)
 
 @lru_cache(maxsize=16)
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The typeface that Pillow brings along, ``size`` pixels high: looks the same on every machine."""
+    """Pillow's built-in font, which is the same on every machine; ``size`` is its height in pixels."""
     return ImageFont.load_default(size)
 
 
 def text_size(width: int) -> int:
-    """Height of the letters that suit a picture of this width, both in pixels; never too small to read."""
+    """The font size for a picture of this width, both in pixels."""
     return max(12, min(round(width / 26), 24))
 
 
 def padded(picture: Image.Image, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> Image.Image:
-    """The picture with so many pixels of paper around it."""
+    """The picture with a white margin; sizes are in pixels."""
     size = (picture.width + left + right, picture.height + top + bottom)
     sheet = Image.new("RGB", size, PAPER)
     sheet.paste(picture, (left, top))
@@ -33,7 +33,7 @@ def padded(picture: Image.Image, left: int = 0, top: int = 0, right: int = 0, bo
 
 
 def wrapped(text: str, width: int, size: int) -> list[str]:
-    """Break a text into lines no wider than ``width`` pixels; a word too long for a line is broken too."""
+    """Break a text into lines of at most ``width`` pixels; a word that is too long for a line is broken too."""
     lines = [""]
     for word in text.split():
         while word:
@@ -42,7 +42,7 @@ def wrapped(text: str, width: int, size: int) -> list[str]:
                 lines[-1], word = joined, ""
             elif lines[-1]:
                 lines.append("")
-            else:  # alone in its line and still too long
+            else:  # the word is alone in its line and too long
                 fits = max(1, sum(font(size).getlength(word[: n + 1]) <= width for n in range(len(word))))
                 lines[-1], word = word[:fits], word[fits:]
                 lines.append("")
@@ -50,7 +50,7 @@ def wrapped(text: str, width: int, size: int) -> list[str]:
 
 
 def captioned(picture: Image.Image, caption: str) -> Image.Image:
-    """The picture with a caption underneath, centred."""
+    """The picture with a centred caption below it."""
     size = text_size(picture.width)
     lines = wrapped(caption, picture.width, size)
     step, gap = round(1.3 * size), round(0.5 * size)
@@ -62,7 +62,7 @@ def captioned(picture: Image.Image, caption: str) -> Image.Image:
 
 
 def stacked(pictures: Sequence[Image.Image], gap: int = 0) -> Image.Image:
-    """Pictures under each other, flush left."""
+    """Pictures below each other, aligned to the left; ``gap`` is in pixels."""
     width = max(picture.width for picture in pictures)
     sheet = Image.new("RGB", (width, sum(p.height for p in pictures) + gap * (len(pictures) - 1)), PAPER)
     top = 0
@@ -73,7 +73,7 @@ def stacked(pictures: Sequence[Image.Image], gap: int = 0) -> Image.Image:
 
 
 def beside(pictures: Sequence[Image.Image], gap: int = 10) -> Image.Image:
-    """Pictures next to each other, flush at the top."""
+    """Pictures next to each other, aligned to the top; ``gap`` is in pixels."""
     height = max(picture.height for picture in pictures)
     sheet = Image.new("RGB", (sum(p.width for p in pictures) + gap * (len(pictures) - 1), height), PAPER)
     left = 0

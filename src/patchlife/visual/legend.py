@@ -1,4 +1,4 @@
-"""What the colours of a life map mean."""
+"""The legend of a life map: which colour is which life."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from .palette import colours
 
 __all__ = ["legend_of"]
 
-_FEW = 4  # up to so many different lives are listed one by one, with their numbers of patches
+_MAX_LISTED = 4  # up to this many distinct lives are listed one by one; more are shown as a colour bar
 
 RGB = tuple[int, ...]
 
 
 def legend_of(life: Float[np.ndarray, "rows cols"], first: int, last: int, width: int) -> Image.Image:
-    """A legend for one life map, ``width`` pixels wide.
+    """Draw the legend of one life map.
 
     Args:
-        life: in blocks.
-        first: the life that is drawn darkest.
-        last: the life that is drawn brightest: the model's depth.
-        width: in pixels.
+        life: the lives, in blocks.
+        first: the life with the darkest colour, in blocks.
+        last: the life with the brightest colour, in blocks: the model's depth.
+        width: of the legend, in pixels.
     """
     values, counts = np.unique(life, return_counts=True)
-    if len(values) <= _FEW:
-        words = [_words(value, count, last) for value, count in zip(values, counts, strict=True)]
-        return _swatches(words, [_rgb(value, first, last) for value in values], width)
+    if len(values) <= _MAX_LISTED:
+        texts = [_text(value, count, last) for value, count in zip(values, counts, strict=True)]
+        return _swatches(texts, [_rgb(value, first, last) for value in values], width)
     return _bar(first, last, width)
 
 
-def _words(value: float, count: int, last: int) -> str:
-    life = "to the end" if value >= last else f"{value:.3g} block{'' if value == 1 else 's'}"
+def _text(value: float, count: int, last: int) -> str:
+    """The entry of one life: "3 blocks · 102 patches"."""
+    life = "all blocks" if value >= last else f"{value:.3g} block{'' if value == 1 else 's'}"
     return f"{life} · {count} patch{'' if count == 1 else 'es'}"
 
 
@@ -43,24 +44,24 @@ def _rgb(value: float, first: int, last: int) -> RGB:
     return tuple(round(255 * channel) for channel in colours(np.array(value), first, last))
 
 
-def _swatches(words: list[str], fills: list[RGB], width: int) -> Image.Image:
-    """A coloured square and some words for each life, in as many columns as fit."""
+def _swatches(texts: list[str], fills: list[RGB], width: int) -> Image.Image:
+    """A coloured square and a text for each life, in as many columns as fit."""
     size = text_size(width)
     box, step, top = size, round(1.6 * size), round(0.7 * size)
-    entry = 1.5 * box + max(font(size).getlength(word) for word in words)
-    columns = min(max(int((width + 1.2 * size) / (entry + 1.2 * size)), 1), len(words))
-    rows = math.ceil(len(words) / columns)
+    entry = 1.5 * box + max(font(size).getlength(text) for text in texts)
+    columns = min(max(int((width + 1.2 * size) / (entry + 1.2 * size)), 1), len(texts))
+    rows = math.ceil(len(texts) / columns)
     sheet = Image.new("RGB", (width, top + step * rows), PAPER)
     pen = ImageDraw.Draw(sheet)
-    for i, (word, fill) in enumerate(zip(words, fills, strict=True)):
+    for i, (text, fill) in enumerate(zip(texts, fills, strict=True)):
         x, y = (i % columns) * (width / columns), top + (i // columns) * step
         pen.rounded_rectangle((x, y, x + box, y + box), box / 5, fill)
-        pen.text((x + 1.5 * box, y + box / 2), word, INK, font(size), anchor="lm")
+        pen.text((x + 1.5 * box, y + box / 2), text, INK, font(size), anchor="lm")
     return sheet
 
 
 def _bar(first: int, last: int, width: int) -> Image.Image:
-    """The whole palette, one step per block, with the lives at its ends."""
+    """A colour bar with one step per block and the shortest and longest life at its ends."""
     size = text_size(width)
     top, thick = round(0.7 * size), round(0.8 * size)
     sheet = Image.new("RGB", (width, top + thick + round(1.8 * size)), PAPER)
@@ -70,7 +71,7 @@ def _bar(first: int, last: int, width: int) -> Image.Image:
         x0, x1 = round(step * width / steps), round((step + 1) * width / steps) - 1
         pen.rectangle((x0, top, x1, top + thick), _rgb(first + step, first, last))
     line = top + thick + round(0.4 * size)
-    left, middle, right = f"{first} block{'' if first == 1 else 's'}", "life of a patch", "to the end"
+    left, middle, right = f"{first} block{'' if first == 1 else 's'}", "life of a patch", "all blocks"
     pen.text((0, line), left, INK, font(size), anchor="la")
     pen.text((width, line), right, INK, font(size), anchor="ra")
     if font(size).getlength(left + right + middle) + 4 * size < width:

@@ -1,4 +1,4 @@
-"""The colours of life: night blue for the first to die, through magenta and orange, to pale yellow."""
+"""The palette of life maps: dark blue for the shortest lives, through magenta and orange, to pale yellow."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from jaxtyping import Float
 
 __all__ = ["colours"]
 
-# Made for this project: equal steps in OKLab lightness, 0.35 to 0.95, while the hue runs the warm way round.
-# Lightness alone carries the order, so it reads the same in every kind of colour vision and in grey print.
+# Equal steps in OKLab lightness from 0.35 to 0.95, with a hue from blue through red to yellow. The lightness alone
+# gives the order, so the palette works for colour-blind readers and in grey print.
 _TABLE = np.array(
     [
         (51, 46, 116),
@@ -23,15 +23,15 @@ _TABLE = np.array(
 
 
 def colours(life: Float[np.ndarray, "..."], first: float, last: float) -> Float[np.ndarray, "... 3"]:
-    """Look up the colour of each life.
+    """The colour of each life.
 
     Args:
-        life: in blocks.
-        first: the life that is darkest, in blocks; shorter ones look the same.
-        last: the life that is brightest: the model's depth.
+        life: in blocks; NaN counts as ``first``.
+        first: the life with the darkest colour, in blocks; shorter lives have the same colour.
+        last: the life with the brightest colour, in blocks: the model's depth.
 
     Returns:
-        Red, green, blue in [0, 1].
+        Red, green and blue in [0, 1].
     """
     span = last - first
     place = (np.nan_to_num(life, nan=first) - first) / span if span > 0 else np.ones_like(life)

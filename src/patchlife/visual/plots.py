@@ -1,4 +1,4 @@
-"""Plots: the only module of the package that uses matplotlib."""
+"""Plots. No other module imports matplotlib."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ class Point(NamedTuple):
     """A point of a trade-off curve.
 
     Attributes:
-        flops: fraction of the dense FLOPs. top1: in %. reach: half of its 95 % interval, in points.
+        flops: fraction of the dense FLOPs.
+        top1: in %.
+        half_interval: half the width of the 95 % interval of ``top1``, in points.
     """
 
     flops: float
     top1: float
-    reach: float
+    half_interval: float
 
 
 def new_figure(width: float, height: float, dpi: int = 110) -> Any:
-    """A matplotlib figure of this size in inches, without pyplot: no global state, no display.
+    """A matplotlib figure without pyplot, so without global state or a display; sizes are in inches.
 
-    Raises MissingExtraError without matplotlib.
+    Raises MissingExtraError if matplotlib is not installed.
     """
     require("matplotlib", "bench", "a plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -40,22 +42,28 @@ def new_figure(width: float, height: float, dpi: int = 110) -> Any:
 
 
 def rendered(figure: Any) -> Image.Image:
-    """The figure as a picture."""
+    """The figure as an RGB picture."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return Image.open(stream).convert("RGB")
 
 
 def plot_tradeoff(curves: Mapping[str, Sequence[Point]], dense_top1: float, title: str) -> Image.Image:
-    """Top-1 against FLOPs, a line for each of ``curves``, with a bar for each point's interval.
+    """Plot top-1 against FLOPs, with one line per curve and an error bar per point.
 
-    Raises MissingExtraError without matplotlib.
+    Args:
+        curves: the points of each curve, by its label in the legend.
+        dense_top1: top-1 of the dense model in %, drawn as a horizontal line.
+        title: of the plot.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
     """
     figure = new_figure(5.6, 4.2, dpi=130)
     axes = figure.add_subplot()
     for label, points in curves.items():
-        flops, top1, reach = zip(*sorted(points), strict=True)
-        axes.errorbar(flops, top1, reach, marker="o", capsize=3, label=label)
+        flops, top1, half_interval = zip(*sorted(points), strict=True)
+        axes.errorbar(flops, top1, half_interval, marker="o", capsize=3, label=label)
     axes.axhline(dense_top1, color="black", linestyle="--", linewidth=1, label="dense")
     axes.set(xlabel="FLOPs, as a fraction of dense", ylabel="top-1, %", title=title)
     axes.grid(alpha=0.3)

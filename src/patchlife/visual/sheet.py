@@ -1,4 +1,4 @@
-"""Many pictures on one sheet."""
+"""Contact sheets: many pictures in one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _GAP = 12
 def contact_sheet(
     tiles: Sequence[tuple[Image.Image, str]], columns: int | None = None, *, width: int = 220
 ) -> Image.Image:
-    """Lay out captioned pictures in rows.
+    """Arrange captioned pictures in rows.
 
     Args:
-        tiles: pictures with their captions. Pictures are fitted into squares, proportions kept.
-        columns: pictures in a row; by default so many that the sheet is somewhat wider than high.
+        tiles: (picture, caption) pairs. Each picture is scaled to fit a square; its aspect ratio is kept.
+        columns: pictures per row; the default makes the sheet somewhat wider than high.
         width: of each tile, in pixels.
 
     Raises:
-        ConfigError: no tiles, or fewer than one column.
+        ConfigError: no tiles, or ``columns`` is below 1.
     """
     if not tiles:
         raise ConfigError("a contact sheet needs at least one picture, got none")
@@ -38,16 +38,16 @@ def contact_sheet(
 
 
 def _row(tiles: Sequence[tuple[Image.Image, str]], width: int) -> Image.Image:
-    """Pictures of one row stand on one line, their captions below it."""
+    """One row: pictures aligned at the bottom, with their captions below."""
     pictures = [_fitted(picture, width) for picture, _ in tiles]
     height = max(picture.height for picture in pictures)
-    standing = [padded(picture, top=height - picture.height) for picture in pictures]
+    aligned = [padded(picture, top=height - picture.height) for picture in pictures]
     captions = [caption for _, caption in tiles]
-    return beside([captioned(*tile) for tile in zip(standing, captions, strict=True)], _GAP)
+    return beside([captioned(*tile) for tile in zip(aligned, captions, strict=True)], _GAP)
 
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:
-    """The picture scaled until its longer side is the tile's, and centred."""
+    """The picture, scaled so that its longer side has ``side`` pixels, and centred horizontally."""
     scale = side / max(picture.size)
     size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
     small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
