@@ -32,8 +32,8 @@ def uniform(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
 
 
-def shares(patches: int) -> Tensor:
-    """Like those of the attention scorer: mean 1 in every image, flat in some images and peaked in others."""
+def fractions(patches: int) -> Tensor:
+    """Mean 1 in every image, as of normalised attention; flat in some images and peaked in others."""
     weight = (normal(IMAGES, patches) * (0.2 + 2 * uniform(IMAGES, 1))).exp()
     return weight / weight.mean(dim=1, keepdim=True)
 
@@ -45,7 +45,7 @@ def one_in(nth: int, patches: int) -> Tensor:
 
 SPREADS = {
     "uniform": lambda n: uniform(IMAGES, n),
-    "shares": shares,
+    "fractions": fractions,
     "different means": lambda n: normal(IMAGES, n) + 3 * uniform(IMAGES, 1),
     "half of the images high": lambda n: one_in(2, n),
     "one image in eight high": lambda n: one_in(8, n),
@@ -93,7 +93,7 @@ def test_thresholds_keep_the_requested_mean_number_of_patches(spread: str) -> No
 
 
 def test_a_block_that_keeps_all_patches_has_no_threshold() -> None:
-    thresholds = Calibration.of(SPREADS["shares"](196)).thresholds((196, 196, 50), 196)
+    thresholds = Calibration.of(SPREADS["fractions"](196)).thresholds((196, 196, 50), 196)
     assert thresholds[:2].tolist() == [-torch.inf, -torch.inf]
     assert torch.isfinite(thresholds[2])
 

@@ -1,4 +1,4 @@
-"""The three implementations of packed attention are equal; a slow function with its definition replaces the GPU kernel."""
+"""All implementations of packed attention give equal results; a slow function stands for the GPU kernel."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Any depth, grid, batch and schedule; scores with ties, NaN and infinities; both modes, with and without merging."""
+    """Any depth, grid, batch and schedule; scores with ties, NaN and infinities; both modes; merging or not."""
     depth, rows, cols = draw(st.integers(2, 13)), draw(st.integers(1, 6)), draw(st.integers(1, 6))
     batch, patches = draw(st.integers(1, 4)), rows * cols
     start = draw(st.integers(1, depth - 1))

@@ -334,7 +334,7 @@ def test_intermediates_as_a_dict() -> None:
 def test_invalid_blocks_or_formats_are_refused(indices: Any) -> None:
     with pytest.raises(ConfigError, match=f"indices .* got {re.escape(str(indices))}"):
         slim("vit").forward_intermediates(photos("vit"), indices)
-    with pytest.raises(ConfigError, match="output_fmt .* got 'NHWC'"):
+    with pytest.raises(ConfigError, match=r"output_fmt .* got 'NHWC'"):
         slim("vit").forward_intermediates(photos("vit"), output_fmt="NHWC")
 
 
