@@ -1,4 +1,4 @@
-"""Adapters on disk: what comes back is what was saved, and nothing damaged or foreign is loaded."""
+"""Adapters on disk: a loaded model equals the saved one; damaged files and other backbones are refused."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ FILES = ("adapter.json", "adapter.safetensors")
 
 @pytest.fixture
 def saved(tmp_path):
-    """A calibrated model with a learned head, and the folder of its adapter."""
+    """(calibrated model with an untrained life regressor, folder of its adapter)."""
     vit = families.built("vit")
     torch.manual_seed(0)
     model = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.55), scorer=LifeRegressor(48, 1))
@@ -28,20 +28,20 @@ def saved(tmp_path):
     return model, patchlife.save(model, tmp_path / "adapter")
 
 
-def seal(folder):
-    """Write the checksums anew, as somebody who meant to change the folder would."""
+def update_checksums(folder):
+    """Write the checksums of the changed files."""
     (folder / SUMS).write_text("".join(f"{sha256_of(folder / name)}  {name}\n" for name in FILES))
 
 
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
 @torch.no_grad()
-def test_what_comes_back_is_what_was_saved(saved, mode):
+def test_a_loaded_model_equals_the_saved_one(saved, mode):
     model, folder = saved
     images = families.photos("vit", 3)
-    again = patchlife.load(folder, families.built("vit"))
-    assert again.config == model.config.replace(start=model.start, drops=model.drops)
-    assert torch.equal(again.set_mode(mode)(images), model.set_mode(mode)(images))
-    assert torch.equal(again.lives(images).life, model.lives(images).life)
+    loaded = patchlife.load(folder, families.built("vit"))
+    assert loaded.config == model.config.replace(start=model.start, drops=model.drops)
+    assert torch.equal(loaded.set_mode(mode)(images), model.set_mode(mode)(images))
+    assert torch.equal(loaded.lives(images).life, model.lives(images).life)
 
 
 def test_the_backbone_is_not_saved(saved):
@@ -54,7 +54,7 @@ def test_saving_again_replaces_in_one_step(saved):
     model, folder = saved
     patchlife.save(model.set_budget(0.7), folder)
     assert patchlife.load(folder, families.built("vit")).config.budget == 0.7
-    assert sorted(p.name for p in folder.parent.iterdir()) == ["adapter"], "no leftovers beside it"
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["adapter"], "temporary files are left"
 
 
 def test_a_failed_save_leaves_the_old_adapter(saved, monkeypatch):
@@ -71,23 +71,24 @@ def test_a_failed_save_leaves_the_old_adapter(saved, monkeypatch):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["adapter"]
 
 
-def test_other_folders_are_left_alone(saved, tmp_path):
+def test_a_folder_of_other_files_is_not_overwritten(saved, tmp_path):
     model, _ = saved
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
-    with pytest.raises(AdapterError, match="is not a patchlife adapter; nothing was written"):
+    (tmp_path / "thesis" / "chapter1.tex").write_text("text")
+    with pytest.raises(AdapterError, match=r"thesis .* not a patchlife adapter"):
         patchlife.save(model, tmp_path / "thesis")
-    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "text"
+    assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("place", [0, 100, -1])
-def test_a_flipped_bit_is_noticed(saved, name, place):
+def test_a_flipped_bit_is_refused(saved, name, place):
     _, folder = saved
     data = bytearray((folder / name).read_bytes())
     data[place] ^= 1
     (folder / name).write_bytes(data)
-    with pytest.raises(AdapterError, match=rf"{name} is damaged: its sha256"):
+    with pytest.raises(AdapterError, match=rf"{name} .*sha256"):
         patchlife.load(folder, families.built("vit"))
 
 
@@ -99,14 +100,14 @@ def test_a_missing_file_is_named(saved, name):
         patchlife.load(folder, families.built("vit"))
 
 
-def test_an_adapter_for_another_architecture_says_which(saved):
+def test_an_adapter_of_another_architecture_is_refused_by_name(saved):
     _, folder = saved
-    with pytest.raises(AdapterError, match=r"is for vit_tiny_patch16_224 .* this backbone is deit_.*distilled.*prefix"):
+    with pytest.raises(AdapterError, match=r"vit_tiny_patch16_224 .*deit_.*distilled.*prefix"):
         patchlife.load(folder, families.built("deit-distilled"))
 
 
-def noisy(vit, part, names=""):
-    """A copy with every parameter whose name begins so moved by ``part`` of its own spread."""
+def with_noise(vit, part, names=""):
+    """A copy with noise on parameters whose names begin with ``names``; ``part`` is the fraction of their spread."""
     vit, generator = copy.deepcopy(vit), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in vit.named_parameters():
@@ -117,56 +118,54 @@ def noisy(vit, part, names=""):
 
 @pytest.mark.parametrize("names", ["", "blocks.3.", "head.weight", "norm.bias", "cls_token"])
 @pytest.mark.parametrize("part", [1.0, 0.01, 0.003])
-def test_an_adapter_for_other_weights_says_so(saved, part, names):
+def test_an_adapter_for_other_weights_is_refused(saved, part, names):
     _, folder = saved
-    with pytest.raises(AdapterError, match=r"was made for other weights of vit_tiny_patch16_224: .*has other values"):
-        patchlife.load(folder, noisy(families.built("vit"), part, names))
+    with pytest.raises(AdapterError, match=r"other weights of vit_tiny_patch16_224: "):
+        patchlife.load(folder, with_noise(families.built("vit"), part, names))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_precision_is_the_same_backbone(saved, dtype):
+def test_a_backbone_in_another_precision_is_accepted(saved, dtype):
     _, folder = saved
     assert patchlife.load(folder, families.fresh("vit").to(dtype)).scorer.norm.weight.dtype == torch.float32
-    with pytest.raises(AdapterError, match="was made for other weights"):
-        patchlife.load(folder, noisy(families.built("vit"), 0.01).to(dtype))
+    with pytest.raises(AdapterError, match="other weights"):
+        patchlife.load(folder, with_noise(families.built("vit"), 0.01).to(dtype))
 
 
-def test_a_newer_format_asks_for_an_upgrade(saved):
+def test_a_newer_format_is_refused_with_the_command_to_upgrade(saved):
     _, folder = saved
-    about = json.loads((folder / "adapter.json").read_text()) | {"format": 99, "patchlife": "9.0"}
-    (folder / "adapter.json").write_text(json.dumps(about))
-    seal(folder)
-    with pytest.raises(AdapterError, match=r"written by patchlife 9.0 in format 99; .* pip install -U patchlife"):
+    manifest = json.loads((folder / "adapter.json").read_text()) | {"format": 99, "patchlife": "9.0"}
+    (folder / "adapter.json").write_text(json.dumps(manifest))
+    update_checksums(folder)
+    with pytest.raises(AdapterError, match=r"patchlife 9\.0 in format 99; .* pip install -U patchlife"):
         patchlife.load(folder, families.built("vit"))
 
 
-def test_an_older_format_says_how_to_go_on(saved):
+def test_an_older_format_is_refused_with_the_script_to_convert_it(saved):
     _, folder = saved
-    about = json.loads((folder / "adapter.json").read_text()) | {"format": 1}
-    (folder / "adapter.json").write_text(json.dumps(about))
-    seal(folder)
-    with pytest.raises(
-        AdapterError, match=r"is in format 1; .* reads format 3: convert it with recipes/convert_adapter\.py"
-    ):
+    manifest = json.loads((folder / "adapter.json").read_text()) | {"format": 1}
+    (folder / "adapter.json").write_text(json.dumps(manifest))
+    update_checksums(folder)
+    with pytest.raises(AdapterError, match=r"format 1; .* format 3: .*recipes/convert_adapter\.py"):
         patchlife.load(folder, families.built("vit"))
 
 
-def test_without_a_model_the_backbone_is_built_again_or_asked_for(saved, tmp_path):
+def test_without_a_model_the_origin_of_the_backbone_must_be_known(saved, tmp_path):
     model, folder = saved
-    with pytest.raises(AdapterError, match=r"does not know where its backbone comes from; pass the model"):
+    with pytest.raises(AdapterError, match=r"pass the model: load\(folder, vit\)"):
         patchlife.load(folder)
     model.origin = Origin("vit_tiny_patch16_224", checkpoint=str(tmp_path / "gone.safetensors"))
     patchlife.save(model, folder)
-    with pytest.raises(AdapterError, match=r"needs the backbone vit_tiny_patch16_224 from .*gone.safetensors"):
+    with pytest.raises(AdapterError, match=r"vit_tiny_patch16_224 from .*gone\.safetensors"):
         patchlife.load(folder)
 
 
-def test_a_folder_that_is_no_adapter(tmp_path):
-    with pytest.raises(AdapterError, match=r"is not a patchlife adapter: it has no adapter.json"):
+def test_a_folder_that_is_not_an_adapter_is_refused(tmp_path):
+    with pytest.raises(AdapterError, match=r"not a patchlife adapter: .* adapter\.json"):
         patchlife.load(tmp_path)
 
 
-def test_origin_rebuilds_the_same_model(tmp_path):
+def test_the_origin_rebuilds_the_same_backbone(tmp_path):
     import timm
 
     from patchlife.backbones import build
@@ -182,11 +181,11 @@ def test_origin_rebuilds_the_same_model(tmp_path):
         assert torch.equal(patchlife.load(tmp_path / "adapter")(images), model(images))
         assert model(images).shape == (1, 7)
     save_file(timm.create_model("vit_tiny_patch16_224", num_classes=7).state_dict(), tmp_path / "vit.safetensors")
-    with pytest.raises(AdapterError, match=r"vit\.safetensors is not the file that .*adapter was made for \(sha256"):
+    with pytest.raises(AdapterError, match=r"vit\.safetensors .*adapter .*\(sha256"):
         patchlife.load(tmp_path / "adapter")
     model.origin = Origin("vit_tiny_patch16_224", {"num_classes": 7})
     patchlife.save(model, tmp_path / "adapter")
-    with pytest.raises(AdapterError, match="does not say where its weights are; pass the model"):
+    with pytest.raises(AdapterError, match=r"vit_tiny_patch16_224 .*pass the model: load\(folder, vit\)"):
         patchlife.load(tmp_path / "adapter")
 
 
@@ -202,11 +201,12 @@ def test_a_loaded_scorer_is_frozen(saved):
     assert all(p.requires_grad for p in model.scorer.parameters())
 
 
-@pytest.mark.parametrize("card", [None, {}, {"input_size": (3, 48, 48)}, "none at all"])
-def test_a_model_that_was_built_from_its_class(tmp_path, card):
+@pytest.mark.parametrize("pretrained_cfg", [None, {}, {"input_size": (3, 48, 48)}, "no attribute"])
+def test_a_backbone_without_a_name(tmp_path, pretrained_cfg):
+    """Such as one that was built from its class, not by timm.create_model."""
     vit = families.fresh("vit")
-    vit.pretrained_cfg = card
-    if card == "none at all":
+    vit.pretrained_cfg = pretrained_cfg
+    if pretrained_cfg == "no attribute":
         del vit.pretrained_cfg
     model = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.6)).calibrate([families.photos("vit", 8)])
     patchlife.save(model, tmp_path / "adapter")
@@ -214,13 +214,11 @@ def test_a_model_that_was_built_from_its_class(tmp_path, card):
     with torch.no_grad():
         assert torch.equal(patchlife.load(tmp_path / "adapter", vit)(images), model(images))
         assert torch.equal(patchlife.load(tmp_path / "adapter", families.built("vit"))(images), model(images))
-    with pytest.raises(
-        AdapterError, match=r"is for VisionTransformer, 1 prefix .* this backbone is deit_tiny_distilled"
-    ):
+    with pytest.raises(AdapterError, match=r"VisionTransformer, 1 prefix .*deit_tiny_distilled"):
         patchlife.load(tmp_path / "adapter", families.built("deit-distilled"))
 
 
-def test_a_schedule_is_kept(tmp_path):
+def test_an_explicit_schedule_is_saved(tmp_path):
     config = patchlife.LifeConfig(kept=(36, 36, 30, 20, 5), start=2)
     model = patchlife.wrap(families.built("vit"), config)
     with model.temporarily(budget=0.7, mode="adaptive"):
@@ -230,7 +228,7 @@ def test_a_schedule_is_kept(tmp_path):
         raise KeyError
     assert model.config is config
     with pytest.raises(ConfigError), model.temporarily(budget=0.001):
-        raise AssertionError("a budget out of reach")
+        raise AssertionError("a budget out of reach was accepted")
     assert model.config is config
     patchlife.save(model, tmp_path / "adapter")
     loaded = patchlife.load(tmp_path / "adapter", families.built("vit"))

@@ -1,7 +1,7 @@
-"""The committed adapters were converted from format 2 to 3, not learned again. Their logits are the old ones.
+"""The committed adapters were converted from format 2 to 3, not trained again; their logits have not changed.
 
-``logits_of_format_2.safetensors`` was written by the code before the conversion, for three of the demo's photos, by
-adapter, mode and budget; in float64, so that the order of additions on another processor has no effect.
+``logits_of_format_2.safetensors`` holds the logits of three of the demo's photos, for each adapter, mode and budget,
+computed by the code before the conversion. They are in float64, so that the order of additions has no effect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def pipelines():
     return {}
 
 
-def opened(name: str, request, pipelines):
+def cached_pipeline(name: str, request, pipelines):
     if name not in pipelines:
         config = ModelConfig("demo")
         if name != "demo":
@@ -42,8 +42,8 @@ def opened(name: str, request, pipelines):
 @pytest.mark.parametrize(
     "name", ["demo", pytest.param("head", marks=pytest.mark.shared), pytest.param("adapter", marks=pytest.mark.shared)]
 )
-def test_logits_are_those_of_the_old_code(name, mode, budget, request, pipelines):
-    pipeline = opened(name, request, pipelines)
+def test_logits_equal_those_of_format_2(name, mode, budget, request, pipelines):
+    pipeline = cached_pipeline(name, request, pipelines)
     photos = [pipeline.preprocess(read_photo(path)) for path in list_photos([demo_folder()])[:3]]
     model = pipeline.model.set_mode(mode).set_budget(budget)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""What full-size models cost, by arithmetic alone: no model is built."""
+"""Cost models of full-size backbones, by arithmetic alone: no model is built."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from patchlife.slimming import Cost
 
 
 def vit_cost(dim: int, depth: int, grid: int, patch: int, classes: int, mode: str = "fixed") -> Cost:
-    """A plain ViT with one class token under the training-free rule, with heirs; dims in tokens and pixels."""
+    """A plain ViT with one class token, the attention scorer and merging.
+
+    ``grid`` is the number of patches in a row, ``patch`` their size in pixels.
+    """
     patches, tokens = grid**2, grid**2 + 1
     embedding = 2 * 3 * patch**2 * dim * patches
     block = (2 * 12 * dim**2, 4 * dim)  # qkv, projection and MLP: 12 dim^2 weights; two attention products
-    row = 2 * dim * dim + 2 * dim * dim + 2 * dim * tokens * (dim // 64)  # the class query, folded, and its row
+    row = 2 * dim * dim + 2 * dim * dim + 2 * dim * tokens * (dim // 64)  # the folded class query and its row
     coverage = 2 * dim * patches**2 + 2 * patches**2  # all cosines, and the sum of what is covered
-    heir = 2 * dim if mode == "fixed" else 0  # merging; whom to merge with is known from the cosines
+    merge = 2 * dim if mode == "fixed" else 0  # only the mean; the targets follow from the cosines
     outer = embedding + 2 * dim * classes
-    return Cost(patches, 1, outer, row + coverage, (block,) * depth, heir)
+    return Cost(patches, 1, outer, row + coverage, (block,) * depth, merge)
 
 
 SIZES = {
@@ -23,4 +26,4 @@ SIZES = {
     "vit_small_patch14_dinov2": {"dim": 384, "depth": 12, "grid": 37, "patch": 14, "classes": 0},
     "vit_large_patch16_384": {"dim": 1024, "depth": 24, "grid": 24, "patch": 16, "classes": 1000},
 }
-"""What `vit_cost` needs to know of some of timm's models."""
+"""Arguments of `vit_cost` for some of timm's models."""

@@ -1,4 +1,4 @@
-"""Whatever a user attached to the backbone's modules takes effect in every block, or is refused by name."""
+"""Hooks, patches and layers that a user attached to the backbone take effect in every block, or are refused by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from families import FEW, fresh, photos
 from reference import assert_close, masked
-from slimmed import far_apart, slim
+from slim_models import far_apart, slim
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -22,8 +22,8 @@ INNER = ("vit", "deit-distilled", "siglip", "gap-registers", "dinov3", "rope-mix
 LINEAR = ("qkv", "q_proj", "k_proj", "v_proj", "proj", "fc1", "fc2")
 
 
-def counting(vit: nn.Module, skip: tuple[str, ...] = ("", "blocks")) -> Counter:
-    """How often each module of ``vit`` is called from now on, by name."""
+def count_calls(vit: nn.Module, skip: tuple[str, ...] = ("", "blocks")) -> Counter:
+    """How often each module of ``vit`` is called from now on, by name; hooks count the calls."""
     calls: Counter = Counter()
     for name, module in vit.named_modules():
         if name not in skip:
@@ -36,17 +36,17 @@ def linears(vit: nn.Module) -> list[tuple[nn.Module, str]]:
     return [(m, name) for m in vit.blocks.modules() for name, child in m.named_children() if type(child) is nn.Linear]
 
 
-@pytest.mark.parametrize("way", ["fixed", "fixed, merge"])
+@pytest.mark.parametrize("variant", ["fixed", "fixed, merge"])
 @pytest.mark.parametrize("name", INNER)
-def test_every_hook_fires_as_often_as_in_the_backbone(name: str, way: str) -> None:
-    """The scorer, which looks at the start block before it runs, fires none of them."""
+def test_every_hook_fires_as_often_as_in_the_backbone(name: str, variant: str) -> None:
+    """The scorer applies projections of the start block before this block runs, without firing hooks."""
     vit, images = fresh(name), photos(name)
-    calls = counting(vit)
+    calls = count_calls(vit)
     vit(images)
     dense = Counter(calls)
     calls.clear()
-    model = slim(name, way, vit)
-    assert not calls, "wrapping calls nothing on made-up inputs"
+    model = slim(name, variant, vit)
+    assert not calls, "wrapping must not run the modules"
     model(images)
     assert calls == dense
 
@@ -54,10 +54,10 @@ def test_every_hook_fires_as_often_as_in_the_backbone(name: str, way: str) -> No
 @pytest.mark.parametrize("name", INNER)
 def test_hooks_inside_blocks_fire_in_adaptive_mode(name: str) -> None:
     vit, images = fresh(name), photos(name)
-    calls = counting(vit)
+    calls = count_calls(vit)
     vit(images)
     dense = Counter(calls)
-    for module in vit.modules():  # on layers only: whole blocks and attentions are refused
+    for module in vit.modules():  # keep hooks on layers only: those on whole blocks and attentions are refused
         if list(module.children()):
             module._forward_hooks.clear()
     model = slim(name, "adaptive, merge", vit)
@@ -71,72 +71,72 @@ def test_hooks_inside_blocks_fire_in_adaptive_mode(name: str) -> None:
     assert dict(calls) == layers
 
 
-def test_a_hook_that_replaces_a_blocks_output_is_obeyed() -> None:
+def test_a_hook_that_replaces_a_blocks_output_takes_effect() -> None:
     vit, images = fresh("vit"), photos("vit")
     vit.blocks[-1].register_forward_hook(lambda module, args, out: out * 0)
-    for way in ("fixed", "fixed, merge"):
-        logits = slim("vit", way, vit)(images)
+    for variant in ("fixed", "fixed, merge"):
+        logits = slim("vit", variant, vit)(images)
         assert_close(logits, logits[:1].expand_as(logits))
 
 
 @pytest.mark.parametrize(
     "attach", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
 )
-@pytest.mark.parametrize("where", ["blocks.3", "blocks.3.attn"])
-def test_adaptive_mode_refuses_hooks_on_what_it_opens(where: str, attach: str) -> None:
+@pytest.mark.parametrize("module", ["blocks.3", "blocks.3.attn"])
+def test_adaptive_mode_refuses_hooks_on_modules_that_it_does_not_call(module: str, attach: str) -> None:
     vit = fresh("vit")
     model = slim("vit", "adaptive", vit)
-    handle = getattr(vit.get_submodule(where), attach)(lambda *_: None)
-    with pytest.raises(UnsupportedModelError, match=rf"on {where} would have no effect.*fixed mode"):
+    handle = getattr(vit.get_submodule(module), attach)(lambda *_: None)
+    with pytest.raises(UnsupportedModelError, match=rf"on {module} .*fixed mode"):
         model(photos("vit"))
-    with pytest.raises(UnsupportedModelError, match=f"on {where} would have no effect"):
+    with pytest.raises(UnsupportedModelError, match=f"on {module} "):
         wrap(vit, LifeConfig(mode="adaptive"))
     model.set_mode("fixed")(photos("vit"))
-    with pytest.raises(UnsupportedModelError, match=where):
+    with pytest.raises(UnsupportedModelError, match=module):
         model.set_mode("adaptive")
     assert model.config.mode == "fixed"
     handle.remove()
     model.set_mode("adaptive")(photos("vit"))
 
 
-@pytest.mark.parametrize("where", ["", "blocks"])
-def test_hooks_that_could_never_fire_are_refused(where: str) -> None:
+@pytest.mark.parametrize("module", ["", "blocks"])
+def test_hooks_that_could_never_fire_are_refused(module: str) -> None:
     vit = fresh("vit")
     model = slim("vit", vit=vit)
-    vit.get_submodule(where).register_forward_hook(lambda *_: None)
+    vit.get_submodule(module).register_forward_hook(lambda *_: None)
     for attempt in (lambda: model(photos("vit")), lambda: wrap(vit)):
-        with pytest.raises(UnsupportedModelError, match=r"a forward hook on .* would have no effect"):
+        with pytest.raises(UnsupportedModelError, match=r"forward hook on .* no effect"):
             attempt()
 
 
-def test_hooks_on_parallel_attentions_are_refused_where_timm_passes_over_them() -> None:
+def test_hooks_on_parallel_attentions_are_refused_where_timm_does_not_call_the_modules() -> None:
     vit = fresh("parallel-things")
     vit.blocks[1].attns[0].register_forward_hook(lambda *_: None)
     slim("parallel-things", "fixed", vit)(photos("parallel-things"))
-    with pytest.raises(UnsupportedModelError, match=r"on blocks\.1\.attns\.0 would have no effect"):
+    with pytest.raises(UnsupportedModelError, match=r"on blocks\.1\.attns\.0 "):
         slim("parallel-things", "fixed, merge", vit)
 
 
-def test_a_patched_attention_is_called_or_refused() -> None:
-    """As people do who want to see attention maps."""
+def test_a_replaced_forward_of_an_attention_is_called_or_refused() -> None:
+    """Users replace it to read attention maps."""
     vit, images = fresh("vit"), photos("vit")
-    seen: list[int] = []
-    theirs = vit.blocks[4].attn.forward
-    vit.blocks[4].attn.forward = lambda x, **more: (seen.append(x.shape[1]), theirs(x, **more))[1]
+    tokens: list[int] = []
+    original = vit.blocks[4].attn.forward
+    vit.blocks[4].attn.forward = lambda x, **more: (tokens.append(x.shape[1]), original(x, **more))[1]
     model = slim("vit", "fixed, merge", vit)
     assert_close(model(images), slim("vit", "fixed, merge")(images))
-    assert seen == [1 + model.schedule().kept[4]]
-    with pytest.raises(UnsupportedModelError, match=r"a replaced forward on blocks\.4\.attn"):
+    assert tokens == [1 + model.schedule().kept[4]]
+    with pytest.raises(UnsupportedModelError, match=r"replaced forward on blocks\.4\.attn"):
         slim("vit", "adaptive", vit)
 
 
-# ---- layers that compute their weights, or are more than a weight
+# ---- layers that compute their weights, or that do more than multiply by a weight
 
 
-def lowered(vit: nn.Module) -> None:
-    """A low-rank change added to every linear layer's output by a module around it."""
+def add_low_rank_delta(vit: nn.Module) -> None:
+    """Replace every linear layer by a module that adds a low-rank delta to its output."""
 
-    class Around(nn.Module):
+    class LowRank(nn.Module):
         def __init__(self, layer: nn.Linear) -> None:
             super().__init__()
             self.layer, self.in_features, self.out_features = layer, layer.in_features, layer.out_features
@@ -148,49 +148,50 @@ def lowered(vit: nn.Module) -> None:
             return self.layer(x) + x @ self.down.T @ self.up.T
 
     for parent, name in linears(vit):
-        setattr(parent, name, Around(getattr(parent, name)))
+        setattr(parent, name, LowRank(getattr(parent, name)))
 
 
-def pruned(vit: nn.Module) -> None:
+def prune_weights(vit: nn.Module) -> None:
     for parent, name in linears(vit):
         prune.l1_unstructured(getattr(parent, name), "weight", 0.4)
 
 
-def normed(vit: nn.Module) -> None:
+def add_weight_norm(vit: nn.Module) -> None:
     for parent, name in linears(vit):
         nn.utils.weight_norm(getattr(parent, name))
         getattr(parent, name).weight_g.data *= 1.1
 
 
-def parametrised(vit: nn.Module) -> None:
+def parametrise(vit: nn.Module) -> None:
     for parent, name in linears(vit):
         parametrizations.weight_norm(getattr(parent, name))
         getattr(parent, name).parametrizations.weight.original0.data *= 1.1
 
 
-def quantised(vit: nn.Module) -> None:
-    torch.ao.quantization.quantize_dynamic(vit, {nn.Linear}, inplace=True)
-
-
-ATTACH = {"around": lowered, "pruned": pruned, "weight norm": normed, "parametrised": parametrised}
+ATTACH = {
+    "low-rank delta": add_low_rank_delta,
+    "pruned": prune_weights,
+    "weight norm": add_weight_norm,
+    "parametrised": parametrise,
+}
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("way", ["fixed", "fixed, merge", "adaptive, merge"])
+@pytest.mark.parametrize("variant", ["fixed", "fixed, merge", "adaptive, merge"])
 @pytest.mark.parametrize("attach", ATTACH)
 @pytest.mark.parametrize("name", ["vit", "siglip", "dinov3", "rope-mixed"])
-def test_computed_weights_take_effect(name: str, attach: str, way: str) -> None:
-    """In every block: the slow reference, which calls timm's own modules, agrees."""
+def test_computed_weights_take_effect(name: str, attach: str, variant: str) -> None:
+    """In every block: the logits equal those of the slow reference, which calls timm's own modules."""
     vit, images = fresh(name), photos(name)
     ATTACH[attach](vit)
-    model = slim(name, way, vit)
+    model = slim(name, variant, vit)
     lives, plan = model.lives(images), model.plan(images)
     assert_close(model(images), masked(model, images, lives, plan)[0])
     assert far_apart(vit(images), fresh(name)(images))
 
 
-@pytest.mark.parametrize("way", ["fixed, merge", "adaptive, merge"])
-def test_lora_is_what_it_is_when_merged(way: str) -> None:
+@pytest.mark.parametrize("variant", ["fixed, merge", "adaptive, merge"])
+def test_lora_equals_merged_lora(variant: str) -> None:
     peft = pytest.importorskip("peft")
     vit, images = fresh("vit"), photos("vit")
     peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=["qkv", "fc1"], init_lora_weights=False), vit)
@@ -200,10 +201,10 @@ def test_lora_is_what_it_is_when_merged(way: str) -> None:
             if isinstance(child, peft.tuners.lora.Linear):
                 child.merge()
                 setattr(parent, name, child.get_base_layer())
-    ours, plain = slim("vit", way, vit), slim("vit", way, merged)
-    assert ours.schedule() == plain.schedule()
-    assert_close(ours(images), plain(images))
-    assert far_apart(ours(images), slim("vit", way)(images))
+    model, plain = slim("vit", variant, vit), slim("vit", variant, merged)
+    assert model.schedule() == plain.schedule()
+    assert_close(model(images), plain(images))
+    assert far_apart(model(images), slim("vit", variant)(images))
 
 
 def test_lora_gets_gradients_in_every_block() -> None:
@@ -218,30 +219,28 @@ def test_lora_gets_gradients_in_every_block() -> None:
     assert all(g is not None and g.abs().sum() > 0 for g in grads)
 
 
-def test_lora_goes_onto_a_wrapped_model() -> None:
-    """By the backbone's own names, a classifier to be trained beside it included."""
+def test_lora_can_be_added_to_a_wrapped_model() -> None:
+    """By the backbone's own names, with a classifier that is trained too (``modules_to_save``)."""
     peft = pytest.importorskip("peft")
     model = slim("vit", "fixed, merge", fresh("vit").train())
     config = peft.LoraConfig(r=2, target_modules=r"blocks\.\d+\.attn\.qkv", modules_to_save=["head"])
     tuned = peft.get_peft_model(model, config)
     with torch.enable_grad():
         tuned(photos("vit")).square().sum().backward()
-    learned = {n for n, p in tuned.named_parameters() if p.grad is not None}
-    assert sum("lora_A" in n for n in learned) == 5
-    assert any("head.modules_to_save" in n for n in learned)
-    assert all("lora" in n or "modules_to_save" in n for n in learned)
+    trained = {n for n, p in tuned.named_parameters() if p.grad is not None}
+    assert sum("lora_A" in n for n in trained) == 5
+    assert any("head.modules_to_save" in n for n in trained)
+    assert all("lora" in n or "modules_to_save" in n for n in trained)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("way", ["fixed, merge", "adaptive, merge"])
-def test_quantised_layers(way: str, when: str) -> None:
+@pytest.mark.parametrize("variant", ["fixed, merge", "adaptive, merge"])
+def test_layers_quantised_before_or_after_wrapping(variant: str, when: str) -> None:
     images = photos("vit")
-    plain = slim("vit", way, fresh("vit"))
+    plain = slim("vit", variant, fresh("vit"))
     if when == "before":
-        vit = fresh("vit")
-        quantised(vit)
-        model = slim("vit", way, vit)
+        model = slim("vit", variant, torch.ao.quantization.quantize_dynamic(fresh("vit"), {nn.Linear}))
     else:
         model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
     assert flops(model).dense == flops(plain).dense
@@ -267,16 +266,19 @@ def test_compiled_blocks_run_compiled() -> None:
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov3"])
-def test_offloaded_weights_are_fetched(name: str) -> None:
+def test_offloaded_weights_are_loaded_for_a_run(name: str) -> None:
     accelerate = pytest.importorskip("accelerate")
-    images, expected = photos(name), {way: slim(name, way)(photos(name)) for way in ("fixed, merge", "adaptive, merge")}
+    images, expected = (
+        photos(name),
+        {variant: slim(name, variant)(photos(name)) for variant in ("fixed, merge", "adaptive, merge")},
+    )
     model = slim(name, "fixed, merge", fresh(name))
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     assert all(p.is_meta for p in model.parameters())
     assert torch.equal(model(images), expected["fixed, merge"])
     assert torch.equal(model.lives(images).life, slim(name, "fixed, merge").lives(images).life)
     assert torch.equal(model.forward_features(images), slim(name, "fixed, merge").forward_features(images))
-    if name == "dinov3":  # LayerScale is the block's own weight
+    if name == "dinov3":  # LayerScale is a weight of the block itself
         with pytest.raises(UnsupportedModelError, match=r"weight offloading on blocks\.0"):
             model.set_mode("adaptive")
     else:
@@ -284,7 +286,7 @@ def test_offloaded_weights_are_fetched(name: str) -> None:
         assert torch.equal(model(images), expected["adaptive, merge"])
 
 
-def test_a_counter_that_hangs_on_linear_layers_counts_every_block() -> None:
+def test_a_flop_counter_made_of_hooks_counts_every_block() -> None:
     vit, images = fresh("vit"), photos("vit", 1)
     spent: list[int] = []
     for module in vit.modules():
@@ -301,14 +303,13 @@ def test_a_counter_that_hangs_on_linear_layers_counts_every_block() -> None:
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_a_plan_takes_no_notice_of_onlookers(name: str) -> None:
-    """Hooks that look on change no digit of the decision."""
-    plain, watched = slim(name, "fixed, merge"), fresh(name)
-    counting(watched, skip=("", "blocks", *(n for n, _ in watched.named_modules() if n.count(".") == 3)))
-    assert torch.equal(slim(name, "fixed, merge", watched).plan(photos(name)).score, plain.plan(photos(name)).score)
+def test_hooks_do_not_change_the_scores(name: str) -> None:
+    plain, hooked = slim(name, "fixed, merge"), fresh(name)
+    count_calls(hooked, skip=("", "blocks", *(n for n, _ in hooked.named_modules() if n.count(".") == 3)))
+    assert torch.equal(slim(name, "fixed, merge", hooked).plan(photos(name)).score, plain.plan(photos(name)).score)
 
 
-HELD: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
+NOT_BACKBONES: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "compiled": (lambda vit: torch.compile(vit), r"OptimizedModule: .*torch\.compile\(patchlife\.wrap"),
     "data parallel": (nn.DataParallel, r"DataParallel: .*wrap\(model\.module\)"),
     "wrapped already": (wrap, "wrapped already"),
@@ -316,22 +317,22 @@ HELD: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("held", HELD)
-def test_what_holds_a_model_is_told_apart_from_it(held: str) -> None:
-    make, words = HELD[held]
-    with pytest.raises(UnsupportedModelError, match=words):
-        wrap(make(fresh("vit")))
+@pytest.mark.parametrize("kind", NOT_BACKBONES)
+def test_a_container_of_a_backbone_is_refused(kind: str) -> None:
+    contain, message = NOT_BACKBONES[kind]
+    with pytest.raises(UnsupportedModelError, match=message):
+        wrap(contain(fresh("vit")))
 
 
-def test_a_torchvision_model_is_named() -> None:
+def test_a_torchvision_model_is_refused_by_its_class() -> None:
     torchvision = pytest.importorskip("torchvision")
     vit = torchvision.models.VisionTransformer(32, 8, 1, 1, 16, 16)
-    with pytest.raises(UnsupportedModelError, match=r"got torchvision\.models\.vision_transformer\.VisionTransformer"):
+    with pytest.raises(UnsupportedModelError, match=r"got torchvision\..*\.VisionTransformer"):
         wrap(vit)
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_any_model_wraps_without_its_weights(name: str) -> None:
-    """Costs are settled on shapes alone."""
+def test_a_model_on_the_meta_device_can_be_wrapped(name: str) -> None:
+    """FLOPs follow from shapes alone."""
     expected = flops(slim(name))
     assert flops(slim(name, vit=fresh(name).to("meta"))) == expected

@@ -1,4 +1,4 @@
-"""An image's result does not depend on its batch mates: not on their number, order, content or faults."""
+"""An image's result does not depend on the other images of the batch: their number, order, content or defects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import FAMILIES, FEW, photos
 from reference import assert_close
-from slimmed import WAYS, assert_some_die, far_apart, slim
+from slim_models import VARIANTS, assert_some_dropped, far_apart, slim
 from torch import Tensor
 
 from patchlife import SlimModel, load, wrap
@@ -17,26 +17,26 @@ from patchlife.data import Preprocess, read_photo
 from patchlife.slimming.coverage import coverage_gain
 
 
-@pytest.mark.parametrize("way", ["fixed", "adaptive, merge"])
+@pytest.mark.parametrize("variant", ["fixed", "adaptive, merge"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_alone_or_in_company(name: str, way: str) -> None:
-    model, images = slim(name, way), photos(name, 4)
+def test_an_image_alone_equals_the_image_in_a_batch(name: str, variant: str) -> None:
+    model, images = slim(name, variant), photos(name, 4)
     logits, lives = model.predict(images)
     features = model.forward_features(images)
-    assert_some_die(lives, way)
+    assert_some_dropped(lives, variant)
     assert far_apart(logits[0], logits[1])
     for image in (0, 3):
-        alone, own = model.predict(images[image : image + 1])
-        assert torch.equal(own.life[0], lives.life[image])
-        assert torch.equal(own.kept[0], lives.kept[image])
-        assert_close(alone[0], logits[image])
+        logits_alone, lives_alone = model.predict(images[image : image + 1])
+        assert torch.equal(lives_alone.life[0], lives.life[image])
+        assert torch.equal(lives_alone.kept[0], lives.kept[image])
+        assert_close(logits_alone[0], logits[image])
         assert_close(model.forward_features(images[image : image + 1])[0], features[image])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", FEW)
-def test_any_order_and_any_mates(name: str, way: str) -> None:
-    model, images = slim(name, way), photos(name, 4)
+def test_any_order_and_any_other_images(name: str, variant: str) -> None:
+    model, images = slim(name, variant), photos(name, 4)
     logits = model(images)
     assert_close(model(images.flip(0)), logits.flip(0))
     assert_close(model(torch.cat((images[2:], photos(name, 5, seed=9))))[:2], logits[2:])
@@ -44,53 +44,54 @@ def test_any_order_and_any_mates(name: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("fault", [torch.nan, torch.inf])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", FEW)
-def test_a_broken_image_harms_nobody_else(name: str, way: str, fault: float) -> None:
-    model, images = slim(name, way), photos(name, 4)
+def test_a_broken_image_does_not_change_the_others(name: str, variant: str, fault: float) -> None:
+    model, images = slim(name, variant), photos(name, 4)
     broken = images.clone()
     broken[1, :, 10:20, 10:20] = fault
     logits, lives = model.predict(broken)
     others = [0, 2, 3]
     assert_close(logits[others], model(images)[others])
     assert torch.equal(lives.life[others], model.lives(images).life[others])
-    assert not torch.isfinite(logits[1]).all(), "a broken image must not look like a good one"
+    assert not torch.isfinite(logits[1]).all(), "a broken image must not get finite logits"
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_results_do_not_change_from_run_to_run(way: str) -> None:
-    model, images = slim("vit", way), photos("vit", 4)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_results_do_not_change_from_run_to_run(variant: str) -> None:
+    model, images = slim("vit", variant), photos("vit", 4)
     assert torch.equal(model(images), model(images))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_an_empty_batch_has_an_empty_answer(way: str) -> None:
-    model = slim("vit", way)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_empty_batch_gives_empty_results(variant: str) -> None:
+    model = slim("vit", variant)
     logits, lives = model.predict(photos("vit")[:0])
     assert logits.shape == (0, 10)
     assert lives.life.shape == (0, 36)
 
 
-def assert_decided_alike(model: SlimModel, images: Tensor) -> None:
-    """Alone or in a batch: the same order of all patches, the same lives and logits that differ by rounding."""
-    together, (logits, lives) = model.plan(images), model.predict(images)
+def assert_batch_has_no_effect(model: SlimModel, images: Tensor) -> None:
+    """Alone and in a batch an image has the same order of patches, the same lives, and logits equal up to rounding."""
+    plan, (logits, lives) = model.plan(images), model.predict(images)
     for image in range(len(images)):
-        alone, (own, life) = model.plan(images[image : image + 1]), model.predict(images[image : image + 1])
-        assert torch.equal(alone.order[0], together.order[image])
-        assert torch.equal(life.life[0], lives.life[image])
-        assert_close(own[0], logits[image], 1e-4)
+        alone = images[image : image + 1]
+        logits_alone, lives_alone = model.predict(alone)
+        assert torch.equal(model.plan(alone).order[0], plan.order[image])
+        assert torch.equal(lives_alone.life[0], lives.life[image])
+        assert_close(logits_alone[0], logits[image], 1e-4)
 
 
-@pytest.mark.parametrize("way", ["fixed, merge", "adaptive, merge"])
+@pytest.mark.parametrize("variant", ["fixed, merge", "adaptive, merge"])
 @pytest.mark.parametrize("name", ["vit", "siglip", "dinov3"])
-def test_rounding_does_not_change_the_order(name: str, way: str) -> None:
-    """Gains are small differences of near numbers; computed as differences of sums they would be rounding noise."""
-    assert_decided_alike(slim(name, way), photos(name, 48))
+def test_rounding_does_not_change_the_order(name: str, variant: str) -> None:
+    """Gains are small differences of nearly equal numbers; as differences of sums they would be rounding noise."""
+    assert_batch_has_no_effect(slim(name, variant), photos(name, 48))
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("adapter", [None, "adapter"])
-def test_photos_in_a_batch_or_alone(shared: Path, adapter: str | None) -> None:
+def test_a_photo_alone_equals_the_photo_in_a_batch(shared: Path, adapter: str | None) -> None:
     vit, _ = build("vit_tiny_patch16_224", shared / "weights" / "vit_tiny_patch16_224.safetensors")
     recipes = Path(__file__).parents[2] / "recipes" / "vit_tiny"
     model = load(recipes / adapter, vit) if adapter else wrap(vit)
@@ -99,11 +100,11 @@ def test_photos_in_a_batch_or_alone(shared: Path, adapter: str | None) -> None:
     images = torch.stack([preprocess(read_photo(file)) for file in files])
     with model.temporarily(budget=0.45, mode="fixed"):
         for batch in images.split(16):
-            assert_decided_alike(model, batch)
+            assert_batch_has_no_effect(model, batch)
 
 
-def test_scores_near_a_tie_are_told_apart_to_the_last_digits() -> None:
-    """The gains of late patches are tiny beside the sum of all: they keep their own precision."""
+def test_small_gains_keep_their_relative_precision() -> None:
+    """The gains of late patches are tiny compared with the sum of all gains."""
     draw = torch.Generator().manual_seed(0)
     importance = torch.rand(1, 196, generator=draw).softmax(1)
     embedding = torch.nn.functional.normalize(torch.randn(1, 196, 24, generator=draw) + 2, dim=-1)

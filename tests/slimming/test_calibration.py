@@ -1,4 +1,4 @@
-"""Adaptive mode's thresholds keep the mean budget, however unevenly scores are spread over images."""
+"""Adaptive mode's thresholds meet the mean budget, however unevenly scores are spread over images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from families import fresh, liven, photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import assert_close, masked
-from slimmed import slim
+from slim_models import slim
 from torch import Tensor
 
 from patchlife import LifeConfig, SlimModel, flops, wrap
@@ -28,29 +28,29 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def some(*shape: int) -> Tensor:
+def uniform(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
 
 
-def shares(patches: int) -> Tensor:
-    """Like the rule's: mean 1 in every image, flat in some and peaked in others."""
-    weight = (normal(IMAGES, patches) * (0.2 + 2 * some(IMAGES, 1))).exp()
+def fractions(patches: int) -> Tensor:
+    """Mean 1 in every image, as of normalised attention; flat in some images and peaked in others."""
+    weight = (normal(IMAGES, patches) * (0.2 + 2 * uniform(IMAGES, 1))).exp()
     return weight / weight.mean(dim=1, keepdim=True)
 
 
-def every(nth: int, patches: int) -> Tensor:
-    """One image in ``nth`` scores far above all the others."""
+def one_in(nth: int, patches: int) -> Tensor:
+    """The scores of one image in ``nth`` are far above those of all others."""
     return normal(IMAGES, patches) + 8.0 * (torch.arange(IMAGES) % nth == 0)[:, None]
 
 
 SPREADS = {
-    "uniform": lambda n: some(IMAGES, n),
-    "shares": shares,
-    "crowded and empty": lambda n: normal(IMAGES, n) + 3 * some(IMAGES, 1),
-    "half of them crowded": lambda n: every(2, n),
-    "one in eight crowded": lambda n: every(8, n),
-    "one crowded": lambda n: every(IMAGES, n),
-    "heavy tails": lambda n: (normal(IMAGES, n) / some(IMAGES, n)).clamp(-1e6, 1e6),
+    "uniform": lambda n: uniform(IMAGES, n),
+    "fractions": fractions,
+    "different means": lambda n: normal(IMAGES, n) + 3 * uniform(IMAGES, 1),
+    "half of the images high": lambda n: one_in(2, n),
+    "one image in eight high": lambda n: one_in(8, n),
+    "one image high": lambda n: one_in(IMAGES, n),
+    "heavy tails": lambda n: (normal(IMAGES, n) / uniform(IMAGES, n)).clamp(-1e6, 1e6),
 }
 
 
@@ -79,7 +79,7 @@ def test_the_mean_budget_holds(size: str, spread: str) -> None:
 
 
 @pytest.mark.parametrize("spread", SPREADS)
-def test_a_table_of_thresholds(spread: str) -> None:
+def test_thresholds_keep_the_requested_mean_number_of_patches(spread: str) -> None:
     score = SPREADS[spread](196)
     calibration = Calibration.of(score)
     assert calibration.images == IMAGES
@@ -89,17 +89,17 @@ def test_a_table_of_thresholds(spread: str) -> None:
         threshold = calibration.thresholds((kept,), 196)
         assert (score > threshold).sum(dim=1).float().mean() == pytest.approx(kept, abs=0.6)
     even = torch.linspace(0, 1, len(calibration.square)) ** 2
-    assert (calibration.square >= even - 1e-2).all(), "an uneven split cannot cost less than an even one"
+    assert (calibration.square >= even - 1e-2).all(), "a mean square is at least the square of the mean"
 
 
-def test_everybody_enters_a_block_that_keeps_all() -> None:
-    thresholds = Calibration.of(SPREADS["shares"](196)).thresholds((196, 196, 50), 196)
+def test_a_block_that_keeps_all_patches_has_no_threshold() -> None:
+    thresholds = Calibration.of(SPREADS["fractions"](196)).thresholds((196, 196, 50), 196)
     assert thresholds[:2].tolist() == [-torch.inf, -torch.inf]
     assert torch.isfinite(thresholds[2])
 
 
-def test_ties_never_overspend() -> None:
-    """Equal scores stand or fall together, so a budget may be missed; it is missed below."""
+def test_ties_do_not_exceed_the_budget() -> None:
+    """Patches of equal scores are kept or dropped together, so the mean cost may be below the budget, never above."""
     cost = vit_cost(**SIZES["vit_tiny_patch16_224"], mode="adaptive")
     score = (normal(IMAGES, 196) * 2).round() / 2
     calibration = Calibration.of(score)
@@ -109,15 +109,15 @@ def test_ties_never_overspend() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_scores_that_are_not_finite(bad: float) -> None:
-    score = some(4, 9)
+def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
+    score = uniform(4, 9)
     score[2, 3] = bad
-    with pytest.raises(NumericalError, match="scores that are not finite; check pixels and weights"):
+    with pytest.raises(NumericalError, match="not finite; check pixels and weights"):
         Calibration.of(score)
 
 
-def test_no_images() -> None:
-    with pytest.raises(ConfigError, match="calibration needs at least one image, got none"):
+def test_calibration_without_images_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one image, got none"):
         Calibration.of(torch.empty(0, 9))
 
 
@@ -139,8 +139,8 @@ def test_any_scores_give_a_falling_table(images: int, patches: int, seed: int, s
     assert not (score > calibration.threshold[0]).any()
 
 
-def roomy(mode: str, merge: bool):
-    """A small ViT of twelve blocks and 196 patches, so that whole patches are small change."""
+def many_patches(mode: str, merge: bool) -> SlimModel:
+    """A narrow ViT of twelve blocks and 196 patches: one patch is a small fraction of the cost."""
     vit = timm.create_model(
         "vit_tiny_patch16_224", img_size=112, patch_size=8, embed_dim=48, num_heads=3, num_classes=10
     )
@@ -148,51 +148,51 @@ def roomy(mode: str, merge: bool):
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_a_model_keeps_its_budget_over_its_calibration_images(merge: bool) -> None:
+def test_a_model_meets_its_budget_over_its_calibration_images(merge: bool) -> None:
     images = torch.randn(24, 3, 112, 112) * torch.linspace(0.05, 2, 24)[:, None, None, None]
-    model = roomy("adaptive", merge).calibrate(images.split(8))
+    model = many_patches("adaptive", merge).calibrate(images.split(8))
     for budget in (0.5, 0.65, 0.8, 0.95):
         lives = model.set_budget(budget).lives(images)
-        each = model.flops_of(lives)
-        assert sum(each) / 24 / flops(model).dense == pytest.approx(budget, rel=0.02)
-        assert flops(model).slimmed == pytest.approx(sum(each) / 24, rel=0.02)
-        assert max(each) > 1.02 * min(each), "every image cost the same, so nothing adaptive was tested"
+        per_image = model.flops_of(lives)
+        assert sum(per_image) / 24 / flops(model).dense == pytest.approx(budget, rel=0.02)
+        assert flops(model).slimmed == pytest.approx(sum(per_image) / 24, rel=0.02)
+        assert max(per_image) > 1.02 * min(per_image), "all images cost the same"
 
 
-def budget_of(model: SlimModel, images: Tensor) -> float:
-    """What a run on ``images`` spends, as a fraction of the dense FLOPs at their size."""
+def spent_by(model: SlimModel, images: Tensor) -> float:
+    """FLOPs of a run on ``images``, as a fraction of the dense FLOPs at their size."""
     size = (images.shape[-2], images.shape[-1])
     return sum(model.flops_of(model.lives(images), size)) / len(images) / flops(model, size).dense
 
 
-def uneven(side: int, count: int = 32, seed: int = 0) -> Tensor:
+def images_of(side: int, count: int = 32, seed: int = 0) -> Tensor:
+    """Random square images of unequal contrast."""
     images = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
     return images * torch.linspace(0.05, 2, count)[:, None, None, None]
 
 
 def test_thresholds_belong_to_an_image_size() -> None:
-    """Scores of few patches are larger: thresholds of one size spend far too much or too little at another."""
+    """Scores of few patches are larger: with the thresholds of another size the mean cost misses the budget."""
     vit = timm.create_model(
         "vit_tiny_patch16_224", img_size=64, patch_size=8, embed_dim=48, num_heads=3, dynamic_img_size=True
     )
-    model = wrap(liven(vit).eval(), LifeConfig(mode="adaptive", budget=0.7)).calibrate([uneven(64)])
-    small = model(uneven(64, seed=1))
-    with pytest.raises(ConfigError, match=r"no thresholds for images of 128 x 128 pixels \(256 patches; .*for: 64\)"):
-        model(uneven(128))
-    model.calibrate([uneven(128)])
-    assert torch.equal(model(uneven(64, seed=1)), small), "thresholds for one size do not touch another's"
-    model.calibrate([uneven(96, 16), uneven(96, 16, seed=2)])
+    model = wrap(liven(vit).eval(), LifeConfig(mode="adaptive", budget=0.7)).calibrate([images_of(64)])
+    logits = model(images_of(64, seed=1))
+    with pytest.raises(ConfigError, match=r"128 x 128 pixels \(256 patches; .*: 64\)"):
+        model(images_of(128))
+    model.calibrate([images_of(128)])
+    assert torch.equal(model(images_of(64, seed=1)), logits), "calibration for one size must not change another size"
+    model.calibrate([images_of(96, 16), images_of(96, 16, seed=2)])
     for side in (64, 128, 96):
         for budget in (0.6, 0.8):
-            assert budget_of(model.set_budget(budget), uneven(side)) == pytest.approx(budget, rel=0.05), side
-    exact = budget_of(model.set_budget(0.7), uneven(128))
-    assert exact == pytest.approx(0.7, rel=0.02)
-    model.calibrations = {256: model.calibrations[64]}  # what used to happen
-    assert abs(budget_of(model.set_budget(0.7), uneven(128)) - 0.7) > 0.05
+            assert spent_by(model.set_budget(budget), images_of(side)) == pytest.approx(budget, rel=0.05), side
+    assert spent_by(model.set_budget(0.7), images_of(128)) == pytest.approx(0.7, rel=0.02)
+    model.calibrations = {256: model.calibrations[64]}  # the thresholds of another size
+    assert abs(spent_by(model.set_budget(0.7), images_of(128)) - 0.7) > 0.05
 
 
 class Batch(dict):
-    """As some libraries give them: a dict with attributes."""
+    """A subclass of dict, which some libraries use for batches."""
 
 
 @pytest.mark.parametrize(
@@ -205,29 +205,29 @@ class Batch(dict):
         lambda x: Batch(image=x),
     ],
 )
-def test_batches_come_as_data_loaders_give_them(form: Callable[[Tensor], Any]) -> None:
+def test_batches_may_be_tensors_tuples_or_dicts(form: Callable[[Tensor], Any]) -> None:
     images = photos("vit", 8, seed=1)
     model = slim("vit").calibrate(map(form, images.split(3)))
     assert model.calibration.images == 8
     assert torch.allclose(model.calibration.threshold, slim("vit", "adaptive").calibration.threshold)
 
 
-def test_a_data_loader_calibrates() -> None:
+def test_calibration_accepts_a_data_loader() -> None:
     data = torch.utils.data.TensorDataset(photos("vit", 8, seed=1), torch.arange(8))
     model = slim("vit").calibrate(torch.utils.data.DataLoader(data, batch_size=4))
     assert torch.allclose(model.calibration.threshold, slim("vit", "adaptive").calibration.threshold)
 
 
 @pytest.mark.parametrize("batch", [torch.zeros(3, 48, 48), "photo.jpg", {"labels": torch.zeros(3)}, [], (1, 2), None])
-def test_batches_that_hold_no_images(batch: Any) -> None:
-    with pytest.raises(ConfigError, match=r"expected batches of images \(batch, channels, height, width\).*; got "):
+def test_batches_without_images_are_refused(batch: Any) -> None:
+    with pytest.raises(ConfigError, match=r"expected .*\(batch, channels, height, width\).*; got "):
         slim("vit").calibrate([batch])
 
 
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("name", ["vit", "siglip", "dinov3"])
 def test_gradients_flow_through_an_adaptive_run(name: str, merge: bool) -> None:
-    """For saliency and the like, in eval mode: those of the slow reference."""
+    """In eval mode, for saliency maps for example; they equal those of the slow reference."""
     model, images = slim(name, "adaptive, merge" if merge else "adaptive", fresh(name)), photos(name)
     plan = model.plan(images)
     gradients = []
@@ -237,6 +237,6 @@ def test_gradients_flow_through_an_adaptive_run(name: str, merge: bool) -> None:
             model.zero_grad(set_to_none=True)
             run(pixels).square().sum().backward()
             gradients.append((pixels.grad, model.vit.blocks[-1].mlp.fc1.weight.grad.clone()))
-    for ours, theirs in zip(*gradients, strict=True):
-        assert theirs.abs().max() > 0
-        assert_close(ours / theirs.abs().max(), theirs / theirs.abs().max(), 1e-4)
+    for actual, expected in zip(*gradients, strict=True):
+        assert expected.abs().max() > 0
+        assert_close(actual / expected.abs().max(), expected / expected.abs().max(), 1e-4)

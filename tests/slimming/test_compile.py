@@ -1,4 +1,4 @@
-"""Fixed mode compiles to one graph, equals eager, and budgets switch in it back and forth."""
+"""Fixed mode compiles to one graph per budget, equals eager mode, and switches budgets without compiling again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 from families import FAMILIES, FEW, photos
 from reference import assert_close
-from slimmed import far_apart, slim
+from slim_models import far_apart, slim
+from torch._dynamo.testing import CompileCounterWithBackend
 
 
 @pytest.fixture(autouse=True)
@@ -18,42 +19,52 @@ def forget_graphs() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def check(name: str, way: str, backend: str, budgets: tuple[float, ...]) -> None:
-    """Each budget, compiled without a graph break, against eager; then all of them again from the cache."""
-    model, images = slim(name, way), photos(name)
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
-    seen = {}
+def check(name: str, variant: str, backend: str, budgets: tuple[float, ...]) -> None:
+    """Compiled logits equal eager ones at each budget, and each budget is compiled once, without a graph break."""
+    model, images = slim(name, variant), photos(name)
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=counter)
+    logits = {}
     for budget in budgets:
         model.set_budget(budget)
         result = compiled(images)
         assert_close(result, model(images))
-        assert_close(result, seen.setdefault(budget, result))
-    if len(seen) > 1:
-        assert far_apart(seen[budgets[0]], seen[budgets[1]])
+        assert torch.equal(result, logits.setdefault(budget, result))
+        assert counter.frame_count == len(logits), "a budget was compiled again"
+        if budget < 1:
+            assert far_apart(result, model.vit(images)), "no patch was dropped"
+    if len(logits) > 1:
+        assert far_apart(logits[budgets[0]], logits[budgets[1]])
 
 
-def test_one_graph() -> None:
+def test_a_model_compiles_to_one_graph() -> None:
     check("dinov3", "fixed, merge", "eager", (0.65,))
 
 
-def test_budgets_switch_back() -> None:
-    check("vit", "fixed", "eager", (0.65, 1.0, 0.65))
+@pytest.mark.parametrize("variant", ["fixed", "fixed, merge"])
+def test_switching_back_to_a_budget_uses_its_graph(variant: str) -> None:
+    check("vit", variant, "eager", (0.65, 1.0, 0.65, 0.8, 1.0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "way"),
-    [(name, way) for name in FAMILIES for way in ("fixed", "fixed, merge") if "merge" in way or name in FEW],
+    ("name", "variant"),
+    [
+        (name, variant)
+        for name in FAMILIES
+        for variant in ("fixed", "fixed, merge")
+        if "merge" in variant or name in FEW
+    ],
 )
-def test_one_graph_for_every_family(name: str, way: str) -> None:
-    check(name, way, "aot_eager", (0.65,))
+def test_every_family_compiles_to_one_graph(name: str, variant: str) -> None:
+    check(name, variant, "aot_eager", (0.65,))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["fixed", "fixed, merge"])
+@pytest.mark.parametrize("variant", ["fixed", "fixed, merge"])
 @pytest.mark.parametrize("name", FEW)
-def test_generated_code(name: str, way: str) -> None:
-    check(name, way, "inductor", (0.65, 0.8, 0.65))
+def test_generated_code_equals_eager_mode(name: str, variant: str) -> None:
+    check(name, variant, "inductor", (0.65, 0.8, 0.65))
 
 
 @pytest.mark.slow
@@ -66,7 +77,7 @@ def test_batches_of_any_size(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_features_compile_too() -> None:
+def test_forward_features_compiles_to_one_graph() -> None:
     model = slim("rope-mixed", "fixed, merge")
     compiled = torch.compile(model.forward_features, fullgraph=True, backend="aot_eager")
     assert_close(compiled(photos("rope-mixed")), model.forward_features(photos("rope-mixed")))

@@ -1,4 +1,4 @@
-"""Each family once at the size its users have, with random weights: identity and exactness on two images."""
+"""Each family once at full size, with random weights: identity and exactness on two images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import timm
 import torch
 from families import liven
 from reference import assert_close, masked
-from slimmed import WAYS, assert_some_die, far_apart
+from slim_models import VARIANTS, assert_some_dropped, far_apart
 
 from patchlife import LifeConfig, flops, wrap
 
@@ -48,7 +48,7 @@ def free_memory() -> Iterator[None]:
 
 
 def build(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
-    """The full model, lively, and two images of the size it takes; a dynamic one gets another size."""
+    """(full-size model with random weights, two images of its size); a dynamic model gets another size."""
     vit = liven(timm.create_model(name.split(".")[0], **FULL[name])).eval()
     size = (192, 272) if name.endswith(".dynamic") else vit.patch_embed.img_size
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -65,14 +65,16 @@ def test_identity_and_exactness(name: str) -> None:
     model = wrap(vit, LifeConfig(budget=1.0))
     assert_close(model(images), dense)
     assert_close(model.forward_features(images), features)
-    for way in ("fixed, merge", "adaptive"):
-        model = wrap(vit, LifeConfig(**WAYS[way])).calibrate([images])
+    for variant in ("fixed, merge", "adaptive"):
+        model = wrap(vit, LifeConfig(**VARIANTS[variant])).calibrate([images])
         logits, lives = model.predict(images)
-        assert_some_die(lives, "fixed")
+        assert_some_dropped(lives, variant)
+        assert lives.grid == vit.patch_embed.dynamic_feat_size(size)
         expected, expected_features = masked(model, images, lives)
         assert far_apart(expected, dense)
         assert_close(logits, expected, 2e-5)
         # random post-norm blocks amplify rounding; `test_float64` shows that it is rounding
         assert_close(model.forward_features(images), expected_features, 2e-4)
-        spent = sum(model.flops_of(lives, size)) / 2 / flops(model, size).dense
-        assert 0.97 * 0.6 <= spent <= 1.02 * 0.6
+        spent = sum(model.flops_of(lives, size)) / 2
+        assert spent == pytest.approx(flops(model, size).slimmed, rel=0.02)
+        assert 0.97 * 0.6 <= spent / flops(model, size).dense <= 1.02 * 0.6

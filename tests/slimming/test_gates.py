@@ -1,4 +1,4 @@
-"""A differentiable end of life: the values of the fast run, and a gradient that knows who is missed."""
+"""The gated run: the values of the fixed run, and gradients that reach the scorer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from families import built, photos
 
 from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.backbones import Embedded
+from patchlife.slimming.merging import MergeTargets
 from patchlife.slimming.plan import fixed_plan
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.slimming.run.fixed import run_fixed
-from patchlife.slimming.run.gated import run_gated
+from patchlife.slimming.run.gated import _gate, _gated_merge, _slope, _soft_weights, run_gated
 from patchlife.slimming.scorers import Scores
 
 
-def judged(name: str, merge: bool, budget: float = 0.6) -> tuple[SlimModel, torch.Tensor, Embedded, Scores]:
-    """(model with a fresh head, tokens at its start block, embedding, the head's scores with its gradient)."""
+def scored(name: str, merge: bool, budget: float = 0.6) -> tuple[SlimModel, torch.Tensor, Embedded, Scores]:
+    """(model with an untrained life regressor, tokens of its start block, embedded images, scores with a graph)."""
     backbone = built(name)
     model = wrap(backbone, LifeConfig(budget=budget, start=2, drops=(2, 3), merge=merge))
     torch.manual_seed(0)
@@ -33,32 +34,31 @@ def judged(name: str, merge: bool, budget: float = 0.6) -> tuple[SlimModel, torc
     "name", ["vit", "gap-registers", "siglip", "eva02", "rope-mixed", "dinov3-average", "unpooled"]
 )
 @pytest.mark.parametrize("merge", [True, False])
-def test_values_are_those_of_the_fast_run(name: str, merge: bool) -> None:
-    model, tokens, embedded, scores = judged(name, merge)
+def test_values_equal_those_of_the_fixed_run(name: str, merge: bool) -> None:
+    model, tokens, embedded, scores = scored(name, merge)
     keep_dropped = not model.backbone.reads_class
     plan = fixed_plan(
         scores.score, scores.similarities() if merge else None, model.schedule(embedded.image_size), embedded.grid
     )
-    fast = run_fixed(model.backbone, tokens, embedded.rope, plan, keep_dropped)
+    fixed = run_fixed(model.backbone, tokens, embedded.rope, plan, keep_dropped)
     gated = run_gated(model.backbone, tokens, embedded.rope, plan, scores.embedding, keep_dropped)
-    torch.testing.assert_close(gated, fast, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gated, fixed, atol=1e-5, rtol=1e-5)
 
 
-def test_every_parameter_of_the_head_hears_of_the_answer() -> None:
+def test_every_parameter_of_the_scorer_gets_a_gradient() -> None:
     with torch.enable_grad():
-        model, tokens, embedded, scores = judged("vit", merge=True)
+        model, tokens, embedded, scores = scored("vit", merge=True)
         plan = fixed_plan(scores.score, scores.similarities(), model.schedule(embedded.image_size), embedded.grid)
         out = run_gated(model.backbone, tokens, embedded.rope, plan, scores.embedding, keep_dropped=False)
         model.classify(out, plan).square().sum().backward()
-    silent = [name for name, p in model.scorer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert silent in ([], ["importance.bias"])  # one number for all patches changes nobody's place
+    without = [name for name, p in model.scorer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without in ([], ["importance.bias"])  # one number for all patches: the softmax removes it
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_a_survivor_that_is_missed_is_told_to_live_longer(merge: bool) -> None:
-    """The gradient of a gate is the change that fading this survivor makes, to first order."""
+def test_scores_of_kept_and_of_merged_patches_get_gradients(merge: bool) -> None:
     with torch.enable_grad():
-        model, tokens, embedded, scores = judged("vit", merge)
+        model, tokens, embedded, scores = scored("vit", merge)
         score = scores.score.detach().requires_grad_()
         schedule = model.schedule(embedded.image_size)
         plan = fixed_plan(score, scores.similarities() if merge else None, schedule, embedded.grid)
@@ -66,7 +66,49 @@ def test_a_survivor_that_is_missed_is_told_to_live_longer(merge: bool) -> None:
         model.classify(out, plan).square().sum().backward()
     assert score.grad is not None
     slopes = score.grad.gather(1, plan.order)
-    last = schedule.kept[-1]
-    assert slopes[:, :last].abs().max() > 0
-    if merge:
-        assert slopes[:, last:].abs().max() > 0  # the dying are asked too: what they bequeath may do harm
+    assert slopes[:, : schedule.kept[-1]].abs().max() > 0
+    # without merging, patches that are missing from all gated blocks have no effect on the logits
+    assert bool((slopes[:, schedule.kept[2] :] != 0).any()) == merge
+
+
+def test_the_gradient_of_a_gate_is_the_slope_of_a_sigmoid() -> None:
+    """Its centre is halfway between the last kept and the first dropped score, its width half of the mean score."""
+    score = torch.tensor([[5.0, 4.0, 2.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        slope = _slope(_gate(score, kept=2))
+        slope.sum().backward()
+    gate = torch.sigmoid((score.detach() - 3.0) / 1.5)
+    assert slope.tolist() == [[0.0] * 4], "gates do not change values"
+    torch.testing.assert_close(score.grad, gate * (1 - gate) / 1.5)
+
+
+def test_gradients_of_a_merge_have_a_closed_form() -> None:
+    """One patch of size 1 is merged with weight w into the first of two: their mean is (p0 + w p2) / (1 + w)."""
+    score = torch.tensor([[5.0, 4.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    patches = torch.tensor([[[2.0], [7.0], [-1.0]]], dtype=torch.float64)
+    w, size = 0.25, torch.ones(1, 3, dtype=torch.float64)
+    weights = torch.tensor([[[w], [0.0]]], dtype=torch.float64)
+    with torch.enable_grad():
+        mean, new_size = _gated_merge(patches, size, _slope(_gate(score, kept=2)), weights, kept=2)
+        mean.sum().backward()
+    assert mean.flatten().tolist() == pytest.approx([(2.0 - w) / (1 + w), 7.0])
+    assert new_size.tolist() == [[1 + w, 1.0]]
+    gate = torch.sigmoid((score.detach() - 2.0) / 1.5)
+    slope = gate * (1 - gate) / 1.5
+    # the own weight of p0 rises with its gate and the merge weight of p2 falls with its gate, both towards p0
+    expected = slope * torch.tensor([[w, 0.0, w]]) * (2.0 + 1.0) / (1 + w) ** 2
+    torch.testing.assert_close(score.grad, expected)
+
+
+def test_the_choice_of_a_merge_target_has_the_slope_of_a_softmax() -> None:
+    """The cosines with the two kept patches are 0.6 and 0.8; the softmax divides them by a width of 0.1."""
+    embedding = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]], dtype=torch.float64, requires_grad=True)
+    w = 0.25
+    targets = MergeTargets(torch.tensor([[1]]), torch.tensor([[w]], dtype=torch.float64))
+    with torch.enable_grad():
+        weights = _soft_weights(embedding, targets, kept=2)
+        weights[0, 1, 0].backward()
+    assert weights.flatten().tolist() == [0.0, w]
+    chosen = torch.sigmoid(torch.tensor((0.8 - 0.6) / 0.1, dtype=torch.float64))
+    expected = w * chosen * (1 - chosen) / 0.1 * torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(embedding.grad[0, 2], expected)  # the kept embeddings are unit axes

@@ -1,4 +1,4 @@
-"""Who lives longest is defined for every score: ties go to the lower patch index, NaN counts as the lowest."""
+"""The order of patches is defined for every score: ties go to the lower patch index, NaN counts as the lowest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from families import START, built, photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import GivenScores, assert_close, masked
-from slimmed import WAYS
+from slim_models import VARIANTS
 
 from patchlife import LifeConfig, wrap
 from patchlife.slimming.plan import longest_first
@@ -20,8 +20,8 @@ ANY_SCORE = st.one_of(
 )
 
 
-def by_the_book(score: list[float]) -> list[int]:
-    """The rule in plain Python: falling score, NaN and -inf last, ties by index."""
+def expected_order(score: list[float]) -> list[int]:
+    """The order in plain Python: falling score, NaN and -inf last, ties by index."""
     lowest = torch.finfo(torch.float32).min
 
     def value(x: float) -> float:
@@ -45,14 +45,14 @@ def by_the_book(score: list[float]) -> list[int]:
 )
 def test_ties_and_odd_values(score: list[float], order: list[int]) -> None:
     cleaned, indices = longest_first(torch.tensor([score]))
-    assert indices[0].tolist() == order == by_the_book(score)
+    assert indices[0].tolist() == order == expected_order(score)
     assert torch.isfinite(cleaned).all()
 
 
 @given(st.lists(ANY_SCORE, min_size=1, max_size=40))
 def test_any_scores(score: list[float]) -> None:
     _, indices = longest_first(torch.tensor([score, score[::-1]]))
-    assert indices.tolist() == [by_the_book(score), by_the_book(score[::-1])]
+    assert indices.tolist() == [expected_order(score), expected_order(score[::-1])]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -85,13 +85,13 @@ def test_onnx_runtime_orders_the_same(tmp_path) -> None:
     program = torch.onnx.export(Order().eval(), (score,), dynamo=True, verbose=False)
     program.save(tmp_path / "order.onnx")
     session = runtime.InferenceSession(str(tmp_path / "order.onnx"), providers=["CPUExecutionProvider"])
-    ours = session.run(None, {session.get_inputs()[0].name: score.numpy()})[0]
-    assert ours.tolist() == longest_first(score)[1].tolist()
+    exported = session.run(None, {session.get_inputs()[0].name: score.numpy()})[0]
+    assert exported.tolist() == longest_first(score)[1].tolist()
 
 
-def model_with(score: torch.Tensor, way: str, calibration: torch.Tensor | None = None):
-    """The small ViT whose patches are judged by ``score``; adaptive mode is calibrated on other scores."""
-    config = LifeConfig(budget=0.7, start=START, **WAYS[way])
+def model_with(score: torch.Tensor, variant: str, calibration: torch.Tensor | None = None):
+    """The small ViT with a scorer that returns ``score``; adaptive mode is calibrated on ``calibration``, if given."""
+    config = LifeConfig(budget=0.7, start=START, **VARIANTS[variant])
     model = wrap(built("vit"), config, GivenScores(score))
     if config.mode == "adaptive":
         given, model.scorer.score = model.scorer.score, score if calibration is None else calibration
@@ -111,7 +111,7 @@ def test_equal_scores_keep_the_first_patches(merge: str) -> None:
 
 
 @pytest.mark.parametrize("merge", ["", ", merge"])
-def test_patches_without_a_score_die_first(merge: str) -> None:
+def test_patches_with_a_score_of_nan_are_dropped_first(merge: str) -> None:
     score = torch.rand(3, 36, generator=torch.Generator().manual_seed(0))
     score[:, 10:20] = NAN
     model = model_with(score, "fixed" + merge)
@@ -123,7 +123,7 @@ def test_patches_without_a_score_die_first(merge: str) -> None:
 
 @pytest.mark.parametrize("merge", ["", ", merge"])
 def test_adaptive_mode_with_ties_and_odd_scores(merge: str) -> None:
-    """Images of only NaN, only -inf, only +inf and equal scores: one patch, one patch, all, and all or one."""
+    """Scores of an image all NaN: one patch is kept; all -inf: one; all +inf: all; all equal: one or all."""
     score = torch.rand(5, 36, generator=torch.Generator().manual_seed(0))
     score[0], score[1], score[2], score[3] = NAN, -INF, INF, 0.5
     model = model_with(score, "adaptive" + merge, torch.rand(64, 36))

@@ -1,4 +1,4 @@
-"""Three ways to attend over a packed row give the same; the GPU's kernel is stood in for by its definition."""
+"""All implementations of packed attention give equal results; a slow function stands for the GPU kernel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OFFSETS = (0, 5, 41, 42, 75, 140)
 
 
 @pytest.fixture
-def row():
+def qkv():
     draw = torch.Generator().manual_seed(0)
     return [torch.randn(OFFSETS[-1], 3, 16, generator=draw) for _ in range(3)]
 
@@ -26,13 +26,13 @@ def bias(request):
     return 0.75 * size.float().log() if request.param else None
 
 
-def stand_in(q, k, v, begin_q, begin_k, longest_q, longest_k, *, scale, num_splits):
-    """What torch.nn.attention.varlen.varlen_attn is defined to give."""
+def slow_kernel(q, k, v, begin_q, begin_k, longest_q, longest_k, *, scale, num_splits):
+    """The definition of torch.nn.attention.varlen.varlen_attn."""
     assert begin_q.dtype == torch.int32
     assert torch.equal(begin_q, begin_k)
     assert longest_q == longest_k == max(b - a for a, b in pairwise(begin_q.tolist()))
     assert q.shape[-1] % 8 == 0
-    assert num_splits == 1, "an image's result must not depend on its batch mates"
+    assert num_splits == 1, "an image's result must not depend on the other images of the batch"
     out = torch.empty_like(v)
     for a, b in pairwise(begin_q.tolist()):
         logits = torch.einsum("qhd,khd->hqk", q[a:b].float(), k[a:b].float()) * scale
@@ -40,19 +40,19 @@ def stand_in(q, k, v, begin_q, begin_k, longest_q, longest_k, *, scale, num_spli
     return out
 
 
-def test_groups_equal_the_loop(row, bias):
-    expected = packed_attention(OFFSETS, bias, row[0])(*row)
-    groups = packed._groups(OFFSETS, row[0].device)
-    assert 1 < len(groups) < len(OFFSETS) - 1, "some images share a group, not all"
-    torch.testing.assert_close(packed._in_groups(groups, bias, *row), expected)
+def test_groups_equal_the_loop(qkv, bias):
+    expected = packed_attention(OFFSETS, bias, qkv[0])(*qkv)
+    groups = packed._groups(OFFSETS, qkv[0].device)
+    assert 1 < len(groups) < len(OFFSETS) - 1, "some images must share a group, not all"
+    torch.testing.assert_close(packed._in_groups(groups, bias, *qkv), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_kernel_gets_the_bias_as_channels(row, bias, dtype):
-    q, k, v = (t.to(dtype) for t in row)
-    expected = packed_attention(OFFSETS, bias, row[0])(q.float(), k.float(), v.float())
+def test_the_kernel_gets_the_bias_as_channels(qkv, bias, dtype):
+    q, k, v = (t.to(dtype) for t in qkv)
+    expected = packed_attention(OFFSETS, bias, qkv[0])(q.float(), k.float(), v.float())
     begin = torch.tensor(OFFSETS, dtype=torch.int32)
-    out = packed.varlen_attention(stand_in, begin, packed._longest(OFFSETS), bias, q, k, v)
+    out = packed.varlen_attention(slow_kernel, begin, packed._longest(OFFSETS), bias, q, k, v)
     assert out.shape == q.shape
     assert out.dtype == dtype
     close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
@@ -66,29 +66,29 @@ def test_the_kernel_is_called_as_torch_defines_it():
 
 
 @pytest.mark.parametrize("known", [(), ("scale",), ("scale", "num_splits")])
-def test_kernels_of_older_torch_give_the_same(row, bias, known):
-    """The kernel of torch 2.10 has no scale, that of 2.11 no num_splits."""
+def test_kernels_of_older_torch_give_the_same(qkv, bias, known):
+    """The kernel of torch 2.10 has no argument scale, that of 2.11 no num_splits."""
 
-    def older(q, *others, **said):
-        assert set(said) == set(known)
-        return stand_in(q, *others, **{"scale": q.shape[-1] ** -0.5, "num_splits": 1} | said)
+    def older(q, *others, **options):
+        assert set(options) == set(known)
+        return slow_kernel(q, *others, **{"scale": q.shape[-1] ** -0.5, "num_splits": 1} | options)
 
     names = ["q", "k", "v", "cu_seq_q", "cu_seq_k", "max_q", "max_k", *known]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     older.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
     offsets = torch.tensor(OFFSETS, dtype=torch.int32)
-    found = packed.varlen_attention(packed.as_called(older), offsets, packed._longest(OFFSETS), bias, *row)
-    torch.testing.assert_close(found, packed_attention(OFFSETS, bias, row[0])(*row), atol=1e-5, rtol=1e-5)
+    actual = packed.varlen_attention(packed.as_called(older), offsets, packed._longest(OFFSETS), bias, *qkv)
+    torch.testing.assert_close(actual, packed_attention(OFFSETS, bias, qkv[0])(*qkv), atol=1e-5, rtol=1e-5)
 
 
-def test_a_cpu_never_meets_the_kernel(row, monkeypatch):
-    monkeypatch.setattr(packed, "varlen_kernel", lambda like: pytest.fail("asked for a GPU's kernel"))
-    monkeypatch.setattr(packed, "_groups", lambda *_: pytest.fail("grouped on a CPU"))
-    packed_attention(OFFSETS, None, row[0])(*row)
+def test_a_cpu_uses_the_loop(qkv, monkeypatch):
+    monkeypatch.setattr(packed, "varlen_kernel", lambda like: pytest.fail("looked for a GPU kernel"))
+    monkeypatch.setattr(packed, "_groups", lambda *_: pytest.fail("made groups on a CPU"))
+    packed_attention(OFFSETS, None, qkv[0])(*qkv)
 
 
-class OnGpu:
-    """A tensor as a GPU would show it."""
+class GpuTensor:
+    """The attributes of a tensor on a GPU that the choice of an implementation reads."""
 
     is_cuda = True
 
@@ -97,7 +97,7 @@ class OnGpu:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "capability", "way"),
+    ("dtype", "capability", "implementation"),
     [
         (torch.bfloat16, 9, "varlen_attention"),
         (torch.float16, 8, "varlen_attention"),
@@ -105,8 +105,8 @@ class OnGpu:
         (torch.float32, 9, "_in_groups"),
     ],
 )
-def test_which_way_a_gpu_takes(monkeypatch, dtype, capability, way):
-    if way == "varlen_attention":
-        pytest.importorskip("torch.nn.attention.varlen", reason="torch 2.9 has no kernel for rows of unequal length")
+def test_the_implementation_on_a_gpu_depends_on_dtype_and_capability(monkeypatch, dtype, capability, implementation):
+    if implementation == "varlen_attention":
+        pytest.importorskip("torch.nn.attention.varlen", reason="torch 2.9 has no variable-length kernel")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
-    assert packed_attention(OFFSETS, None, OnGpu(dtype)).func is getattr(packed, way)
+    assert packed_attention(OFFSETS, None, GpuTensor(dtype)).func is getattr(packed, implementation)

@@ -1,4 +1,4 @@
-"""A plan is one consistent decision: order, lives, kept, heirs and packed layout never disagree."""
+"""A plan is one consistent decision: order, lives, kept counts, merge targets and packed layout agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from families import FEW, photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slimmed import WAYS, slim
+from slim_models import VARIANTS, slim
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -21,7 +21,7 @@ from patchlife.slimming.similarity import Similarity
 
 
 class Case(NamedTuple):
-    """Any scores and any schedule, and the plan that follows."""
+    """Scores, a schedule, and the plan made of them; ``thresholds`` in adaptive mode."""
 
     score: Tensor
     schedule: Schedule
@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Any depth, grid, batch and schedule; scores with ties and gaps; either mode, with and without heirs."""
+    """Any depth, grid, batch and schedule; scores with ties, NaN and infinities; both modes; merging or not."""
     depth, rows, cols = draw(st.integers(2, 13)), draw(st.integers(1, 6)), draw(st.integers(1, 6))
     batch, patches = draw(st.integers(1, 4)), rows * cols
     start = draw(st.integers(1, depth - 1))
@@ -56,27 +56,27 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @given(cases())
-def test_order_lives_and_survivors_agree(case: Case) -> None:
+def test_order_lives_and_kept_counts_agree(case: Case) -> None:
     plan, lives = case.plan, case.plan.lives()
     patches, depth = case.score.shape[1], len(case.schedule.kept)
-    everyone = torch.arange(patches).expand_as(plan.order)
-    assert torch.equal(plan.order.sort(dim=1).values, everyone)
-    assert torch.equal(plan.order.gather(1, plan.rank()), everyone)
+    all_patches = torch.arange(patches).expand_as(plan.order)
+    assert torch.equal(plan.order.sort(dim=1).values, all_patches)
+    assert torch.equal(plan.order.gather(1, plan.rank()), all_patches)
     assert lives.kept.shape == (len(case.score), depth)
     assert (lives.kept.diff(dim=1) <= 0).all()
     assert (lives.kept[:, : case.schedule.start] == patches).all()
     assert ((lives.life >= case.schedule.start) & (lives.life <= depth)).all()
     for block in range(depth):
-        alive = lives.present(block)
-        assert torch.equal(alive, lives.life > block)
-        assert torch.equal(alive.sum(dim=1), lives.kept[:, block])
-        assert torch.equal(alive, plan.rank() < lives.kept[:, block, None])
+        present = lives.present(block)
+        assert torch.equal(present, lives.life > block)
+        assert torch.equal(present.sum(dim=1), lives.kept[:, block])
+        assert torch.equal(present, plan.rank() < lives.kept[:, block, None])
     ordered = lives.life.gather(1, plan.order)
-    assert (ordered.diff(dim=1) <= 0).all(), "the order is longest life first"
+    assert (ordered.diff(dim=1) <= 0).all(), "the order must be longest life first"
 
 
 @given(cases())
-def test_a_higher_score_never_dies_earlier(case: Case) -> None:
+def test_a_higher_score_never_means_a_shorter_life(case: Case) -> None:
     life, score = case.plan.lives().life, case.plan.score
     higher = score[:, :, None] > score[:, None, :]
     shorter = life[:, :, None] < life[:, None, :]
@@ -85,7 +85,7 @@ def test_a_higher_score_never_dies_earlier(case: Case) -> None:
 
 
 @given(cases())
-def test_who_enters_a_block(case: Case) -> None:
+def test_kept_counts_follow_the_schedule_or_the_thresholds(case: Case) -> None:
     counts = case.plan.lives().kept
     if case.thresholds is None:
         assert (counts == torch.tensor(case.schedule.kept)).all()
@@ -96,20 +96,20 @@ def test_who_enters_a_block(case: Case) -> None:
 
 
 @given(cases())
-def test_heirs_live_on_when_they_inherit(case: Case) -> None:
+def test_merge_targets_outlive_the_patches_merged_into_them(case: Case) -> None:
     plan = case.plan
     if plan.merge_targets is None:
         return
     life = plan.lives().life.gather(1, plan.order)  # by rank
-    heirs_life = life.gather(1, plan.merge_targets.rank)
-    forever = life == len(case.schedule.kept)
+    target_life = life.gather(1, plan.merge_targets.rank)
+    never_dropped = life == len(case.schedule.kept)
     own = torch.arange(plan.order.shape[1]).expand_as(plan.order)
-    assert torch.equal(plan.merge_targets.rank[forever], own[forever]), "who never dies keeps what it has"
-    assert (heirs_life > life)[~forever].all()
+    assert torch.equal(plan.merge_targets.rank[never_dropped], own[never_dropped])
+    assert (target_life > life)[~never_dropped].all()
 
 
 @given(cases(), st.integers(0, 6))
-def test_packed_stages(case: Case, prefix: int) -> None:
+def test_stages_hold_the_rows_that_are_kept_and_dropped(case: Case, prefix: int) -> None:
     plan, counts = case.plan, case.plan.lives().kept
     batch, patches = case.score.shape
     layout = torch.arange(batch * (prefix + patches)).reshape(batch, prefix + patches)
@@ -133,7 +133,7 @@ def test_packed_stages(case: Case, prefix: int) -> None:
 
 @settings(max_examples=30)
 @given(cases())
-def test_an_image_of_lives(case: Case) -> None:
+def test_lives_of_one_image(case: Case) -> None:
     lives = case.plan.lives()
     assert len(lives) == len(case.score)
     assert lives.depth == len(case.schedule.kept)
@@ -146,7 +146,7 @@ def test_an_image_of_lives(case: Case) -> None:
         assert torch.equal(one.map().flatten(), lives.life[image])
 
 
-def test_endless_lives() -> None:
+def test_lives_without_dropped_patches() -> None:
     lives = Lives.full(2, (3, 4), 5)
     assert (lives.life == 5).all()
     assert (lives.kept == 12).all()
@@ -154,11 +154,11 @@ def test_endless_lives() -> None:
     assert lives.kept.shape == (2, 5)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", FEW)
-def test_the_plan_of_a_model(name: str, way: str) -> None:
-    """`plan`, `lives` and `predict` tell of the same decision, in the range that the words promise."""
-    model, images = slim(name, way, drops=(2, 4)), photos(name)
+def test_the_plan_of_a_model(name: str, variant: str) -> None:
+    """`plan`, `lives` and `predict` give the same decision; lives are drop points or the depth."""
+    model, images = slim(name, variant, drops=(2, 4)), photos(name)
     plan, lives = model.plan(images), model.lives(images)
     assert torch.equal(plan.lives().life, lives.life)
     assert torch.equal(model.predict(images)[1].life, lives.life)

@@ -1,13 +1,13 @@
-"""Fixed mode trains: gradients are those of the masked reference, and really dropped patches cost nothing."""
+"""Fixed mode trains: gradients equal those of the masked reference, and dropped patches cost nothing."""
 
 from __future__ import annotations
 
 import pytest
 import timm
 import torch
-from families import FEW, SMALL, fresh, photos
-from reference import dropping
-from slimmed import far_apart, slim
+from families import FEW, SMALL, fresh, liven, photos
+from reference import assert_close, dropping
+from slim_models import far_apart, slim
 from torch import Tensor, nn
 
 from patchlife import LifeConfig, wrap
@@ -16,37 +16,37 @@ from patchlife.flop_counter import counted
 
 
 def gradients(vit: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:
-    """Gradients of every weight for a loss of these logits."""
+    """Gradients of every weight, for a loss on ``logits``."""
     vit.zero_grad(set_to_none=True)
     (logits * torch.linspace(-1, 1, logits.shape[-1])).square().sum().backward()
     return {name: None if p.grad is None else p.grad.clone() for name, p in vit.named_parameters()}
 
 
-@pytest.mark.parametrize("way", ["fixed", "fixed, merge"])
+@pytest.mark.parametrize("variant", ["fixed", "fixed, merge"])
 @pytest.mark.parametrize("name", FEW)
-def test_gradients_are_the_references(name: str, way: str) -> None:
+def test_gradients_equal_those_of_the_reference(name: str, variant: str) -> None:
     vit, images = fresh(name).train(), photos(name)
-    model = slim(name, way, vit)
+    model = slim(name, variant, vit)
     assert model.training
     lives = model.lives(images)
     assert (lives.kept[:, -1] < lives.kept[:, 0]).all()
     with torch.enable_grad():
-        ours = gradients(vit, model(images))
+        slimmed = gradients(vit, model(images))
         with dropping(vit, lives.life, model.start, model.config.merge):
-            theirs = gradients(vit, vit(images))
+            expected = gradients(vit, vit(images))
         dense = gradients(vit, vit(images))
-    assert theirs.keys() == ours.keys()
-    scale = max(float(g.abs().max()) for g in theirs.values() if g is not None)
-    for weight, gradient in theirs.items():
+    assert expected.keys() == slimmed.keys()
+    scale = max(float(g.abs().max()) for g in expected.values() if g is not None)
+    for weight, gradient in expected.items():
         if gradient is None:
-            assert ours[weight] is None
+            assert slimmed[weight] is None
         else:
-            assert torch.allclose(ours[weight], gradient, atol=1e-5 * scale, rtol=1e-4), weight
-    assert far_apart(ours["head.weight"], dense["head.weight"])
+            assert torch.allclose(slimmed[weight], gradient, atol=1e-5 * scale, rtol=1e-4), weight
+    assert far_apart(slimmed["head.weight"], dense["head.weight"])
 
 
-def test_gradients_reach_the_pixels_of_the_dead_through_the_early_blocks() -> None:
-    """A patch that dies at block 2 was seen by the others in blocks 0 and 1, so it still gets some."""
+def test_gradients_reach_the_pixels_of_dropped_patches_through_the_early_blocks() -> None:
+    """The other patches attend in blocks 0 and 1 to a patch that is dropped at block 2, so its gradient is not 0."""
     vit, images = fresh("vit").train(), photos("vit").requires_grad_()
     with torch.enable_grad():
         slim("vit", vit=vit)(images).sum().backward()
@@ -54,7 +54,7 @@ def test_gradients_reach_the_pixels_of_the_dead_through_the_early_blocks() -> No
     assert (per_patch > 0).all()
 
 
-def test_a_training_step_lowers_the_loss_and_leaves_the_schedule() -> None:
+def test_training_steps_lower_the_loss_and_keep_the_schedule() -> None:
     vit, images = fresh("deit3").train(), photos("deit3", 6)
     model, labels = slim("deit3", vit=vit), torch.tensor([0, 1, 2, 3, 4, 5])
     optimizer, losses, before = torch.optim.Adam(model.parameters(), 3e-3), [], model.schedule()
@@ -69,16 +69,23 @@ def test_a_training_step_lowers_the_loss_and_leaves_the_schedule() -> None:
     assert model.schedule() == before
 
 
-def test_a_slimmed_step_costs_less_than_a_dense_one() -> None:
+def test_a_slimmed_forward_pass_in_training_costs_less_than_a_dense_one() -> None:
     model, images = slim("vit", vit=fresh("vit").train()), photos("vit")
     assert counted(model, images)[0] < 0.7 * counted(model.backbone.vit, images)[0]
 
 
-def test_stochastic_depth_stays_the_backbones() -> None:
-    vit = timm.create_model("vit_tiny_patch16_224", **SMALL, drop_path_rate=0.5, drop_rate=0.2).train()
-    model, images = slim("vit", vit=vit), photos("vit")
-    assert not torch.equal(model(images), model(images))
-    assert torch.equal(model.eval()(images), model(images))
+@pytest.mark.parametrize("variant", ["fixed", "fixed, merge"])
+def test_stochastic_depth_takes_effect_in_training_only(variant: str) -> None:
+    """When every residual branch from the start block on is dropped, only the blocks before it change the tokens."""
+    vit, images = liven(timm.create_model("vit_tiny_patch16_224", **SMALL, drop_path_rate=0.5)), photos("vit")
+    model = slim("vit", variant, vit.train())
+    for block in vit.blocks[model.start :]:
+        block.drop_path1.drop_prob = block.drop_path2.drop_prob = 1.0
+    for block in vit.blocks[: model.start]:
+        block.drop_path1.drop_prob = block.drop_path2.drop_prob = 0.0
+    before_start = model.before_start(model.backbone.embed(images))
+    assert_close(model(images), vit.forward_head(vit.norm(before_start)))
+    assert_close(model.eval()(images), slim("vit", variant)(images))
 
 
 def test_adaptive_mode_refuses_to_train() -> None:

@@ -1,4 +1,4 @@
-"""In training mode the wrapped model is the backbone: dropout, drop path, patch dropout, checkpointing, any loop."""
+"""Training mode: dropout, stochastic depth, patch dropout, checkpointing and training loops work as on the backbone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from families import FAMILIES, FEW, fresh, liven, photos
 from reference import assert_close
-from slimmed import far_apart, slim
+from slim_models import far_apart, slim
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import NativeScaler
@@ -24,7 +24,7 @@ from versions import needs_timm
 from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.slimming.regressor import LifeRegressor
 
-DROPPED = {  # every kind of dropout that timm knows
+DROPOUTS = {  # every kind of dropout in timm
     "drop_rate": 0.2,
     "pos_drop_rate": 0.1,
     "proj_drop_rate": 0.2,
@@ -33,14 +33,14 @@ DROPPED = {  # every kind of dropout that timm knows
 }
 
 
-def dropping(name: str, **rates: float) -> nn.Module:
-    """A family's small model with dropouts, lively, in training mode."""
+def with_dropout(name: str, **rates: float) -> nn.Module:
+    """A family's small model with these dropout rates, in training mode."""
     family = FAMILIES[name]
     if family.since:
         needs_timm(*family.since)
     try:
         vit = family.make(family.entry, **family.arguments, **rates)
-    except TypeError as error:  # a factory that does not pass all of them on
+    except TypeError as error:  # a factory that does not accept all of them
         pytest.skip(str(error))
     return liven(vit).train()
 
@@ -56,43 +56,44 @@ def step(model: nn.Module, vit: nn.Module, images: Tensor) -> tuple[Tensor, dict
 
 
 def assert_same_step(model: SlimModel, vit: nn.Module, images: Tensor) -> None:
-    ours, our_gradients = step(model, vit, images)
-    theirs, their_gradients = step(vit, vit, images)
-    assert_close(ours, theirs)
-    for name, gradient in their_gradients.items():
+    """From one seed, logits and gradients of ``model`` equal those of its backbone ``vit``."""
+    logits, gradients = step(model, vit, images)
+    expected_logits, expected_gradients = step(vit, vit, images)
+    assert_close(logits, expected_logits)
+    for name, gradient in expected_gradients.items():
         if gradient is None:
-            assert our_gradients[name] is None, name
+            assert gradients[name] is None, name
         else:
-            assert_close(our_gradients[name], gradient)
+            assert_close(gradients[name], gradient)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_one_seed_one_step_at_budget_one(name: str, checkpointing: bool) -> None:
-    vit, images = dropping(name, **DROPPED), photos(name)
+def test_a_step_at_budget_one_equals_a_step_of_the_backbone(name: str, checkpointing: bool) -> None:
+    vit, images = with_dropout(name, **DROPOUTS), photos(name)
     vit.set_grad_checkpointing(checkpointing)
-    assert far_apart(vit(images), vit(images)), "no dropout is on"
+    assert far_apart(vit(images), vit(images)), "dropout has no effect"
     assert_same_step(wrap(vit, LifeConfig(budget=1.0)), vit, images)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_patch_dropout_at_budget_one(name: str) -> None:
-    vit, images = dropping(name, patch_drop_rate=0.4), photos(name)
+    vit, images = with_dropout(name, patch_drop_rate=0.4), photos(name)
     assert vit.forward_features(images).shape[1] < vit.eval().forward_features(images).shape[1]
     vit.train()
     assert_same_step(wrap(vit, LifeConfig(budget=1.0)), vit, images)
     model = wrap(vit, LifeConfig(budget=1.0))
     torch.manual_seed(0)
-    ours = model.forward_features(images)
+    features = model.forward_features(images)
     torch.manual_seed(0)
-    assert_close(ours, vit.forward_features(images))
+    assert_close(features, vit.forward_features(images))
 
 
-@pytest.mark.parametrize("way", ["fixed", "fixed, merge"])
+@pytest.mark.parametrize("variant", ["fixed", "fixed, merge"])
 @pytest.mark.parametrize("name", [*FEW, "eva02", "dynamic-eva02", "dynamic"])
-def test_patch_dropout_below_one_drops_of_what_is_left(name: str, way: str) -> None:
-    vit, images = dropping(name, patch_drop_rate=0.5), photos(name)
-    model = slim(name, way, vit)
+def test_with_patch_dropout_the_schedule_applies_to_the_remaining_patches(name: str, variant: str) -> None:
+    vit, images = with_dropout(name, patch_drop_rate=0.5), photos(name)
+    model = slim(name, variant, vit)
     entering: list[int] = []
     for block in vit.blocks:
         block.register_forward_pre_hook(lambda m, args: entering.append(args[0].shape[1] - vit.num_prefix_tokens))
@@ -105,7 +106,7 @@ def test_patch_dropout_below_one_drops_of_what_is_left(name: str, way: str) -> N
 
 
 def test_attention_dropout_takes_effect_in_every_block() -> None:
-    vit, images = dropping("vit", attn_drop_rate=0.5), photos("vit")
+    vit, images = with_dropout("vit", attn_drop_rate=0.5), photos("vit")
     model = slim("vit", "fixed, merge", vit)
     for block in vit.blocks:
         block.attn.attn_drop.p = 0.0
@@ -114,33 +115,33 @@ def test_attention_dropout_takes_effect_in_every_block() -> None:
     assert far_apart(model(images), model(images))
 
 
-def test_checkpointing_frees_activations_below_one() -> None:
+def test_checkpointing_saves_activations_at_a_budget_below_one() -> None:
     vit, images = fresh("vit").train(), photos("vit")
     model = slim("vit", "fixed, merge", vit)
 
-    def kept_for_backward() -> int:
-        kept: list[int] = []
+    def saved_for_backward() -> int:
+        saved: list[int] = []
         with (
             torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t),
+            torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.numel()), t)[1], lambda t: t),
         ):
             model(images)
-        return sum(kept)
+        return sum(saved)
 
-    plain, (logits, gradients) = kept_for_backward(), step(model, vit, images)
+    plain, (expected_logits, expected_gradients) = saved_for_backward(), step(model, vit, images)
     model.set_grad_checkpointing(True)
-    assert kept_for_backward() < 0.4 * plain
-    again, same = step(model, vit, images)
-    assert_close(again, logits)
-    assert all(g is None or torch.allclose(g, same[n], atol=1e-6) for n, g in gradients.items())
+    assert saved_for_backward() < 0.4 * plain
+    logits, gradients = step(model, vit, images)
+    assert_close(logits, expected_logits)
+    assert all(g is None or torch.allclose(g, gradients[n], atol=1e-6) for n, g in expected_gradients.items())
 
 
-# ---- the scorer learns in anybody's loop
+# ---- the scorer is trained by any loop
 
 
 @pytest.mark.parametrize("budget", [0.65, 1.0])
 @pytest.mark.parametrize("merge", [True, False])
-def test_a_scorer_that_may_learn_gets_gradients(budget: float, merge: bool) -> None:
+def test_a_trainable_scorer_gets_gradients(budget: float, merge: bool) -> None:
     torch.manual_seed(0)
     model = wrap(fresh("vit").train(), LifeConfig(budget=budget, start=2, merge=merge), LifeRegressor(48, 1))
     with torch.enable_grad():
@@ -151,18 +152,18 @@ def test_a_scorer_that_may_learn_gets_gradients(budget: float, merge: bool) -> N
         assert all(g.abs().sum() > 0 for n, g in gradients.items() if n != "importance.bias")
 
 
-def test_values_do_not_depend_on_whether_the_scorer_learns() -> None:
+def test_logits_do_not_depend_on_whether_the_scorer_is_trainable() -> None:
     torch.manual_seed(0)
     model = wrap(fresh("vit").train(), LifeConfig(budget=0.65, start=2), LifeRegressor(48, 1))
     with torch.enable_grad():
-        learning = model(photos("vit")).detach()
+        logits = model(photos("vit")).detach()
         model.scorer.requires_grad_(False)
-        assert_close(learning, model(photos("vit")).detach())
-    assert_close(learning, model(photos("vit")))
+        assert_close(logits, model(photos("vit")).detach())
+    assert_close(logits, model(photos("vit")))
 
 
 def test_timms_training_loop() -> None:
-    """As timm's training script: its optimizer with layer decay, its schedule, its scaler."""
+    """timm's optimizer with layer decay, its scheduler and its loss scaler, as in timm's training script."""
     vit = fresh("vit").train()
     model, images, labels = slim("vit", "fixed, merge", vit), photos("vit", 8), torch.arange(8)
     optimizer = create_optimizer_v2(model, "adamw", lr=2e-3, weight_decay=0.05, layer_decay=0.8)
@@ -209,11 +210,11 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-CASES = [(0.7, False), (0.7, True), (1.0, True)]  # (budget, with a scorer that learns)
+CASES = [(0.7, False), (0.7, True), (1.0, True)]  # (budget, whether the scorer is a trainable life regressor)
 
 
 def _two_workers(rank: int, port: int, out: str) -> None:
-    """In each of two processes: how far a distributed model ends from one that saw all images itself."""
+    """Run by each of two processes: distances between a distributed model and one that got all images itself."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
@@ -221,10 +222,10 @@ def _two_workers(rank: int, port: int, out: str) -> None:
         timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=4, num_heads=3, num_classes=5)
     ).train()
     images = torch.randn(4, 3, 32, 32)
-    apart = {case: _replicated(vit, images, rank, *case) for case in CASES}
-    apart |= {f"sharded {learned}": _sharded(vit, images, learned) for learned in (False, True)}
+    distances = {case: _replicated(vit, images, rank, *case) for case in CASES}
+    distances |= {f"sharded {learned}": _sharded(vit, images, learned) for learned in (False, True)}
     if rank == 0:
-        torch.save(apart, out)
+        torch.save(distances, out)
     dist.destroy_process_group()
 
 
@@ -258,11 +259,11 @@ def _sharded(vit: nn.Module, images: Tensor, learned: bool) -> float:
     return float((logits.detach() - expected).abs().max())
 
 
-def test_two_processes_learn_as_one(tmp_path: Any) -> None:
-    """DistributedDataParallel waits for a gradient of every weight, also of a scorer that decided nothing; FSDP shards
-    the weights that the scorer looks at."""
-    out = tmp_path / "apart.pt"
+def test_two_processes_equal_one(tmp_path: Any) -> None:
+    """DistributedDataParallel waits for a gradient of every weight, also of a scorer that did not run; FSDP shards the
+    weights that the scorer reads."""
+    out = tmp_path / "distances.pt"
     mp.spawn(_two_workers, (_free_port(), str(out)), 2)
-    apart = torch.load(out)
-    assert len(apart) == 5
-    assert max(apart.values()) < 1e-5, apart
+    distances = torch.load(out)
+    assert len(distances) == 5
+    assert max(distances.values()) < 1e-5, distances

@@ -1,10 +1,11 @@
-"""A wrapped model is the backbone to its surroundings: timm's helpers, checkpoints, other people's wrappers."""
+"""Other code handles a wrapped model as the backbone: timm's helpers, checkpoints, wrappers of other libraries."""
 
 from __future__ import annotations
 
 import copy
 import io
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import timm
 import torch
 from families import FAMILIES, FEW, fresh, photos
 from reference import assert_close, masked
-from slimmed import WAYS, far_apart, slim
+from slim_models import VARIANTS, far_apart, slim
 from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV2, ModelEmaV3
@@ -41,6 +42,7 @@ SHARED = (
 
 
 def with_scorer(name: str, **settings: Any) -> SlimModel:
+    """A family's small model with an untrained life regressor."""
     vit = fresh(name)
     torch.manual_seed(0)
     scorer = LifeRegressor(vit.embed_dim, vit.num_prefix_tokens)
@@ -51,7 +53,7 @@ def with_scorer(name: str, **settings: Any) -> SlimModel:
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_attributes_are_the_backbones(name: str) -> None:
+def test_attributes_are_those_of_the_backbone(name: str) -> None:
     model = slim(name)
     for attribute in SHARED:
         assert getattr(model, attribute) is getattr(model.vit, attribute)
@@ -60,20 +62,20 @@ def test_attributes_are_the_backbones(name: str) -> None:
         model.no_such_thing  # noqa: B018
 
 
-def test_a_vit_built_from_its_class_has_no_more_attributes_than_it_has() -> None:
+def test_attributes_that_the_backbone_lacks_are_not_invented() -> None:
     model = wrap(timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=4, num_heads=3))
     assert not hasattr(model, "pretrained_cfg")
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_clip_224", "vit_small_patch16_dinov3"])
-def test_the_data_config_is_the_backbones(name: str) -> None:
+def test_the_data_config_is_that_of_the_backbone(name: str) -> None:
     vit = timm.create_model(name, depth=4, embed_dim=48, num_heads=3)
     assert resolve_model_data_config(wrap(vit)) == resolve_model_data_config(vit)
 
 
 @pytest.mark.parametrize("options", [{"weight_decay": 0.05}, {"weight_decay": 0.05, "layer_decay": 0.7}])
 @pytest.mark.parametrize("name", FEW)
-def test_optimizer_groups_are_the_backbones(name: str, options: dict[str, float]) -> None:
+def test_optimizer_groups_are_those_of_the_backbone(name: str, options: dict[str, float]) -> None:
     def groups(model: nn.Module) -> list[tuple]:
         optimizer = create_optimizer_v2(model, "adamw", lr=1e-3, **options)
         names = {id(p): n for n, p in model.named_parameters()}
@@ -86,20 +88,20 @@ def test_optimizer_groups_are_the_backbones(name: str, options: dict[str, float]
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_names_are_the_backbones(name: str) -> None:
+def test_parameter_and_module_names_are_those_of_the_backbone(name: str) -> None:
     model = with_scorer(name)
-    ours = [n for n, _ in model.named_parameters() if not n.startswith("scorer.")]
-    assert ours == [n for n, _ in model.vit.named_parameters()]
+    names = [n for n, _ in model.named_parameters() if not n.startswith("scorer.")]
+    assert names == [n for n, _ in model.vit.named_parameters()]
     assert dict(model.named_modules())[""] is model
     assert dict(model.named_modules())["blocks.1"] is model.vit.blocks[1]
-    assert {n for n, _ in model.named_parameters()} - set(ours) == {
+    assert {n for n, _ in model.named_parameters()} - set(names) == {
         f"scorer.{n}" for n, _ in model.scorer.named_parameters()
     }
     outer = nn.ModuleDict({"tower": model})
     assert {n for n, _ in outer.named_parameters()} == {f"tower.{n}" for n, _ in model.named_parameters()}
 
 
-def test_freezing_by_name_leaves_the_classifier() -> None:
+def test_freezing_by_name_trains_the_classifier_only() -> None:
     model = slim("vit", "fixed, merge", fresh("vit").train())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("head."))
@@ -108,7 +110,7 @@ def test_freezing_by_name_leaves_the_classifier() -> None:
     assert [n for n, p in model.vit.named_parameters() if p.grad is not None] == ["head.weight", "head.bias"]
 
 
-def test_a_layer_replaced_in_one_is_replaced_in_the_other() -> None:
+def test_a_layer_replaced_in_model_or_backbone_is_replaced_in_both() -> None:
     model, images = slim("vit", "fixed, merge", fresh("vit")), photos("vit")
     model.head = nn.Linear(48, 7)
     assert model.vit.head is model.head
@@ -130,7 +132,7 @@ def test_pre_logits() -> None:
     assert torch.equal(model.forward_head(features, pre_logits=True), model.vit.forward_head(features, pre_logits=True))
 
 
-def test_settings_of_the_backbone_are_set_on_it() -> None:
+def test_attributes_of_the_backbone_are_set_on_the_backbone() -> None:
     model = slim("vit", vit=fresh("vit"))
     model.set_grad_checkpointing(True)
     assert model.vit.grad_checkpointing
@@ -147,42 +149,42 @@ def test_another_input_size() -> None:
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
     assert model.schedule().kept[0] == 64
     explicit = slim("vit", vit=fresh("vit"), kept=(36, 36, 20, 20, 20))
-    with pytest.raises(ConfigError, match="explicit schedule for 36 patches; call set_budget first"):
+    with pytest.raises(ConfigError, match="explicit schedule for 36 patches; call set_budget"):
         explicit.set_input_size((64, 64))
 
 
-def test_training_mode_is_one() -> None:
+def test_train_and_eval_apply_to_model_and_backbone() -> None:
     model = slim("vit", vit=fresh("vit"))
     for training in (True, False):
         model.train(training)
         assert {m.training for m in (*model.modules(), *model.vit.modules())} == {training}
 
 
-def test_the_way_back() -> None:
+def test_unwrap_returns_the_unchanged_backbone() -> None:
     vit, images = fresh("vit"), photos("vit")
     expected = vit(images)
-    back = slim("vit", "fixed, merge", vit).unwrap()
-    assert back is vit
-    assert torch.equal(back(images), expected)
+    unwrapped = slim("vit", "fixed, merge", vit).unwrap()
+    assert unwrapped is vit
+    assert torch.equal(unwrapped(images), expected)
 
 
-def test_a_wrapped_model_moves_and_copies() -> None:
+def test_copies_pickles_casts_and_functional_calls_of_a_wrapped_model() -> None:
     model, images = slim("vit", "adaptive, merge", fresh("vit")), photos("vit")
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(twin(images), model(images))
-        twin.head.weight.zero_()
-        assert twin.vit.head.weight.abs().sum() == 0
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(copied(images), model(images))
+        copied.head.weight.zero_()
+        assert copied.vit.head.weight.abs().sum() == 0
     assert model.vit.head.weight.abs().sum() > 0
-    moved = copy.deepcopy(model).double()
-    assert moved.vit.pos_embed.dtype == torch.float64
-    assert_close(moved(images.double()).float(), model(images))
+    double = copy.deepcopy(model).double()
+    assert double.vit.pos_embed.dtype == torch.float64
+    assert_close(double(images.double()).float(), model(images))
     assert_close(
         torch.func.functional_call(model, {n: p + 0 for n, p in model.named_parameters()}, (images,)), model(images)
     )
     assert far_apart(torch.func.functional_call(model, {"pos_embed": model.pos_embed * 0}, (images,)), model(images))
 
 
-def test_a_new_scorer_forgets_the_thresholds_of_the_old_one() -> None:
+def test_a_new_scorer_removes_the_thresholds_of_the_old_one() -> None:
     model = slim("vit", "adaptive", fresh("vit"))
     model.scorer = LifeRegressor(48, 1)
     assert model.calibration is None
@@ -195,7 +197,7 @@ def test_a_new_scorer_forgets_the_thresholds_of_the_old_one() -> None:
 
 
 def saved(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict through a file that holds tensors only."""
+    """The state dict, saved to a file and loaded with ``weights_only``."""
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
@@ -203,7 +205,7 @@ def saved(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_a_state_dict_brings_everything_back(name: str) -> None:
+def test_a_state_dict_restores_weights_settings_and_calibration(name: str) -> None:
     images, model = photos(name), with_scorer(name, mode="adaptive", budget=0.7)
     model.calibrate([photos(name, 8, seed=1)])
     state = saved(model)
@@ -217,7 +219,7 @@ def test_a_state_dict_brings_everything_back(name: str) -> None:
     assert torch.equal(other(images), model(images))
 
 
-def test_a_checkpoint_of_the_backbone_goes_straight_in() -> None:
+def test_a_checkpoint_of_the_backbone_can_be_loaded() -> None:
     model, images = with_scorer("vit", budget=1.0), photos("vit")
     other = fresh("vit")
     other.blocks[2].mlp.fc1.weight.add_(0.1)
@@ -230,17 +232,17 @@ def test_a_checkpoint_of_the_backbone_goes_straight_in() -> None:
     assert torch.equal(model(images), fresh("vit")(images))
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_missing_and_unexpected_keys_are_named() -> None:
     model, state = with_scorer("vit"), with_scorer("vit").state_dict()
     del state["norm.weight"], state["scorer.patch.bias"]
-    found = model.load_state_dict({**state, "blocks.9.norm1.weight": torch.zeros(1)}, strict=False)
-    assert sorted(found.missing_keys) == ["norm.weight", "scorer.patch.bias"]
-    assert found.unexpected_keys == ["blocks.9.norm1.weight"]
+    keys = model.load_state_dict({**state, "blocks.9.norm1.weight": torch.zeros(1)}, strict=False)
+    assert sorted(keys.missing_keys) == ["norm.weight", "scorer.patch.bias"]
+    assert keys.unexpected_keys == ["blocks.9.norm1.weight"]
     with pytest.raises(RuntimeError, match="patch"):
         model.load_state_dict({**with_scorer("vit").state_dict(), "scorer.patch.bias": torch.zeros(3)})
 
 
-def test_averages_of_weights() -> None:
+def test_timms_moving_averages_of_weights() -> None:
     model, images = slim("vit", "adaptive", fresh("vit")), photos("vit")
     for kind in (ModelEmaV2, ModelEmaV3):
         average = kind(model)
@@ -252,15 +254,20 @@ def test_averages_of_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "way"),
-    [(name, way) for name in FAMILIES for way in WAYS if name in FEW or way in ("fixed", "adaptive, merge")],
+    ("name", "variant"),
+    [
+        (name, variant)
+        for name in FAMILIES
+        for variant in VARIANTS
+        if name in FEW or variant in ("fixed", "adaptive, merge")
+    ],
 )
-def test_intermediates_are_the_references(name: str, way: str) -> None:
-    """All blocks, in grid order: a hook on each block of timm's own masked run sees the same tokens."""
+def test_intermediates_equal_those_of_the_reference(name: str, variant: str) -> None:
+    """After all blocks, in grid order: a hook on each block of timm's own masked run gives the same tokens."""
     images = photos(name)
-    model = slim(name, way, fresh(name), drops=(2, 4))
+    model = slim(name, variant, fresh(name), drops=(2, 4))
     plan, tokens, handles = model.plan(images), {}, []
-    final, ours = model.forward_intermediates(
+    final, intermediates = model.forward_intermediates(
         images, output_fmt="NLC", return_prefix_tokens=bool(model.backbone.prefix)
     )
     for index, block in enumerate(model.vit.blocks):
@@ -269,17 +276,17 @@ def test_intermediates_are_the_references(name: str, way: str) -> None:
     for handle in handles:
         handle.remove()
     prefix = model.backbone.prefix
-    ours = [torch.cat((pair[1], pair[0]), dim=1) if prefix else pair for pair in ours]
-    assert len(ours) == 5
-    for index, found in enumerate(ours):
-        alive = torch.cat((torch.ones(len(images), prefix, dtype=torch.bool), plan.lives().present(index)), dim=1)
-        assert_close(found[alive], tokens[index][alive])
+    intermediates = [torch.cat((pair[1], pair[0]), dim=1) if prefix else pair for pair in intermediates]
+    assert len(intermediates) == 5
+    for index, actual in enumerate(intermediates):
+        present = torch.cat((torch.ones(len(images), prefix, dtype=torch.bool), plan.lives().present(index)), dim=1)
+        assert_close(actual[present], tokens[index][present])
     assert_close(final, features)
 
 
 @pytest.mark.parametrize("name", [*FEW, "dynamic", "dynamic-dinov3", "not-square"])
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         {},
         {"indices": 2},
@@ -289,20 +296,20 @@ def test_intermediates_are_the_references(name: str, way: str) -> None:
         {"intermediates_only": True, "stop_early": True, "indices": [2]},
     ],
 )
-def test_intermediates_at_budget_one_are_timms(name: str, asked: dict[str, Any]) -> None:
+def test_intermediates_at_budget_one_equal_those_of_the_backbone(name: str, options: dict[str, Any]) -> None:
     model, images = slim(name, budget=1.0), photos(name)
     if not model.backbone.prefix:
-        asked = {key: value for key, value in asked.items() if key != "return_prefix_tokens"}
-    ours = tree_leaves(model.forward_intermediates(images, **asked))
-    theirs = tree_leaves(model.vit.forward_intermediates(images, **asked))
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
+        options = {key: value for key, value in options.items() if key != "return_prefix_tokens"}
+    actual = tree_leaves(model.forward_intermediates(images, **options))
+    expected = tree_leaves(model.vit.forward_intermediates(images, **options))
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
         assert_close(a, b)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_intermediates_end_in_the_features(way: str) -> None:
-    model, images = slim("dinov2-registers", way), photos("dinov2-registers")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_last_intermediate_equals_the_features(variant: str) -> None:
+    model, images = slim("dinov2-registers", variant), photos("dinov2-registers")
     final, ((patches, prefix),) = model.forward_intermediates(images, [-1], True, True, output_fmt="NLC")
     assert_close(torch.cat((prefix, patches), 1), final)
     assert_close(final, model.forward_features(images))
@@ -316,31 +323,31 @@ def test_intermediates_end_in_the_features(way: str) -> None:
 
 def test_intermediates_as_a_dict() -> None:
     model, images = slim("vit", budget=1.0), photos("vit")
-    ours = model.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
-    theirs = model.vit.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
-    assert ours.keys() == theirs.keys()
-    for a, b in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
+    actual = model.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
+    expected = model.vit.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
+    assert actual.keys() == expected.keys()
+    for a, b in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
         assert_close(a, b)
 
 
 @pytest.mark.parametrize("indices", [0, 6, [5], [-6]])
-def test_blocks_that_are_not_there(indices: Any) -> None:
-    with pytest.raises(ConfigError, match="indices must be"):
+def test_invalid_blocks_or_formats_are_refused(indices: Any) -> None:
+    with pytest.raises(ConfigError, match=f"indices .* got {re.escape(str(indices))}"):
         slim("vit").forward_intermediates(photos("vit"), indices)
-    with pytest.raises(ConfigError, match="output_fmt must be NCHW or NLC, got 'NHWC'"):
+    with pytest.raises(ConfigError, match=r"output_fmt .* got 'NHWC'"):
         slim("vit").forward_intermediates(photos("vit"), output_fmt="NHWC")
 
 
 def test_timms_feature_extractor() -> None:
     getter = pytest.importorskip("timm.models._features").FeatureGetterNet
     model, images = slim("vit", "fixed, merge", fresh("vit")), photos("vit")
-    found = getter(model, out_indices=(1, 3))(images)
-    for a, b in zip(found, model.forward_intermediates(images, [1, 3], intermediates_only=True), strict=True):
+    features = getter(model, out_indices=(1, 3))(images)
+    for a, b in zip(features, model.forward_intermediates(images, [1, 3], intermediates_only=True), strict=True):
         assert torch.equal(a, b)
     assert len(model.vit.blocks) == 5
 
 
-# ---- inside other people's models
+# ---- inside models of other libraries
 
 
 def test_inside_transformers_timm_wrapper() -> None:
@@ -349,22 +356,22 @@ def test_inside_transformers_timm_wrapper() -> None:
     config = transformers.TimmWrapperConfig(architecture="vit_tiny_patch16_224", num_labels=10, model_args=arguments)
     images, labels = torch.randn(2, 3, 64, 64), torch.tensor([1, 2])
     for kind in (transformers.TimmWrapperForImageClassification, transformers.TimmWrapperModel):
-        theirs = kind(config).eval()
+        model = kind(config).eval()
         more = {"labels": labels} if kind is transformers.TimmWrapperForImageClassification else {}
-        expected = theirs(images, output_hidden_states=True, **more)
-        theirs.timm_model = wrap(theirs.timm_model, LifeConfig(budget=1.0))
-        same = theirs(images, output_hidden_states=True, **more)
-        assert same.keys() == expected.keys()
-        for a, b in zip(tree_leaves(dict(same)), tree_leaves(dict(expected)), strict=True):
+        expected = model(images, output_hidden_states=True, **more)
+        model.timm_model = wrap(model.timm_model, LifeConfig(budget=1.0))
+        actual = model(images, output_hidden_states=True, **more)
+        assert actual.keys() == expected.keys()
+        for a, b in zip(tree_leaves(dict(actual)), tree_leaves(dict(expected)), strict=True):
             assert_close(a, b)
-        theirs.timm_model.set_budget(0.7)
-        slimmed = theirs(images, output_hidden_states=True, **more)
+        model.timm_model.set_budget(0.7)
+        slimmed = model(images, output_hidden_states=True, **more)
         assert len(slimmed.hidden_states) == len(expected.hidden_states)
         assert all(a.shape == b.shape for a, b in zip(slimmed.hidden_states, expected.hidden_states, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # open_clip imports timm by an old path
-def test_as_open_clips_trunk() -> None:
+def test_as_the_trunk_of_an_open_clip_model() -> None:
     open_clip = pytest.importorskip("open_clip")
     from open_clip.timm_model import TimmModel
 

@@ -70,8 +70,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     if manifest["format"] < FORMAT:
         raise AdapterError(
-            f"{folder} is in format {manifest['format']}; patchlife {__version__} reads format {FORMAT}: convert it with "
-            "recipes/convert_adapter.py of patchlife's repository, or fit it again"
+            f"{folder} is in format {manifest['format']}; patchlife {__version__} reads format {FORMAT}: convert it "
+            "with recipes/convert_adapter.py of patchlife's repository, or fit it again"
         )
     return manifest, load_file(files[_TENSORS])
 

@@ -61,18 +61,18 @@ def _delta_of(manifest: dict[str, Any], tensors: dict[str, Any]) -> WeightDelta 
 
 def _check_same(saved: dict[str, Any], found: dict[str, Any], delta: WeightDelta | None, folder: Path) -> None:
     """Raise AdapterError unless the backbone is the one that the adapter was made for."""
-    found_differences = differences(saved, found, ignored=delta.replaced if delta else ())
-    if not found_differences:
+    differing = differences(saved, found, ignored=delta.replaced if delta else ())
+    if not differing:
         return
     name = saved["name"] or saved["family"]
-    if all(part.endswith("has other values") for part in found_differences):
+    if all(part.endswith("has other values") for part in differing):
         raise AdapterError(
-            f"{folder} was made for other weights of {name}: {shortened(found_differences)}; load the checkpoint it was fitted on, "
-            "or fit a new adapter"
+            f"{folder} was made for other weights of {name}: {shortened(differing)}; load the checkpoint that it was "
+            "fitted on, or fit a new adapter"
         )
     raise AdapterError(
         f"{folder} is for {name} and does not fit: this backbone is {found['name'] or found['family']} "
-        f"({shortened(found_differences)})"
+        f"({shortened(differing)})"
     )
 
 

@@ -147,9 +147,9 @@ def recover(path: str | os.PathLike[str]) -> None:
         return
     candidates = [entry for entry in path.parent.iterdir() if entry.name.startswith(f".{path.name[:100]}.")]
     old = [entry for entry in candidates if _LEFTOVER.fullmatch(entry.name) and entry.name.endswith(_OLD_SUFFIX)]
-    for entry in sorted(old, key=lambda entry: entry.stat().st_mtime)[-1:]:
-        with suppress(OSError):  # another process was faster, or the folder is read-only
-            os.rename(entry, path)
+    if old:
+        with suppress(OSError):  # another process removed or restored one, or the folder is read-only
+            os.rename(max(old, key=lambda entry: entry.stat().st_mtime), path)
 
 
 def read_consistently(folder: str | os.PathLike[str], read: Callable[[], T]) -> T:

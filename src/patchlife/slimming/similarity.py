@@ -40,6 +40,6 @@ class Similarity(NamedTuple):
 
 
 def cosines(embedding: Float[Tensor, "batch patches embedding_dim"]) -> Float[Tensor, "batch patches patches"]:
-    """Of all pairs of patches, in float32 or wider: half precision would decide between near-equal pairs by rounding."""
+    """Of all pairs of patches, in float32 or wider: half precision would order near-equal pairs by rounding noise."""
     embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
     return embedding @ embedding.transpose(1, 2)

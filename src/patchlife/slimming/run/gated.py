@@ -7,7 +7,7 @@ Gradients come from three places:
 
 * the gate of a kept patch weights its token, as an attention key and in the mean with what is merged into it;
 * one minus the gate of a dropped patch is the weight with which it is merged into its target;
-* the choice of a target has the slope of a softmax over cosines, and a merge weight is a cosine, so embeddings learn too.
+* the choice of a target has the slope of a softmax over cosines, and a merge weight is a cosine: embeddings learn too.
 """
 
 from __future__ import annotations
