@@ -116,7 +116,7 @@ def test_a_local_folder_in_the_format_of_timm(patchlife, photos, tmp_path, monke
     assert (description["model"], description["weights"]) == (NAME, f"local-dir:{tmp_path / 'mine'}")
     result = patchlife("info", "local-dir:nowhere")
     assert result.code == 2
-    assert "local-dir:nowhere: expected a folder with config.json as timm writes it, found No such file" in result.err
+    assert "local-dir:nowhere: expected a folder with config.json as timm writes it, got No such file" in result.err
 
 
 def labelled(photos: list[Path]) -> Path:
@@ -132,7 +132,7 @@ def labelled(photos: list[Path]) -> Path:
 def test_a_tag_that_timm_does_not_know(patchlife):
     result = patchlife("info", f"{NAME}.nonsense")
     assert result.code == 2
-    assert f"timm has no weights tagged 'nonsense' for {NAME}; it knows {NAME}.r160_in1k" in result.err
+    assert f"timm has no weights tagged 'nonsense' for {NAME}; tags are {NAME}.r160_in1k" in result.err
     assert "Traceback" not in result.err
 
 

@@ -80,7 +80,7 @@ def test_resuming_another_kind_of_file_is_refused(finished, tmp_path, patchlife)
     result = patchlife(*line, "--out", out, "--resume")
     assert result.code == 2
     assert "line 1 of" in result.err
-    assert "this is another kind of file; it was left alone" in result.err
+    assert "this is another kind of file; it was not changed" in result.err
     assert out.read_bytes() == b"\xff\xd8\xff precious"
 
 
