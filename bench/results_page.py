@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from patchlife.benchmarks.report import conditions_line, methods_table
-from patchlife.benchmarks.result import Result, load_all
+from patchlife.benchmarks.result import KIND, Result
 from patchlife.benchmarks.tables import Table, advice_lines, findings, main_table, target_rows, title_of
 from patchlife.io.files import write_atomic
 
-__all__ = ["main", "page"]
+__all__ = ["load_all", "main", "page"]
 
 _PICTURE = "images/results.png"
 
@@ -39,6 +39,15 @@ match the files. Do not edit the page.
 - If a method needs training and was not trained, only its speed is given.
 - A ratio is *too noisy* if its 90th percentile is more than 1.5 times its 10th percentile. Its number is not given.
 - We wrote every method from its paper, on the same blocks. No number here reproduces a published one."""
+
+
+def load_all(folder: Path) -> dict[str, Result]:
+    """Every result under ``folder``, by its path relative to ``folder``; other JSON files are skipped."""
+    results = {}
+    for path in sorted(folder.rglob("*.json")):
+        if f'"kind": "{KIND}"' in path.read_text("utf-8")[:200]:
+            results[str(path.relative_to(folder))] = Result.load(path)
+    return results
 
 
 def page(results: Mapping[str, Result], checks: Mapping[str, dict[str, Any]]) -> str:

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from results_page import load_all
 
-from patchlife.benchmarks.result import Accuracy, MethodInfo, Result, Speed, load_all
+from patchlife.benchmarks.result import Accuracy, MethodInfo, Result, Speed
 from patchlife.errors import ConfigError
 from patchlife.evaluation.timing import Spread
 

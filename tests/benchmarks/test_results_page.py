@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from results_page import load_checks, main, page
+from results_page import load_all, load_checks, main, page
 from test_result import a_result
-
-from patchlife.benchmarks.result import load_all
 
 ROOT = Path(__file__).parents[2]
 

@@ -27,7 +27,7 @@ _JSON, _TENSORS = "adapter.json", "adapter.safetensors"
 
 
 def write_adapter(folder: Path, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write the files; an adapter that is there is replaced in one step, or stays as it is."""
+    """Write the files; an existing adapter is replaced in one step, or not at all."""
     with replace_folder(folder) as fresh:
         (fresh / _JSON).write_text(_text(manifest))
         own = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}  # tied tensors are saved twice

@@ -80,11 +80,11 @@ def _rebuild(manifest: dict[str, Any], folder: Path) -> nn.Module:
     """The backbone, built again. Raises AdapterError if its origin is not known or its file is another one."""
     origin = manifest["origin"]
     if origin is None:
-        raise AdapterError(f"{folder} does not know where its backbone comes from; pass the model: load(folder, vit)")
+        raise AdapterError(f"{folder} does not record the origin of its backbone; pass the model: load(folder, vit)")
     file = origin["checkpoint"]
     if not file and not origin["pretrained"]:
         raise AdapterError(
-            f"{folder} needs the backbone {origin['model']} and does not say where its weights are; "
+            f"{folder} needs the backbone {origin['model']} and does not record where its weights are; "
             "pass the model: load(folder, vit)"
         )
     if file and not Path(file).is_file():
@@ -95,6 +95,6 @@ def _rebuild(manifest: dict[str, Any], folder: Path) -> nn.Module:
     if file and origin["sha256"] not in (None, sha256_of(file)):
         raise AdapterError(
             f"{file} is not the file that {folder} was made for (sha256 {origin['sha256'][:12]}..., found "
-            f"{sha256_of(file)[:12]}...); put that one back, or pass the model: load(folder, vit)"
+            f"{sha256_of(file)[:12]}...); restore that file, or pass the model: load(folder, vit)"
         )
     return rebuild(Origin(**origin))

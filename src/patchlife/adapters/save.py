@@ -14,7 +14,7 @@ __all__ = ["save"]
 
 
 def save(model: SlimModel, folder: str | Path) -> Path:
-    """Write the adapter of ``model``; an adapter that is there is replaced in one step, or stays as it is.
+    """Write the adapter of ``model``; an existing adapter is replaced in one step, or not at all.
 
     The backbone is never saved. What a fit changed of it is a small weight delta; weights that were trained in another
     way after the model was wrapped are saved whole, in their own precision.

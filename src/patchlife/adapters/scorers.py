@@ -100,7 +100,7 @@ def restored_scorer(
 def _made(kind: type[Scorer], settings: dict[str, Any], of: str, folder: Path) -> Scorer:
     try:
         return kind(**settings)
-    except Exception as error:  # the class may be anybody's
+    except Exception as error:  # the class may be the user's own
         raise AdapterError(
             f"{of} cannot be made with the settings in {folder}, {settings} ({type(error).__name__}: {error}); "
             "settings() must give the arguments of __init__"

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..evaluation.timing import Spread
 from ..io.files import write_atomic
 
-__all__ = ["Accuracy", "MethodInfo", "Result", "Speed", "load_all"]
+__all__ = ["KIND", "Accuracy", "MethodInfo", "Result", "Speed"]
 
 KIND = "patchlife-bench"
 FORMAT = 2
@@ -184,15 +184,6 @@ class Result:
         body["speed"] = [Speed(**_spreads(row)) for row in body["speed"]]
         body["accuracy"] = [Accuracy(**row) for row in body["accuracy"]]
         return cls(**body)
-
-
-def load_all(folder: Path) -> dict[str, Result]:
-    """Every result under ``folder``, by its path relative to ``folder``; other JSON files are skipped."""
-    results = {}
-    for path in sorted(folder.rglob("*.json")):
-        if f'"kind": "{KIND}"' in path.read_text("utf-8")[:200]:
-            results[str(path.relative_to(folder))] = Result.load(path)
-    return results
 
 
 def _spreads(row: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,45 +147,35 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
     """The dense model in the dtype of ``config``, and the adapter if MODEL is one."""
     import torch
 
-    from ..backbones import Origin, source_of
+    from ..backbones import source_of
     from ..benchmarks.engines import EXPORTED
     from ..runtime.demo_model import DEMO
-    from ..runtime.opening import open_pipeline
+    from ..runtime.opening import backbone_config, open_pipeline
 
-    model, checkpoint, adapter = config.model, config.checkpoint, None
-    args, size = config.model_args, config.image_size
-    if is_exported(model):
+    if is_exported(config.model):
         raise ConfigError(
-            f"{model} is an exported model, and bench builds its methods on a backbone; give the MODEL that was "
+            f"{config.model} is an exported model, and bench builds its methods on a backbone; give the MODEL that was "
             "exported, with --engine onnx or openvino"
         )
-    if Path(model).is_dir():
-        from ..adapters import read_adapter
-
-        adapter = Path(model)
-        metadata, _ = read_adapter(adapter)
-        if not metadata["origin"]:
-            raise ConfigError(
-                f"the adapter {adapter} does not record the origin of its backbone, so bench cannot build it; "
-                "give a timm name as MODEL"
-            )
-        origin = Origin(**metadata["origin"])
-        model = origin.model
-        checkpoint = checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
-        args, size = {**origin.options, **args}, size or origin.image_size
-        config = replace(config, pretrained=config.pretrained or (origin.pretrained and not checkpoint))
-    has_weights = config.pretrained or checkpoint or model == DEMO or source_of(model)
+    given = ModelConfig(
+        config.model,
+        config.checkpoint,
+        config.pretrained,
+        config.model_args,
+        config.labels,
+        config.class_order,
+        image_size=config.image_size,
+    )
+    settings = backbone_config(given)
+    has_weights = settings.pretrained or settings.checkpoint or settings.model == DEMO or source_of(settings.model)
     if config.data and not has_weights:
         raise ConfigError(
             "--data needs a model with weights, got random weights; add --checkpoint FILE or --pretrained"
         )
-    settings = ModelConfig(
-        model, checkpoint, config.pretrained, args, config.labels, config.class_order, image_size=size
-    )
     device = "cpu" if config.engine in EXPORTED else config.device
     pipeline = open_pipeline(settings, device, random_weights=True)
     pipeline.model.backbone.vit.to(getattr(torch, config.dtype))
-    return pipeline, adapter
+    return pipeline, None if settings is given else Path(config.model)
 
 
 def _slimmed(pipeline: Pipeline, adapter: Path | None) -> SlimModel:

@@ -13,7 +13,7 @@ from ..config import ClassOrder, EngineName, ModelConfig, RunConfig
 from ..data import PHOTO_SUFFIXES, by_suffix, list_photos
 from ..errors import ConfigError
 from ..extras import require_engine, require_export
-from ..io.files import BUNDLE, is_exported
+from ..io.files import BUNDLE, exported_format, is_exported
 
 if TYPE_CHECKING:
     from ..data.labels import Labels
@@ -65,10 +65,8 @@ def _kind_of(exported: Path) -> str:
     try:
         if exported.is_dir():
             return str(json.loads((exported / BUNDLE).read_text("utf-8"))["kind"])
-        if not zipfile.is_zipfile(exported):
-            return "onnx"
-        with zipfile.ZipFile(exported) as archive:
-            return "openvino" if "model.xml" in archive.namelist() else "torch"
+        with open(exported, "rb") as file:
+            return exported_format(file)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return ""
 

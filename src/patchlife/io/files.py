@@ -11,11 +11,12 @@ import shutil
 import sys
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Literal, TypeVar
 
 from ..errors import PatchLifeError
 
@@ -23,6 +24,7 @@ __all__ = [
     "BUNDLE",
     "SUMS",
     "check_sums",
+    "exported_format",
     "is_exported",
     "locked",
     "read_consistently",
@@ -198,6 +200,14 @@ def check_sums(folder: str | os.PathLike[str], error: type[PatchLifeError]) -> d
             raise error(f"{file} is damaged: its sha256 is not the one in {SUMS}; save or download it again")
         files[name] = file
     return files
+
+
+def exported_format(file: IO[bytes]) -> Literal["onnx", "openvino", "torch"]:
+    """The format of an exported file by its content: a zip with an OpenVINO model, any other zip (torch), or ONNX."""
+    if not zipfile.is_zipfile(file):
+        return "onnx"
+    with zipfile.ZipFile(file) as archive:
+        return "openvino" if "model.xml" in archive.namelist() else "torch"
 
 
 def is_exported(model: str | os.PathLike[str]) -> bool:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
-from typing import IO
 
 from ..errors import ConfigError
+from ..io.files import exported_format
 from .bundle import Bundle
 from .engine import Engine, open_file_session, read_verified
-from .metadata import Format, Metadata
+from .metadata import Metadata
 
-__all__ = ["format_of", "open_engine"]
+__all__ = ["open_engine"]
 
 
 def open_engine(
@@ -36,27 +35,8 @@ def open_engine(
     if path.is_dir():
         return Bundle(path, threads).engine(budget)
     content = read_verified(path)
-    session = open_file_session(path, _kind(io.BytesIO(content)), content, threads, trust=trust)
+    session = open_file_session(path, exported_format(io.BytesIO(content)), content, threads, trust=trust)
     metadata = Metadata.from_json(session.metadata_json, path)
     if budget is not None and abs(budget - metadata.budget) > 1e-9:
         raise ConfigError(f"{path} holds one budget, {metadata.budget:g}, got {budget:g}; export it again")
     return Engine(session, metadata)
-
-
-def format_of(path: Path) -> Format:
-    """The format of an exported file or bundle.
-
-    The format of a bundle is read from its verified metadata. The format of a file, which is not verified here, follows
-    from its content, not its name: a zip with an OpenVINO model, any other zip (torch), or else ONNX.
-    """
-    if path.is_dir():
-        return Bundle(path).kind
-    with open(path, "rb") as file:
-        return _kind(file)
-
-
-def _kind(file: IO[bytes]) -> Format:
-    if not zipfile.is_zipfile(file):
-        return "onnx"
-    with zipfile.ZipFile(file) as archive:
-        return "openvino" if "model.xml" in archive.namelist() else "torch"

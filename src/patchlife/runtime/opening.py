@@ -20,7 +20,7 @@ from ..slimming import SlimModel, wrap
 from .demo_model import DEMO, demo_backbone, demo_folder
 from .pipeline import Pipeline, pick_device
 
-__all__ = ["open_pipeline"]
+__all__ = ["backbone_config", "open_pipeline"]
 
 
 def open_pipeline(config: ModelConfig, device: Device = "cpu", random_weights: bool = False) -> Pipeline[SlimModel]:
@@ -69,26 +69,40 @@ def _open_timm(config: ModelConfig, random_weights: bool) -> SlimModel:
 
 def _open_adapter(config: ModelConfig) -> SlimModel:
     """An adapter on the backbone that it names. A ``config.checkpoint`` must hold the same weights."""
-    folder = Path(config.model)
-    if not (folder / "adapter.json").is_file() and (suggestion := _suggestion(config.model)):
-        raise AdapterError(f"{folder} is not a patchlife adapter: it has no adapter.json; {suggestion}")
-    metadata, _ = read_adapter(folder)
-    if not (metadata["origin"] or metadata["backbone"]["name"]):
-        raise AdapterError(f"{folder} does not name its backbone; in Python: patchlife.load({str(folder)!r}, vit)")
-    origin = Origin(**metadata["origin"]) if metadata["origin"] else Origin(metadata["backbone"]["name"])
-    checkpoint = config.checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
-    if checkpoint:
-        _check_checksum(folder, origin, checkpoint)
-    pretrained = not checkpoint and (origin.pretrained or config.pretrained)
-    args = {**origin.options, **config.model_args}
-    size = config.image_size or origin.image_size
-    settings = replace(config, checkpoint=checkpoint, pretrained=pretrained, image_size=size, model_args=args)
-    vit, new_origin = _build(origin.model, settings)
-    saved = load(folder, vit)
-    saved.origin = new_origin
+    settings = backbone_config(config)
+    vit, origin = _build(settings.model, settings)
+    saved = load(config.model, vit)
+    saved.origin = origin
     if not config.life:
         return saved
     return _with_settings(saved, saved.config.replace(**config.life))
+
+
+def backbone_config(config: ModelConfig) -> ModelConfig:
+    """``config`` for the backbone alone: for an adapter, with the model, weights and options that it was made for.
+
+    Raises AdapterError for a folder that is not an adapter, and for one that does not name its backbone.
+    """
+    if config.model == DEMO or not _is_folder(config.model):
+        return config
+    folder = Path(config.model)
+    if not (folder / "adapter.json").is_file() and (suggestion := _suggestion(config.model)):
+        raise AdapterError(f"{folder} is not a patchlife adapter: it has no adapter.json; {suggestion}")
+    manifest, _ = read_adapter(folder)
+    if not (manifest["origin"] or manifest["backbone"]["name"]):
+        raise AdapterError(f"{folder} does not name its backbone; in Python: patchlife.load({str(folder)!r}, vit)")
+    origin = Origin(**manifest["origin"]) if manifest["origin"] else Origin(manifest["backbone"]["name"])
+    checkpoint = config.checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
+    if checkpoint:
+        _check_checksum(folder, origin, checkpoint)
+    return replace(
+        config,
+        model=origin.model,
+        checkpoint=checkpoint,
+        pretrained=not checkpoint and (origin.pretrained or config.pretrained),
+        image_size=config.image_size or origin.image_size,
+        model_args={**origin.options, **config.model_args},
+    )
 
 
 def _suggestion(model: str) -> str:

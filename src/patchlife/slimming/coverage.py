@@ -1,6 +1,6 @@
 """Coverage gain: the score of a patch is the importance that it covers and that no more important patch covers.
 
-The facility-location function ``f(S) = sum_i importance_i * max_{j in S} max(0, cos(i, j))`` says how much of an
+The facility-location function ``f(S) = sum_i importance_i * max_{j in S} max(0, cos(i, j))`` is how much of an
 image's importance a set S of patches covers. Patches are added in order of falling importance; the score of a patch
 is its gain, ``f(S + patch) - f(S)``. Importance alone would keep many patches of the same sky; the gain of the second
 of two equal patches is 0. (Facility location as a submodular function: Nemhauser, Wolsey and Fisher, 1978.)

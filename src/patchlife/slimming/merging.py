@@ -1,10 +1,10 @@
 """Merging: when a patch is dropped, its token is averaged into the most similar kept one, its merge target.
 
 Targets and merge weights are part of the one decision. The mean is weighted by size (how many patches a token stands
-for) and by the merge weight (the cosine of the two patches, so that an unlike patch changes little). A key of size s
-gets the bias ``0.75 * log(s)`` on its attention logits, which fused attention accepts as a mask. Merging, and a bias of
-``log(s)``, are from ToMe (Bolya et al., ICLR 2023, arXiv 2210.09461); one decision for all drops, and cosines as
-weights, are ours.
+for) and by the merge weight (the cosine of the two patches, so that a patch with low similarity changes little). A key
+of size s gets the bias ``0.75 * log(s)`` on its attention logits, which fused attention accepts as a mask. Merging, and
+a bias of ``log(s)``, are from ToMe (Bolya et al., ICLR 2023, arXiv 2210.09461); one decision for all drops, and cosines
+as weights, are ours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scorers: modules that read the tokens entering the start block once and score every patch.
 
-Scores are on any scale; the higher, the longer the patch lives. `plan.py` turns scores into lives. Similarity
-embeddings say which patches are alike; by them a dropped patch is merged into the most similar kept one (`merging.py`).
+Scores are on any scale; the higher, the longer the patch lives. `plan.py` turns scores into lives. The
+cosines of similarity embeddings choose the kept patch that a dropped one is merged into (`merging.py`).
 """
 
 from __future__ import annotations

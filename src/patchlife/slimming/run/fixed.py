@@ -13,7 +13,7 @@ from ..plan import Plan
 __all__ = ["Taps", "reorder", "run_fixed"]
 
 Taps = dict[int, Tensor]
-"""Tokens after some blocks, by block index: the keys are what is asked for, a run fills in the values."""
+"""Tokens after some blocks, by block index: the keys are the requested blocks, a run fills in the values."""
 
 
 def run_fixed(

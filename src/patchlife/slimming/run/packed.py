@@ -26,7 +26,7 @@ Kernel = Callable[..., Any]
 
 Bias = Float[Tensor, "packed"] | None
 
-_ROUND = 32  # tokens: images whose counts round up alike run together
+_ROUND = 32  # tokens: images whose counts round up to the same multiple run together
 _CHANNELS = 8  # head dimensions come in eights
 
 
