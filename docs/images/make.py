@@ -2,7 +2,7 @@
 
     python docs/images/make.py WEIGHTS CALTECH101_TEST ADAPTER
 
-WEIGHTS is the ViT-Tiny checkpoint, CALTECH101_TEST a folder with the test photos of Caltech-101, ADAPTER a life adapter
+WEIGHTS is the ViT-Tiny checkpoint, CALTECH101_TEST a folder with the test photos of Caltech-101, ADAPTER an adapter
 for this ViT-Tiny.
 """
 

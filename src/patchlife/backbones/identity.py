@@ -217,7 +217,7 @@ def _projection_direction() -> Tensor:
 
 
 def _precisions(weights: Mapping[str, Tensor], samples: Mapping[str, Tensor]) -> dict[torch.dtype, str]:
-    """For each type of the weights, the coarsest type that holds them exactly, compared by 64 entries of each tensor."""
+    """For each type of the weights, the coarsest type that holds them exactly, by 64 entries of each tensor."""
     few: dict[torch.dtype, list[Tensor]] = {}
     for name, tensor in weights.items():
         few.setdefault(tensor.dtype, []).append(samples[name][:64])
