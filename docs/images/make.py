@@ -1,4 +1,5 @@
-"""Draws the README's picture, lives.png: for two photos, the patches kept at three blocks, then the life map.
+"""Draws the README's picture, lives.png: for two photos the patches kept at three blocks and the life map; beside them
+top-1 against FLOPs, from the committed result of ``patchlife bench``.
 
     python docs/images/make.py WEIGHTS CALTECH101_TEST ADAPTER
 
@@ -12,13 +13,21 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from patchlife.benchmarks.result import Result
 from patchlife.config import ModelConfig
 from patchlife.data import read_photo
 from patchlife.runtime.opening import open_pipeline
 from patchlife.visual import draw, strip
+from patchlife.visual.plots import new_figure, rendered
 
 PHOTOS = ("kangaroo/image_0034.jpg", "dalmatian/image_0043.jpg")
 BUDGET, HEIGHT, GAP = 0.5, 200, 10
+RESULT = Path(__file__).parents[2] / "results" / "bench-adapter-eager-20261125-035334.json"
+CURVES = {  # method: label, line
+    "ours-learned-fixed": ("PatchLife, low-rank adapter", "o-"),
+    "ours-fixed": ("PatchLife, nothing trained", "o--"),
+    "tome": ("ToMe, nothing trained", "s:"),
+}
 
 
 def row(pipeline, path: Path) -> Image.Image:
@@ -34,13 +43,34 @@ def row(pipeline, path: Path) -> Image.Image:
     return canvas
 
 
+def trade_off(height: int) -> Image.Image:
+    """Top-1 against FLOPs of the slimmed ViT-Tiny, a line for each method."""
+    accuracy = Result.load(RESULT).accuracy
+    (dense,) = [row for row in accuracy if row.method == "dense"]
+    figure = new_figure(4.0, height / 100, dpi=100)
+    axes = figure.add_subplot()
+    for method, (label, line) in CURVES.items():
+        points = [(100 * row.flops, row.top1) for row in accuracy if row.method == method]
+        if "learned" not in method:  # without training, all of the FLOPs are the dense model
+            points.append((100, dense.top1))
+        axes.plot(*zip(*sorted(points), strict=True), line, label=label)
+    axes.axhline(dense.top1, color="0.6", linewidth=1, label="dense model")
+    axes.set(xlabel="FLOPs, % of the dense model", ylabel="top-1, %", title="ViT-Tiny, 1000 ImageNet photos")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.grid(alpha=0.25)
+    return rendered(figure)
+
+
 def main(weights: str, photos: str, adapter: str) -> None:
     """Write lives.png into the folder of this file."""
     pipeline = open_pipeline(ModelConfig(adapter, checkpoint=Path(weights), life={"budget": BUDGET}))
     rows = [row(pipeline, Path(photos) / name) for name in PHOTOS]
-    page = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")
+    height = sum(picture.height for picture in rows)
+    plot = trade_off(height)
+    page = Image.new("RGB", (rows[0].width + 2 * GAP + plot.width, height), "white")
     for index, picture in enumerate(rows):
         page.paste(picture, (0, index * picture.height))
+    page.paste(plot, (page.width - plot.width, 0))
     page.quantize(192).save(Path(__file__).with_name("lives.png"), optimize=True)
 
 

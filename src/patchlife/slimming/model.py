@@ -30,7 +30,7 @@ ImageBatch = Float[Tensor, "batch channels height width"]
 
 
 class SlimModel(FeatureExtraction, SlimSettings):
-    """A Vision Transformer whose patches take part in as many blocks as their lives say.
+    """A Vision Transformer in which each patch takes part in its own number of blocks, its life.
 
     Call it as the backbone that it wraps. The backbone's modules are shared, not copied, and not changed; its
     attributes, parameter names and state-dict keys are those of this model too (`wrapper.py`). Settings and schedules
