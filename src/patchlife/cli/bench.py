@@ -6,10 +6,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import BenchConfig, ModelConfig
+from ..config import BackboneConfig, BenchConfig, ModelConfig
 from ..errors import ConfigError
 from ..extras import require, require_export
 from ..io.files import is_exported
@@ -157,15 +158,7 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
             f"{config.model} is an exported model, and bench builds its methods on a backbone; give the MODEL that was "
             "exported, with --engine onnx or openvino"
         )
-    given = ModelConfig(
-        config.model,
-        config.checkpoint,
-        config.pretrained,
-        config.model_args,
-        config.labels,
-        config.class_order,
-        image_size=config.image_size,
-    )
+    given = ModelConfig(*(getattr(config, field.name) for field in fields(BackboneConfig)))
     settings = backbone_config(given)
     has_weights = settings.pretrained or settings.checkpoint or settings.model == DEMO or source_of(settings.model)
     if config.data and not has_weights:

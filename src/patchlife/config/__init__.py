@@ -6,6 +6,7 @@ This package does not import torch, so that ``--help`` is fast.
 from .slimming import MODES, LifeConfig, Mode
 from .training import Finetune, TrainingConfig
 from .verbs import (
+    BackboneConfig,
     BenchConfig,
     ClassOrder,
     DemoConfig,
@@ -24,6 +25,7 @@ from .verbs import (
 
 __all__ = [
     "MODES",
+    "BackboneConfig",
     "BenchConfig",
     "ClassOrder",
     "DemoConfig",

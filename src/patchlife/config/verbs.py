@@ -20,8 +20,8 @@ ClassOrder = Literal["number", "imagefolder"]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The model, its weights and how it is slimmed.
+class BackboneConfig:
+    """The model and its weights.
 
     Attributes:
         model: Name of a timm model; hf-hub:ORG/NAME; local-dir:FOLDER (a folder that timm saved, with config.json and
@@ -40,7 +40,6 @@ class ModelConfig:
             of the class if the classes have no names.
         image_size: Height and width in pixels that photos are resized to. Position embeddings are interpolated.
             Default: the size of the checkpoint's position embeddings, or else of the model.
-        life: How the model is slimmed. Default for an adapter: the settings saved in it.
     """
 
     model: str
@@ -50,12 +49,25 @@ class ModelConfig:
     labels: Path | None = None
     class_order: ClassOrder | None = None
     image_size: int | None = field(default=None, metadata={"metavar": "PIXELS"})
-    life: dict[str, Any] = field(default_factory=dict, metadata={"settings_of": LifeConfig})
 
     def __post_init__(self) -> None:
         if self.image_size is not None:
             object.__setattr__(self, "image_size", check_whole(self.image_size, "image_size"))
         _check_at_least(1, image_size=self.image_size)
+
+
+@dataclass(frozen=True)
+class ModelConfig(BackboneConfig):
+    """The model, its weights and how it is slimmed.
+
+    Attributes:
+        life: How the model is slimmed. Default for an adapter: the settings saved in it.
+    """
+
+    life: dict[str, Any] = field(default_factory=dict, metadata={"settings_of": LifeConfig})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "life", _checked_life(self.life))
 
 
@@ -293,22 +305,12 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(BackboneConfig):
     """Compare this method with baselines on this machine: speed, and accuracy on labelled photos.
 
+    Random weights are enough for speed.
+
     Attributes:
-        model: Name of a timm model, hf-hub:ORG/NAME, local-dir:FOLDER, the folder of an adapter, or demo. Random
-            weights are enough for speed.
-        checkpoint: Weights of the backbone, a safetensors file.
-        pretrained: Use the weights that timm provides for this name; they are downloaded once.
-        model_args: Arguments of the timm model, such as global_pool=avg or in_chans=1.
-        labels: Text file with the names of the classes, one per line. Default: the ImageNet names for a model of 1000
-            classes.
-        class_order: How folder names in --data map to classes. number: the name is the number of the class.
-            imagefolder: any names; the classes are the folders in text order, as torchvision's ImageFolder numbers
-            them. Default: the name is the class name or its WordNet id, or the number of the class if the classes have
-            no names.
-        image_size: Height and width in pixels that photos are resized to. Default: the model's own size.
         data: Folder with one subfolder of photos per class. With it, accuracy is measured too.
         methods: Methods to compare. Default: all. dense is always included as the reference.
         speed: Measure speed. --no-speed measures accuracy only, on --data.
@@ -334,12 +336,6 @@ class BenchConfig:
     """
 
     model: str = field(default="", metadata={"positional": True})
-    checkpoint: Path | None = None
-    pretrained: bool = False
-    model_args: dict[str, Any] = field(default_factory=dict, metadata={"metavar": "NAME=VALUE"})
-    labels: Path | None = None
-    class_order: ClassOrder | None = None
-    image_size: int | None = field(default=None, metadata={"metavar": "PIXELS"})
     data: Path | None = field(default=None, metadata={"metavar": "FOLDER"})
     methods: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAME"})
     speed: bool = True
@@ -357,6 +353,7 @@ class BenchConfig:
     out: Path = field(default=Path("patchlife-bench"), metadata={"metavar": "FOLDER"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.model) == bool(self.report):
             got = "both" if self.model else "neither"
             raise ConfigError(f"expected either a MODEL to measure or result files to draw (--report FILE), got {got}")
