@@ -141,12 +141,15 @@ def test_a_newer_format_is_refused_with_the_command_to_upgrade(saved):
         patchlife.load(folder, families.built("vit"))
 
 
-def test_an_older_format_is_refused_with_the_script_to_convert_it(saved):
+@pytest.mark.parametrize(
+    ("number", "advice"), [(1, "format 3: fit it again"), (2, r"format 3: .*recipes/convert_adapter\.py")]
+)
+def test_an_older_format_is_refused_with_advice(saved, number, advice):
     _, folder = saved
-    manifest = json.loads((folder / "adapter.json").read_text()) | {"format": 1}
+    manifest = json.loads((folder / "adapter.json").read_text()) | {"format": number}
     (folder / "adapter.json").write_text(json.dumps(manifest))
     update_checksums(folder)
-    with pytest.raises(AdapterError, match=r"format 1; .* format 3: .*recipes/convert_adapter\.py"):
+    with pytest.raises(AdapterError, match=rf"format {number}; .* {advice}"):
         patchlife.load(folder, families.built("vit"))
 
 

@@ -48,8 +48,8 @@ def exported(folder: Path, kind: str) -> Path:
 
 
 CASES = [
-    ("fit no-model none", "accelerate", "patchlife fit needs accelerate", "learn"),
-    ("fit no-model none", "matplotlib", "patchlife fit needs matplotlib", "learn"),
+    ("fit no-model none", "accelerate", "patchlife fit needs accelerate", "train"),
+    ("fit no-model none", "matplotlib", "patchlife fit needs matplotlib", "train"),
     ("bench no-model --data none", "matplotlib", "patchlife bench needs matplotlib", "bench"),
     ("bench --report none.json", "matplotlib", "patchlife bench needs matplotlib", "bench"),
     ("bench no-model --engine onnx", "onnxruntime", "--engine onnx needs onnxruntime", "onnx"),
@@ -128,7 +128,7 @@ def test_fit_in_python_checks_packages_first(without, tmp_path):
     fit = importlib.import_module("patchlife.training.fit").fit
     model = wrap(build("test_vit")[0])
     without("matplotlib")
-    with pytest.raises(MissingExtraError, match=r"the report of a fit needs matplotlib.* 'patchlife\[learn\]'"):
+    with pytest.raises(MissingExtraError, match=r"the report of a fit needs matplotlib.* 'patchlife\[train\]'"):
         fit(model, [], Preprocess(), tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
 

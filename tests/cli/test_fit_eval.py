@@ -123,3 +123,10 @@ def test_fit_validates_on_labelled_folders(patchlife, model, tmp_path: Path) -> 
     assert run.code == 0, run.err
     lines = [json.loads(line) for line in (tmp_path / "a.work" / "metrics.jsonl").read_text().splitlines()]
     assert {line["validation"] for line in lines if "validation" in line} == {"photos", "1"}
+
+
+@pytest.mark.parametrize("option", [("--budget", 0.5), ("--speedup", 2), ("--mode", "adaptive")])
+def test_eval_refuses_options_without_effect(patchlife, model, tmp_path: Path, option) -> None:
+    run = patchlife("eval", *model, labelled(tmp_path / "photos"), *option)
+    assert run.code == 2
+    assert f"{option[0]} has no effect in eval; give --budgets and --modes instead" in run.err

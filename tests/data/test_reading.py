@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 from scenes import encoded, scene
 
-from patchlife.data import MAX_PIXELS, as_rgb, read_photo
+from patchlife.data import MAX_PIXELS, Sample, as_rgb, read_photo
 from patchlife.errors import ImageError
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}}
@@ -89,6 +89,18 @@ def test_a_photo_with_damaged_exif_is_read_without_rotation(saved):
     assert np.array_equal(read_photo(saved(data)), Image.open(io.BytesIO(encoded(scene(), "JPEG"))))
 
 
+class Decoded(Sample):
+    """A photo that only its data set can decode."""
+
+    name, place, label = "decoded", "decoded", None
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+
+    def content(self, max_bytes: int) -> Image.Image:
+        return self.image
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_the_orientation_is_applied_if_other_exif_tags_are_damaged(saved, kind):
     """The width is stored as text, so Pillow can read the orientation but cannot rewrite the EXIF data."""
@@ -98,7 +110,11 @@ def test_the_orientation_is_applied_if_other_exif_tags_are_damaged(saved, kind):
     with pytest.raises(struct.error):
         ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     plain = Image.open(io.BytesIO(encoded(scene(), kind, **LOSSLESS.get(kind, {}))))
-    assert np.array_equal(read_photo(saved(data)), plain.convert("RGB").transpose(Image.Transpose.ROTATE_270))
+    upright = plain.convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    assert np.array_equal(read_photo(saved(data)), upright)
+    decoded = Image.open(io.BytesIO(data))
+    assert np.array_equal(read_photo(Decoded(decoded)), upright), "a picture that a data set decodes is rotated too"
+    assert decoded.size == plain.size, "the data set's own picture is not changed"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 1)])

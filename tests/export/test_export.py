@@ -297,7 +297,7 @@ def test_a_photo_of_another_size(exported_model):
 
 
 def test_another_budget_than_the_file_has(onnx_file):
-    with pytest.raises(ConfigError, match=r"holds one budget, 0\.7, got 0\.5"):
+    with pytest.raises(ConfigError, match=r"exported at budget 0\.7, got 0\.5"):
         open_engine(onnx_file.exported.path, budget=0.5)
 
 

@@ -108,7 +108,7 @@ def test_export_reports_the_first_int8_block(desk, capsys, monkeypatch):
     [
         (["--mode", "adaptive"], "--mode was fixed at export; remove it"),
         (["--pretrained"], "--pretrained was fixed at export"),
-        (["--budget", "0.5"], "holds one budget, 0.7, got 0.5"),
+        (["--budget", "0.5"], "was exported at budget 0.7, got 0.5"),
         (["--engine", "onnx"], "drop --engine"),
     ],
 )

@@ -69,9 +69,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{__version__}, which reads format {FORMAT}: pip install -U patchlife"
         )
     if manifest["format"] < FORMAT:
+        convert = "convert it with recipes/convert_adapter.py of patchlife's repository, or "
         raise AdapterError(
-            f"{folder} is in format {manifest['format']}; patchlife {__version__} reads format {FORMAT}: convert it "
-            "with recipes/convert_adapter.py of patchlife's repository, or fit it again"
+            f"{folder} is in format {manifest['format']}; patchlife {__version__} reads format {FORMAT}: "
+            f"{convert if manifest['format'] == 2 else ''}fit it again"
         )
     return manifest, load_file(files[_TENSORS])
 

@@ -24,7 +24,7 @@ def scorer_entry(scorer: Scorer) -> dict[str, Any]:
     of = type(scorer).__name__
     kind = getattr(scorer, "kind", None)
     if not isinstance(kind, str):
-        raise AdapterError(f"{of} has no kind, so an adapter cannot name it; add one to the class: kind = 'my-scorer'")
+        raise AdapterError(f"{of} has no kind, so it cannot be saved; add one to the class: kind = 'my-scorer'")
     if SCORERS.get(kind, type(scorer)) is not type(scorer):
         raise AdapterError(
             f"{of} has the kind {kind!r}, which is {SCORERS[kind].__name__}'s; choose another one for the class: "
@@ -71,8 +71,9 @@ def restored_scorer(
     if given is None:
         if kind not in SCORERS:
             raise AdapterError(
-                f"{folder} was saved with a scorer of kind {kind!r}, and patchlife itself has {', '.join(SCORERS)}; "
-                "give the class that it was saved with: patchlife.load(folder, vit, scorer=TheClass)"
+                f"{folder} was saved with a scorer of kind {kind!r}, which patchlife does not have (it has "
+                f"{', '.join(SCORERS)}); give the class that it was saved with: "
+                "patchlife.load(folder, vit, scorer=TheClass)"
             )
         given = SCORERS[kind]
     of = given.__name__ if isinstance(given, type) else type(given).__name__

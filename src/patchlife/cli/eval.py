@@ -28,7 +28,7 @@ def run(config: EvalConfig) -> int:
     check_engine(config.model.model, config.engine, config.trust)
     plots = installed("matplotlib")
     if config.out and not plots:
-        say(f"the plot is left out: {MissingExtraError('matplotlib', 'learn', 'the trade-off plot')}")
+        say(f"the plot is left out: {MissingExtraError('matplotlib', 'bench', 'the trade-off plot')}")
     listed = find_photos(config.data)
     photos = listed[:: config.every]
     from ..evaluation.accuracy import evaluate
@@ -78,7 +78,7 @@ def _open_model(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
         return _Evaluated(pipeline, dense, device, "eager")
     from ..export.on_the_fly import with_engine
 
-    model.set_budget(config.budgets[0])  # with_engine creates the engine of this budget at once
+    model.set_mode("fixed").set_budget(config.budgets[0])  # with_engine creates the engine of this budget at once
     pipeline = with_engine(pipeline, config.engine, config.run.device)
     _create_engines(pipeline, config, len(photos))
     return _Evaluated(pipeline, dense, device, config.engine)

@@ -22,11 +22,11 @@ __all__ = ["run"]
 def run(config: FitConfig) -> int:
     """Train, save the adapter, and print where it is; returns the exit code."""
     for package in ("accelerate", "matplotlib"):  # matplotlib draws the report after training
-        require(package, "learn", "patchlife fit")
-    if config.learn.tracker:
+        require(package, "train", "patchlife fit")
+    if config.training.tracker:
         from ..training.log import check_tracker
 
-        check_tracker(config.learn.tracker)
+        check_tracker(config.training.tracker)
     left_out: set[Path] = set()
     samples = list_samples(config.data, left_out)
     from ..runtime.opening import open_pipeline
@@ -34,9 +34,9 @@ def run(config: FitConfig) -> int:
 
     pipeline = open_pipeline(config.model)  # on the CPU: accelerate moves it
     work = work_folder(config.out)
-    accelerator = accelerator_for(config.device, config.learn.tracker, work)
+    accelerator = accelerator_for(config.device, config.training.tracker, work)
     order = config.model.class_order
-    photos = _Photos(samples, pipeline.labels if config.learn.label_weight else None, order)
+    photos = _Photos(samples, pipeline.labels if config.training.label_weight else None, order)
     validation = _validation_sets(config.validation, pipeline.labels, order)
     if accelerator.is_main_process:
         say_left_out(left_out)
@@ -44,14 +44,16 @@ def run(config: FitConfig) -> int:
         for note in dict.fromkeys(filter(None, notes)):
             say(note)
     chosen = {name: _validation_photos(photo_set) for name, photo_set in validation.items()}
-    fitted = fit(pipeline.model, photos, pipeline.preprocess, config.out, config.learn, accelerator, chosen)
+    try:
+        fitted = fit(pipeline.model, photos, pipeline.preprocess, config.out, config.training, accelerator, chosen)
+    finally:
+        accelerator.end_training()  # closes the trackers
     if accelerator.is_main_process:
         skipped = fitted.cache.skipped
         if skipped:
             say(f"{len(skipped)} photos could not be read; the first error: {skipped[0]['error']}")
         say(f"{config.out}: trained on {len(fitted.cache)} photos in {fitted.summary['seconds']:.0f} s")
         say(f"{work / 'report.html'} has curves and results; {work} holds caches and can be deleted")
-    accelerator.end_training()
     return 0
 
 

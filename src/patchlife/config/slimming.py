@@ -73,5 +73,5 @@ class LifeConfig:
         """The inverse of `to_dict`. Raises ConfigError for unknown settings."""
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
-            raise ConfigError(f"unknown settings {sorted(unknown)}; were they written by a newer patchlife?")
+            raise ConfigError(f"unknown settings {sorted(unknown)}; were they written by another version of patchlife?")
         return cls(**values)

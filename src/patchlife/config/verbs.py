@@ -124,7 +124,7 @@ class PredictConfig:
     def __post_init__(self) -> None:
         _check_at_least(1, top=self.top)
         if self.resume and self.out is None:
-            raise ConfigError("resume continues a file, got none; name it with --out FILE")
+            raise ConfigError("--resume needs the file to continue, got none; give it with --out FILE")
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ class ExportConfig:
         lives: Add a second output to the file: the life of each patch, in blocks.
         int8: Compute the blocks in 8-bit integers and the scorer in float. dynamic (onnx, openvino): one scale per
             token, computed at run time. static (openvino): one scale per tensor, measured on --photos. If too few
-            predictions agree with the float model, blocks before the decision stay in float, as many as necessary.
-            Integer products are exact on every processor, but dynamic in OpenVINO rounds activations only on processors
-            with VNNI.
+            predictions agree with the float model, blocks before the decision stay in float: with dynamic as many as
+            necessary, with static all of them. Integer products are exact on every processor, but dynamic in OpenVINO
+            rounds activations only on processors with VNNI.
         photos: Photos, folders or glob patterns. They calibrate int8, and the exported file is compared with the model
             on them. Default: generated images for the comparison.
         max_photos: Use at most N of the --photos, evenly spaced over their list.
@@ -245,7 +245,7 @@ class FitConfig:
         validation: Labelled photos for measuring accuracy during training; they are not trained on. Each FOLDER has one
             subfolder per class (see --class-order). At most 500 photos of each FOLDER are used, evenly spaced.
         device: Device of the training. auto: a CUDA GPU if there is one, else the CPU.
-        learn: Training.
+        training: Training.
     """
 
     model: ModelConfig
@@ -253,7 +253,7 @@ class FitConfig:
     out: Path = field(default=Path("patchlife-adapter"), metadata={"metavar": "FOLDER"})
     validation: tuple[str, ...] = field(default=(), metadata={"metavar": "FOLDER"})
     device: Device = "auto"
-    learn: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -297,6 +297,8 @@ class EvalConfig:
                 raise ConfigError(f"modes must be from {', '.join(MODES)}, got {mode!r}")
         if "adaptive" in self.modes and self.engine not in (None, "eager"):
             raise ConfigError(f"--engine {self.engine} runs fixed mode only, got adaptive; remove --engine or adaptive")
+        if unused := [name for name in ("budget", "speedup", "kept", "mode") if name in self.model.life]:
+            raise ConfigError(f"--{unused[0]} has no effect in eval; give --budgets and --modes instead")
         if self.every < 1:
             raise ConfigError(f"every must be at least 1, got {self.every}")
 
@@ -371,7 +373,7 @@ class BenchConfig(BackboneConfig):
                 "--device, or --engine"
             )
         if not 0 <= self.max_drop <= 100:
-            raise ConfigError(f"max_drop must be points of top-1, 0 to 100, got {self.max_drop:g}")
+            raise ConfigError(f"max_drop must be in percentage points, 0 to 100, got {self.max_drop:g}")
         if self.rounds < 5:
             raise ConfigError(f"rounds must be at least 5, got {self.rounds}")
 

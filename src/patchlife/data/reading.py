@@ -45,6 +45,7 @@ _OTHER_FORMATS = (
     (b"PK\3\4", 0, "a ZIP archive"),
     (b"\x1f\x8b", 0, "a gzip archive"),
 )
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 class Sample(ABC):
@@ -207,8 +208,8 @@ def _upright(image: Image.Image, in_place: bool) -> Image.Image:
         in_place: the image belongs to us and may be changed, which saves a copy.
     """
     try:
-        if not in_place:
-            return ImageOps.exif_transpose(image)
+        if not in_place and image.getexif().get(_ORIENTATION, 1) != 1:
+            image = image.copy()
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
         raise

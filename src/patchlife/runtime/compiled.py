@@ -43,7 +43,7 @@ class CompiledBudgets:
     def __init__(self, model: SlimModel, backend: str | Callable[..., Any] = "inductor") -> None:
         if model.config.mode != "fixed":
             raise ConfigError(
-                "compiled graphs keep the same number of patches of every image, so they need fixed mode, got "
+                "compiled graphs keep the same number of patches for every image, so they need fixed mode, got "
                 "adaptive; call model.set_mode('fixed') first"
             )
         if model.training or model.backbone.vit.training:

@@ -38,5 +38,7 @@ def open_engine(
     session = open_file_session(path, exported_format(io.BytesIO(content)), content, threads, trust=trust)
     metadata = Metadata.from_json(session.metadata_json, path)
     if budget is not None and abs(budget - metadata.budget) > 1e-9:
-        raise ConfigError(f"{path} holds one budget, {metadata.budget:g}, got {budget:g}; export it again")
+        raise ConfigError(
+            f"{path} was exported at budget {metadata.budget:g}, got {budget:g}; export the model at that budget"
+        )
     return Engine(session, metadata)

@@ -91,6 +91,11 @@ def backbone_config(config: ModelConfig) -> ModelConfig:
     manifest, _ = read_adapter(folder)
     if not (manifest["origin"] or manifest["backbone"]["name"]):
         raise AdapterError(f"{folder} does not name its backbone; in Python: patchlife.load({str(folder)!r}, vit)")
+    if not (manifest["origin"] or config.checkpoint or config.pretrained):
+        raise AdapterError(
+            f"{folder} does not record the weights of its backbone, {manifest['backbone']['name']}; give them with "
+            "--checkpoint FILE or --pretrained"
+        )
     origin = Origin(**manifest["origin"]) if manifest["origin"] else Origin(manifest["backbone"]["name"])
     checkpoint = config.checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
     if checkpoint:

@@ -59,7 +59,7 @@ def tensor_module(model: SlimModel, lives: bool = True) -> TensorModule:
     """
     if model.config.mode != "fixed":
         raise ConfigError(
-            "an exported graph keeps the same number of patches of every image, so it needs fixed mode, got "
+            "an exported graph keeps the same number of patches for every image, so it needs fixed mode, got "
             "adaptive; call model.set_mode('fixed') first"
         )
     frozen = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)

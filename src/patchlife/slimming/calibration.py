@@ -115,8 +115,8 @@ class Calibration:
 
         if not fits(0.0):
             raise ConfigError(
-                f"budget {budget:g} is out of reach: the calibration images keep so unequal numbers of patches that "
-                "their mean cost is higher; choose a larger budget or an earlier start"
+                f"budget {budget:g} is out of reach: the calibration images differ so much in their numbers of kept "
+                "patches that the mean cost is higher; choose a larger budget or an earlier start"
             )
         return at(largest(fits, steps=12))
 

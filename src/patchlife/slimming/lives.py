@@ -46,7 +46,7 @@ class Lives:
     def __getitem__(self, image: int) -> Lives:
         """The lives of one image, as a batch of one. Raises IndexError beyond the batch, which ends iterations."""
         if not -len(self) <= image < len(self):
-            raise IndexError(f"image {image} of a batch of {len(self)}")
+            raise IndexError(f"image index {image} is out of range for a batch of {len(self)}")
         one = slice(image % len(self), image % len(self) + 1)
         return Lives(self.life[one], self.kept[one], self.score[one], self.grid)
 

@@ -78,15 +78,15 @@ class SlimModel(FeatureExtraction, SlimSettings):
     def score(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded) -> Scores:
         """The scorer on the input of the start block, in the precision of the weights, without autocast."""
         with without_autocast(tokens):
-            scores = self.scorer(tokens.to(self.backbone.dtype), embedded.rope, self.backbone, self.start)
-            return scores._replace(similarity=scores.similarities()) if self.config.merge else scores
+            return self.scorer(tokens.to(self.backbone.dtype), embedded.rope, self.backbone, self.start)
 
     def make_plan(self, scores: Scores, embedded: Embedded) -> Plan:
         """The only decision of a forward pass.
 
         Raises ConfigError in adaptive mode, in training or without thresholds for images of this size.
         """
-        similarity = scores.similarity if self.config.merge else None
+        with without_autocast(scores.score):
+            similarity = scores.similarities() if self.config.merge else None
         schedule = self._schedule_of(embedded)
         if self.config.mode == "fixed":
             return fixed_plan(scores.score, similarity, schedule, embedded.grid)

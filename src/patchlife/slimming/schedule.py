@@ -32,7 +32,7 @@ class Schedule:
         if not 0 <= start < len(counts):
             raise ConfigError(f"start must be a block from 0 to {len(counts) - 1}, got {start}")
         if any(b > a for a, b in pairwise(counts)):
-            raise ConfigError(f"kept must not grow from block to block, got {counts}")
+            raise ConfigError(f"kept must not increase from block to block, got {counts}")
         if counts[-1] < 1:
             raise ConfigError(f"at least one patch must be kept in every block, got {counts}")
         if start and counts[start - 1] != counts[0]:
@@ -68,7 +68,7 @@ def resolve_drops(depth: int, start: int | None, drops: tuple[int, ...] | None) 
     if not 1 <= start < depth:
         raise ConfigError(f"start must be a block from 1 to {depth - 1} (the model has {depth} blocks), got {start}")
     if list(drops) != sorted(set(drops)) or drops[0] < start or drops[-1] >= depth:
-        raise ConfigError(f"drops must rise and lie in blocks {start} (start) to {depth - 1}, got {drops}")
+        raise ConfigError(f"drops must increase and be within blocks {start} (start) to {depth - 1}, got {drops}")
     return start, drops
 
 

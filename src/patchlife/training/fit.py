@@ -97,10 +97,28 @@ def fit(
     if model.backbone.vit.training:
         raise ConfigError("the teacher must be in eval mode, but the model is in training mode; call .eval() first")
     config, out, started = config or TrainingConfig(), Path(out), time.monotonic()
-    require("matplotlib", "learn", "the report of a fit")  # before training, not after it
+    require("matplotlib", "train", "the report of a fit")  # before training, not after it
     check_free(out)
     own_accelerator = accelerator is None
     accelerator = accelerator or accelerator_for(tracker=config.tracker, folder=work_folder(out))
+    try:
+        return _fit(model, photos, preprocess, out, config, accelerator, validation or {}, started)
+    finally:
+        if own_accelerator and accelerator.trackers:
+            accelerator.end_training()
+
+
+def _fit(
+    model: SlimModel,
+    photos: Sequence[Photo],
+    preprocess: Preprocess,
+    out: Path,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    validation: Mapping[str, Sequence[Photo]],
+    started: float,
+) -> Fitted:
+    """See `fit`; ``started`` is the time at which it began."""
     original, (model, scorer) = model, _initial_model(model, config)
     drawn = _random_photos(photos, config)
     stage_configs = _stage_configs(model, original.scorer, drawn, preprocess, config)
@@ -111,7 +129,7 @@ def fit(
     if not len(cache):
         raise ConfigError("none of the photos could be read, so there is nothing to train on")
     cache, held_out = cache.split(min(_HELD_OUT, len(cache) // 20))
-    measured = _validation(model, validation or {}, preprocess, work_folder(out), config, accelerator)
+    measured = _validation(model, validation, preprocess, work_folder(out), config, accelerator)
     for stage_config in stage_configs:
         if stage_config.name == _REGRESSION:
             train(Regression(scorer), cache, stage_config, work_folder(out), accelerator, measured)
@@ -139,8 +157,6 @@ def fit(
             work_folder(out) / "report.html", model, held_out, preprocess, work_folder(out) / "metrics.jsonl", summary
         )
     accelerator.wait_for_everyone()
-    if own_accelerator and accelerator.trackers:
-        accelerator.end_training()
     return Fitted(model, cache, summary)
 
 
@@ -159,7 +175,7 @@ def accelerator_for(device: str = "auto", tracker: str | None = None, folder: Pa
     try:
         from accelerate import Accelerator
     except ImportError:
-        raise MissingExtraError("accelerate", "learn", "learning lives") from None
+        raise MissingExtraError("accelerate", "train", "patchlife fit") from None
     if tracker is not None:
         check_tracker(tracker)
     gpu = device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()

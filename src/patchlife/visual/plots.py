@@ -19,7 +19,7 @@ class Point(NamedTuple):
     Attributes:
         flops: fraction of the dense FLOPs.
         top1: in %.
-        half_interval: half the width of the 95 % interval of ``top1``, in points.
+        half_interval: half the width of the bar, such as that of a 95 % interval, in points.
     """
 
     flops: float
