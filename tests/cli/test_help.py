@@ -110,7 +110,7 @@ def test_without_a_verb_it_lists_the_verbs(capsys):
         ("predict m p --mode fast", "argument --mode: invalid choice: 'fast'"),
         ("predict m p --device tpu", "argument --device: invalid choice: 'tpu'"),
         ("predict m p --image-size 0", "image_size must be at least 1, got 0"),
-        ("predict m p --resume", "resume continues a file, got none; name it with --out FILE"),
+        ("predict m p --resume", "--resume needs the file to continue, got none; give it with --out FILE"),
         ("predict m p --bud 0.5", "unrecognized arguments: --bud 0.5"),
         ("demo --rounds 2", "rounds must be at least 5, got 2"),
     ],

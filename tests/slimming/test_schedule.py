@@ -151,7 +151,7 @@ def test_invalid_start_or_drop_points_are_refused(
 @pytest.mark.parametrize(
     ("counts", "start", "message"),
     [
-        ((9, 9, 4, 5), 2, r"kept .* grow .* got \(9, 9, 4, 5\)"),
+        ((9, 9, 4, 5), 2, r"kept .* increase .* got \(9, 9, 4, 5\)"),
         ((9, 9, 4, 0), 2, r"at least one patch .* got \(9, 9, 4, 0\)"),
         ((9, 4, 4, 4), 2, r"before start \(block 2\), got \(9, 4, 4, 4\)"),
         ((9, 9, 4, 4), 4, "start .* 0 to 3, got 4"),
