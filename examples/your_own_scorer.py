@@ -1,4 +1,4 @@
-"""A scorer of your own, saved and loaded: here, patches near a point of the image live longest.
+"""A scorer of your own, saved and loaded: here, patches near a point of the image have the longest lives.
 
 python examples/your_own_scorer.py
 """

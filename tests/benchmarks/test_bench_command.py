@@ -121,7 +121,7 @@ def test_invalid_options_are_refused(
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="at least 5"):
         BenchConfig("a", rounds=1)
-    with pytest.raises(ConfigError, match="max_drop must be .* 0 to 100, got -1"):
+    with pytest.raises(ConfigError, match=r"max_drop must be .* 0 to 100, got -1"):
         BenchConfig("a", max_drop=-1)
     with pytest.raises(ConfigError, match="at least 1"):
         BenchConfig("a", batch_sizes=(0,))

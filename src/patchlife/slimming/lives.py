@@ -13,7 +13,7 @@ __all__ = ["Lives"]
 
 @dataclass(frozen=True)
 class Lives:
-    """How long every patch lives, for a batch of images.
+    """The life of every patch, for a batch of images.
 
     Attributes:
         life: in blocks, row-major over the grid. A patch takes part in block ``l`` while ``l < life``;

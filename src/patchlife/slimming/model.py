@@ -125,7 +125,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
 
     @torch.no_grad()
     def lives(self, images: ImageBatch) -> Lives:
-        """How many blocks every patch lives; runs the blocks before the start block and the scorer only."""
+        """The life of every patch; runs the blocks before the start block and the scorer only."""
         return self.plan(images).lives()
 
     def plan(self, images: ImageBatch) -> Plan:

@@ -1,7 +1,7 @@
 """Scorers: modules that read the tokens entering the start block once and score every patch.
 
-Scores are on any scale; the higher, the longer the patch lives. `plan.py` turns scores into lives. The
-cosines of similarity embeddings choose the kept patch that a dropped one is merged into (`merging.py`).
+Scores are on any scale; a higher score means a longer life. `plan.py` turns scores into lives. The cosines of
+similarity embeddings choose the kept patch that a dropped one is merged into (`merging.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Scores(NamedTuple):
     """What a scorer returns for a batch.
 
     Attributes:
-        score: the higher, the longer a patch lives.
+        score: a higher score means a longer life.
         embedding: similarity embeddings, vectors of unit length.
         similarity: the cosines of ``embedding``, if the scorer has computed them already.
     """
