@@ -60,7 +60,7 @@ def test_an_unsupported_model_is_named(patchlife):
     [
         (["--budget", 0.01], "budget 0.01 is out of reach"),
         (["--start", 9], "start must be a block from 1 to 5"),
-        (["--drops", "4,2"], "drops must rise"),
+        (["--drops", "4,2"], "drops must increase"),
         (["--kept", "100,50"], "kept must be 6 numbers that begin with 100"),
         (["--device", "cpu"], "unrecognized arguments: --device cpu"),
     ],
