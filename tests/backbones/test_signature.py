@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from patchlife.backbones import adapt, build, pretrained_cfg, signature
-from patchlife.backbones.identity import changed_weights, differences, fingerprints, weights_of
+from patchlife.backbones.comparison import changed_weights, differences
+from patchlife.backbones.identity import fingerprints, weights_of
 
 
 def found_differences(one: nn.Module, other: nn.Module) -> list[str]:

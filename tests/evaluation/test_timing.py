@@ -148,7 +148,7 @@ def test_no_functions_or_too_few_rounds_are_refused(runs, rounds):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_on_a_gpu_the_kernels_are_timed():
     large = torch.randn(4096, 4096, device="cuda")
     small = large[:512, :512].contiguous()

@@ -148,21 +148,14 @@ def test_small_integers_are_exact():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_static_for_openvino():
-    pytest.importorskip("nncf")
-    content, engine = _content("openvino", "int8-static")
+@pytest.mark.parametrize(
+    ("precision", "mark"), [("int8-static", b"FakeQuantize"), ("int8-dynamic", b'element_type="i8"')]
+)
+def test_openvino(precision, mark):
+    pytest.importorskip("nncf", reason="int8 for OpenVINO needs nncf (extra int8)")
+    content, engine = _content("openvino", precision)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        assert b"FakeQuantize" in archive.read("model.xml")
-    _assert_close(engine)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_dynamic_for_openvino():
-    pytest.importorskip("nncf")
-    content, engine = _content("openvino", "int8-dynamic")
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        assert b'element_type="i8"' in archive.read("model.xml")
+        assert mark in archive.read("model.xml")
     _assert_close(engine)
 
 

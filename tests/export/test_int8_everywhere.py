@@ -174,7 +174,7 @@ def test_metadata_names_the_processors_with_exact_integers(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_static_for_openvino_has_seven_bits_and_attention_in_float():
-    pytest.importorskip("nncf")
+    pytest.importorskip("nncf", reason="int8 for OpenVINO needs nncf (extra int8)")
     import openvino
 
     model = exported_models.small()

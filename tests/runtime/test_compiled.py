@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import exported_models
 import pytest
 import torch
@@ -15,13 +13,7 @@ from patchlife.runtime.compiled import CompiledBudgets
 
 BUDGETS = tuple(round(1 - 0.05 * i, 2) for i in range(5))
 
-
-@pytest.fixture(autouse=True)
-def forget_graphs() -> Iterator[None]:
-    torch.compiler.reset()
-    counters.clear()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("forget_graphs")
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ the kernel, it is opaque to compilers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +21,8 @@ from torch._dynamo.utils import counters
 from patchlife.errors import ConfigError
 from patchlife.runtime.experimental_compiled_adaptive import ExperimentalCompiledAdaptive, rounded_up
 from patchlife.slimming import SlimModel
+
+pytestmark = pytest.mark.usefixtures("forget_graphs")
 
 
 @torch.library.custom_op("patchlife_tests::varlen", mutates_args=())
@@ -42,14 +43,6 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
 def kernel(q: Tensor, k: Tensor, v: Tensor, begin: Tensor, _: Tensor, longest: int, __: int, **options: Any) -> Tensor:
     assert options.pop("num_splits") == 1
     return varlen(q, k, v, begin, longest, **options)
-
-
-@pytest.fixture(autouse=True)
-def forget_graphs() -> Iterator[None]:
-    torch.compiler.reset()
-    counters.clear()
-    yield
-    torch.compiler.reset()
 
 
 def adaptive(**settings: Any) -> SlimModel:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..backbones import Origin, adapt, rebuild, signature
-from ..backbones.identity import differences
+from ..backbones.comparison import differences
 from ..backbones.weight_delta import WeightDelta, apply_delta
 from ..config import LifeConfig
 from ..errors import AdapterError, shortened

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError, shortened
 from . import Backbone, signature
-from .identity import CLASSIFIERS, changed_weights, plain_name, weights_of
+from .comparison import changed_weights
+from .identity import CLASSIFIERS, plain_name, weights_of
 
 __all__ = ["LowRank", "WeightDelta", "add_low_rank", "apply_delta", "delta_between", "delta_since", "revert_delta"]
 

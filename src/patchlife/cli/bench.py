@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import BackboneConfig, BenchConfig, ModelConfig
 from ..errors import ConfigError
 from ..extras import require, require_export
-from ..io.files import is_exported
+from ..io.exported_files import is_exported
 from ..version import __version__
 from .common import classes_of, find_photos, progress, say
 

@@ -13,7 +13,7 @@ from ..config import ClassOrder, EngineName, ModelConfig, RunConfig
 from ..data import PHOTO_SUFFIXES, by_suffix, list_photos
 from ..errors import ConfigError
 from ..extras import require_engine, require_export
-from ..io.files import BUNDLE, exported_format, is_exported
+from ..io.exported_files import BUNDLE, exported_format, is_exported
 
 if TYPE_CHECKING:
     from ..data.labels import Labels

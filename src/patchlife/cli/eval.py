@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import EvalConfig
 from ..errors import ConfigError, ImageError, MissingExtraError
 from ..extras import installed
-from ..io.files import is_exported, write_atomic
+from ..io.exported_files import is_exported
+from ..io.files import write_atomic
 from .common import calibrate_if_needed, check_engine, classes_of, find_photos, open_classifier, progress, say
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import ClassOrder, PredictConfig
 from ..errors import ConfigError
-from ..io.files import is_exported
+from ..io.exported_files import is_exported
 from ..io.jsonl import encode, recover
 from .common import calibrate_if_needed, check_engine, classes_of, find_photos, open_classifier, progress, say
 

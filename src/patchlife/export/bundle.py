@@ -13,14 +13,23 @@ from ..config.checks import check_budget
 from ..data import Preprocess
 from ..data.labels import Labels
 from ..errors import ConfigError, ExportError
-from ..io.files import BUNDLE, replace_folder
+from ..io.exported_files import BUNDLE
+from ..io.files import replace_folder
 from ..runtime.bundle import WEIGHTS, bundle_json, graph_name
-from ..runtime.metadata import Format, Metadata, metadata_of
+from ..runtime.metadata import Format, Metadata
 from ..runtime.tensor_module import tensor_module
 from ..slimming import SlimModel
-from .exporter import Int8, build_and_compare, build_file, check_request, compare_with_model, with_parity
-from .int8 import integers_of
-from .parity import Parity, sample_images
+from .exporter import (
+    Int8,
+    build_and_compare,
+    build_file,
+    check_request,
+    compare_with_model,
+    comparison_images,
+    export_metadata,
+    with_parity,
+)
+from .parity import Parity
 from .shared_weights import WeightsFile, move_weights
 
 __all__ = ["ExportedBundle", "export_bundle"]
@@ -90,19 +99,15 @@ def export_bundle(
         raise ExportError(f"{path} exists and is not a patchlife bundle; it was not changed, choose another --out")
     module = tensor_module(model, lives)
     generated = images is None
-    if images is None:
-        images = sample_images(8, module.model.backbone.channels, module.model.backbone.image_size)
-    precision = "fp32" if int8 == "off" else f"int8-{int8}"
+    images = comparison_images(module) if images is None else images
     graphs_metadata, parities = [], []
     with replace_folder(path) as folder:
         weights = WeightsFile(folder / WEIGHTS)
         for budget in sorted_budgets:
             module.model.set_budget(budget)
-            metadata = metadata_of(
-                module.model, format, labels, preprocess, lives, precision, integers_of(format, precision)
-            )
+            metadata = export_metadata(module, format, labels, preprocess, int8)
             metadata = replace(metadata, budgets=tuple(sorted_budgets))
-            if precision == "fp32":
+            if int8 == "off":
                 content = build_file(module, metadata, images)
             else:  # the first int8 block must be known before the weights are added to the shared file
                 content, metadata, _ = build_and_compare(

@@ -121,16 +121,28 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     module = tensor_module(model, lives)
     generated = images is None
-    if images is None:
-        backbone = module.model.backbone
-        images = sample_images(8, backbone.channels, backbone.image_size)
-    precision = "fp32" if int8 == "off" else f"int8-{int8}"
-    metadata = metadata_of(module.model, format, labels, preprocess, lives, precision, integers_of(format, precision))
+    images = comparison_images(module) if images is None else images
+    metadata = export_metadata(module, format, labels, preprocess, int8)
     content, metadata, parity = build_and_compare(
         module, metadata, images, images if calibration is None else calibration, generated
     )
     write_exported(path, content)
     return Exported(path, metadata, parity, generated)
+
+
+def comparison_images(module: TensorModule) -> Float[Tensor, "n channels height width"]:
+    """Generated images for the comparison with the model, where no photos are given."""
+    backbone = module.model.backbone
+    return sample_images(8, backbone.channels, backbone.image_size)
+
+
+def export_metadata(
+    module: TensorModule, format: Format, labels: Labels | None, preprocess: Preprocess | None, int8: Int8
+) -> Metadata:
+    """The metadata of ``module``'s file at its present budget, before the comparison."""
+    precision = "fp32" if int8 == "off" else f"int8-{int8}"
+    integers = integers_of(format, precision)
+    return metadata_of(module.model, format, labels, preprocess, module.lives, precision, integers)
 
 
 def check_request(format: Format, int8: Int8, images: object | None, calibration: object | None = None) -> None:

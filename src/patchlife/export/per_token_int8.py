@@ -23,7 +23,7 @@ PAIR = 128
 """Largest sum of two neighbouring weights' absolute values: times 255, the largest activation, it fits in 16 bits."""
 
 SHIFT = 0.1701
-"""GELU is never below -SHIFT. Its output plus SHIFT needs no sign, which halves the size of the steps."""
+"""GELU is never below -SHIFT. Its output plus SHIFT needs no sign, so the steps are half as large."""
 
 _TINY = 1e-12  # smallest scale, for tokens of zeros
 _RUNTIME = "com.microsoft"  # domain of ONNX Runtime's own operators: integer product and scales of the columns in one

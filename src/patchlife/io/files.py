@@ -11,21 +11,17 @@ import shutil
 import sys
 import time
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Literal, TypeVar
+from typing import TypeVar
 
 from ..errors import PatchLifeError
 
 __all__ = [
-    "BUNDLE",
     "SUMS",
     "check_sums",
-    "exported_format",
-    "is_exported",
     "locked",
     "read_consistently",
     "recover",
@@ -39,9 +35,6 @@ T = TypeVar("T")
 
 SUMS = "SHA256SUMS"
 """Name of a folder's list of checksums, in the format of `sha256sum -c`."""
-
-BUNDLE = "bundle.json"
-"""Name of the file that marks a folder as a bundle of exported graphs."""
 
 _OLD_SUFFIX = ".old"
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{32}(?:\.old)?")  # names from `_temporary_path`
@@ -200,19 +193,6 @@ def check_sums(folder: str | os.PathLike[str], error: type[PatchLifeError]) -> d
             raise error(f"{file} is damaged: its sha256 is not the one in {SUMS}; save or download it again")
         files[name] = file
     return files
-
-
-def exported_format(file: IO[bytes]) -> Literal["onnx", "openvino", "torch"]:
-    """The format of an exported file by its content: a zip with an OpenVINO model, any other zip (torch), or ONNX."""
-    if not zipfile.is_zipfile(file):
-        return "onnx"
-    with zipfile.ZipFile(file) as archive:
-        return "openvino" if "model.xml" in archive.namelist() else "torch"
-
-
-def is_exported(model: str | os.PathLike[str]) -> bool:
-    """Whether a user's MODEL argument is an exported file or bundle; otherwise it is a name or an adapter."""
-    return Path(model).is_file() or (Path(model) / BUNDLE).is_file()
 
 
 def _move_into_place(new: Path, path: Path) -> None:

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import ConfigError, ExportError
-from ..io.files import BUNDLE, SUMS, check_sums, sha256_of
+from ..io.exported_files import BUNDLE
+from ..io.files import SUMS, check_sums, sha256_of
 from .engine import Engine, open_file_session
 from .metadata import Metadata
 

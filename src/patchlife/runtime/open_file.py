@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..io.files import exported_format
+from ..io.exported_files import exported_format
 from .bundle import Bundle
 from .engine import Engine, open_file_session, read_verified
 from .metadata import Metadata

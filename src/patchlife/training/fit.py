@@ -15,24 +15,24 @@ from tqdm import tqdm
 
 from ..adapters import check_free, save
 from ..backbones import adapt, signature
-from ..backbones.identity import fingerprints
 from ..backbones.weight_delta import WeightDelta, add_low_rank, apply_delta, delta_between, delta_since
 from ..config import TrainingConfig
-from ..data import Preprocess, evenly_spaced
+from ..data import Preprocess
 from ..errors import ConfigError, MissingExtraError
 from ..evaluation.timing import conditions
 from ..extras import require
 from ..io.files import write_atomic
-from ..slimming import Calibration, Scorer, SlimModel
+from ..slimming import Calibration, SlimModel
 from ..slimming.regressor import LifeRegressor
 from ..version import __version__
 from .checkpoint import check_settings, discard
 from .log import check_tracker
 from .loop import train
 from .report import write_report
+from .run_settings import REGRESSION, stage_configs_of
 from .stage import StageConfig
 from .stages import Regression, Slimming
-from .target_cache import Photo, TargetCache, checksum, collect, content_of
+from .target_cache import Photo, TargetCache, collect
 from .targets import compute_targets
 from .validation import Validation
 
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Fitted", "accelerator_for", "fit", "student_of", "work_folder"]
 
-_REGRESSION = "regression"
-_PHOTOS_COMPARED = 1000  # whose content tells whether an earlier run had the same photos
 _CALIBRATION_PHOTOS = 256
 _HELD_OUT = 64  # photos for the report; a twentieth of the photos if that is less
 
@@ -99,29 +97,16 @@ def fit(
     config, out, started = config or TrainingConfig(), Path(out), time.monotonic()
     require("matplotlib", "train", "the report of a fit")  # before training, not after it
     check_free(out)
-    own_accelerator = accelerator is None
-    accelerator = accelerator or accelerator_for(tracker=config.tracker, folder=work_folder(out))
-    try:
-        return _fit(model, photos, preprocess, out, config, accelerator, validation or {}, started)
-    finally:
-        if own_accelerator and accelerator.trackers:
-            accelerator.end_training()
-
-
-def _fit(
-    model: SlimModel,
-    photos: Sequence[Photo],
-    preprocess: Preprocess,
-    out: Path,
-    config: TrainingConfig,
-    accelerator: Accelerator,
-    validation: Mapping[str, Sequence[Photo]],
-    started: float,
-) -> Fitted:
-    """See `fit`; ``started`` is the time at which it began."""
+    if accelerator is None:
+        accelerator = accelerator_for(tracker=config.tracker, folder=work_folder(out))
+        try:
+            return fit(model, photos, preprocess, out, config, accelerator, validation)
+        finally:
+            if accelerator.trackers:
+                accelerator.end_training()
     original, (model, scorer) = model, _initial_model(model, config)
     drawn = _random_photos(photos, config)
-    stage_configs = _stage_configs(model, original.scorer, drawn, preprocess, config)
+    stage_configs = stage_configs_of(model, original.scorer, drawn, preprocess, config)
     _prepare_folder(work_folder(out), stage_configs, config, accelerator)
     if not accelerator.trackers:
         accelerator.init_trackers("patchlife", config.to_dict())
@@ -129,9 +114,9 @@ def _fit(
     if not len(cache):
         raise ConfigError("none of the photos could be read, so there is nothing to train on")
     cache, held_out = cache.split(min(_HELD_OUT, len(cache) // 20))
-    measured = _validation(model, validation, preprocess, work_folder(out), config, accelerator)
+    measured = _validation(model, validation or {}, preprocess, work_folder(out), config, accelerator)
     for stage_config in stage_configs:
-        if stage_config.name == _REGRESSION:
+        if stage_config.name == REGRESSION:
             train(Regression(scorer), cache, stage_config, work_folder(out), accelerator, measured)
         else:
             model = _train_slimming(model, cache, stage_config, config, work_folder(out), accelerator, measured)
@@ -212,73 +197,6 @@ def _random_photos(photos: Sequence[Photo], config: TrainingConfig) -> list[Phot
     """At most ``config.photos`` photos in random order, so that the first ones are a random sample too."""
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(config.seed)).tolist()
     return [photos[i] for i in order[: config.photos]]
-
-
-def _stage_configs(
-    model: SlimModel, scorer: Scorer, photos: Sequence[Photo], preprocess: Preprocess, config: TrainingConfig
-) -> list[StageConfig]:
-    """The stages of this run, each with all settings that change its result."""
-    run_settings = _run_settings(model, scorer, photos, preprocess, config)
-    common: dict[str, Any] = {"batch_size": config.batch_size, "save_every": config.save_every}
-    stage_configs = []
-    if config.epochs:
-        first = StageConfig(
-            _REGRESSION,
-            config.epochs,
-            learning_rate=config.learning_rate,
-            seed=config.seed,
-            run_settings=run_settings,
-            **common,
-        )
-        stage_configs.append(first)
-        run_settings = first.settings()
-    if config.finetune != "none":
-        second = StageConfig(
-            f"slimming-{config.finetune}",
-            config.finetune_epochs,
-            learning_rate=config.stage2_learning_rate,
-            seed=config.seed + 1,
-            prior_stages=tuple(stage_config.name for stage_config in stage_configs),
-            run_settings=run_settings | _stage2_settings(model, photos, config),
-            **common,
-        )
-        stage_configs.append(second)
-    return stage_configs
-
-
-def _run_settings(
-    model: SlimModel, scorer: Scorer, photos: Sequence[Photo], preprocess: Preprocess, config: TrainingConfig
-) -> dict[str, Any]:
-    """The settings that change the result of every stage, by name; ``scorer`` is that of the model given to `fit`."""
-    backbone = model.backbone
-    weights = checksum({name: value for name, value in signature(backbone).items() if name != "name"})
-    return {
-        "seed": config.seed,
-        "backbone": f"{backbone.family}, {backbone.depth} blocks of width {backbone.dim}, weights {weights}",
-        "photos": f"{len(photos)} ({content_of(evenly_spaced(photos, _PHOTOS_COMPARED))})",
-        **{f"preprocess {name}": value for name, value in preprocess.to_dict().items()},
-        "start": model.start,
-        "initial scorer": _shown_scorer(scorer),
-    }
-
-
-def _shown_scorer(scorer: Scorer) -> str:
-    learned = isinstance(scorer, LifeRegressor)
-    return f"{scorer.kind}, weights {checksum(fingerprints(scorer.state_dict()))}" if learned else "new"
-
-
-def _stage2_settings(model: SlimModel, photos: Sequence[Photo], config: TrainingConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "drops": list(model.drops),
-        "merge": model.config.merge,
-        "lowest_budget": config.lowest_budget,
-        "label_weight": config.label_weight,
-    }
-    if config.finetune == "adapter":
-        settings["rank"] = config.rank
-    if config.label_weight:
-        settings["labels"] = checksum([photo.label for photo in photos])
-    return settings
 
 
 def _prepare_folder(

@@ -1,0 +1,89 @@
+"""The stages of a fit with all settings that change their results: a checkpoint of other settings is not continued."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..backbones import signature
+from ..backbones.identity import fingerprints
+from ..config import TrainingConfig
+from ..data import Preprocess, evenly_spaced
+from ..slimming import Scorer, SlimModel
+from ..slimming.regressor import LifeRegressor
+from .stage import StageConfig
+from .target_cache import Photo, checksum, content_of
+
+__all__ = ["REGRESSION", "stage_configs_of"]
+
+REGRESSION = "regression"
+"""Name of stage 1."""
+
+_PHOTOS_COMPARED = 1000  # whose content tells whether an earlier run had the same photos
+
+
+def stage_configs_of(
+    model: SlimModel, scorer: Scorer, photos: Sequence[Photo], preprocess: Preprocess, config: TrainingConfig
+) -> list[StageConfig]:
+    """The stages of this run, each with all settings that change its result."""
+    run_settings = _run_settings(model, scorer, photos, preprocess, config)
+    common: dict[str, Any] = {"batch_size": config.batch_size, "save_every": config.save_every}
+    stage_configs = []
+    if config.epochs:
+        first = StageConfig(
+            REGRESSION,
+            config.epochs,
+            learning_rate=config.learning_rate,
+            seed=config.seed,
+            run_settings=run_settings,
+            **common,
+        )
+        stage_configs.append(first)
+        run_settings = first.settings()
+    if config.finetune != "none":
+        second = StageConfig(
+            f"slimming-{config.finetune}",
+            config.finetune_epochs,
+            learning_rate=config.stage2_learning_rate,
+            seed=config.seed + 1,
+            prior_stages=tuple(stage_config.name for stage_config in stage_configs),
+            run_settings=run_settings | _stage2_settings(model, photos, config),
+            **common,
+        )
+        stage_configs.append(second)
+    return stage_configs
+
+
+def _run_settings(
+    model: SlimModel, scorer: Scorer, photos: Sequence[Photo], preprocess: Preprocess, config: TrainingConfig
+) -> dict[str, Any]:
+    """The settings that change the result of every stage, by name; ``scorer`` is that of the model given to `fit`."""
+    backbone = model.backbone
+    weights = checksum({name: value for name, value in signature(backbone).items() if name != "name"})
+    return {
+        "seed": config.seed,
+        "backbone": f"{backbone.family}, {backbone.depth} blocks of width {backbone.dim}, weights {weights}",
+        "photos": f"{len(photos)} ({content_of(evenly_spaced(photos, _PHOTOS_COMPARED))})",
+        **{f"preprocess {name}": value for name, value in preprocess.to_dict().items()},
+        "start": model.start,
+        "initial scorer": _shown_scorer(scorer),
+    }
+
+
+def _shown_scorer(scorer: Scorer) -> str:
+    learned = isinstance(scorer, LifeRegressor)
+    return f"{scorer.kind}, weights {checksum(fingerprints(scorer.state_dict()))}" if learned else "new"
+
+
+def _stage2_settings(model: SlimModel, photos: Sequence[Photo], config: TrainingConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "drops": list(model.drops),
+        "merge": model.config.merge,
+        "lowest_budget": config.lowest_budget,
+        "label_weight": config.label_weight,
+    }
+    if config.finetune == "adapter":
+        settings["rank"] = config.rank
+    if config.label_weight:
+        settings["labels"] = checksum([photo.label for photo in photos])
+    return settings
