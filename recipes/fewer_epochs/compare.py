@@ -158,7 +158,7 @@ Built = tuple[Stage, Callable[[Tensor], Tensor], float]
 
 def _ours(method: str, pipeline: Pipeline, targets: TargetCache, flops: float, work: Path, name: str) -> Built:
     """Stage 1 (eight epochs on cached tokens), then stage 2, at all budgets or at this one only."""
-    backbone = adapt(copy.deepcopy(pipeline.model.backbone.vit))
+    backbone = adapt(copy.deepcopy(pipeline.model.backbone.model))
     torch.manual_seed(0)
     scorer = LifeRegressor(backbone.dim, backbone.prefix)
     first = StageConfig(name, 8, BATCH, TrainingConfig().learning_rate, save_every=float("inf"))
@@ -175,11 +175,15 @@ def _ours(method: str, pipeline: Pipeline, targets: TargetCache, flops: float, w
 
 
 def _baseline(method: str, pipeline: Pipeline, flops: float, steps: int) -> Built:
-    backbone = adapt(copy.deepcopy(pipeline.model.backbone.vit))
+    backbone = adapt(copy.deepcopy(pipeline.model.backbone.model))
     images = torch.zeros(1, 3, *backbone.image_size)
     baseline = METHODS[method].build(backbone, flops, images).requires_grad_(False)
     stage = EViTStage(baseline, steps) if method == "evit" else DynamicViTStage(baseline)
-    trained = [*backbone.vit.blocks[3:], backbone.vit.norm, *([baseline.predictors] if method == "dynamicvit" else [])]
+    trained = [
+        *backbone.model.blocks[3:],
+        backbone.model.norm,
+        *([baseline.predictors] if method == "dynamicvit" else []),
+    ]
     for module in trained:
         module.requires_grad_(True)
     return stage, stage.logits, baseline.flops(images) / METHODS["dense"].build(backbone, 1.0, images).flops(images)

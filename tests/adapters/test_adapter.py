@@ -39,7 +39,7 @@ def test_a_loaded_model_equals_the_saved_one(saved, mode):
     model, folder = saved
     images = families.photos("vit", 3)
     loaded = patchlife.load(folder, families.built("vit"))
-    assert loaded.config == model.config.replace(start=model.start, drops=model.drops)
+    assert loaded.settings == model.settings.replace(start=model.start, drops=model.drops)
     assert torch.equal(loaded.set_mode(mode)(images), model.set_mode(mode)(images))
     assert torch.equal(loaded.lives(images).life, model.lives(images).life)
 
@@ -53,7 +53,7 @@ def test_the_backbone_is_not_saved(saved):
 def test_saving_again_replaces_in_one_step(saved):
     model, folder = saved
     patchlife.save(model.set_budget(0.7), folder)
-    assert patchlife.load(folder, families.built("vit")).config.budget == 0.7
+    assert patchlife.load(folder, families.built("vit")).settings.budget == 0.7
     assert sorted(p.name for p in folder.parent.iterdir()) == ["adapter"], "temporary files are left"
 
 
@@ -225,14 +225,14 @@ def test_an_explicit_schedule_is_saved(tmp_path):
     config = patchlife.LifeConfig(kept=(36, 36, 30, 20, 5), start=2)
     model = patchlife.wrap(families.built("vit"), config)
     with model.temporarily(budget=0.7, mode="adaptive"):
-        assert model.config.kept is None
-    assert model.config is config
+        assert model.settings.kept is None
+    assert model.settings is config
     with pytest.raises(KeyError), model.temporarily(budget=0.8):
         raise KeyError
-    assert model.config is config
+    assert model.settings is config
     with pytest.raises(ConfigError), model.temporarily(budget=0.001):
         raise AssertionError("a budget out of reach was accepted")
-    assert model.config is config
+    assert model.settings is config
     patchlife.save(model, tmp_path / "adapter")
     loaded = patchlife.load(tmp_path / "adapter", families.built("vit"))
     assert loaded.schedule().kept == (36, 36, 30, 20, 5)

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize, prune
 import patchlife
 from patchlife import LifeConfig, SlimModel
 from patchlife.adapters import read_adapter
+from patchlife.backbones import adapt
 from patchlife.backbones.weight_delta import WeightDelta, add_low_rank, apply_delta, delta_between
 from patchlife.errors import AdapterError
 from patchlife.slimming.regressor import LifeRegressor
@@ -68,7 +69,7 @@ PARTS: dict[str, Callable[[nn.Module], list[nn.Parameter]]] = {
 @pytest.mark.parametrize("rate", [1e-2, 1e-6])
 def test_trained_parts_are_saved_and_loaded(tmp_path: Path, part: str, rate: float) -> None:
     model = patchlife.wrap(fresh("vit"), CONFIG)
-    vit = model.backbone.vit
+    vit = model.backbone.model
     train(model, PARTS[part](vit), rate)
     patchlife.save(model, tmp_path / "adapter")
     trained = {id(p) for p in PARTS[part](vit)}
@@ -97,7 +98,7 @@ def test_weights_that_were_not_trained_are_not_saved(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_a_change_of_one_number_is_saved(tmp_path: Path) -> None:
     model = patchlife.wrap(fresh("vit"), CONFIG)
-    model.backbone.vit.blocks[4].mlp.fc2.weight[7, 3] += 0.25
+    model.backbone.model.blocks[4].mlp.fc2.weight[7, 3] += 0.25
     patchlife.save(model, tmp_path / "adapter")
     assert saved_whole(tmp_path / "adapter") == {"blocks.4.mlp.fc2.weight"}
     assert_equal_logits(patchlife.load(tmp_path / "adapter", built("vit")), model)
@@ -105,11 +106,11 @@ def test_a_change_of_one_number_is_saved(tmp_path: Path) -> None:
 
 def test_training_can_continue_after_loading(tmp_path: Path) -> None:
     model = patchlife.wrap(fresh("vit"), CONFIG)
-    train(model, PARTS["late blocks"](model.backbone.vit))
+    train(model, PARTS["late blocks"](model.backbone.model))
     patchlife.save(model, tmp_path / "once")
     again = patchlife.load(tmp_path / "once", built("vit"))
-    again.backbone.vit.requires_grad_(True)
-    train(again, PARTS["the classifier"](again.backbone.vit))
+    again.backbone.model.requires_grad_(True)
+    train(again, PARTS["the classifier"](again.backbone.model))
     patchlife.save(again, tmp_path / "twice")
     names = saved_whole(tmp_path / "twice")
     assert {"head.weight", "blocks.4.attn.qkv.weight"} <= names
@@ -125,8 +126,8 @@ def with_low_rank_delta() -> SlimModel:
     for name, parameter in student.named_parameters():
         if name.endswith(".up"):
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
-    delta = delta_between(student, built("vit"))
-    model = SlimModel(patchlife.backbones.adapt(apply_delta(built("vit"), delta)), CONFIG, LifeRegressor(48, 1)).eval()
+    delta = delta_between(adapt(student), adapt(built("vit")))
+    model = SlimModel(adapt(apply_delta(built("vit"), delta)), CONFIG, LifeRegressor(48, 1)).eval()
     model.delta = WeightDelta(delta, patchlife.wrap(built("vit")).base)
     return model
 
@@ -137,7 +138,7 @@ def test_training_after_a_low_rank_delta(tmp_path: Path) -> None:
     assert saved_whole(tmp_path / "low") == set()
     assert_equal_logits(patchlife.load(tmp_path / "low", built("vit")), model)
     loaded = patchlife.load(tmp_path / "low", built("vit"))
-    parameters = [loaded.backbone.vit.blocks[3].attn.qkv.weight, loaded.backbone.vit.head.bias]
+    parameters = [loaded.backbone.model.blocks[3].attn.qkv.weight, loaded.backbone.model.head.bias]
     for parameter in parameters:
         parameter.requires_grad_(True)
     train(loaded, parameters)
@@ -148,38 +149,38 @@ def test_training_after_a_low_rank_delta(tmp_path: Path) -> None:
     assert "weight_delta.blocks.4.attn.qkv.weight.up" in tensors
     assert_equal_logits(patchlife.load(tmp_path / "both", built("vit")), loaded)
     with pytest.raises(AdapterError, match="other weights"):
-        patchlife.load(tmp_path / "both", loaded.backbone.vit)
+        patchlife.load(tmp_path / "both", loaded.backbone.model)
 
 
 @pytest.mark.parametrize("name", ["vit", "deit-distilled", "dinov3"])
 @pytest.mark.parametrize("classes", [3, 0, 25])
 def test_a_new_classifier_is_saved(tmp_path: Path, name: str, classes: int) -> None:
     model = patchlife.wrap(fresh(name), CONFIG)
-    model.backbone.vit.reset_classifier(classes)
+    model.backbone.model.reset_classifier(classes)
     patchlife.save(model, tmp_path / "adapter")
     loaded = patchlife.load(tmp_path / "adapter", fresh(name))
-    assert loaded.backbone.vit.num_classes == classes
+    assert loaded.backbone.model.num_classes == classes
     assert_equal_logits(loaded, model, name)
     other = fresh(name)
     if classes:  # a backbone that has a new classifier of this size already: it is replaced
         other.reset_classifier(classes)
         assert_equal_logits(patchlife.load(tmp_path / "adapter", other), model, name)
     half = patchlife.load(tmp_path / "adapter", fresh(name).bfloat16())
-    assert {p.dtype for p in half.backbone.vit.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in half.backbone.model.parameters()} == {torch.bfloat16}
     patchlife.save(loaded, tmp_path / "again")
     assert_equal_logits(patchlife.load(tmp_path / "again", fresh(name)), model, name)
 
 
 def test_a_backbone_whose_structure_changed_is_not_saved(tmp_path: Path) -> None:
     model = patchlife.wrap(fresh("vit"), CONFIG)
-    model.backbone.vit.set_input_size(img_size=(64, 64))
+    model.backbone.model.set_input_size(img_size=(64, 64))
     with pytest.raises(AdapterError, match=r"pos_embed .*1x37x48.*1x65x48"):
         patchlife.save(model, tmp_path / "adapter")
     model = patchlife.wrap(fresh("vit"), CONFIG)
-    model.backbone.vit.blocks[1].extra = nn.Linear(2, 2)
+    model.backbone.model.blocks[1].extra = nn.Linear(2, 2)
     with pytest.raises(AdapterError, match=r"blocks\.1\.extra\.weight was missing, is 2x2"):
         patchlife.save(model, tmp_path / "adapter")
-    del model.backbone.vit.blocks[1].extra, model.backbone.vit.norm.bias
+    del model.backbone.model.blocks[1].extra, model.backbone.model.norm.bias
     with pytest.raises(AdapterError, match=r"norm\.bias was 48, is missing"):
         patchlife.save(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
@@ -192,18 +193,18 @@ class Doubled(nn.Module):
 
 def test_parametrised_and_pruned_weights_are_saved_as_computed(tmp_path: Path) -> None:
     model = patchlife.wrap(fresh("vit"), CONFIG)
-    parametrize.register_parametrization(model.backbone.vit.blocks[4].mlp.fc1, "weight", Doubled())
-    prune.l1_unstructured(model.backbone.vit.blocks[1].attn.qkv, "weight", 0.5)
+    parametrize.register_parametrization(model.backbone.model.blocks[4].mlp.fc1, "weight", Doubled())
+    prune.l1_unstructured(model.backbone.model.blocks[1].attn.qkv, "weight", 0.5)
     patchlife.save(model, tmp_path / "adapter")
     assert saved_whole(tmp_path / "adapter") == {"blocks.4.mlp.fc1.weight", "blocks.1.attn.qkv.weight"}
-    plain = patchlife.load(tmp_path / "adapter", built("vit")).backbone.vit
+    plain = patchlife.load(tmp_path / "adapter", built("vit")).backbone.model
     assert torch.equal(plain.blocks[4].mlp.fc1.weight, 2 * built("vit").blocks[4].mlp.fc1.weight)
-    assert torch.equal(plain.blocks[1].attn.qkv.weight, model.backbone.vit.blocks[1].attn.qkv.weight)
+    assert torch.equal(plain.blocks[1].attn.qkv.weight, model.backbone.model.blocks[1].attn.qkv.weight)
 
 
 def test_scorer_and_backbone_trained_together_are_saved(tmp_path: Path) -> None:
     model = patchlife.wrap(fresh("vit"), CONFIG, scorer=LifeRegressor(48, 1))
-    train(model, [*model.backbone.vit.parameters(), *model.scorer.parameters()])
+    train(model, [*model.backbone.model.parameters(), *model.scorer.parameters()])
     patchlife.save(model, tmp_path / "adapter")
     assert_equal_logits(patchlife.load(tmp_path / "adapter", built("vit")), model)
 
@@ -211,10 +212,10 @@ def test_scorer_and_backbone_trained_together_are_saved(tmp_path: Path) -> None:
 def test_weights_trained_before_wrapping_are_not_saved(tmp_path: Path) -> None:
     """The adapter is then for a backbone with the trained weights."""
     first = patchlife.wrap(fresh("vit"), CONFIG)
-    train(first, list(first.backbone.vit.parameters()))
-    model = patchlife.wrap(first.backbone.vit, CONFIG)
+    train(first, list(first.backbone.model.parameters()))
+    model = patchlife.wrap(first.backbone.model, CONFIG)
     patchlife.save(model, tmp_path / "adapter")
     assert saved_whole(tmp_path / "adapter") == set()
-    assert_equal_logits(patchlife.load(tmp_path / "adapter", first.backbone.vit), model)
+    assert_equal_logits(patchlife.load(tmp_path / "adapter", first.backbone.model), model)
     with pytest.raises(AdapterError, match="other weights"):
         patchlife.load(tmp_path / "adapter", built("vit"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from families import built, fresh, photos
 
+from patchlife.backbones import adapt
 from patchlife.backbones.weight_delta import add_low_rank, apply_delta, delta_between
 from patchlife.errors import AdapterError
 
@@ -14,7 +15,7 @@ def test_a_new_low_rank_delta_has_no_effect() -> None:
     vit = fresh("vit")
     add_low_rank(vit.blocks[2:], rank=2)
     torch.testing.assert_close(vit(photos("vit")), built("vit")(photos("vit")))
-    assert all(not name.endswith(".delta") for name in delta_between(vit, built("vit")))
+    assert all(not name.endswith(".delta") for name in delta_between(adapt(vit), adapt(built("vit"))))
 
 
 def test_a_merged_delta_gives_the_same_outputs() -> None:
@@ -23,7 +24,7 @@ def test_a_merged_delta_gives_the_same_outputs() -> None:
     for name, parameter in vit.named_parameters():
         if name.endswith(".up") or name == "norm.bias":
             parameter.add_(0.1 * torch.randn_like(parameter))
-    delta = delta_between(vit, built("vit"))
+    delta = delta_between(adapt(vit), adapt(built("vit")))
     assert {name for name in delta if name.endswith(".delta")} == {"norm.bias.delta"}
     assert all(value.dtype == torch.float16 for value in delta.values())
     before = {name: value.clone() for name, value in built("vit").state_dict().items()}
@@ -36,7 +37,7 @@ def test_a_merged_delta_gives_the_same_outputs() -> None:
 def test_a_trained_weight_is_a_full_delta() -> None:
     vit = fresh("vit")
     vit.blocks[3].mlp.fc1.weight.add_(0.01)
-    delta = delta_between(vit, built("vit"))
+    delta = delta_between(adapt(vit), adapt(built("vit")))
     assert list(delta) == ["blocks.3.mlp.fc1.weight.delta"]
     torch.testing.assert_close(
         apply_delta(built("vit"), delta)(photos("vit")), vit(photos("vit")), atol=1e-3, rtol=1e-3

@@ -53,7 +53,7 @@ def test_evaluation_counts_right_predictions(pictures: list[Path]) -> None:
     bb = adapt(built("vit"))
     methods = [METHODS[n] for n in ("dense", "no-decision-bound", "tome", "ours-adaptive")]
     with torch.no_grad():
-        truth = [int(bb.vit(PREPROCESS(Image.open(p))[None]).argmax()) for p in pictures]
+        truth = [int(bb.model(PREPROCESS(Image.open(p))[None]).argmax()) for p in pictures]
     rows, unread = evaluate_methods(bb, methods, [0.65], pictures, truth, PREPROCESS, batch=4)
     by = {row.method: row for row in rows}
     assert unread == 0

@@ -120,4 +120,4 @@ def test_the_embedded_demo_has_a_learned_scorer():
     assert isinstance(model.scorer, LifeRegressor)
     assert model.calibration is not None
     images = torch.randn(2, 3, *model.backbone.image_size)
-    assert torch.equal(model.set_budget(1.0)(images), model.backbone.vit(images))  # the backbone is not modified
+    assert torch.equal(model.set_budget(1.0)(images), model.backbone.model(images))  # the backbone is not modified

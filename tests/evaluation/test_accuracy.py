@@ -30,7 +30,7 @@ def test_budget_one_is_the_dense_model() -> None:
     assert abs(whole.divergence) < 1e-5 < part.divergence
     assert 0.6 < part.fraction <= 0.65
     assert part.top1 <= part.top5
-    assert (model.config.budget, model.config.mode) == (0.7, "fixed")
+    assert (model.settings.budget, model.settings.mode) == (0.7, "fixed")
 
 
 def test_flops_in_adaptive_mode_are_the_mean_of_the_photos() -> None:
@@ -46,7 +46,7 @@ def test_the_settings_of_the_model_are_restored() -> None:
     config = LifeConfig(kept=(36, 36, 30, 20, 9), start=2)
     model = wrap(vit, config).calibrate([photos("vit", 8, seed=1)])
     evaluate(model, vit, [(images, LABELS)], [(0.8, "fixed"), (0.7, "adaptive")])
-    assert model.config is config
+    assert model.settings is config
     assert model.schedule().kept == config.kept
 
     def broken(_: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_the_settings_of_the_model_are_restored() -> None:
         evaluate(model, broken, [(images, LABELS)], [(0.8, "fixed")])
     with pytest.raises(ConfigError):
         evaluate(model, vit, [(images, LABELS)], [(0.8, "fixed"), (0.001, "fixed")])
-    assert model.config is config
+    assert model.settings is config
 
 
 def test_the_interval_is_of_paired_differences() -> None:

@@ -26,7 +26,7 @@ BUDGETS = (0.6, 1.0)
 def _export_bundle(kind: str, tmp_path_factory) -> Path:
     model, folder = exported_models.small(), tmp_path_factory.mktemp(kind) / "bundle"
     exported = export_bundle(model, folder, BUDGETS, kind, images=exported_models.images(9))
-    assert model.config == exported_models.small().config, "the model is not changed"
+    assert model.settings == exported_models.small().settings, "the model is not changed"
     assert [parity.agreement for parity in exported.parities] == [1, 1]
     return exported.path
 

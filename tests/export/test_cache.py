@@ -52,7 +52,7 @@ def test_what_changes_the_outputs_changes_the_name(exports):
     cached_engine(model, "onnx", *INPUT)
     cached_engine(exported_models.small(budget=0.6), "onnx", *INPUT)
     with torch.no_grad():
-        model.backbone.vit.head.bias[0] += 1
+        model.backbone.model.head.bias[0] += 1
     cached_engine(model, "onnx", *INPUT)
     assert len(exports) == 3
 
@@ -93,10 +93,10 @@ def test_a_full_disk_is_not_hidden(exports, monkeypatch):
 @pytest.mark.parametrize("card", [None, {}, "no attribute"])
 def test_a_model_that_was_built_from_its_class(exports, card):
     model = exported_models.small()
-    model.backbone.vit = copy.deepcopy(model.backbone.vit)
-    model.backbone.vit.pretrained_cfg = card
+    model.backbone.model = copy.deepcopy(model.backbone.model)
+    model.backbone.model.pretrained_cfg = card
     if card == "no attribute":
-        del model.backbone.vit.pretrained_cfg
+        del model.backbone.model.pretrained_cfg
     metadata = metadata_of(model, "onnx")
     assert (metadata.model, metadata.labels) == ("VisionTransformer", ())
     cached_engine(model, "onnx")
@@ -121,9 +121,9 @@ class Negated(patchlife.Scorer):
 
 
 def test_a_scorer_without_weights_changes_the_name(exports):
-    vit = exported_models.small().backbone.vit
+    vit = exported_models.small().backbone.model
     for scorer in (None, Negated(), Negated(2.0), Negated(), Negated(2.0)):
-        model = patchlife.wrap(vit, exported_models.small().config, scorer=scorer).eval()
+        model = patchlife.wrap(vit, exported_models.small().settings, scorer=scorer).eval()
         cached_engine(model, "onnx", *INPUT)
     assert len(exports) == 3
 

@@ -42,7 +42,7 @@ def test_scores_with_an_engine_are_those_of_the_model(desk, tmp_path, monkeypatc
     exported = []
 
     def in_torch(model, *_):
-        exported.append(model.config.budget)
+        exported.append(model.settings.budget)
         return eager_engine(model)
 
     monkeypatch.setattr(on_the_fly, "cached_engine", in_torch)
@@ -107,6 +107,6 @@ def test_a_schedule_differs_from_the_default_budget_and_is_restored():
         for budget in (0.6, 0.8, 0.6):  # 0.6 is the default, and so the config's budget beside its schedule
             assert model.set_budget(budget).engine == "engine"
     assert requested == [LifeConfig(budget=0.6), LifeConfig(budget=0.8)]
-    assert model.config is config
+    assert model.settings is config
     assert model.engine == "engine"
     assert requested[2:] == [config]

@@ -75,7 +75,7 @@ def test_no_path_of_the_exporting_machine_is_inside(onnx_file, openvino_file, to
 
 def test_the_model_is_not_changed(onnx_file):
     assert next(onnx_file.model.parameters()).requires_grad
-    assert onnx_file.model.config == exported_models.small().config
+    assert onnx_file.model.settings == exported_models.small().settings
 
 
 def test_the_checksum_is_beside_the_file(exported_model):
@@ -96,7 +96,7 @@ def test_budget_one_and_no_lives(tmp_path):
     assert exported.generated
     engine = open_engine(exported.path, trust=True)
     output = engine(exported_models.images(3).numpy())
-    np.testing.assert_allclose(output.logits, model.backbone.vit(exported_models.images(3)).numpy(), atol=1e-5)
+    np.testing.assert_allclose(output.logits, model.backbone.model(exported_models.images(3)).numpy(), atol=1e-5)
     assert output.life is None
     with pytest.raises(ExportError, match="exported without lives"):
         engine.predict(exported_models.images(2))

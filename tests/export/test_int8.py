@@ -86,7 +86,7 @@ def test_every_linear_layer_after_the_first_blocks_is_rounded(name):
     for block in range(model.start + 1):
         content = build_file(module, replace(metadata, int8_from=block), images, graph)
         rounded = [n for n in onnx.load_from_string(content).graph.node if n.op_type == "MatMulIntegerToFloat"]
-        left = [m for b in model.backbone.vit.blocks[block:] for m in b.modules() if isinstance(m, torch.nn.Linear)]
+        left = [m for b in model.backbone.model.blocks[block:] for m in b.modules() if isinstance(m, torch.nn.Linear)]
         assert len(rounded) == len(left)
 
 
@@ -174,7 +174,7 @@ def test_the_scorer_and_merging_stay_in_float():
         node("merge", ["", "matmul_3"], "x", "y"),
         node("qk", ["", "scaled_dot_product_attention_1"], "x", "y"),
         node("qkv", ["", "linear_4"], "x", "w"),
-        node("classifier", ["", "model.backbone.vit.head", "linear"], "x", "w"),
+        node("classifier", ["", "model.backbone.model.head", "linear"], "x", "w"),
     ]
     model = helper.make_model(helper.make_graph(nodes, "g", [], [], [weight]))
     assert graph.decision_nodes(model) == ["scorer", "scorer_out", "merge", "merge_out"]

@@ -34,11 +34,11 @@ def test_each_budget_and_batch_size_compiles_once() -> None:
 
 def test_the_model_is_not_changed() -> None:
     model = exported_models.small()
-    before = model.config
+    before = model.settings
     fast = CompiledBudgets(model, backend="eager")
     fast.prepare((1.0, 0.6), exported_models.images(2))
     assert set(fast.seconds) == {(1.0, 2), (0.6, 2)}
-    assert model.config is before
+    assert model.settings is before
     assert next(fast.model.parameters()) is next(model.parameters())
 
 
@@ -46,7 +46,7 @@ def test_weights_may_still_change() -> None:
     model, images, counter = exported_models.small(), exported_models.images(2), CompileCounter()
     fast = CompiledBudgets(model, backend=counter)
     first = fast(images, 0.7)
-    model.backbone.vit.head.bias[0] += 1
+    model.backbone.model.head.bias[0] += 1
     assert torch.allclose(fast(images, 0.7)[:, 0], first[:, 0] + 1)
     assert counter.frame_count == 1
 

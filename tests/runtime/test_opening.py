@@ -42,14 +42,14 @@ def adapter(vit_file, tmp_path) -> Path:
 def test_a_timm_name_and_a_file(vit_file):
     pipeline = open_pipeline(ModelConfig(NAME, checkpoint=vit_file, life={"budget": 0.5}))
     assert pipeline.name == NAME
-    assert pipeline.model.config == LifeConfig(budget=0.5)
+    assert pipeline.model.settings == LifeConfig(budget=0.5)
     assert not pipeline.model.training
     assert pipeline.preprocess.size == (160, 160)
     assert pipeline.preprocess.mean == (0.5, 0.5, 0.5)
     assert pipeline.labels.names == tuple("0123456789")
     assert pipeline.model.origin.checkpoint == str(vit_file)
     for name, tensor in load_file(vit_file).items():
-        assert torch.equal(pipeline.model.backbone.vit.state_dict()[name], tensor)
+        assert torch.equal(pipeline.model.backbone.model.state_dict()[name], tensor)
 
 
 def test_random_weights_must_be_allowed():
@@ -122,10 +122,10 @@ def test_a_folder_has_its_own_weights_labels_and_preprocessing(folder, tmp_path)
     assert pipeline.labels.names == ("ant", "bee", "cow")
     assert (pipeline.preprocess.crop_fraction, pipeline.preprocess.channels) == (0.8, 1)
     saved = load_file(folder / "model.safetensors")
-    assert torch.equal(pipeline.model.backbone.vit.head.weight, saved["head.weight"])
+    assert torch.equal(pipeline.model.backbone.model.head.weight, saved["head.weight"])
     adapter = patchlife.save(pipeline.model, tmp_path / "adapter")
     again = open_pipeline(ModelConfig(str(adapter)))
-    assert torch.equal(again.model.backbone.vit.head.weight, saved["head.weight"])
+    assert torch.equal(again.model.backbone.model.head.weight, saved["head.weight"])
     assert again.labels == pipeline.labels
     assert patchlife.load(adapter).origin == again.model.origin == pipeline.model.origin
 
@@ -224,13 +224,13 @@ def test_settings_are_checked_before_any_model_is_built():
 def test_an_adapter_names_its_backbone(adapter):
     pipeline = open_pipeline(ModelConfig(str(adapter)))
     assert pipeline.name == NAME
-    assert (pipeline.model.config.budget, pipeline.model.drops) == (0.7, (2, 4))
+    assert (pipeline.model.settings.budget, pipeline.model.drops) == (0.7, (2, 4))
     assert pipeline.model.calibration.images == 8
 
 
 def test_given_settings_replace_those_of_the_adapter(adapter):
     pipeline = open_pipeline(ModelConfig(str(adapter), life={"budget": 0.6, "mode": "adaptive"}))
-    assert (pipeline.model.config.budget, pipeline.model.config.mode) == (0.6, "adaptive")
+    assert (pipeline.model.settings.budget, pipeline.model.settings.mode) == (0.6, "adaptive")
     assert pipeline.model.drops == (2, 4)
     assert pipeline.model.calibration.images == 8
     moved = open_pipeline(ModelConfig(str(adapter), life={"start": 1, "drops": (1,)}))
@@ -290,8 +290,8 @@ def test_suggestions_for_a_name_that_is_no_adapter(tmp_path):
 def test_a_folder_beside_a_timm_name_does_not_hide_it(adapter, vit_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).mkdir()
-    assert open_pipeline(ModelConfig(NAME, checkpoint=vit_file)).model.config.budget == 0.6
-    assert open_pipeline(ModelConfig("adapter")).model.config.budget == 0.7
+    assert open_pipeline(ModelConfig(NAME, checkpoint=vit_file)).model.settings.budget == 0.6
+    assert open_pipeline(ModelConfig("adapter")).model.settings.budget == 0.7
 
 
 # ---- demo

@@ -120,12 +120,12 @@ def masked(model: SlimModel, images: Tensor, lives: Lives, plan: Plan | None = N
 
     A ``plan`` also gives the merge targets, for precisions so coarse that ties decide between them.
     """
-    vit, targets = model.backbone.vit, None
+    vit, targets = model.backbone.model, None
     if plan is not None and plan.merge_targets is not None:
         target = torch.empty_like(plan.order).scatter(1, plan.order, plan.order.gather(1, plan.merge_targets.rank))
         weight = torch.empty_like(plan.merge_targets.weight).scatter(1, plan.order, plan.merge_targets.weight)
         targets = MergeTargets(target, weight)
-    with dropping(vit, lives.life, model.start, model.config.merge, targets):
+    with dropping(vit, lives.life, model.start, model.settings.merge, targets):
         features = vit.forward_features(images)
     return vit.forward_head(features), features
 

@@ -94,7 +94,7 @@ def test_adaptive_mode_refuses_hooks_on_modules_that_it_does_not_call(module: st
     model.set_mode("fixed")(photos("vit"))
     with pytest.raises(UnsupportedModelError, match=module):
         model.set_mode("adaptive")
-    assert model.config.mode == "fixed"
+    assert model.settings.mode == "fixed"
     handle.remove()
     model.set_mode("adaptive")(photos("vit"))
 
@@ -244,7 +244,7 @@ def test_layers_quantised_before_or_after_wrapping(variant: str, when: str) -> N
     else:
         model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
     assert flops(model).dense == flops(plain).dense
-    rounding = model.vit(images) - plain.vit(images)
+    rounding = model.wrapped(images) - plain.wrapped(images)
     assert 0 < rounding.abs().max() < 1
     assert (model(images) - plain(images)).abs().max() < 1
     model.set_budget(0.7)(images)

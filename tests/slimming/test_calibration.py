@@ -236,7 +236,7 @@ def test_gradients_flow_through_an_adaptive_run(name: str, merge: bool) -> None:
             pixels = images.clone().requires_grad_()
             model.zero_grad(set_to_none=True)
             run(pixels).square().sum().backward()
-            gradients.append((pixels.grad, model.vit.blocks[-1].mlp.fc1.weight.grad.clone()))
+            gradients.append((pixels.grad, model.wrapped.blocks[-1].mlp.fc1.weight.grad.clone()))
     for actual, expected in zip(*gradients, strict=True):
         assert expected.abs().max() > 0
         assert_close(actual / expected.abs().max(), expected / expected.abs().max(), 1e-4)

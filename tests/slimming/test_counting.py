@@ -54,9 +54,9 @@ def test_stated_flops_equal_executed_ones(name: str, variant: str) -> None:
     assert sum(per_image) == pytest.approx(measured(model, images), rel=WITHIN)
     stated = flops(model, size)
     assert stated.slimmed < 0.9 * stated.dense
-    if model.config.mode == "fixed":
+    if model.settings.mode == "fixed":
         assert per_image == [stated.slimmed] * 2
-        assert stated.budget <= model.config.budget
+        assert stated.budget <= model.settings.budget
 
 
 @pytest.mark.parametrize("name", ["dynamic", "dynamic-siglip", "dynamic-dinov3", "dynamic-rope-mixed"])
@@ -74,7 +74,7 @@ def test_stated_flops_of_a_dynamic_model_in_adaptive_mode(name: str, variant: st
             assert stated == pytest.approx(measured(model, images[index : index + 1]), rel=WITHIN)
         mean = sum(per_image) / len(images)
         assert mean == pytest.approx(flops(model, size).slimmed, rel=0.02)
-        assert mean == pytest.approx(model.config.budget * flops(model, size).dense, rel=0.03)
+        assert mean == pytest.approx(model.settings.budget * flops(model, size).dense, rel=0.03)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -30,7 +30,7 @@ def check(model: SlimModel, images: Tensor, variant: str) -> None:
     lives = model.lives(images)
     assert_some_dropped(lives, variant)
     logits, features = masked(model, images, lives)
-    assert far_apart(logits, model.backbone.vit(images))
+    assert far_apart(logits, model.backbone.model(images))
     assert_close(model(images), logits)
     assert_close(model.forward_features(images), features)
 
@@ -111,7 +111,7 @@ def check_half(name: str, variants: tuple[str, str], dtype: torch.dtype) -> None
     """Under the same plan, a half-precision run differs from the half-precision reference by rounding only."""
     images = photos(name).to(dtype)
     model = slim(name, variants[1], cast(name, dtype), drops=(2, 4))
-    rounding = distance(model.backbone.vit(images).float(), built(name)(photos(name)))
+    rounding = distance(model.backbone.model(images).float(), built(name)(photos(name)))
     for variant in variants:
         plan = model.set_mode(VARIANTS[variant]["mode"]).plan(images)
         assert_some_dropped(plan.lives(), variant)

@@ -21,7 +21,7 @@ def scored(name: str, merge: bool, budget: float = 0.6) -> tuple[SlimModel, torc
     backbone = built(name)
     model = wrap(backbone, LifeConfig(budget=budget, start=2, drops=(2, 3), merge=merge))
     torch.manual_seed(0)
-    model = SlimModel(model.backbone, model.config, LifeRegressor(model.backbone.dim, model.backbone.prefix))
+    model = SlimModel(model.backbone, model.settings, LifeRegressor(model.backbone.dim, model.backbone.prefix))
     embedded = model.backbone.embed(photos(name, 4))
     with torch.no_grad():
         tokens = model.before_start(embedded)

@@ -47,8 +47,8 @@ def test_a_plan_that_drops_nothing_equals_the_backbone(name: str, variant: str) 
         tokens = backbone.block(index, tokens, backbone.rope_of(embedded.rope, index))
     plan = model.decide(tokens, embedded)
     assert not torch.equal(plan.order[0], torch.arange(plan.order.shape[1])), "the plan is in grid order"
-    assert (plan.merge_targets is not None) == model.config.merge
-    if model.config.mode == "fixed":
+    assert (plan.merge_targets is not None) == model.settings.merge
+    if model.settings.mode == "fixed":
         out = run_fixed(backbone, tokens, embedded.rope, plan, keep_dropped=True)
     else:
         out = run_adaptive(backbone, tokens, embedded.rope, plan)

@@ -16,7 +16,7 @@ CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 def slow_run(model: patchlife.SlimModel, images: torch.Tensor) -> torch.Tensor:
     """Logits, computed image by image and patch by patch, in grid order, with the backbone's own blocks."""
-    vit, prefix = model.backbone.vit, model.backbone.prefix
+    vit, prefix = model.backbone.model, model.backbone.prefix
     plan = model.plan(images)
     life = plan.lives().life.long()
     logits = []

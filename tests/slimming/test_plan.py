@@ -164,6 +164,6 @@ def test_the_plan_of_a_model(name: str, variant: str) -> None:
     assert torch.equal(model.predict(images)[1].life, lives.life)
     assert set(lives.life.unique().tolist()) <= {2.0, 4.0, 5.0}
     assert plan.grid == lives.grid == (6, 6)
-    assert (plan.merge_targets is not None) == model.config.merge
-    assert (plan.counts is not None) == (model.config.mode == "adaptive")
+    assert (plan.merge_targets is not None) == model.settings.merge
+    assert (plan.counts is not None) == (model.settings.mode == "adaptive")
     assert not lives.life.requires_grad

@@ -107,7 +107,7 @@ def test_modes_change_at_run_time_and_back(name: str) -> None:
 
 def state_of(model: SlimModel, images: Tensor) -> tuple:
     """What must be the same after a refused change."""
-    settings = model.config, model.schedule(), model.start, model.drops, id(model.calibration)
+    settings = model.settings, model.schedule(), model.start, model.drops, id(model.calibration)
     return *settings, model(images).tolist()
 
 
@@ -156,14 +156,14 @@ def test_an_uncalibrated_model_does_not_run_in_adaptive_mode() -> None:
 
 def test_temporary_settings_are_undone() -> None:
     model = slim("vit", kept=(36, 36, 20, 20, 12))
-    before = model.config
+    before = model.settings
     with model.temporarily(budget=0.8) as changed:
         assert changed is model
         assert model.schedule().kept != before.kept
-    assert model.config is before
+    assert model.settings is before
     with pytest.raises(ConfigError), model.temporarily(budget=0.01):
         pass
-    assert model.config is before
+    assert model.settings is before
     assert model.schedule().kept == before.kept
 
 

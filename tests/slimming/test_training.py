@@ -32,7 +32,7 @@ def test_gradients_equal_those_of_the_reference(name: str, variant: str) -> None
     assert (lives.kept[:, -1] < lives.kept[:, 0]).all()
     with torch.enable_grad():
         slimmed = gradients(vit, model(images))
-        with dropping(vit, lives.life, model.start, model.config.merge):
+        with dropping(vit, lives.life, model.start, model.settings.merge):
             expected = gradients(vit, vit(images))
         dense = gradients(vit, vit(images))
     assert expected.keys() == slimmed.keys()
@@ -71,7 +71,7 @@ def test_training_steps_lower_the_loss_and_keep_the_schedule() -> None:
 
 def test_a_slimmed_forward_pass_in_training_costs_less_than_a_dense_one() -> None:
     model, images = slim("vit", vit=fresh("vit").train()), photos("vit")
-    assert counted(model, images)[0] < 0.7 * counted(model.backbone.vit, images)[0]
+    assert counted(model, images)[0] < 0.7 * counted(model.backbone.model, images)[0]
 
 
 @pytest.mark.parametrize("variant", ["fixed", "fixed, merge"])

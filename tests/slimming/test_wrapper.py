@@ -56,8 +56,8 @@ def with_scorer(name: str, **settings: Any) -> SlimModel:
 def test_attributes_are_those_of_the_backbone(name: str) -> None:
     model = slim(name)
     for attribute in SHARED:
-        assert getattr(model, attribute) is getattr(model.vit, attribute)
-    assert set(dir(model.vit)) <= set(dir(model))
+        assert getattr(model, attribute) is getattr(model.wrapped, attribute)
+    assert set(dir(model.wrapped)) <= set(dir(model))
     with pytest.raises(AttributeError, match="no_such_thing"):
         model.no_such_thing  # noqa: B018
 
@@ -84,16 +84,16 @@ def test_optimizer_groups_are_those_of_the_backbone(name: str, options: dict[str
         ]
 
     model = slim(name, vit=fresh(name))
-    assert groups(model) == groups(model.vit)
+    assert groups(model) == groups(model.wrapped)
 
 
 @pytest.mark.parametrize("name", FEW)
 def test_parameter_and_module_names_are_those_of_the_backbone(name: str) -> None:
     model = with_scorer(name)
     names = [n for n, _ in model.named_parameters() if not n.startswith("scorer.")]
-    assert names == [n for n, _ in model.vit.named_parameters()]
+    assert names == [n for n, _ in model.wrapped.named_parameters()]
     assert dict(model.named_modules())[""] is model
-    assert dict(model.named_modules())["blocks.1"] is model.vit.blocks[1]
+    assert dict(model.named_modules())["blocks.1"] is model.wrapped.blocks[1]
     assert {n for n, _ in model.named_parameters()} - set(names) == {
         f"scorer.{n}" for n, _ in model.scorer.named_parameters()
     }
@@ -107,40 +107,42 @@ def test_freezing_by_name_trains_the_classifier_only() -> None:
         parameter.requires_grad_(name.startswith("head."))
     with torch.enable_grad():
         model(photos("vit")).square().sum().backward()
-    assert [n for n, p in model.vit.named_parameters() if p.grad is not None] == ["head.weight", "head.bias"]
+    assert [n for n, p in model.wrapped.named_parameters() if p.grad is not None] == ["head.weight", "head.bias"]
 
 
 def test_a_layer_replaced_in_model_or_backbone_is_replaced_in_both() -> None:
     model, images = slim("vit", "fixed, merge", fresh("vit")), photos("vit")
     model.head = nn.Linear(48, 7)
-    assert model.vit.head is model.head
+    assert model.wrapped.head is model.head
     assert model(images).shape == (3, 7)
-    model.vit.norm = nn.Identity()
+    model.wrapped.norm = nn.Identity()
     assert isinstance(model.norm, nn.Identity)
-    model.vit.reset_classifier(4, "avg")
+    model.wrapped.reset_classifier(4, "avg")
     assert model.num_classes == 4
-    assert_close(model(images), wrap(model.vit, model.config)(images))
+    assert_close(model(images), wrap(model.wrapped, model.settings)(images))
     assert_close(model(images), model.forward_head(model.forward_features(images)))
     model.reset_classifier(5, "token")
     assert model(images).shape == (3, 5)
-    assert model.get_classifier() is model.vit.head
+    assert model.get_classifier() is model.wrapped.head
 
 
 def test_pre_logits() -> None:
     model, images = slim("vit", "fixed, merge"), photos("vit")
     features = model.forward_features(images)
-    assert torch.equal(model.forward_head(features, pre_logits=True), model.vit.forward_head(features, pre_logits=True))
+    assert torch.equal(
+        model.forward_head(features, pre_logits=True), model.wrapped.forward_head(features, pre_logits=True)
+    )
 
 
 def test_attributes_of_the_backbone_are_set_on_the_backbone() -> None:
     model = slim("vit", vit=fresh("vit"))
     model.set_grad_checkpointing(True)
-    assert model.vit.grad_checkpointing
+    assert model.wrapped.grad_checkpointing
     model.grad_checkpointing = False
-    assert not model.vit.grad_checkpointing
+    assert not model.wrapped.grad_checkpointing
     assert "grad_checkpointing" not in vars(model)
     model.remark = "mine"
-    assert not hasattr(model.vit, "remark")
+    assert not hasattr(model.wrapped, "remark")
 
 
 def test_another_input_size() -> None:
@@ -157,7 +159,7 @@ def test_train_and_eval_apply_to_model_and_backbone() -> None:
     model = slim("vit", vit=fresh("vit"))
     for training in (True, False):
         model.train(training)
-        assert {m.training for m in (*model.modules(), *model.vit.modules())} == {training}
+        assert {m.training for m in (*model.modules(), *model.wrapped.modules())} == {training}
 
 
 def test_unwrap_returns_the_unchanged_backbone() -> None:
@@ -173,10 +175,10 @@ def test_copies_pickles_casts_and_functional_calls_of_a_wrapped_model() -> None:
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(copied(images), model(images))
         copied.head.weight.zero_()
-        assert copied.vit.head.weight.abs().sum() == 0
-    assert model.vit.head.weight.abs().sum() > 0
+        assert copied.wrapped.head.weight.abs().sum() == 0
+    assert model.wrapped.head.weight.abs().sum() > 0
     double = copy.deepcopy(model).double()
-    assert double.vit.pos_embed.dtype == torch.float64
+    assert double.wrapped.pos_embed.dtype == torch.float64
     assert_close(double(images.double()).float(), model(images))
     assert_close(
         torch.func.functional_call(model, {n: p + 0 for n, p in model.named_parameters()}, (images,)), model(images)
@@ -209,13 +211,13 @@ def test_a_state_dict_restores_weights_settings_and_calibration(name: str) -> No
     images, model = photos(name), with_scorer(name, mode="adaptive", budget=0.7)
     model.calibrate([photos(name, 8, seed=1)])
     state = saved(model)
-    assert [k for k in state if not k.startswith(("scorer.", "_extra"))] == list(model.vit.state_dict())
+    assert [k for k in state if not k.startswith(("scorer.", "_extra"))] == list(model.wrapped.state_dict())
     assert all(isinstance(value, Tensor) for value in state.values())
     other = wrap(
         fresh(name).float(), LifeConfig(budget=0.9, start=2), LifeRegressor(model.embed_dim, model.num_prefix_tokens)
     )
     assert str(other.load_state_dict(state)) == "<All keys matched successfully>"
-    assert other.config == model.config
+    assert other.settings == model.settings
     assert torch.equal(other(images), model(images))
 
 
@@ -270,7 +272,7 @@ def test_intermediates_equal_those_of_the_reference(name: str, variant: str) -> 
     final, intermediates = model.forward_intermediates(
         images, output_fmt="NLC", return_prefix_tokens=bool(model.backbone.prefix)
     )
-    for index, block in enumerate(model.vit.blocks):
+    for index, block in enumerate(model.wrapped.blocks):
         handles.append(block.register_forward_hook(lambda m, a, out, index=index: tokens.__setitem__(index, out)))
     features = masked(model, images, plan.lives(), plan)[1]
     for handle in handles:
@@ -301,7 +303,7 @@ def test_intermediates_at_budget_one_equal_those_of_the_backbone(name: str, opti
     if not model.backbone.prefix:
         options = {key: value for key, value in options.items() if key != "return_prefix_tokens"}
     actual = tree_leaves(model.forward_intermediates(images, **options))
-    expected = tree_leaves(model.vit.forward_intermediates(images, **options))
+    expected = tree_leaves(model.wrapped.forward_intermediates(images, **options))
     assert len(actual) == len(expected)
     for a, b in zip(actual, expected, strict=True):
         assert_close(a, b)
@@ -324,7 +326,7 @@ def test_the_last_intermediate_equals_the_features(variant: str) -> None:
 def test_intermediates_as_a_dict() -> None:
     model, images = slim("vit", budget=1.0), photos("vit")
     actual = model.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
-    expected = model.vit.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
+    expected = model.wrapped.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
     assert actual.keys() == expected.keys()
     for a, b in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
         assert_close(a, b)
@@ -344,7 +346,7 @@ def test_timms_feature_extractor() -> None:
     features = getter(model, out_indices=(1, 3))(images)
     for a, b in zip(features, model.forward_intermediates(images, [1, 3], intermediates_only=True), strict=True):
         assert torch.equal(a, b)
-    assert len(model.vit.blocks) == 5
+    assert len(model.wrapped.blocks) == 5
 
 
 # ---- inside models of other libraries

@@ -53,7 +53,7 @@ def test_kill_9_at_twelve_random_moments_changes_nothing(tmp_path: Path) -> None
         process.close()
     run(tmp_path / "killed", photo_folder)
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
-    vit, images = small_model().backbone.vit, torch.randn(2, 3, 48, 48)
+    vit, images = small_model().backbone.model, torch.randn(2, 3, 48, 48)
     assert torch.equal(*(patchlife.load(tmp_path / name, vit)(images) for name in ("whole", "killed")))
 
 

@@ -210,13 +210,13 @@ def run(out: Path, photos: list, **changes) -> SlimModel:
 @pytest.mark.parametrize("finetune", ["none", "adapter", "full"])
 def test_fit_saves_the_trained_model(tmp_path: Path, finetune: str) -> None:
     photos, original = some_photos(tmp_path / "photos", 24), small_model()
-    before = {k: v.clone() for k, v in original.backbone.vit.state_dict().items()}
+    before = {k: v.clone() for k, v in original.backbone.model.state_dict().items()}
     fitted = run(tmp_path / "out", photos, finetune=finetune)
     images = torch.randn(3, 3, 48, 48)
-    loaded = patchlife.load(tmp_path / "out", original.backbone.vit)
+    loaded = patchlife.load(tmp_path / "out", original.backbone.model)
     for mode in ("fixed", "adaptive"):
         torch.testing.assert_close(loaded.set_mode(mode)(images), fitted.set_mode(mode)(images))
-    after = small_model().backbone.vit.state_dict()  # the family's shared model: stage 2 changed a copy
+    after = small_model().backbone.model.state_dict()  # the family's shared model: stage 2 changed a copy
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (loaded.delta is None) == (finetune == "none")
     report = (work_folder(tmp_path / "out") / "report.html").read_text()
@@ -224,7 +224,7 @@ def test_fit_saves_the_trained_model(tmp_path: Path, finetune: str) -> None:
     stages = {line["stage"] for line in metrics(work_folder(tmp_path / "out"))}
     assert stages == {"regression"} | ({f"slimming-{finetune}"} if finetune != "none" else set())
     patchlife.save(loaded, tmp_path / "again")  # saving a loaded adapter changes nothing
-    again = patchlife.load(tmp_path / "again", original.backbone.vit).set_mode("fixed")
+    again = patchlife.load(tmp_path / "again", original.backbone.model).set_mode("fixed")
     assert torch.equal(again(images), loaded.set_mode("fixed")(images))
 
 
@@ -239,7 +239,7 @@ def test_training_lowers_both_losses(tmp_path: Path) -> None:
 def test_stage_two_starts_from_a_learned_scorer(tmp_path: Path) -> None:
     photos = some_photos(tmp_path / "photos")
     first = run(tmp_path / "scorer", photos)
-    loaded = patchlife.load(tmp_path / "scorer", small_model().backbone.vit)
+    loaded = patchlife.load(tmp_path / "scorer", small_model().backbone.model)
     both = fit(
         loaded,
         photos,

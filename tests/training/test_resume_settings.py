@@ -133,16 +133,16 @@ ModelChange = Callable[[SlimModel], SlimModel]
 
 def backbone_scaled(part: float) -> ModelChange:
     def change(model: SlimModel) -> SlimModel:
-        vit = copy.deepcopy(model.backbone.vit)
+        vit = copy.deepcopy(model.backbone.model)
         with torch.no_grad():
             vit.blocks[4].mlp.fc2.weight.mul_(1 + part)
-        return patchlife.wrap(vit, model.config)
+        return patchlife.wrap(vit, model.settings)
 
     return change
 
 
 def with_settings(**changes: Any) -> ModelChange:
-    return lambda model: patchlife.wrap(model.backbone.vit, replace(model.config, **changes))
+    return lambda model: patchlife.wrap(model.backbone.model, replace(model.settings, **changes))
 
 
 def scorer(seed: int) -> LifeRegressor:
@@ -152,7 +152,7 @@ def scorer(seed: int) -> LifeRegressor:
 
 MODELS: dict[str, tuple[ModelChange, str]] = {
     "another backbone": (
-        lambda model: patchlife.wrap(liven(fresh("vit"), seed=9), model.config),
+        lambda model: patchlife.wrap(liven(fresh("vit"), seed=9), model.settings),
         r"backbone was VisionTransformer, .* weights (\w+), now VisionTransformer, .* weights (?!\1)",
     ),
     "nearly the same backbone": (backbone_scaled(1e-4), r"backbone was .* weights (\w+), now .* weights (?!\1)"),
@@ -160,7 +160,7 @@ MODELS: dict[str, tuple[ModelChange, str]] = {
     "other drops": (with_settings(drops=(2, 4)), r"drops was \[2, 3\], now \[2, 4\]"),
     "no merge": (with_settings(merge=False), "merge was True, now False"),
     "a learned scorer": (
-        lambda model: patchlife.wrap(model.backbone.vit, model.config, scorer(5)),
+        lambda model: patchlife.wrap(model.backbone.model, model.settings, scorer(5)),
         r"initial scorer was new, now life-regressor, weights \w+",
     ),
 }
@@ -178,19 +178,19 @@ def test_budget_schedule_and_mode_may_change(
 ) -> None:
     out, photos = earlier
     monkeypatch.setattr(loop, "_local_batch", lambda *args: pytest.fail("a step was taken"))
-    changed = replace(small_model().config, **config)
-    fitted = run(out, photos, model=patchlife.wrap(small_model().backbone.vit, changed))
-    assert fitted.config == changed
-    assert patchlife.load(out, small_model().backbone.vit).config == changed
+    changed = replace(small_model().settings, **config)
+    fitted = run(out, photos, model=patchlife.wrap(small_model().backbone.model, changed))
+    assert fitted.settings == changed
+    assert patchlife.load(out, small_model().backbone.model).settings == changed
 
 
 def test_another_initial_scorer_is_refused(tmp_path: Path) -> None:
-    photos, vit = some_photos(tmp_path / "photos"), small_model().backbone.vit
+    photos, vit = some_photos(tmp_path / "photos"), small_model().backbone.model
     once = replace(BOTH, epochs=0)
-    first = run(tmp_path / "out", photos, once, patchlife.wrap(vit, small_model().config, scorer(1)))
+    first = run(tmp_path / "out", photos, once, patchlife.wrap(vit, small_model().settings, scorer(1)))
     with pytest.raises(CheckpointError, match=r"initial scorer was life-regressor, weights (\w+), now .* (?!\1)"):
-        run(tmp_path / "out", photos, once, patchlife.wrap(vit, small_model().config, scorer(2)))
-    again = run(tmp_path / "out", photos, once, patchlife.wrap(vit, small_model().config, scorer(1)))
+        run(tmp_path / "out", photos, once, patchlife.wrap(vit, small_model().settings, scorer(2)))
+    again = run(tmp_path / "out", photos, once, patchlife.wrap(vit, small_model().settings, scorer(1)))
     assert torch.equal(first.scorer.patch.weight, again.scorer.patch.weight)
 
 
@@ -290,7 +290,7 @@ def test_stage_two_can_be_added_later(tmp_path: Path, monkeypatch: pytest.Monkey
     assert contents(tmp_path / "out") == contents(tmp_path / "full")
     monkeypatch.setattr(loop, "_local_batch", lambda *args: pytest.fail("a step was taken"))
     run(tmp_path / "out", photos, QUICK)
-    assert not patchlife.load(tmp_path / "out", small_model().backbone.vit).delta
+    assert not patchlife.load(tmp_path / "out", small_model().backbone.model).delta
 
 
 def test_seconds_leave_out_stages_of_other_runs(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_checkpoints_of_an_older_format_are_refused(earlier: tuple[Path, list[Ph
 def test_a_backbone_without_pretrained_cfg(tmp_path: Path) -> None:
     photos, vit = some_photos(tmp_path / "photos"), fresh("vit")
     del vit.pretrained_cfg
-    fitted = run(tmp_path / "out", photos, BOTH, patchlife.wrap(vit, small_model().config))
+    fitted = run(tmp_path / "out", photos, BOTH, patchlife.wrap(vit, small_model().settings))
     images = torch.randn(2, 3, 48, 48)
     assert torch.equal(patchlife.load(tmp_path / "out", vit)(images), fitted(images))
 
@@ -352,7 +352,7 @@ def test_a_folder_with_other_content_is_refused_before_training(tmp_path: Path) 
 
 @pytest.mark.parametrize("finetune", ["none", "adapter", "full"])
 def test_the_adapter_keeps_schedule_and_mode(tmp_path: Path, finetune: str) -> None:
-    photos, vit = some_photos(tmp_path / "photos", 16), small_model().backbone.vit
+    photos, vit = some_photos(tmp_path / "photos", 16), small_model().backbone.model
     for config in (
         LifeConfig(kept=(36, 36, 30, 17, 9), start=2, drops=(2, 3)),
         LifeConfig(budget=0.7, mode="adaptive", start=2, drops=(2, 3)),
@@ -361,10 +361,10 @@ def test_the_adapter_keeps_schedule_and_mode(tmp_path: Path, finetune: str) -> N
         model = patchlife.wrap(vit, config)
         settings = replace(QUICK, finetune=finetune, restart=True)
         fitted = run(tmp_path / "out", photos[:12], settings, model, validation={"seen": photos[12:]})
-        assert model.config is config
-        assert fitted.config == config
+        assert model.settings is config
+        assert fitted.settings == config
         loaded = patchlife.load(tmp_path / "out", vit)
-        assert loaded.config == config
+        assert loaded.settings == config
         assert loaded.schedule().kept == fitted.schedule().kept
         if config.kept:
             assert loaded.schedule().kept == config.kept
@@ -373,11 +373,11 @@ def test_the_adapter_keeps_schedule_and_mode(tmp_path: Path, finetune: str) -> N
 @pytest.mark.parametrize("finetune", ["none", "adapter", "full"])
 def test_a_backbone_that_was_trained_after_wrapping(tmp_path: Path, finetune: str) -> None:
     """The trained model is the teacher; the adapter turns the original backbone into the fitted model."""
-    photos, original = some_photos(tmp_path / "photos"), small_model().backbone.vit
-    model = patchlife.wrap(copy.deepcopy(original), small_model().config)
+    photos, original = some_photos(tmp_path / "photos"), small_model().backbone.model
+    model = patchlife.wrap(copy.deepcopy(original), small_model().settings)
     with torch.no_grad():
-        model.backbone.vit.blocks[4].mlp.fc1.weight.mul_(1.5)
-        model.backbone.vit.blocks[0].norm1.bias.add_(0.1)
+        model.backbone.model.blocks[4].mlp.fc1.weight.mul_(1.5)
+        model.backbone.model.blocks[0].norm1.bias.add_(0.1)
     config = replace(QUICK, finetune=finetune)
     fitted = run(tmp_path / "out", photos, config, model)
     again = patchlife.load(tmp_path / "out", original)

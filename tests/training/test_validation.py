@@ -77,7 +77,7 @@ def test_validation_lines_have_the_accuracy_of_the_model(whole: tuple[Path, Slim
     images = torch.stack([PREPROCESS(read_photo(photo.path)) for photo in photos])
     labels = torch.tensor([photo.label for photo in photos])
     with torch.no_grad():
-        logits, dense = model.set_mode("fixed").set_budget(0.61)(images), small_model().backbone.vit(images)
+        logits, dense = model.set_mode("fixed").set_budget(0.61)(images), small_model().backbone.model(images)
     last = [line for line in lines if line["validation"] == "most"][-1]
     assert last["top1"] == pytest.approx((logits.argmax(1) == labels).double().mean().item(), 1e-5)
     assert last["dense_top1"] == pytest.approx((dense.argmax(1) == labels).double().mean().item(), 1e-5)
@@ -163,16 +163,16 @@ def test_seconds_add_up_over_runs_and_stages(tmp_path: Path) -> None:
 
 def test_validation_and_report_do_not_change_the_model(whole: tuple[Path, SlimModel], tmp_path: Path) -> None:
     config = LifeConfig(kept=(36, 36, 30, 20, 9), start=2, drops=(2, 3))
-    model = patchlife.wrap(small_model().backbone.vit, config).eval()
+    model = patchlife.wrap(small_model().backbone.model, config).eval()
     photos = some_photos(tmp_path / "photos")
     validation = Validation.from_photos(model, {"some": photos[:4]}, PREPROCESS, tmp_path / "cache", QUICK)
     stage_config = StageConfig("line", epochs=1, batch_size=4, learning_rate=0.5)
     log = Log(tmp_path / "metrics.jsonl", "line", 0, True)
     validation.measure(Regression(LifeRegressor(48, 1)), stage_config, 12, 0, log)
-    assert model.config is config
+    assert model.settings is config
     model.calibrate([torch.randn(4, 3, 48, 48)])
     assert [row[0] for row in agreements(model, validation.sets["some"])] == [1.0, 0.8, 0.6]
-    assert model.config is config
+    assert model.settings is config
     summary = {
         "photos": 4,
         "seconds": 1.0,
@@ -183,7 +183,7 @@ def test_validation_and_report_do_not_change_the_model(whole: tuple[Path, SlimMo
         "validation": {},
     }
     write_report(tmp_path / "report.html", model, validation.sets["some"], PREPROCESS, tmp_path / "none", summary)
-    assert model.config is config
+    assert model.settings is config
 
 
 def test_names_of_sets() -> None:

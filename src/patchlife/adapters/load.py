@@ -13,7 +13,7 @@ from ..backbones.weight_delta import WeightDelta, apply_delta
 from ..config import LifeConfig
 from ..errors import AdapterError, shortened
 from ..io.files import sha256_of
-from ..slimming import Calibration, Scorer, SlimModel
+from ..slimming import Calibration, Scorer, SlimModel, slim_model
 from .format import read_adapter, under
 from .scorers import restored_scorer
 
@@ -43,7 +43,7 @@ def load(folder: str | Path, vit: nn.Module | None = None, scorer: Scorer | type
     if delta:
         backbone = adapt(apply_delta(vit, delta.tensors, delta.classes))
     restored.to(next(vit.parameters()).device)
-    model = SlimModel(backbone, LifeConfig.from_dict(manifest["config"]), restored)
+    model = slim_model(backbone, LifeConfig.from_dict(manifest["config"]), restored)
     restored.eval().requires_grad_(False)
     model.origin = Origin(**manifest["origin"]) if manifest["origin"] else None
     model.delta = delta

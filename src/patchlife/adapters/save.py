@@ -30,7 +30,7 @@ def save(model: SlimModel, folder: str | Path) -> Path:
     manifest = {
         "format": FORMAT,
         "patchlife": __version__,
-        "config": model.config.to_dict() | {"start": model.start, "drops": list(model.drops)},
+        "config": model.settings.to_dict() | {"start": model.start, "drops": list(model.drops)},
         "scorer": entry,
         "calibrations": {patches: calibration.images for patches, calibration in model.calibrations.items()},
         "backbone": delta.base if delta else model.base,

@@ -1,10 +1,11 @@
-"""Vision Transformers as the parts that the method needs. Only this package uses timm's private names."""
+"""Vision Transformers as the parts that the method needs. Only this package uses the model libraries' private names."""
 
+from .adapt import adapt
 from .attached import resident
-from .backbone import FAMILIES, Backbone, Embedded, adapt
-from .blocks import Attend, sdpa
-from .identity import pretrained_cfg, signature
+from .backbone import Attend, Backbone, Embedded, sdpa
+from .identity import signature
 from .loading import Origin, build, check_name, rebuild, source_of
+from .timm import FAMILIES
 
 __all__ = [
     "FAMILIES",
@@ -15,7 +16,6 @@ __all__ = [
     "adapt",
     "build",
     "check_name",
-    "pretrained_cfg",
     "rebuild",
     "resident",
     "sdpa",

@@ -27,13 +27,18 @@ _HOOKS = {
     "_backward_pre_hooks": "a backward pre-hook",
     "_backward_hooks": "a backward hook",
 }
+_INERT_HOOKS = ("output_capturing_hook",)  # transformers', on layers; they do nothing unless it asks for hidden states
 _WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)  # pre-hooks that only compute the weight
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # torch.compile's and torch's own checkpoint wrapper
 
 
 def attachments(module: nn.Module) -> str:
     """Description of what is attached to ``module`` itself, not to modules inside it; empty for nothing."""
-    found = [description for name, description in _HOOKS.items() if getattr(module, name)]
+    found = [
+        description
+        for name, description in _HOOKS.items()
+        if any(getattr(hook, "__name__", "") not in _INERT_HOOKS for hook in getattr(module, name).values())
+    ]
     if "forward" in module.__dict__ and "_hf_hook" not in module.__dict__:
         found.append("a replaced forward")
     if module.__dict__.get("_compiled_call_impl") is not None:

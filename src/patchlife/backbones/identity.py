@@ -7,7 +7,6 @@ weights.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from functools import cache
@@ -23,7 +22,6 @@ __all__ = [
     "Fingerprint",
     "fingerprints",
     "plain_name",
-    "pretrained_cfg",
     "signature",
     "weights_of",
 ]
@@ -66,37 +64,36 @@ def signature(backbone: Backbone) -> dict[str, Any]:
     Takes about 20 ms for ViT-Tiny on one thread. ``name`` is informative only; `comparison.differences` ignores it.
     """
     return {
-        "name": pretrained_cfg(backbone.vit).get("architecture"),
+        "name": backbone.name or None,
         "family": backbone.family,
         "depth": backbone.depth,
         "dim": backbone.dim,
         "prefix": backbone.prefix,
         "patch_size": list(backbone.patch_size),
-        "weights": fingerprints(weights_of(backbone.vit)),
+        "weights": fingerprints(weights_of(backbone)),
     }
 
 
-def pretrained_cfg(vit: nn.Module) -> dict[str, Any]:
-    """timm's ``pretrained_cfg`` of a model as a dict; empty for a model that was built from its class."""
-    cfg = getattr(vit, "pretrained_cfg", None) or {}
-    if dataclasses.is_dataclass(cfg) and not isinstance(cfg, type):
-        return dataclasses.asdict(cfg)
-    return dict(cfg) if isinstance(cfg, Mapping) else {}
-
-
 @torch.no_grad()
-def weights_of(vit: nn.Module) -> dict[str, Any]:
-    """Parameters and saved buffers by plain name, with the values that the model computes with.
+def weights_of(backbone: Backbone) -> dict[str, Any]:
+    """Parameters and saved buffers by the names that all libraries share, with the values that the model computes with.
 
     The value of a parametrised or pruned weight is the result of the parametrisation or pruning. Names of wrappers are
     removed. Values that are not tensors, such as packed weights of quantised layers, are included unchanged.
     """
-    stored = vit.state_dict(keep_vars=True)
+    model = backbone.model
+    stored = model.state_dict(keep_vars=True)
     weights: dict[str, Any] = {}
     for key in stored:
-        name, value = _name_and_value(vit, key, stored)
+        name, value = _name_and_value(model, key, stored)
         weights[plain_name(name)] = value.detach() if isinstance(value, Tensor) else value
-    return weights
+    return {name: _joined(parts) for name, parts in backbone.shared_names(weights).items()}
+
+
+def _joined(parts: list[Any]) -> Any:
+    """A weight from its parts; if its values cannot be read, one of the parts."""
+    unreadable = [part for part in parts if not _is_plain(part)]
+    return parts[0] if len(parts) == 1 else unreadable[0] if unreadable else torch.cat(parts)
 
 
 def plain_name(name: str) -> str:

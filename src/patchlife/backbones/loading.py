@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..config.checks import plain
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError
 from ..io.files import sha256_of
-from .backbone import adapt
+from .adapt import adapt
 from .checkpoint import load_weights, read_weights, without_prefix
 
 __all__ = ["Origin", "build", "check_name", "rebuild", "source_of"]

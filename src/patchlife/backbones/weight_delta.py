@@ -16,9 +16,10 @@ import torch.nn.utils.parametrize as parametrize
 from torch import Tensor, nn
 
 from ..errors import AdapterError, shortened
-from . import Backbone, signature
+from .adapt import adapt
+from .backbone import Backbone
 from .comparison import changed_weights
-from .identity import CLASSIFIERS, plain_name, weights_of
+from .identity import CLASSIFIERS, plain_name, signature, weights_of
 
 __all__ = ["LowRank", "WeightDelta", "add_low_rank", "apply_delta", "delta_between", "delta_since", "revert_delta"]
 
@@ -70,17 +71,22 @@ def add_low_rank(modules: Iterable[nn.Module], rank: int) -> None:
             parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
 
 
-def delta_between(trained: nn.Module, original: nn.Module) -> dict[str, Tensor]:
+def delta_between(trained: Backbone, original: Backbone) -> dict[str, Tensor]:
     """Tensors of the weight delta from ``original`` to ``trained``; factors for parameters with a `LowRank` delta."""
-    before = dict(original.named_parameters())
-    delta: dict[str, Tensor] = {}
-    for path, module in trained.named_modules():
+    ups, downs = {}, {}
+    for path, module in trained.model.named_modules():
         for name in getattr(module, "parametrizations", {}):
             (low,) = module.parametrizations[name]
-            delta |= {f"{path}.{name}.up": low.up, f"{path}.{name}.down": low.down}
-    for name, value in trained.named_parameters():
-        if name in before and not torch.equal(value, before[name]):
-            delta[f"{name}.delta"] = value - before[name]
+            ups[f"{path}.{name}"], downs[f"{path}.{name}"] = low.up, low.down
+    # of a weight in several parts, the factors are a block diagonal and a stack
+    delta = {f"{name}.up": torch.block_diag(*parts) for name, parts in trained.shared_names(ups).items()}
+    delta |= {f"{name}.down": torch.cat(parts) for name, parts in trained.shared_names(downs).items()}
+    before, after = dict(original.model.named_parameters()), dict(trained.model.named_parameters())
+    before, after = ({name: side[name] for name in before if name in after} for side in (before, after))
+    old, new = original.shared_names(before), trained.shared_names(after)
+    for name, parts in new.items():
+        if not all(map(torch.equal, parts, old[name])):
+            delta[f"{name}.delta"] = torch.cat(parts) - torch.cat(old[name])
     return {name: value.detach().half().cpu().contiguous() for name, value in delta.items()}
 
 
@@ -98,7 +104,7 @@ def delta_since(backbone: Backbone, base: dict[str, Any], earlier: WeightDelta |
     now = signature(backbone)
     names = changed_weights(base, now)
     _check_same_architecture(base, now, names)
-    weights = weights_of(backbone.vit)
+    weights = weights_of(backbone)
     whole = {f"{name}.whole": weights[name].cpu().clone() for name in names if name in weights}
     if earlier is not None:
         kept = {key: value for key, value in earlier.tensors.items() if _weight(key) not in names}
@@ -127,7 +133,7 @@ def _check_same_architecture(base: dict[str, Any], now: dict[str, Any], names: l
 
 def _classes(backbone: Backbone, names: list[str], earlier: int | None = None) -> int | None:
     """Number of classes, if the classifier was replaced; otherwise ``earlier``."""
-    return backbone.vit.num_classes if any(name.startswith(CLASSIFIERS) for name in names) else earlier
+    return backbone.num_classes if any(name.startswith(CLASSIFIERS) for name in names) else earlier
 
 
 def _weight(key: str) -> str:
@@ -136,51 +142,56 @@ def _weight(key: str) -> str:
 
 
 @torch.no_grad()
-def apply_delta(vit: nn.Module, delta: dict[str, Tensor], classes: int | None = None) -> nn.Module:
-    """A copy of ``vit`` with a delta merged into its weights.
+def apply_delta(model: nn.Module, delta: dict[str, Tensor], classes: int | None = None) -> nn.Module:
+    """A copy of ``model`` with a delta merged into its weights.
 
     Whole weights are set first, then differences are added. ``classes``: number of classes, if the classifier was
     replaced.
 
     Raises AdapterError if the delta is of another model.
     """
-    result: Any = copy.deepcopy(vit)
-    if classes is not None and result.num_classes != classes:
-        result.reset_classifier(classes)
-        for name, module in result.named_children():
-            if f"{name}." in CLASSIFIERS:
-                module.to(next(vit.parameters()))
-    weights = {plain_name(name): tensor for name, tensor in result.state_dict(keep_vars=True).items()}
+    result = copy.deepcopy(model)
+    backbone = adapt(result)
+    if classes is not None and backbone.num_classes != classes:
+        backbone.reset_classifier(classes)
+    stored = {plain_name(name): tensor for name, tensor in result.state_dict(keep_vars=True).items()}
+    weights = backbone.shared_names(stored)
     for name in sorted({_weight(key) for key in delta}):
         if name not in weights:
             raise AdapterError(f"the adapter has a weight delta of {name}, which this backbone does not have")
         try:
             _apply(weights[name], name, delta)
         except RuntimeError as error:
+            shapes = " and ".join(str(tuple(part.shape)) for part in weights[name])
             raise AdapterError(
-                f"the adapter's weight delta of {name} does not fit this backbone, where its shape is "
-                f"{tuple(weights[name].shape)} ({error}); load it onto the backbone that it was saved from"
+                f"the adapter's weight delta of {name} does not fit this backbone, where its shape is {shapes} "
+                f"({error}); load it onto the backbone that it was saved from"
             ) from None
     return result
 
 
-def _apply(weight: Tensor, name: str, tensors: dict[str, Tensor]) -> None:
+def _apply(parts: list[Tensor], name: str, tensors: dict[str, Tensor]) -> None:
     """Add the delta of one weight in place."""
     whole, delta, up = (tensors.get(f"{name}.{kind}") for kind in ("whole", "delta", "up"))
+    rows = [len(part) if part.ndim else 1 for part in parts]
     if whole is not None:
-        if whole.shape != weight.shape:
+        if whole.shape[1:] != parts[0].shape[1:] or (whole.ndim and len(whole) != sum(rows)):
             raise RuntimeError(f"its shape in the adapter is {tuple(whole.shape)}")
-        weight.copy_(whole)
+        for part, value in zip(parts, whole.split(rows) if whole.ndim else [whole], strict=True):
+            part.copy_(value)
     if up is not None:
         delta = up.float() @ tensors[f"{name}.down"].float()
     if delta is not None:
-        weight.add_(delta.to(weight))
+        for part, value in zip(parts, delta.split(rows) if delta.ndim else [delta], strict=True):
+            part.add_(value.to(part))
 
 
-def revert_delta(vit: nn.Module, delta: dict[str, Tensor]) -> nn.Module:
-    """A copy of ``vit`` with the merged differences subtracted, exact up to the rounding of one addition.
+def revert_delta(model: nn.Module, delta: dict[str, Tensor]) -> nn.Module:
+    """A copy of ``model`` with the merged differences subtracted, exact up to the rounding of one addition.
 
     Whole weights are not reverted: they belong to the dense model.
     """
     differences = {name: value for name, value in delta.items() if not name.endswith(".whole")}
-    return apply_delta(vit, {name: value if name.endswith(".down") else -value for name, value in differences.items()})
+    return apply_delta(
+        model, {name: value if name.endswith(".down") else -value for name, value in differences.items()}
+    )

@@ -109,7 +109,7 @@ def advise(model: SlimModel, images: Tensor, target: float, engine: str = "eager
         if key != (model.start, model.drops):
             models[name] = scheduled(model, target, key)
     own = scheduled(model, 1.0, (model.start, model.drops))
-    runs = {"dense": prepared(own if engine in EXPORTED else model.backbone.vit, engine, images)}
+    runs = {"dense": prepared(own if engine in EXPORTED else model.backbone.model, engine, images)}
     runs |= {name: prepared(candidate, engine, images) for name, candidate in models.items()}
     timing = alternate(runs, rounds=15, device=images.device, patience=60)
     schedules = {name: _to_dict(candidate) for name, candidate in models.items()}
@@ -129,7 +129,7 @@ def advise(model: SlimModel, images: Tensor, target: float, engine: str = "eager
 def scheduled(model: SlimModel, target: float, key: Key) -> SlimModel:
     """``model`` with another schedule: the same backbone and scorer, in fixed mode."""
     start, drops = key
-    settings = model.config.replace(budget=target, mode="fixed", start=start, drops=drops)
+    settings = model.settings.replace(budget=target, mode="fixed", start=start, drops=drops)
     return SlimModel(model.backbone, settings, model.scorer).eval()
 
 

@@ -111,7 +111,7 @@ def _choose_within_max_drop(
             if loaded.indices:
                 yield loaded.images, torch.tensor([truth[i] for i in loaded.indices])
 
-    drops = measure_drops(slimmed, result.advice, pipeline.model.backbone.vit, batches())
+    drops = measure_drops(slimmed, result.advice, pipeline.model.backbone.model, batches())
     result.within_max_drop = fastest_within_drop(result.advice, drops, config.max_drop)
 
 
@@ -167,7 +167,7 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
         )
     device = "cpu" if config.engine in EXPORTED else config.device
     pipeline = open_pipeline(settings, device, random_weights=True)
-    pipeline.model.backbone.vit.to(getattr(torch, config.dtype))
+    pipeline.model.backbone.model.to(getattr(torch, config.dtype))
     return pipeline, None if settings is given else Path(config.model)
 
 
@@ -177,7 +177,7 @@ def _slimmed(pipeline: Pipeline, adapter: Path | None) -> SlimModel:
         return pipeline.model
     from ..adapters import load
 
-    return load(adapter, pipeline.model.backbone.vit).eval()
+    return load(adapter, pipeline.model.backbone.model).eval()
 
 
 def _methods(config: BenchConfig, adapter: Path | None) -> list[Method]:

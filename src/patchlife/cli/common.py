@@ -124,7 +124,7 @@ def open_classifier(config: ModelConfig, run: RunConfig) -> Pipeline:
 def calibrate_if_needed(pipeline: Pipeline, photos: Sequence[Path], run: RunConfig) -> bool:
     """Calibrate an adaptive model that has no thresholds, on the photos; returns whether this was needed."""
     model = pipeline.model
-    if model.config.mode == "fixed" or model.calibration is not None or not model.schedule().drops:
+    if model.settings.mode == "fixed" or model.calibration is not None or not model.schedule().drops:
         return False
     from ..runtime.inference import calibrate
 

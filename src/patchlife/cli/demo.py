@@ -95,7 +95,7 @@ class Measurements:
 def measure(pipeline: Pipeline, photos: Sequence[Path], config: DemoConfig) -> Measurements:
     """Time the model, then measure its accuracy at several budgets. The model keeps the last budget."""
     calibrate_if_needed(pipeline, photos, config.run)
-    model, requested = pipeline.model, pipeline.model.config
+    model, requested = pipeline.model, pipeline.model.settings
     settings = f"{requested.mode} mode, patches that enter each block: {model.schedule()}"
     say(f"timing dense and slimmed in turns on {pipeline.device}")
     sizes = sorted({1, config.run.batch_size})
@@ -151,7 +151,7 @@ def time_against_dense(pipeline: Pipeline, photos: Sequence[Path], batch_size: i
 
     batch = next(load_batches(photos[:batch_size], pipeline.preprocess, batch_size))
     images = batch.images.to(pipeline.device)
-    runs = {_DENSE: lambda: pipeline.model.backbone.vit(images), _SLIMMED: lambda: pipeline.model(images)}
+    runs = {_DENSE: lambda: pipeline.model.backbone.output(images), _SLIMMED: lambda: pipeline.model.output(images)}
     conditions = {"model": pipeline.name, "batch": len(images), "dtype": str(images.dtype).removeprefix("torch.")}
     return alternate(runs, rounds, device=pipeline.device, patience=_PATIENCE, metadata=conditions)
 

@@ -74,7 +74,7 @@ def _open_model(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
     if "adaptive" in config.modes:
         model.set_mode("adaptive")
         calibrate_if_needed(pipeline, photos, config.run)
-    dense = revert_delta(model.backbone.vit, model.delta.tensors) if model.delta else model.backbone.vit
+    dense = revert_delta(model.backbone.model, model.delta.tensors) if model.delta else model.backbone.model
     if config.engine in (None, "eager"):
         return _Evaluated(pipeline, dense, device, "eager")
     from ..export.on_the_fly import with_engine

@@ -33,7 +33,7 @@ def run(config: ExportConfig) -> int:
     check_request(config.format, config.int8, config.photos)  # before a model is built or a photo is read
     listed = find_photos(config.photos) if config.photos else []
     pipeline = open_classifier(config.model, RunConfig(device="cpu"))
-    if pipeline.model.config.mode != "fixed":
+    if pipeline.model.settings.mode != "fixed":
         raise ConfigError("an exported graph keeps the same number of patches for every image; give --mode fixed")
     class_of = _true_classes(config, pipeline, listed)
     photos, images = prepared_photos(pipeline, listed, config.max_photos) if listed else ([], None)
@@ -82,7 +82,7 @@ def _default_path(config: ExportConfig, pipeline: Pipeline) -> Path:
     int8 = "" if config.int8 == "off" else "-int8"
     if config.budgets:
         return Path(f"{pipeline.name}{int8}-{config.format}")
-    return Path(f"{pipeline.name}-{pipeline.model.config.budget:g}{int8}.{_SUFFIX[config.format]}")
+    return Path(f"{pipeline.name}-{pipeline.model.settings.budget:g}{int8}.{_SUFFIX[config.format]}")
 
 
 def _report(exported: Exported) -> None:
@@ -124,7 +124,7 @@ def _report_accuracy(out: Path, budget: float, pipeline: Pipeline, classes: list
     engine = open_engine(out, budget=budget, trust=True)  # this process wrote the file
     settings = {"budget": budget} if engine.metadata.budgets else {}
     with torch.inference_mode(), pipeline.model.temporarily(**settings):
-        before = torch.cat([pipeline.model(batch).argmax(1) for batch in images.split(16)])
+        before = torch.cat([pipeline.model.output(batch).argmax(1) for batch in images.split(16)])
     after = torch.cat([torch.from_numpy(engine(batch.numpy()).logits).argmax(1) for batch in images.split(16)])
     a, b = (100 * float((predicted == truth).float().mean()) for predicted in (before, after))
     prefix = f"budget {budget:g}, " if engine.metadata.budgets else ""

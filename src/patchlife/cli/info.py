@@ -42,7 +42,7 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
         "patches": schedule.kept[0],
         "prefix_tokens": backbone.prefix,
         "depth": backbone.depth,
-        "settings": model.config.to_dict(),
+        "settings": model.settings.to_dict(),
         "scorer": model.scorer.kind,
         "start": schedule.start,
         "drops": list(schedule.drops),
@@ -78,10 +78,10 @@ def _limits(pipeline: Pipeline) -> list[str]:
     model, limits = pipeline.model, []
     if not pipeline.labels.names:
         limits.append("the model has no classifier, so predict and draw do not work")
-    if not model.backbone.vit.dynamic_img_size:
+    if not model.backbone.any_size:
         rows, cols = model.backbone.image_size
         limits.append(f"photos are resized to {rows} x {cols} pixels; --image-size builds the model for another size")
-    if model.config.mode == "adaptive" and model.calibration is None:
+    if model.settings.mode == "adaptive" and model.calibration is None:
         limits.append(
             "adaptive mode is not calibrated, so FLOPs are those of the fixed schedule; predict and draw calibrate the "
             "model on their photos"

@@ -180,7 +180,7 @@ def _run_identity(pipeline: Pipeline, top: int, calibrated_on: Sequence[Path]) -
 
     model = pipeline.model
     metadata = {
-        "life": model.config.to_dict(),
+        "life": model.settings.to_dict(),
         "preprocess": pipeline.preprocess.to_dict(),
         "labels": pipeline.labels.names,
         "top": top,

@@ -24,19 +24,19 @@ def with_engine(pipeline: Pipeline[SlimModel], engine: str, device: Device) -> P
     Raises ConfigError in adaptive mode, and for onnx and openvino on a GPU.
     """
     model = pipeline.model
-    if model.config.mode != "fixed":
+    if model.settings.mode != "fixed":
         raise ConfigError(f"--engine {engine} runs fixed mode only, got adaptive; add --mode fixed, or drop --engine")
     if engine != "compile" and device == "cuda":
         raise ConfigError(f"--engine {engine} runs on the CPU, got --device cuda; drop one of the two")
 
     def engine_for(settings: LifeConfig) -> Engine:
         slim = model
-        if settings != model.config:
+        if settings != model.settings:
             slim = SlimModel(model.backbone, settings, model.scorer).eval()
         if engine == "compile":
             return eager_engine(slim, compiled=True)
         return cached_engine(slim, cast(Format, engine), pipeline.labels, pipeline.preprocess)
 
-    classifier = EngineClassifier(engine_for, model.config, model.state_dict())
-    classifier.engine_for(model.config)  # created now: an error here is not the error of a photo
+    classifier = EngineClassifier(engine_for, model.settings, model.state_dict())
+    classifier.engine_for(model.settings)  # created now: an error here is not the error of a photo
     return Pipeline(pipeline.name, classifier, pipeline.preprocess, pipeline.labels)

@@ -41,12 +41,12 @@ class CompiledBudgets:
     """
 
     def __init__(self, model: SlimModel, backend: str | Callable[..., Any] = "inductor") -> None:
-        if model.config.mode != "fixed":
+        if model.settings.mode != "fixed":
             raise ConfigError(
                 "compiled graphs keep the same number of patches for every image, so they need fixed mode, got "
                 "adaptive; call model.set_mode('fixed') first"
             )
-        if model.training or model.backbone.vit.training:
+        if model.training or model.backbone.model.training:
             raise ConfigError(
                 "compiled graphs are for inference, but the model is in training mode; call .eval() first"
             )
@@ -83,7 +83,7 @@ class CompiledBudgets:
                 self(images, budget)
 
     def _compiled(self, budget: float) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        model = SlimModel(self.model.backbone, self.model.config.replace(budget=budget), self.model.scorer)
+        model = SlimModel(self.model.backbone, self.model.settings.replace(budget=budget), self.model.scorer)
         options: dict[str, Any] = {"mode": "reduce-overhead"} if self.on_gpu else {}
         return compile_separately(TensorModule(model, lives=False), backend=self.backend, dynamic=False, **options)
 

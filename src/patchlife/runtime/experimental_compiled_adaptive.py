@@ -66,12 +66,12 @@ class ExperimentalCompiledAdaptive:
     def __init__(
         self, model: SlimModel, backend: str | Callable[..., Any] = "inductor", kernel: Kernel | None = None
     ) -> None:
-        if model.config.mode != "adaptive" or model.calibration is None:
+        if model.settings.mode != "adaptive" or model.calibration is None:
             raise ConfigError(
                 "expected a calibrated model in adaptive mode, got one in fixed mode or without calibration; call "
                 "model.calibrate(batches).set_mode('adaptive'), or use CompiledBudgets for fixed mode"
             )
-        if model.training or model.backbone.vit.training:
+        if model.training or model.backbone.model.training:
             raise ConfigError(
                 "compiled graphs are for inference, but the model is in training mode; call .eval() first"
             )
@@ -136,7 +136,7 @@ class _CompiledStages(SlimModel):
 
     def __init__(self, model: SlimModel, budget: float, run: Callable[..., Tensor]) -> None:
         assert model.calibration is not None
-        super().__init__(model.backbone, model.config.replace(budget=budget), model.scorer)
+        super().__init__(model.backbone, model.settings.replace(budget=budget), model.scorer)
         self.calibrations = dict(model.calibrations)
         self.set_mode("adaptive")
         self.run = run

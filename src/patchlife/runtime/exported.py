@@ -37,18 +37,19 @@ class EngineClassifier:
         device: the CPU, where engines expect images.
     """
 
+    settings: LifeConfig
     calibration: Calibration | None = None
     device = torch.device("cpu")
 
     def __init__(
         self, engine_for: Callable[[LifeConfig], Engine], config: LifeConfig, weights: dict[str, Tensor]
     ) -> None:
-        self.engine_for, self.config, self.weights = functools.cache(engine_for), config, weights
+        self.engine_for, self.settings, self.weights = functools.cache(engine_for), config, weights
 
     @property
     def engine(self) -> Engine:
         """The engine for the present settings; created on first use."""
-        return self.engine_for(self.config)
+        return self.engine_for(self.settings)
 
     @property
     def dense_flops(self) -> float:
@@ -57,8 +58,8 @@ class EngineClassifier:
 
     def set_budget(self, budget: float) -> Self:
         """Run at this budget from now on; its engine is created on first use."""
-        if budget != self.config.budget or self.config.kept:
-            self.config = self.config.replace(budget=budget)
+        if budget != self.settings.budget or self.settings.kept:
+            self.settings = self.settings.replace(budget=budget)
         return self
 
     def set_mode(self, mode: Mode) -> Self:
@@ -70,11 +71,11 @@ class EngineClassifier:
     @contextmanager
     def temporarily(self) -> Iterator[Self]:
         """Restore the settings in use after a ``with`` block."""
-        before = self.config
+        before = self.settings
         try:
             yield self
         finally:
-            self.config = before
+            self.settings = before
 
     def predict(self, images: Tensor) -> tuple[Tensor, Lives]:
         """(logits, lives) of a batch."""

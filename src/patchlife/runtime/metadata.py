@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import zipfile
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 
-from ..backbones import pretrained_cfg
 from ..data import Preprocess
 from ..data.labels import Labels
 from ..errors import ExportError
@@ -134,22 +133,21 @@ def metadata_of(
     Labels and preprocessing are the backbone's own if not given.
     """
     backbone = model.backbone
-    vit: Any = backbone.vit
     schedule, cost = model.schedule(), flops(model)
     if preprocess is None and backbone.channels == 3:
-        preprocess = replace(Preprocess.from_timm_cfg(pretrained_cfg(vit)), size=backbone.image_size)
-    labels = labels or Labels(tuple(pretrained_cfg(vit).get("label_names") or ()))
+        preprocess = backbone.preprocess
+    labels = labels or Labels(backbone.label_names)
     return Metadata(
         kind=kind,
         precision=precision,
-        model=pretrained_cfg(vit).get("architecture") or type(vit).__name__,
+        model=backbone.name or type(backbone.model).__name__,
         image_size=backbone.image_size,
         channels=backbone.channels,
         preprocess=preprocess.to_dict() if preprocess else None,
         labels=labels.names,
         label_ids=labels.ids,
-        budget=cost.budget if model.config.kept else model.config.budget,
-        config=model.config.to_dict(),
+        budget=cost.budget if model.settings.kept else model.settings.budget,
+        config=model.settings.to_dict(),
         start=schedule.start,
         kept=tuple(schedule.kept),
         grid=backbone.grid,

@@ -10,13 +10,13 @@ from typing import Any
 import timm
 
 from ..adapters import load, read_adapter
-from ..backbones import Origin, build, check_name, pretrained_cfg, source_of
+from ..backbones import Backbone, Origin, build, check_name, source_of
 from ..config import Device, LifeConfig, ModelConfig
 from ..data import Preprocess
 from ..data.labels import Labels, imagenet_labels, numbered_labels, read_labels
 from ..errors import AdapterError, CheckpointError, ConfigError, PatchLifeError
 from ..io.files import sha256_of
-from ..slimming import SlimModel, wrap
+from ..slimming import SlimModel, slim_model, wrap
 from .demo_model import DEMO, demo_backbone, demo_folder
 from .pipeline import Pipeline, pick_device
 
@@ -44,11 +44,10 @@ def open_pipeline(config: ModelConfig, device: Device = "cpu", random_weights: b
         model = _open_adapter(config)
     else:
         model = _open_timm(config, random_weights)
-    vit: Any = model.backbone.vit
-    preprocess = Preprocess.from_timm_cfg(pretrained_cfg(vit), model.backbone.channels)
-    preprocess = replace(preprocess, size=model.backbone.image_size)
-    name = pretrained_cfg(vit).get("architecture") or type(vit).__name__
-    return Pipeline(name, model.to(torch_device).eval(), preprocess, _labels_of(vit, config.labels))
+    backbone = model.backbone
+    preprocess = backbone.preprocess or Preprocess(size=backbone.image_size)
+    name = backbone.name or type(backbone.model).__name__
+    return Pipeline(name, model.to(torch_device).eval(), preprocess, _labels_of(backbone, config.labels))
 
 
 # ---- the three kinds of MODEL argument
@@ -75,7 +74,7 @@ def _open_adapter(config: ModelConfig) -> SlimModel:
     saved.origin = origin
     if not config.life:
         return saved
-    return _with_settings(saved, saved.config.replace(**config.life))
+    return _with_settings(saved, saved.settings.replace(**config.life))
 
 
 def backbone_config(config: ModelConfig) -> ModelConfig:
@@ -129,7 +128,7 @@ def _open_demo(config: ModelConfig) -> SlimModel:
     untrained, trained = wrap(vit, LifeConfig.from_dict(config.life)), load(demo_folder() / "adapter", vit)
     if untrained.start != trained.start:
         return untrained
-    return _with_settings(trained, trained.config.replace(**config.life))
+    return _with_settings(trained, trained.settings.replace(**config.life))
 
 
 # ---- steps
@@ -173,7 +172,7 @@ def _loading_hint(name: str) -> str:
 
 def _with_settings(saved: SlimModel, settings: LifeConfig) -> SlimModel:
     """The model of an adapter with other settings. Raises ConfigError if its scorer was trained for another start."""
-    model = SlimModel(saved.backbone, settings, saved.scorer)
+    model = slim_model(saved.backbone, settings, saved.scorer)
     model.origin, model.delta = saved.origin, saved.delta
     if model.start == saved.start:
         return model.use_calibration(saved.calibration) if saved.calibration else model
@@ -199,11 +198,11 @@ def _check_checksum(folder: Path, origin: Origin, checkpoint: Path) -> None:
         )
 
 
-def _labels_of(vit: Any, path: Path | None) -> Labels:
+def _labels_of(backbone: Backbone, path: Path | None) -> Labels:
     """Class names from the file ``path``, else the model's own, else ImageNet's for 1000 classes, else numbers."""
+    count = backbone.num_classes
     if path:
-        return read_labels(path, vit.num_classes)
-    names = pretrained_cfg(vit).get("label_names") or ()
-    if vit.num_classes and len(names) == vit.num_classes:
-        return Labels(tuple(names))
-    return imagenet_labels() if vit.num_classes == 1000 else numbered_labels(vit.num_classes)
+        return read_labels(path, count)
+    if count and len(backbone.label_names) == count:
+        return Labels(backbone.label_names)
+    return imagenet_labels() if count == 1000 else numbered_labels(count)

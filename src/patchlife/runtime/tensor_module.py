@@ -27,7 +27,7 @@ class TensorModule(nn.Module):
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, ...]:
         """(logits, life in blocks (batch, patches)), or (logits,)."""
         if not self.lives:
-            return (self.model(images),)
+            return (self.model.output(images),)
         logits, lives = self.model.predict(images)
         return logits, lives.life
 
@@ -57,7 +57,7 @@ def tensor_module(model: SlimModel, lives: bool = True) -> TensorModule:
 
     Raises ConfigError for adaptive mode, because an exported graph has static shapes.
     """
-    if model.config.mode != "fixed":
+    if model.settings.mode != "fixed":
         raise ConfigError(
             "an exported graph keeps the same number of patches for every image, so it needs fixed mode, got "
             "adaptive; call model.set_mode('fixed') first"

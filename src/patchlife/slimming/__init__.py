@@ -4,10 +4,11 @@ from .calibration import Calibration
 from .cost import Cost
 from .flop_report import Flops, flops
 from .lives import Lives
-from .model import SlimModel, wrap
+from .model import SlimModel
 from .plan import Plan
 from .schedule import Schedule
 from .scorers import AttentionScorer, Scorer
+from .wrap import slim_model, wrap
 
 __all__ = [
     "AttentionScorer",
@@ -20,5 +21,6 @@ __all__ = [
     "Scorer",
     "SlimModel",
     "flops",
+    "slim_model",
     "wrap",
 ]

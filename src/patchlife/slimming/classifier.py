@@ -20,7 +20,7 @@ class Classifier(Protocol):
     """A model that classifies images at several budgets: `SlimModel`, and engines by `runtime.EngineClassifier`."""
 
     @property
-    def config(self) -> LifeConfig:
+    def settings(self) -> LifeConfig:
         """Budget, mode and drop points in use."""
 
     @property

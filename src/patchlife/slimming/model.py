@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..backbones import Embedded, adapt, resident
-from ..config import LifeConfig
+from ..backbones import Embedded, resident
 from ..errors import ConfigError
 from .calibration import Calibration, images_in
 from .features import FeatureExtraction
@@ -21,10 +20,10 @@ from .plan import Plan, adaptive_plan, fixed_plan
 from .run.adaptive import run_adaptive
 from .run.fixed import Taps, run_fixed
 from .run.gated import run_gated
-from .scorers import Scorer, Scores
+from .scorers import Scores
 from .settings import SlimSettings
 
-__all__ = ["SlimModel", "wrap"]
+__all__ = ["SlimModel"]
 
 ImageBatch = Float[Tensor, "batch channels height width"]
 
@@ -37,8 +36,12 @@ class SlimModel(FeatureExtraction, SlimSettings):
     are in `settings.py`, feature extraction in `features.py`; this file has the forward pass.
     """
 
-    def forward(self, images: ImageBatch) -> Tensor:
-        """Logits, as the backbone gives them."""
+    def forward(self, images: ImageBatch) -> Any:
+        """What the backbone gives; for a model of timm the logits."""
+        return self.output(images)
+
+    def output(self, images: ImageBatch) -> Tensor:
+        """Logits; for a model without a classifier, the embedding."""
         tokens, plan = self._run(images, keep_dropped=not self.backbone.reads_class)
         return self.classify(tokens, plan)
 
@@ -86,9 +89,9 @@ class SlimModel(FeatureExtraction, SlimSettings):
         Raises ConfigError in adaptive mode, in training or without thresholds for images of this size.
         """
         with without_autocast(scores.score):
-            similarity = scores.similarities() if self.config.merge else None
+            similarity = scores.similarities() if self.settings.merge else None
         schedule = self._schedule_of(embedded)
-        if self.config.mode == "fixed":
+        if self.settings.mode == "fixed":
             return fixed_plan(scores.score, similarity, schedule, embedded.grid)
         if self.training:
             raise ConfigError("adaptive mode is for inference: call .eval() first, or train in fixed mode")
@@ -165,7 +168,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
         """Around a forward pass: check what is attached to the backbone, and load offloaded weights."""
         if torch.compiler.is_compiling():
             return nullcontext()
-        self._check_attached(self.config)
+        self._check_attached(self.settings)
         return resident(self) if self.backbone.device.type == "meta" else nullcontext()
 
     def _trains_scorer(self) -> bool:
@@ -176,19 +179,3 @@ def _with_zero_gradient(scorer: nn.Module, x: Tensor) -> Tensor:
     """``x``, with a gradient of 0 for a scorer that did not run: DistributedDataParallel waits for every parameter."""
     zero = cast(Tensor, sum(p.flatten()[:0].sum() for p in scorer.parameters() if p.requires_grad))
     return x + zero.to(x.dtype)
-
-
-def wrap(vit: nn.Module, config: LifeConfig | None = None, scorer: Scorer | None = None) -> SlimModel:
-    """Slim a timm Vision Transformer; it works at once, without training.
-
-    Args:
-        vit: the backbone; shared, not changed. ``unwrap()`` of the result gives it back.
-        config: budget and mode; the default is 0.6 of the FLOPs in fixed mode.
-        scorer: what scores the patches; the training-free `AttentionScorer` if not given.
-
-    Raises:
-        UnsupportedModelError: patches of this model cannot be dropped exactly, or something attached to it would be
-            ignored.
-        ConfigError: settings that do not fit the model, or a budget that it cannot reach.
-    """
-    return SlimModel(adapt(vit), config or LifeConfig(), scorer)

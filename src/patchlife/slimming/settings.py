@@ -37,7 +37,7 @@ class SlimSettings(BackboneWrapper):
         backbone: the wrapped model, as the parts that the method needs.
         scorer: what scores the patches. Gradients reach a learned scorer in training mode where its parameters require
             them; those of loaded adapters do not.
-        config: budget, mode, drop points. Change it by `set_budget`, `set_mode` and `temporarily`.
+        settings: budget, mode, drop points. Change them by `set_budget`, `set_mode` and `temporarily`.
         start: the start block. drops: the drop points.
         calibrations: the thresholds of adaptive mode, by the number of patches of an image.
         origin: where the backbone came from, if known.
@@ -49,7 +49,7 @@ class SlimSettings(BackboneWrapper):
     scorer: Scorer
 
     def __init__(self, backbone: Backbone, config: LifeConfig, scorer: Scorer | None = None) -> None:
-        super().__init__(backbone.vit, scorer or AttentionScorer())
+        super().__init__(backbone.model, scorer or AttentionScorer())
         self.__dict__["backbone"] = backbone  # not a child module: all its modules are children of this one already
         self.calibrations: dict[int, Calibration] = {}
         self.origin: Origin | None = None
@@ -58,7 +58,7 @@ class SlimSettings(BackboneWrapper):
         self.start, self.drops = resolve_drops(backbone.depth, config.start, config.drops)
         self._costs: dict[tuple, Cost] = {}
         self._schedules: dict[tuple, Schedule] = {}
-        self.config = config
+        self.settings = config
         self._apply_config(config)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -66,24 +66,24 @@ class SlimSettings(BackboneWrapper):
         if name == "scorer":  # thresholds and costs belong to the old one
             self.scorer.train(self.training)
             self.calibrations, self._costs = {}, {}
-            self._apply_config(self.config)
+            self._apply_config(self.settings)
 
     # ---- budget and mode
 
     def set_budget(self, budget: float) -> Self:
         """Spend this fraction of the dense FLOPs from now on. No retraining; returns the model itself."""
-        self._apply_config(self.config.replace(budget=budget))
+        self._apply_config(self.settings.replace(budget=budget))
         return self
 
     def set_mode(self, mode: Mode) -> Self:
         """``fixed``: every image keeps the same number of patches; ``adaptive``: its own. Returns the model itself."""
-        self._apply_config(self.config.replace(mode=mode))
+        self._apply_config(self.settings.replace(mode=mode))
         return self
 
     @contextmanager
     def temporarily(self, **changes: Any) -> Iterator[Self]:
         """Change settings (fields of `LifeConfig`) inside a ``with`` block; afterwards the old ones apply again."""
-        before = self.config
+        before = self.settings
         try:
             self._apply_config(before.replace(**changes))
             yield self
@@ -92,13 +92,13 @@ class SlimSettings(BackboneWrapper):
 
     def _apply_config(self, config: LifeConfig) -> None:
         """Use ``config`` if the schedule for the model's own image size can be solved; else raise and keep the old."""
-        previous = self.config, self._schedules
-        self.config, self._schedules = config, {}
+        previous = self.settings, self._schedules
+        self.settings, self._schedules = config, {}
         try:
             self._check_attached(config)
             self.schedule()
         except Exception:
-            self.config, self._schedules = previous
+            self.settings, self._schedules = previous
             raise
 
     def _check_attached(self, config: LifeConfig) -> None:
@@ -110,7 +110,7 @@ class SlimSettings(BackboneWrapper):
     def schedule(self, image_size: ImageSize | None = None) -> Schedule:
         """Patches kept per block, for images of this size (height, width); in adaptive mode the mean over images."""
         size = image_size or self.backbone.image_size
-        key = (size, self.backbone.settings)
+        key = (size, self.backbone.state_key)
         if key not in self._schedules:
             self._schedules[key] = self._solve(self.cost(size))
         return self._schedules[key]
@@ -118,9 +118,9 @@ class SlimSettings(BackboneWrapper):
     def cost(self, image_size: ImageSize | None = None) -> Cost:
         """The FLOPs of the model's parts, for images of this size (height, width)."""
         size = image_size or self.backbone.image_size
-        key = (size, self.config.mode, self.config.merge, self.backbone.settings)
+        key = (size, self.settings.mode, self.settings.merge, self.backbone.state_key)
         if key not in self._costs:
-            self._costs[key] = Cost(*self._counted(size, self.config.merge, self.config.mode == "fixed"))
+            self._costs[key] = Cost(*self._counted(size, self.settings.merge, self.settings.mode == "fixed"))
         return self._costs[key]
 
     @property
@@ -143,22 +143,22 @@ class SlimSettings(BackboneWrapper):
         return count_parts(self.backbone, self.scorer, self.start, size, merge, products)
 
     def _solve(self, cost: Cost) -> Schedule:
-        asked = self.config.kept
+        asked = self.settings.kept
         if asked is not None:
             if len(asked) != cost.depth or asked[0] != cost.patches:
                 raise ConfigError(
                     f"kept must be {cost.depth} numbers that begin with {cost.patches}, got {len(asked)}: {asked}"
                 )
             return Schedule(asked, self.start)
-        if self.config.mode == "adaptive" and cost.patches in self.calibrations:
-            return self.calibrations[cost.patches].solve(cost, self.config.budget, self.start, self.drops)
-        return solve(cost, self.config.budget, self.start, self.drops)
+        if self.settings.mode == "adaptive" and cost.patches in self.calibrations:
+            return self.calibrations[cost.patches].solve(cost, self.settings.budget, self.start, self.drops)
+        return solve(cost, self.settings.budget, self.start, self.drops)
 
     def _schedule_of(self, embedded: Embedded) -> Schedule:
         """For embedded images; where patch dropout has removed some patches, the same fractions of the rest."""
         schedule = self.schedule(embedded.image_size)
         patches, present = schedule.kept[0], embedded.grid[0] * embedded.grid[1]
-        if present == patches or self.config.mode == "adaptive":
+        if present == patches or self.settings.mode == "adaptive":
             return schedule
         return Schedule(tuple(max(1, n * present // patches) for n in schedule.kept), self.start)
 
@@ -175,7 +175,7 @@ class SlimSettings(BackboneWrapper):
         """Use the thresholds of ``calibration``, which must be of this scorer on this backbone."""
         previous, self.calibrations = self.calibrations, {**self.calibrations, calibration.patches: calibration}
         try:
-            self._apply_config(self.config)
+            self._apply_config(self.settings)
         except Exception:
             self.calibrations = previous
             raise
@@ -195,28 +195,31 @@ class SlimSettings(BackboneWrapper):
     # ---- changes of the backbone that timm's models offer
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """As timm's: a new classifier for the backbone, and another pooling if ``global_pool`` is given."""
-        self.vit.reset_classifier(num_classes, global_pool)
-        self._apply_config(self.config)
+        """A new classifier for the backbone, and for timm's models another pooling if ``global_pool`` is given."""
+        if global_pool is None:
+            self.backbone.reset_classifier(num_classes)
+        else:
+            self.wrapped.reset_classifier(num_classes, global_pool)
+        self._apply_config(self.settings)
 
     def set_input_size(
         self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
     ) -> None:
         """As timm's: another image size for the backbone. Raises ConfigError where an explicit schedule is set."""
-        if self.config.kept is not None:
+        if self.settings.kept is not None:
             raise ConfigError(
-                f"this model has an explicit schedule for {self.config.kept[0]} patches; call set_budget first, "
+                f"this model has an explicit schedule for {self.settings.kept[0]} patches; call set_budget first, "
                 "so that the schedule follows the image size"
             )
-        self.vit.set_input_size(img_size=img_size, patch_size=patch_size)
-        self._apply_config(self.config)
+        self.wrapped.set_input_size(img_size=img_size, patch_size=patch_size)
+        self._apply_config(self.settings)
 
     # ---- state dict
 
     def get_extra_state(self) -> Tensor:
         """Settings and calibrations, for the state dict: JSON text as a tensor of bytes."""
         state = {
-            "config": self.config.to_dict(),
+            "config": self.settings.to_dict(),
             "start": self.start,
             "drops": self.drops,
             "calibrations": [calibration.to_dict() for calibration in self.calibrations.values()],
@@ -252,4 +255,5 @@ class SlimSettings(BackboneWrapper):
 
     def extra_repr(self) -> str:
         """Shown by ``repr`` beside the backbone's modules."""
-        return f"budget={self.config.budget:g}, mode={self.config.mode}, kept={self.schedule()}, scorer={self.scorer}"
+        own = self.settings
+        return f"budget={own.budget:g}, mode={own.mode}, kept={self.schedule()}, scorer={self.scorer}"

@@ -24,23 +24,26 @@ class BackboneWrapper(nn.Module):
     """A backbone and a scorer, under the names of the backbone.
 
     Attributes:
-        vit: the backbone; shared, not copied, not changed.
+        wrapped: the backbone; shared, not copied, not changed.
         scorer: the module that scores patches.
     """
 
-    vit: Any
+    wrapped: Any
     scorer: nn.Module
 
     def __init__(self, vit: nn.Module, scorer: nn.Module) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
+        own = set(self.__dict__)
+        copied = set(vit.__dict__) - own if isinstance(self, type(vit)) else set()  # for a class of `library_class.py`
+        self.__dict__ |= {name: vit.__dict__[name] for name in copied} | {"_copied": copied}
         self.__dict__ |= {name: vit.__dict__[name] for name in _REGISTRIES}
-        self.__dict__ |= {"vit": vit, "scorer": scorer}  # not registered: the registries are the backbone's
+        self.__dict__ |= {"wrapped": vit, "scorer": scorer}  # not registered: the registries are the backbone's
         self.train(vit.training)
         self.register_load_state_dict_post_hook(_call_loaded)
 
     def unwrap(self) -> Any:
         """The backbone."""
-        return self.vit
+        return self.wrapped
 
     # ---- attributes
 
@@ -48,25 +51,28 @@ class BackboneWrapper(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name.startswith("_") or "vit" not in self.__dict__:
+            if name.startswith("_") or "wrapped" not in self.__dict__:
                 raise
-            return getattr(self.__dict__["vit"], name)
+            return getattr(self.__dict__["wrapped"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "scorer":
             self.__dict__[name] = value
+        elif name in self.__dict__.get("_copied", ()):
+            setattr(self.wrapped, name, value)
+            self.__dict__[name] = value
         elif self._is_the_backbones(name) and not isinstance(value, Tensor | nn.Module):
-            setattr(self.vit, name, value)
+            setattr(self.wrapped, name, value)
         else:
             super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *dir(self.vit)})
+        return sorted({*super().__dir__(), *dir(self.wrapped)})
 
     def _is_the_backbones(self, name: str) -> bool:
         """Whether to set this attribute on the backbone: the backbone has it and the wrapper does not."""
         own = name in self.__dict__ or hasattr(type(self), name) or name.startswith("_")
-        return not own and "vit" in self.__dict__ and hasattr(self.vit, name)
+        return not own and "wrapped" in self.__dict__ and hasattr(self.wrapped, name)
 
     # ---- the scorer as a child module, and training mode
 
@@ -86,7 +92,7 @@ class BackboneWrapper(nn.Module):
     def train(self, mode: bool = True) -> Any:
         """As torch's."""
         super().train(mode)
-        self.vit.training = mode
+        self.wrapped.training = mode
         return self
 
     # ---- state dict

@@ -22,7 +22,7 @@ from ..errors import ConfigError, MissingExtraError
 from ..evaluation.timing import conditions
 from ..extras import require
 from ..io.files import write_atomic
-from ..slimming import Calibration, SlimModel
+from ..slimming import Calibration, SlimModel, slim_model
 from ..slimming.regressor import LifeRegressor
 from ..version import __version__
 from .checkpoint import check_settings, discard
@@ -92,7 +92,7 @@ def fit(
         AdapterError: ``out`` is a folder with other content, or the backbone cannot be saved (see `adapters.save`).
         MissingExtraError: matplotlib or accelerate is not installed.
     """
-    if model.backbone.vit.training:
+    if model.backbone.model.training:
         raise ConfigError("the teacher must be in eval mode, but the model is in training mode; call .eval() first")
     config, out, started = config or TrainingConfig(), Path(out), time.monotonic()
     require("matplotlib", "train", "the report of a fit")  # before training, not after it
@@ -121,7 +121,7 @@ def fit(
         else:
             model = _train_slimming(model, cache, stage_config, config, work_folder(out), accelerator, measured)
     model.scorer.eval().requires_grad_(False)  # the flags of the backbone stay as the caller set them
-    model.use_calibration(_calibration(model, cache)).set_mode(original.config.mode)
+    model.use_calibration(_calibration(model, cache)).set_mode(original.settings.mode)
     model.origin = original.origin
     summary = {
         "patchlife": __version__,
@@ -131,7 +131,7 @@ def fit(
         "validation": {name: len(photos) for name, photos in measured.sets.items()} if measured else {},
         "seconds": round(time.monotonic() - started, 1),
         "config": config.to_dict(),
-        "life": model.config.to_dict() | {"start": model.start, "drops": list(model.drops)},
+        "life": model.settings.to_dict() | {"start": model.start, "drops": list(model.drops)},
         "conditions": conditions(accelerator.device)
         | {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision},
     }
@@ -176,7 +176,7 @@ def _initial_model(model: SlimModel, config: TrainingConfig) -> tuple[SlimModel,
             "the weights of this backbone were trained by an earlier stage 2, so it cannot be the dense teacher; give "
             "the original backbone, or an adapter that has only a scorer"
         )
-    original, backbone, settings = model, model.backbone, model.config.replace(mode="fixed")
+    original, backbone, settings = model, model.backbone, model.settings.replace(mode="fixed")
     delta_since(backbone, original.base, original.delta)  # raises now, before training, if it could not be saved later
     if config.finetune != "none":  # raises now, not at the first step that draws it, if the budget is out of reach
         SlimModel(backbone, settings.replace(budget=config.lowest_budget), model.scorer)
@@ -188,7 +188,7 @@ def _initial_model(model: SlimModel, config: TrainingConfig) -> tuple[SlimModel,
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             scorer = LifeRegressor(backbone.dim, backbone.prefix)
-    model = SlimModel(backbone, settings, scorer)
+    model = slim_model(backbone, settings, scorer)
     model.base, model.delta = original.base, original.delta  # weights trained since wrapping belong to the adapter too
     return model, scorer
 
@@ -275,12 +275,12 @@ def _train_slimming(
     validation: Validation | None = None,
 ) -> SlimModel:
     """Train stage 2; the model with the weight delta of the student merged."""
-    teacher, student = model.backbone.vit, student_of(model, config)
+    teacher, student = model.backbone.model, student_of(model, config)
     stage = Slimming(student, config.lowest_budget, config.label_weight)
     train(stage, cache, stage_config, folder, accelerator, validation)
-    delta = delta_between(student.backbone.vit, teacher)
+    delta = delta_between(student.backbone, model.backbone)
     earlier = delta_since(model.backbone, model.base, model.delta) or WeightDelta({}, model.base)
-    result = SlimModel(adapt(apply_delta(teacher, delta)), model.config, model.scorer)
+    result = slim_model(adapt(apply_delta(teacher, delta)), model.settings, model.scorer)
     result.delta = replace(earlier, tensors=earlier.tensors | delta)
     return result
 
@@ -290,12 +290,10 @@ def student_of(model: SlimModel, config: TrainingConfig) -> SlimModel:
 
     The scorer is shared with ``model``. With ``finetune="adapter"`` linear layers get a low-rank weight delta.
     """
-    student = (
-        SlimModel(adapt(copy.deepcopy(model.backbone.vit)), model.config, model.scorer).eval().requires_grad_(False)
-    )
-    backbone = student.backbone
-    late = [backbone.vit.blocks[index] for index in range(student.start, backbone.depth)]
-    for module in (*late, backbone.vit.norm, student.scorer):
+    backbone = adapt(copy.deepcopy(model.backbone.model))
+    student = SlimModel(backbone, model.settings, model.scorer).eval().requires_grad_(False)
+    late = [backbone.blocks[index] for index in range(student.start, backbone.depth)]
+    for module in (*late, backbone.final_norm, student.scorer):
         module.requires_grad_(True)
     if config.finetune == "adapter":
         with torch.random.fork_rng():

@@ -116,7 +116,7 @@ def _lives(model: SlimModel, held_out: TargetCache, preprocess: Preprocess) -> l
         ),
         figure(
             contact_sheet(tiles, columns=4),
-            f"Life maps at budget {model.config.budget:g}: the darker a patch, the earlier it is dropped",
+            f"Life maps at budget {model.settings.budget:g}: the darker a patch, the earlier it is dropped",
         ),
     ]
 

@@ -78,7 +78,7 @@ def _shown_scorer(scorer: Scorer) -> str:
 def _stage2_settings(model: SlimModel, photos: Sequence[Photo], config: TrainingConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "drops": list(model.drops),
-        "merge": model.config.merge,
+        "merge": model.settings.merge,
         "lowest_budget": config.lowest_budget,
         "label_weight": config.label_weight,
     }

@@ -43,7 +43,7 @@ def test_padding_is_never_chosen() -> None:
 def test_significance_is_attention_times_value_norm() -> None:
     bb = backbone()
     tokens = bb.embed(images()).tokens
-    attention, value = attention_maps(bb.vit, 1, tokens)
+    attention, value = attention_maps(bb.model, 1, tokens)
     importance = attention[:, :, 0, 1:] * value[:, :, 1:].norm(dim=-1)
     expected = (importance / importance.sum(dim=-1, keepdim=True)).sum(dim=1)
     logits, v = bb.class_row(1, tokens), bb.project(1, tokens).v
@@ -53,8 +53,8 @@ def test_significance_is_attention_times_value_norm() -> None:
 def test_in_a_sampling_block_kept_patches_attend_to_all_tokens() -> None:
     """The block written out for one image: rows of kept tokens in the attention matrix, all values."""
     bb = backbone()
-    x, block = bb.embed(images()[:1]).tokens, bb.vit.blocks[1]
-    attention, value = attention_maps(bb.vit, 1, x)
+    x, block = bb.embed(images()[:1]).tokens, bb.model.blocks[1]
+    attention, value = attention_maps(bb.model, 1, x)
     importance = attention[:, :, 0, 1:] * value[:, :, 1:].norm(dim=-1)
     kept, _ = sample((importance / importance.sum(-1, keepdim=True)).sum(1), 15)
     rows = torch.cat((torch.zeros(1, dtype=torch.long), kept[0] + 1))
@@ -75,4 +75,4 @@ def test_padding_changes_no_image() -> None:
 
 def test_many_samples_are_the_dense_model() -> None:
     bb = backbone()
-    torch.testing.assert_close(AdaptiveSampling(bb, 200_000)(images()), bb.vit(images()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(AdaptiveSampling(bb, 200_000)(images()), bb.model(images()), rtol=1e-4, atol=1e-5)

@@ -47,7 +47,7 @@ def test_removing_halted_tokens_equals_masking_them(target: float) -> None:
     logits, entered = model.run(images())
     assert len({tuple(c[i] for c in entered) for i in range(4)}) > 1, "images halt in different ways"
     tokens = bb.embed(images()).tokens
-    expected = torch.cat([masked(bb.vit, model, one[None]) for one in tokens])
+    expected = torch.cat([masked(bb.model, model, one[None]) for one in tokens])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -65,14 +65,14 @@ def test_a_halting_score_of_a_half_halts_after_two_blocks() -> None:
 def test_halting_after_the_first_block_classifies_its_output() -> None:
     bb = backbone()
     logits, entered = ConstantHalting(bb, 1.0).run(images())
-    first = bb.vit.blocks[0](bb.embed(images()).tokens)
+    first = bb.model.blocks[0](bb.embed(images()).tokens)
     assert len(entered) == 1
-    torch.testing.assert_close(logits, bb.vit.head(bb.vit.norm(first[:, 0])), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, bb.model.head(bb.model.norm(first[:, 0])), rtol=1e-4, atol=1e-5)
 
 
 def test_never_halting_is_the_dense_model() -> None:
     bb = backbone()
-    torch.testing.assert_close(ConstantHalting(bb, 0.0)(images()), bb.vit(images()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ConstantHalting(bb, 0.0)(images()), bb.model(images()), rtol=1e-4, atol=1e-5)
 
 
 def test_several_prefix_tokens_are_refused() -> None:

@@ -13,7 +13,7 @@ from patchlife.slimming.scorers import AttentionScorer
 def test_class_attention_is_the_mean_row_of_the_attention_matrix() -> None:
     bb = backbone()
     tokens = bb.embed(images()).tokens
-    expected = attention_maps(bb.vit, 1, tokens)[0][:, :, 0, 1:].mean(dim=1)
+    expected = attention_maps(bb.model, 1, tokens)[0][:, :, 0, 1:].mean(dim=1)
     assert torch.allclose(ClassAttention()(tokens, None, bb, 1).score, expected, atol=1e-6)
 
 
@@ -30,13 +30,13 @@ def test_the_no_decision_bound_keeps_the_first_patches_of_the_grid() -> None:
     counts = bound.schedule.kept
     x = bb.embed(images()).tokens
     for index, n in enumerate(counts):
-        x = bb.vit.blocks[index](x[:, : 1 + n])
-    assert torch.allclose(bound(images()), bb.vit.forward_head(bb.vit.norm(x)), atol=1e-6)
+        x = bb.model.blocks[index](x[:, : 1 + n])
+    assert torch.allclose(bound(images()), bb.model.forward_head(bb.model.norm(x)), atol=1e-6)
 
 
 def test_ours_is_the_library_with_the_attention_scorer() -> None:
     model = METHODS["ours-fixed"].build(backbone(), 0.65, images()).model
     assert isinstance(model.scorer, AttentionScorer)
-    assert model.config.merge
-    assert not METHODS["ours-slices"].build(backbone(), 0.65, images()).model.config.merge
-    assert METHODS["ours-adaptive"].build(backbone(), 0.65, images()).model.config.mode == "adaptive"
+    assert model.settings.merge
+    assert not METHODS["ours-slices"].build(backbone(), 0.65, images()).model.settings.merge
+    assert METHODS["ours-adaptive"].build(backbone(), 0.65, images()).model.settings.mode == "adaptive"

@@ -46,9 +46,9 @@ def test_the_patches_with_the_highest_scores_are_kept() -> None:
     assert [x.shape[1] for x in inputs] == [36, *model.kept(36)[:2]]
     kept = first[..., 0].topk(model.kept(36)[0], dim=1).indices
     x = torch.cat(
-        (bb.vit.blocks[0](bb.embed(images()).tokens)[:, :1], first.gather(1, kept[..., None].expand(-1, -1, 48))), 1
+        (bb.model.blocks[0](bb.embed(images()).tokens)[:, :1], first.gather(1, kept[..., None].expand(-1, -1, 48))), 1
     )
-    torch.testing.assert_close(bb.vit.blocks[1](x)[:, 1:], second, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bb.model.blocks[1](x)[:, 1:], second, rtol=1e-4, atol=1e-5)
 
 
 def test_trained_predictors_load(tmp_path: Path) -> None:

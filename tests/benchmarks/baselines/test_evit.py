@@ -33,8 +33,8 @@ def test_the_fused_token_is_the_attention_weighted_mean_of_the_dropped() -> None
 def test_a_reducing_block_keeps_the_top_k_of_class_attention() -> None:
     """The block itself, written out: attention map, residual, top-k, fusion, MLP."""
     bb = backbone()
-    x, block = bb.embed(images()).tokens, bb.vit.blocks[1]
-    attention, value = attention_maps(bb.vit, 1, x)
+    x, block = bb.embed(images()).tokens, bb.model.blocks[1]
+    attention, value = attention_maps(bb.model, 1, x)
     y = x + block.attn.proj((attention @ value).transpose(1, 2).flatten(2))
     y = torch.cat((y[:, :1], fuse(y[:, 1:], attention[:, :, 0, 1:].mean(dim=1), 18)), dim=1)
     expected = y + block.mlp(block.norm2(y))
@@ -45,4 +45,4 @@ def test_a_reducing_block_keeps_the_top_k_of_class_attention() -> None:
 
 def test_keeping_everything_is_the_dense_model() -> None:
     bb = backbone()
-    torch.testing.assert_close(EViT(bb, 1.0)(images()), bb.vit(images()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(EViT(bb, 1.0)(images()), bb.model(images()), rtol=1e-5, atol=1e-6)

@@ -30,8 +30,8 @@ def test_an_adapter_meets_the_target_with_its_own_scorer(adapter: Path, mode: st
     method = learned(adapter, mode)
     baseline = method.build(bb, 0.65, images())
     assert isinstance(baseline.model.scorer, LifeRegressor)
-    assert baseline.model.config.mode == mode
-    assert baseline.backbone.vit is bb.vit
+    assert baseline.model.settings.mode == mode
+    assert baseline.backbone.model is bb.model
     assert baseline.flops(images()) / dense_flops(bb, images()) == pytest.approx(0.65, abs=0.05)
     assert method.name == f"ours-learned-{mode}"
     assert method.ours

@@ -38,7 +38,7 @@ def test_two_patches_may_merge_into_one() -> None:
 def test_without_merging_it_is_the_dense_model() -> None:
     bb = backbone()
     model = ToMe(bb, (0,) * bb.depth)
-    torch.testing.assert_close(model(images()), bb.vit(images()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model(images()), bb.model(images()), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov2-registers", "deit-distilled"])
@@ -55,7 +55,7 @@ def test_merging_is_size_weighted_and_attention_proportional() -> None:
     model = ToMe(bb, (6, 0, 0, 0, 0))
     x = bb.embed(images()).tokens
     x, size = model.block(0, x, torch.ones(4, 36))
-    block, attn = bb.vit.blocks[1], bb.vit.blocks[1].attn
+    block, attn = bb.model.blocks[1], bb.model.blocks[1].attn
     q, k, v = attn.qkv(block.norm1(x)).unflatten(-1, (3, 3, -1)).permute(2, 0, 3, 1, 4)
     whole = torch.cat((torch.ones(4, 1), size), dim=1)
     weight = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).exp() * whole[:, None, None]
@@ -66,9 +66,9 @@ def test_merging_is_size_weighted_and_attention_proportional() -> None:
 
 def test_keys_that_match_are_means_over_the_heads() -> None:
     bb = backbone()
-    x, block = bb.embed(images()).tokens, bb.vit.blocks[0]
+    x, block = bb.embed(images()).tokens, bb.model.blocks[0]
     keys = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, 3, -1))[:, 1:, 1].mean(dim=2)
-    attention, value = attention_maps(bb.vit, 0, x)
+    attention, value = attention_maps(bb.model, 0, x)
     y = x + block.attn.proj((attention @ value).transpose(1, 2).flatten(2))
     patches, _ = merge(y[:, 1:], torch.ones(4, 36), keys, 7)
     y = torch.cat((y[:, :1], patches), dim=1)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, sdpa
-from ...backbones.branches import attention_branch, branch_cost, check_branches, mlp_branch
+from ...backbones.timm_branches import attention_branch, branch_cost, check_branches, mlp_branch
 from .base import Baseline, Images, Method, check_class_token, check_no_rope, closest, dense_flops, take
 
 __all__ = ["ATS", "AdaptiveSampling", "sample", "significance"]

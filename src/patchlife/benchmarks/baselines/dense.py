@@ -17,7 +17,7 @@ class Dense(Baseline):
 
     def forward(self, images: Images) -> Tensor:
         """Logits."""
-        return self.backbone.vit(images)
+        return self.backbone.output(images)
 
     def tensor_module(self) -> SlimModel:
         """A `SlimModel` at budget 1: the same graph, in the form that the export takes."""

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...backbones import Backbone, sdpa
-from ...backbones.branches import attention_branch, branch_cost, check_branches, mlp_branch
+from ...backbones.timm_branches import attention_branch, branch_cost, check_branches, mlp_branch
 from .base import (
     Baseline,
     Images,

@@ -43,7 +43,7 @@ def learned(adapter: Path, mode: Mode) -> Method:
     def build(backbone: Backbone, target: float, images: Images) -> Baseline:
         from ...adapters import load
 
-        model = load(adapter, backbone.vit).eval().set_budget(target)
+        model = load(adapter, backbone.model).eval().set_budget(target)
         if mode == "adaptive" and model.calibration is None:
             model.calibrate([images])
         return Slimmed(model.set_mode(mode))

@@ -30,7 +30,7 @@ class Slimmed(Baseline):
     def flops(self, images: Images) -> float:
         """FLOPs per image; in adaptive mode the mean over ``images``."""
         size = (images.shape[-2], images.shape[-1])
-        if self.model.config.mode == "fixed":
+        if self.model.settings.mode == "fixed":
             return self.model.cost(size).total(self.model.schedule(size).kept)
         flops = self.model.flops_of(self.model.lives(images), size)
         return sum(flops) / len(flops)

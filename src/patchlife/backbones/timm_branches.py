@@ -12,8 +12,8 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from .backbone import Backbone
-from .blocks import Attend, _attention, block_flops, head_dim
+from .backbone import Attend, Backbone
+from .timm_blocks import _attention, block_flops, head_dim
 
 __all__ = ["BranchCost", "attention_branch", "branch_cost", "check_branches", "mlp_branch"]
 
@@ -41,7 +41,7 @@ def check_branches(backbone: Backbone, method: str, all_queries: bool = True) ->
     If a method computes attention for some queries only (``all_queries`` is False), blocks whose attention output is
     gated per token are refused as well. ``method`` is its name, for the error.
     """
-    for block in backbone.vit.blocks:
+    for block in backbone.model.blocks:
         if not isinstance(block, Block | EvaBlock | ResPostBlock | EvaBlockPostNorm):
             raise UnsupportedModelError(
                 f"{method} removes tokens between attention and MLP; in a {type(block).__name__} both run in parallel"
@@ -54,7 +54,7 @@ def check_branches(backbone: Backbone, method: str, all_queries: bool = True) ->
 
 def attention_branch(backbone: Backbone, index: int, x: Tensor, attend: Attend, rope: Tensor | None = None) -> Tensor:
     """Output of the attention branch of block ``index``, before the residual sum, for the queries of ``attend``."""
-    b = backbone.vit.blocks[index]
+    b = backbone.model.blocks[index]
     match b:
         case Block():
             return b.drop_path1(b.ls1(_attention(b.attn, b.norm1(x), attend, rope)))
@@ -67,7 +67,7 @@ def attention_branch(backbone: Backbone, index: int, x: Tensor, attend: Attend, 
 
 def mlp_branch(backbone: Backbone, index: int, x: Tensor) -> Tensor:
     """Output of the MLP branch of block ``index``, before the residual sum."""
-    b = backbone.vit.blocks[index]
+    b = backbone.model.blocks[index]
     match b:
         case Block():
             return b.drop_path2(b.ls2(b.mlp(b.norm2(x))))
@@ -80,7 +80,7 @@ def mlp_branch(backbone: Backbone, index: int, x: Tensor) -> Tensor:
 
 def branch_cost(backbone: Backbone, index: int) -> BranchCost:
     """`BranchCost` of block ``index``."""
-    block = backbone.vit.blocks[index]
+    block = backbone.model.blocks[index]
     total, pair = block_flops(block)
     out = 2 * block.attn.proj.weight.numel()
     attention = sum(2 * m.weight.numel() for m in block.attn.modules() if isinstance(m, nn.Linear))

@@ -15,7 +15,7 @@ Tokens come before heads everywhere: ``q`` is ``(..., tokens, heads, head_dim)``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,45 +27,24 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from .attached import attachments, gathered, is_plain_linear, original, without_hooks
+from .backbone import Attend, Projected, class_logits, identity_prefix, sdpa
 from .skeleton import linear_layers, randomised, skeleton
 
 __all__ = [
     "BLOCK_TYPES",
-    "Attend",
-    "Projected",
     "block_flops",
     "check_block",
     "check_openable",
     "class_row",
     "head_dim",
-    "identity_prefix",
     "project",
     "run_block",
-    "sdpa",
 ]
-
-Heads = Float[Tensor, "*batch tokens heads head_dim"]
-Attend = Callable[[Heads, Heads, Heads], Heads]
-"""An attention function: (queries, keys, values) to attended values."""
 
 Call = Callable[[nn.Module, Tensor], Tensor]
 """A function that applies a module: a plain call, or a call without hooks."""
 
 ATTENTION_TYPES = (Attention, EvaAttention, AttentionRope)
-
-
-class Projected(NamedTuple):
-    """Queries, keys and values of one block."""
-
-    q: Heads
-    k: Heads
-    v: Heads
-
-
-def sdpa(q: Heads, k: Heads, v: Heads, bias: Tensor | None = None) -> Heads:
-    """Fused attention. ``bias``, added to the logits, broadcasts to (batch, heads, queries, keys)."""
-    out = F.scaled_dot_product_attention(q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2), bias)
-    return out.transpose(-3, -2)
 
 
 def run_block(block: Any, x: Tensor, attend: Attend, rope: Tensor | None = None) -> Tensor:
@@ -123,9 +102,7 @@ def project(block: Any, x: Tensor, rope: Tensor | None = None) -> Projected:
 def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> Float[Tensor, "batch heads tokens"]:
     """The attention logits of the class token's query in ``block``. Hooks on the block's modules do not fire.
 
-    Without rotations and key norms, ``(q W_k) y`` is computed instead of ``q (W_k y)``: it needs one product with the
-    key weights instead of one per token. The key bias is left out: it adds a constant to each row, which softmax
-    ignores. This shortcut is taken only for plain linear layers.
+    Keys are not computed (see `class_logits`) without rotations and key norms, for plain linear layers.
     """
     block = original(block)
     if rope is not None or isinstance(block, ParallelScalingBlock) or not _can_skip_keys(block):
@@ -135,8 +112,7 @@ def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> Float[Tensor
         attn, y = _attention_input(block, x)
         (w_q, b_q), (w_k, _), _ = _weights(attn)
         q = without_hooks(attn.q_norm, F.linear(y[:, 0], w_q, b_q).unflatten(-1, (attn.num_heads, -1)))
-        q = q * head_dim(attn) ** -0.5
-        return torch.einsum("bhd,hdc->bhc", q, w_k.unflatten(0, (attn.num_heads, -1))) @ y.transpose(1, 2)
+        return class_logits(q, w_k, y)
 
 
 def _can_skip_keys(block: Any) -> bool:
@@ -317,9 +293,3 @@ def check_block(block: Any, dim: int, prefix: int, rope_width: int | None) -> No
             f"{type(block).__name__} of the installed timm computes something else than patchlife expects "
             f"(relative difference {error:.1e}); please report your timm version"
         )
-
-
-def identity_prefix(rope: Tensor, prefix: int) -> Tensor:
-    """A (..., patches, 2 * head_dim) table with ``prefix`` identity rotations (sin 0, cos 1) put in front."""
-    sin = rope.new_zeros(*rope.shape[:-2], prefix, rope.shape[-1] // 2)
-    return torch.cat((torch.cat((sin, sin + 1), -1), rope), -2)

@@ -1,0 +1,80 @@
+"""Choosing the `Backbone` of a model by its library, or refusing the model with advice."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..errors import UnsupportedModelError
+from .backbone import Backbone
+
+__all__ = ["LIBRARIES", "adapt"]
+
+LIBRARIES = {"transformers": "transformers", "open_clip": "open_clip"}
+"""Module of this package, by the top package that a model's class comes from; timm's is the default."""
+
+
+class _Container(NamedTuple):
+    """Classes that hold a Vision Transformer, and what to do instead of wrapping them."""
+
+    classes: tuple[str, ...]
+    advice: str
+
+
+_IN_PLACE = "wrap the vision encoder in its place: "
+_CONTAINERS = {  # by the name of the submodule that is the Vision Transformer
+    "_orig_mod": _Container(
+        ("OptimizedModule",), "wrap the model before torch.compile: torch.compile(patchlife.wrap(model._orig_mod))"
+    ),
+    "module": _Container(
+        ("DataParallel", "DistributedDataParallel"),
+        "wrap the model inside first: DistributedDataParallel(patchlife.wrap(model.module))",
+    ),
+    "_fsdp_wrapped_module": _Container(
+        ("FullyShardedDataParallel",), "wrap the model before it is sharded: fully_shard(patchlife.wrap(vit))"
+    ),
+    "base_model": _Container(
+        ("PeftModel",), "wrap the model with the LoRA layers: patchlife.wrap(model.base_model.model)"
+    ),
+    "timm_model": _Container(
+        ("TimmWrapperModel", "TimmWrapperForImageClassification"),
+        "wrap the timm model in its place: model.timm_model = patchlife.wrap(model.timm_model)",
+    ),
+    "trunk": _Container(
+        ("TimmModel",), "wrap the timm model in its place: visual.trunk = patchlife.wrap(visual.trunk)"
+    ),
+    "model": _Container(("FeatureGetterNet",), "wrap the model inside: model.model = patchlife.wrap(model.model)"),
+    "vision_model": _Container(
+        ("CLIPModel", "SiglipModel"), f"{_IN_PLACE}model.vision_model = patchlife.wrap(model.vision_model)"
+    ),
+    "visual": _Container(("CLIP", "CustomTextCLIP", "CoCa"), f"{_IN_PLACE}model.visual = patchlife.wrap(model.visual)"),
+}
+
+
+def adapt(model: Any) -> Backbone:
+    """The `Backbone` of a Vision Transformer of timm, transformers or open_clip.
+
+    Raises UnsupportedModelError for models whose patches cannot be dropped exactly.
+    """
+    if (advice := _advice(model)) is not None:
+        raise UnsupportedModelError(advice)
+    for kind in type(model).__mro__:  # a user's subclass comes from another package
+        if module := LIBRARIES.get(kind.__module__.partition(".")[0]):
+            return importlib.import_module(f".{module}", __package__).adapt(model)
+    from .timm import adapt_timm
+
+    return adapt_timm(model)
+
+
+def _advice(model: Any) -> str | None:
+    """Error text for a model that contains a Vision Transformer or is wrapped already; None for other models."""
+    if not isinstance(model, nn.Module):
+        return f"expected a Vision Transformer (an nn.Module), got {type(model).__name__}"
+    if hasattr(type(model), "unwrap") and hasattr(type(model), "set_budget"):
+        return "this model is wrapped already; use set_budget and set_mode, or wrap(model.unwrap(), ...)"
+    for name, container in _CONTAINERS.items():
+        if model._modules.get(name) is not None and type(model).__name__ in container.classes:
+            return f"expected a Vision Transformer, got one inside a {type(model).__name__}: {container.advice}"
+    return None

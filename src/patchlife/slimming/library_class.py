@@ -1,0 +1,67 @@
+"""Slimmed models of transformers and open_clip: instances of the wrapped model's own class.
+
+Trainers, pipelines and other models ask for the class of a model, the signature of its ``forward`` and the class of its
+outputs. So the slimmed model's class is made for the wrapped model: a subclass of `SlimModel` and of the model's class.
+The library's own ``forward`` runs; only its blocks are replaced.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..backbones import Embedded
+from .model import SlimModel
+from .run.fixed import Taps
+
+__all__ = ["LibraryModel", "library_class"]
+
+
+class LibraryModel(SlimModel):
+    """A slimmed model that is called with its library's arguments and gives its library's outputs."""
+
+    def _library_forward(self, *args: Any, **kwargs: Any) -> Any:
+        size = self.backbone.image_size_in(args, kwargs)
+        if not self.schedule(size).drops and not self._trains_scorer():
+            return self.wrapped(*args, **kwargs)
+        with self._prepared():
+            return self.backbone.call(self._run_blocks, args, kwargs)
+
+    def _run_blocks(self, embedded: Embedded, all_tokens: bool, taps: Taps) -> Float[Tensor, "batch tokens_out dim"]:
+        """All blocks. Tokens, in grid order if ``all_tokens``, else without dropped patches; ``taps`` in grid order."""
+        tokens = self.before_start(embedded, taps)
+        tokens, plan = self._run_from_start(tokens, embedded, all_tokens, taps)
+        if plan is None:
+            return tokens
+        prefix = self.backbone.prefix
+        for index in taps:
+            if index >= self.start:
+                taps[index] = plan.in_grid_order(taps[index], prefix)
+        return plan.in_grid_order(tokens, prefix) if all_tokens else tokens
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers': saves the backbone alone. `patchlife.save` saves the adapter."""
+        return self.wrapped.save_pretrained(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For copies and pickles: the class is made again from the wrapped model's class."""
+        return _new, (type(self.wrapped),), self.__dict__
+
+
+@functools.cache
+def library_class(kind: Any) -> type[SlimModel]:
+    """The class of slimmed models of class ``kind``. It has its name, and its ``forward`` has the same arguments."""
+
+    @functools.wraps(kind.forward)
+    def forward(self: LibraryModel, *args: Any, **kwargs: Any) -> Any:
+        return self._library_forward(*args, **kwargs)
+
+    return type(kind.__name__, (LibraryModel, kind), {"forward": forward, "__doc__": LibraryModel.__doc__})
+
+
+def _new(kind: Any) -> nn.Module:
+    slimmed = library_class(kind)
+    return slimmed.__new__(slimmed)

@@ -1,0 +1,41 @@
+"""`wrap`: from a Vision Transformer to a slimmed model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..backbones import Backbone, adapt
+from ..config import LifeConfig
+from .library_class import library_class
+from .model import SlimModel
+from .scorers import Scorer
+
+__all__ = ["slim_model", "wrap"]
+
+
+def wrap(model: nn.Module, config: LifeConfig | None = None, scorer: Scorer | None = None) -> SlimModel:
+    """Slim a Vision Transformer of timm, transformers or open_clip; it works at once, without training.
+
+    Args:
+        model: the backbone; shared, not changed. ``unwrap()`` of the result gives it back.
+        config: budget and mode; the default is 0.6 of the FLOPs in fixed mode.
+        scorer: what scores the patches; the training-free `AttentionScorer` if not given.
+
+    Returns:
+        A model that is called as ``model`` and gives what it gives. For a model of transformers or open_clip it is an
+        instance of the same class.
+
+    Raises:
+        UnsupportedModelError: patches of this model cannot be dropped exactly, or something attached to it would be
+            ignored.
+        ConfigError: settings that do not fit the model, or a budget that it cannot reach.
+    """
+    return slim_model(adapt(model), config or LifeConfig(), scorer)
+
+
+def slim_model(backbone: Backbone, config: LifeConfig, scorer: Scorer | None = None) -> SlimModel:
+    """The slimmed model of a backbone, in the class that the model's surroundings expect."""
+    kind: Any = type(backbone.model)
+    return (library_class(kind) if backbone.own_forward else SlimModel)(backbone, config, scorer)
