@@ -203,7 +203,7 @@ def _prefix(core: Any) -> int:
 class TransformersBackbone(Backbone):
     """The parts of a model of transformers."""
 
-    own_forward = True
+    own_methods = ("forward",)
 
     @property
     def _head(self) -> Head | None:
@@ -397,7 +397,7 @@ class TransformersBackbone(Backbone):
 
     # ---- transformers' own forward
 
-    def call(self, run: RunBlocks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, method: str, run: RunBlocks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's outputs when ``run`` computes its layers."""
         size = self.image_size_in(args, kwargs)
 

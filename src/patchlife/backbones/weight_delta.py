@@ -64,11 +64,17 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(modules: Iterable[nn.Module], rank: int) -> None:
-    """Add a `LowRank` delta to every linear layer in ``modules`` and freeze the weights of these layers."""
+    """Add a `LowRank` delta to every linear layer in ``modules`` and freeze the weights of these layers.
+
+    The queries, keys and values of nn.MultiheadAttention are a layer too.
+    """
     for module in modules:
-        for layer in [m for m in module.modules() if isinstance(m, nn.Linear)]:
-            layer.weight.requires_grad_(False)
-            parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+        for layer in list(module.modules()):
+            name = "weight" if isinstance(layer, nn.Linear) else "in_proj_weight"
+            weight = getattr(layer, name, None)
+            if weight is not None:
+                weight.requires_grad_(False)
+                parametrize.register_parametrization(layer, name, LowRank(weight, rank))
 
 
 def delta_between(trained: Backbone, original: Backbone) -> dict[str, Tensor]:
