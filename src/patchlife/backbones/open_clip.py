@@ -192,6 +192,11 @@ class OpenClipBackbone(Backbone):
 
     def embed(self, images: Float[Tensor, "batch channels height width"]) -> Embedded:
         """Patch tokens with positions, after the class token. Raises ConfigError for images of another size."""
+        size = self._checked_size(images)
+        tokens = self.model._embeds(images)
+        return Embedded(tokens, None, self._grid(tokens), size)
+
+    def _checked_size(self, images: Tensor) -> Pair:
         self.check_batch(images)
         size = (images.shape[-2], images.shape[-1])
         if self.grid_of(images) != self.grid:
@@ -199,8 +204,7 @@ class OpenClipBackbone(Backbone):
                 f"this model takes images of {self.image_size[0]} x {self.image_size[1]} pixels, got {size[0]} x "
                 f"{size[1]}; resize them, or build the model with force_image_size"
             )
-        tokens = self.model._embeds(images)
-        return Embedded(tokens, None, self._grid(tokens), size)
+        return size
 
     def _grid(self, tokens: Tensor) -> Pair:
         """The patch grid; in training patch dropout leaves random patches, and there is no grid."""
@@ -233,7 +237,8 @@ class OpenClipBackbone(Backbone):
         elif vit.attn_pool_contrastive is None:
             pooled, _ = vit._global_pool(vit.ln_post(vit.attn_pool(x)))
         else:
-            pooled = vit.attn_pool_contrastive(x if vit.attn_pool_type == "parallel" else vit.attn_pool(x))
+            tokens = vit.attn_pool(x)  # also where only the other pool reads the tokens, as in open_clip's forward
+            pooled = vit.attn_pool_contrastive(x if vit.attn_pool_type == "parallel" else tokens)
         return pooled if vit.proj is None else pooled @ vit.proj
 
     def output(self, images: Float[Tensor, "batch channels height width"]) -> Tensor:
@@ -270,12 +275,11 @@ class OpenClipBackbone(Backbone):
         return list(feature_take_indices(self.depth, arguments.get("indices"))[0])
 
     def image_size_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
-        """Size (height, width) of the images. Raises ConfigError without them."""
+        """Size (height, width) of the images. Raises ConfigError without images that fit the model."""
         images = kwargs.get("x", args[0] if args else None)
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            got = "nothing" if images is None else getattr(images, "shape", type(images).__name__)
-            raise ConfigError(f"expected images (batch, channels, height, width), got {got}")
-        return (images.shape[-2], images.shape[-1])
+        if not isinstance(images, Tensor):
+            raise ConfigError(f"expected images (batch, channels, height, width), got {type(images).__name__}")
+        return self._checked_size(images)
 
     def block_flops(self, index: int) -> Pair:
         """(a, c): block ``index`` costs ``a * n + c * n**2`` FLOPs on n tokens."""
