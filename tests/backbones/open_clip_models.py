@@ -2,7 +2,7 @@
 
 The reference runs open_clip's own embedding, blocks and pooling on all tokens in grid order. Before a block it masks
 dropped patches out of attention as keys; after the block it restores their tokens. With merging it also averages the
-token of a dropped patch into the most similar kept patch. From patchlife come only the lives and the factor of the bias.
+token of a dropped patch into the most similar kept patch. From patchlife come the lives and the factor of the bias.
 """
 
 from __future__ import annotations

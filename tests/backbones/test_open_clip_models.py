@@ -69,7 +69,7 @@ def test_a_coca_model() -> None:
             vision_cfg={"layers": 5, "width": 48, "head_width": 12, "patch_size": 8, "image_size": 48, **vision},
         )
     ).eval()
-    texts = tokens(TEXTS + ["a bird"])[:, :76]
+    texts = tokens([*TEXTS, "a bird"])[:, :76]
     expected = clip(IMAGES, texts)
     assert_close(slimmed(clip, 1.0)(IMAGES, texts), expected)
     actual = slimmed(clip, BUDGET)(IMAGES, texts)
@@ -186,7 +186,10 @@ def scaled_cosine() -> Any:
 
 REFUSED = {
     "whole model": (small_clip, r"one inside a CLIP: .*model\.visual = patchlife\.wrap\(model\.visual\)"),
-    "custom text": (lambda: small_clip(kind=open_clip.CustomTextCLIP), r"one inside a CustomTextCLIP: .*model\.visual ="),
+    "custom text": (
+        lambda: small_clip(kind=open_clip.CustomTextCLIP),
+        r"one inside a CustomTextCLIP: .*model\.visual",
+    ),
     "resnet": (resnet, "got ModifiedResNet: it is a convolutional network"),
     "text": (lambda: small_clip(kind=open_clip.CustomTextCLIP).text, "got TextTransformer: it has no patches"),
     "scaled cosine": (scaled_cosine, r"resblocks\.0\.attn uses scaled_cosine_attn"),

@@ -27,8 +27,8 @@ def skeleton(module: M, repeated: Iterable[nn.Module] = ()) -> M:
     """A copy of ``module`` on the meta device, in eval mode, without hooks, patched calls and other attachments.
 
     Linear layers of any kind (quantised, pruned, parametrised, with LoRA) become plain float32 layers of the same
-    size, and so does torch's attention, so that a schedule does not depend on attachments. ``repeated`` are modules inside ``module``, such as the
-    blocks; those with the same ``repr`` share one copy, to save time.
+    size, and so does torch's attention, so that a schedule does not depend on attachments. ``repeated`` are modules
+    inside ``module``, such as the blocks; those with the same ``repr`` share one copy, to save time.
     """
     copies: dict[str, nn.Module] = {}
     memo: dict[int, Any] = {}  # of deepcopy: id of an object, and what takes its place in the copy

@@ -158,7 +158,7 @@ def apply_delta(model: nn.Module, delta: dict[str, Tensor], classes: int | None 
     """
     result = copy.deepcopy(model)
     backbone = adapt(result)
-    if classes is not None and backbone.num_classes != classes:
+    if classes is not None and backbone.num_classes != classes and not _fits_head(backbone, delta):
         backbone.reset_classifier(classes)
     stored = {plain_name(name): tensor for name, tensor in result.state_dict(keep_vars=True).items()}
     weights = backbone.shared_names(stored)
@@ -174,6 +174,12 @@ def apply_delta(model: nn.Module, delta: dict[str, Tensor], classes: int | None 
                 f"({error}); load it onto the backbone that it was saved from"
             ) from None
     return result
+
+
+def _fits_head(backbone: Backbone, delta: dict[str, Tensor]) -> bool:
+    """Whether the delta's new head has the shape of the present one, as a projection of another library does."""
+    new, old = delta.get("head.weight.whole"), weights_of(backbone).get("head.weight")
+    return new is not None and old is not None and new.shape == old.shape
 
 
 def _apply(parts: list[Tensor], name: str, tensors: dict[str, Tensor]) -> None:
