@@ -23,6 +23,7 @@ from . import transformers_layers as layers
 from .attached import original
 from .backbone import Attend, Backbone, Embedded, Projected, RunBlocks
 from .substitution import slots, view
+from .transformers_towers import reason_of, tower_advice
 
 __all__ = ["SUPPORTED", "TransformersBackbone", "adapt"]
 
@@ -40,7 +41,8 @@ class Core:
         pool: from the core and its normalised tokens (batch, tokens, dim) to an embedding (batch, dim).
         names: from names of weights to timm's.
         kind: timm's class of the same models.
-        prefix: names of the embeddings' prefix tokens.
+        pools: whether the output is one vector per image; otherwise it is the tokens.
+        masked: whether the model takes ``patch_attention_mask``, which tells padding from patches.
     """
 
     layers: str
@@ -49,6 +51,8 @@ class Core:
     names: Names
     kind: str = "VisionTransformer"
     reads_class: bool = True
+    pools: bool = True
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,10 @@ def _vit_pooler(core: Any, x: Tensor) -> Tensor:
     return x[:, 0] if getattr(core, "pooler", None) is None else core.pooler(x)
 
 
+def _all_tokens(_: Any, x: Tensor) -> Tensor:
+    return x
+
+
 def _siglip_head(core: Any, x: Tensor) -> Tensor:
     return core.head(x) if core.use_head else x.mean(dim=1)
 
@@ -117,6 +125,7 @@ _VIT = Core("layers", "layernorm", _vit_pooler, (("^layers", "blocks"), *_LAYER_
 _DINOV2 = Core("encoder.layer", "layernorm", _first, ((r"^encoder\.layer", "blocks"), *_LAYER_NAMES))
 _DINOV3 = Core("model.layer", "norm", _first, ((r"^model\.layer", "blocks"), *_LAYER_NAMES), kind="Eva")
 _ENCODER: Names = ((r"^encoder\.layers", "blocks"), *_LAYER_NAMES)
+_IDEFICS = Core("encoder.layers", "post_layernorm", _all_tokens, _ENCODER, reads_class=False, pools=False, masked=True)
 CORES = {
     "ViTModel": _VIT,
     "DeiTModel": _VIT,
@@ -129,6 +138,9 @@ CORES = {
     "DINOv3ViTBackbone": _DINOV3,
     "CLIPVisionModel": Core("encoder.layers", "post_layernorm", _first, _ENCODER),
     "SiglipVisionModel": Core("encoder.layers", "post_layernorm", _siglip_head, _ENCODER, reads_class=False),
+    "Idefics2VisionTransformer": _IDEFICS,
+    "Idefics3VisionTransformer": _IDEFICS,
+    "SmolVLMVisionTransformer": _IDEFICS,
 }
 """By the name of the class."""
 
@@ -252,8 +264,8 @@ class TransformersBackbone(Backbone):
 
     @property
     def pools(self) -> bool:
-        """True: the output is one vector per image."""
-        return True
+        """Whether the output is one vector per image. Otherwise it is the tokens, in grid order."""
+        return self._head is not None or self._kind.pools
 
     @property
     def num_classes(self) -> int:
@@ -284,7 +296,7 @@ class TransformersBackbone(Backbone):
         parts = [f"{self._kind.kind}Distilled" if distilled else self._kind.kind]
         parts += ["RoPE"] if self._rotary else []
         parts += [f"{self.prefix} prefix tokens"] if self.prefix else ["no class token"]
-        pool = self._head.pool if self._head is not None else "map"
+        pool = self._head.pool if self._head is not None else "map" if self.pools else "none"
         parts += ["reads the class token"] if self.reads_class else [f"pools patches ({pool})"]
         return ", ".join(parts)
 
@@ -354,7 +366,9 @@ class TransformersBackbone(Backbone):
             )
         images = images.to(self.dtype)
         arguments: dict[str, Any] = {}
-        if size != self.image_size and not (self._rotary or type(core).__name__.startswith("Dinov2")):
+        if self._kind.masked:  # positions depend on it
+            arguments["patch_attention_mask"] = images.new_ones(len(images), *self.grid_of(images), dtype=torch.bool)
+        elif size != self.image_size and not (self._rotary or type(core).__name__.startswith("Dinov2")):
             arguments["interpolate_pos_encoding"] = True
         if "MAE" in type(core).__name__:  # noise in rising order: patches stay in grid order
             count = (size[0] // self.patch_size[0]) * (size[1] // self.patch_size[1])
@@ -400,6 +414,8 @@ class TransformersBackbone(Backbone):
     def call(self, run: RunBlocks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's outputs when ``run`` computes its layers."""
         size = self.image_size_in(args, kwargs)
+        if self._kind.masked:
+            _check_all_present(kwargs.get("patch_attention_mask", args[1] if len(args) > 1 else None))
 
         def run_all(tokens: Tensor, *layer_args: Any, **layer_kwargs: Any) -> Mapping[int, Tensor]:
             return self._run_slots(run, size, tokens, layer_args, layer_kwargs)
@@ -416,7 +432,7 @@ class TransformersBackbone(Backbone):
     ) -> Mapping[int, Tensor]:
         """What the layers give for the arguments of the first one: the last output, and requested hidden states."""
         mask = args[0] if args else kwargs.get("attention_mask")
-        if mask is not None:
+        if mask is not None and not self._kind.masked:  # else it comes from a mask that was checked, and is all zeros
             raise ConfigError("a slimmed model takes no attention_mask; call it without, or use model.unwrap()")
         positions = kwargs.get("position_embeddings")
         rope = None if positions is None else _table(*positions)
@@ -484,9 +500,11 @@ def adapt(model: Any) -> TransformersBackbone:
     """
     name = type(model).__name__
     known = _class_of(model, CORES) or _class_of(model, HEADS)
-    reasons = [reason for start, reason in _REFUSED.items() if name.startswith(start)]
-    if not known or reasons:
-        reason = reasons[0] if reasons else "its forward pass is not known to patchlife"
+    reason = reason_of(name, _REFUSED)
+    if not known and not reason and (advice := tower_advice(model, CORES, _REFUSED)):
+        raise UnsupportedModelError(advice)
+    if not known or reason:
+        reason = reason or "its forward pass is not known to patchlife"
         raise UnsupportedModelError(
             f"patches of transformers' {name} cannot be dropped: {reason}. Supported of transformers: {SUPPORTED}"
         )
@@ -518,6 +536,17 @@ def _prefixes(path: str) -> list[str]:
 def _class_of(model: Any, known: Mapping[str, Any]) -> str:
     """Name of the class of transformers that ``model`` is an instance of, if it is a known one; else empty."""
     return next((kind.__name__ for kind in type(model).__mro__ if kind.__name__ in known), "")
+
+
+def _check_all_present(mask: Tensor | None) -> None:
+    """Raise ConfigError for a ``patch_attention_mask`` (batch, rows, cols) that marks some patches as padding."""
+    if mask is not None and not mask.all():
+        padding = 1 - mask.float().mean().item()
+        raise ConfigError(
+            f"expected images without padding, got a patch_attention_mask that marks {padding:.0%} of the patches as "
+            "padding: a slimmed model has no mask. Give images of one size (such as the square tiles of the image "
+            "processor with do_image_splitting), or one image at a time, or call set_budget(1.0)"
+        )
 
 
 def _check_attention(core: Any) -> None:
