@@ -359,10 +359,10 @@ class TransformersBackbone(Backbone):
         """Patch tokens with positions, after the prefix tokens; positions are interpolated for other image sizes."""
         self.check_batch(images)
         size, core = (images.shape[-2], images.shape[-1]), self.core
-        if size[0] % self.patch_size[0] or size[1] % self.patch_size[1]:
+        if not all(self.grid_of(images)):
             raise ConfigError(
-                f"images of {size[0]} x {size[1]} pixels cannot be cut into patches of {self.patch_size[0]} x "
-                f"{self.patch_size[1]}; resize them"
+                f"images of {size[0]} x {size[1]} pixels are smaller than a patch ({self.patch_size[0]} x "
+                f"{self.patch_size[1]}); resize them"
             )
         images = images.to(self.dtype)
         arguments: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import liven
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from vision_language_models import (
@@ -18,7 +19,9 @@ from vision_language_models import (
     IMAGE_TOKEN,
     LLAMA,
     MODELS,
+    PATCH,
     SIZE,
+    TOWER,
     fresh,
     inputs,
     set_tower,
@@ -178,6 +181,21 @@ def test_a_checkpoint_of_the_whole_model_is_the_dense_one_after_unwrap(name: str
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert (loaded(**given).logits - dense).abs().max() <= 1e-5
+
+
+def test_an_image_that_is_no_multiple_of_the_patch_is_cut_as_the_library_cuts_it() -> None:
+    """As SigLIP-so400m/14 at 384 px: pixels beyond the last whole patch are not read."""
+    config = transformers.SiglipVisionConfig(**TOWER | {"image_size": SIZE + 5})
+    encoder, images = liven(transformers.SiglipVisionModel(config)).eval(), torch.randn(2, 3, SIZE + 5, SIZE + 5)
+    expected = encoder(images)
+    model = wrap(encoder, LifeConfig(budget=1.0, start=START))
+    assert (model(images).last_hidden_state - expected.last_hidden_state).abs().max() <= 1e-5
+    assert (model.output(images) - expected.pooler_output).abs().max() <= 1e-5
+    model.set_budget(0.65)
+    assert model.lives(images).grid == (SIZE // PATCH, SIZE // PATCH)
+    assert (model.output(images) - model(images).pooler_output).abs().max() <= 1e-5
+    with pytest.raises(ConfigError, match="smaller than a patch"):
+        model.output(images[..., : PATCH - 1])
 
 
 # ---- masks of Idefics
