@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+import patchlife
+
 pytest.importorskip("transformers")
 SCRIPTS = Path(__file__).parents[2] / "bench"
 
@@ -82,6 +84,17 @@ def test_encoders_and_the_whole_model_are_measured(
 
 
 @pytest.mark.parametrize("script", ["vision_language"], indirect=True)
-def test_real_shapes_have_the_stated_numbers_of_patches(script: Any) -> None:
+def test_patches_and_flops_at_real_shapes_are_those_counted_by_hand(script: Any) -> None:
     shapes, _ = script.shapes(tiny=False)
-    assert [(shape["image_size"] // shape["patch_size"]) ** 2 for shape in shapes.values()] == [729, 576]
+    counted = []
+    for shape in shapes.values():
+        with torch.device("meta"):  # FLOPs need no weights
+            encoder = script.encoder(shape)
+        model = patchlife.wrap(encoder)
+        patches, width = (shape["image_size"] // 14) ** 2, shape["hidden_size"]
+        tokens = patches + model.backbone.prefix
+        layer = 2 * tokens * (4 * width**2 + 2 * width * shape["intermediate_size"]) + 4 * tokens**2 * width
+        by_hand = shape["num_hidden_layers"] * layer + 2 * patches * 3 * 14**2 * width
+        assert patchlife.flops(model).dense == pytest.approx(by_hand, rel=0.005)
+        counted.append(patches)
+    assert counted == [729, 576]

@@ -183,6 +183,16 @@ def test_a_checkpoint_of_the_whole_model_is_the_dense_one_after_unwrap(name: str
     assert (loaded(**given).logits - dense).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["llava-clip", "paligemma", "idefics3"])
+def test_an_adapter_of_the_encoder_is_loaded_in_its_place(name: str, tmp_path: Any) -> None:
+    model, given = fresh(name), inputs(name)
+    patchlife.save(slimmed(name, model), tmp_path / "adapter")
+    expected = model(**given).logits
+    other = fresh(name)
+    set_tower(name, other, patchlife.load(tmp_path / "adapter", tower_of(name, other)))
+    assert torch.equal(other(**given).logits, expected)
+
+
 def test_an_image_that_is_no_multiple_of_the_patch_is_cut_as_the_library_cuts_it() -> None:
     """As SigLIP-so400m/14 at 384 px: pixels beyond the last whole patch are not read."""
     config = transformers.SiglipVisionConfig(**TOWER | {"image_size": SIZE + 5})
