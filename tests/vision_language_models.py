@@ -85,6 +85,25 @@ def _idefics(name: str, **settings: Any) -> nn.Module:
     return getattr(transformers, f"{name}ForConditionalGeneration")(config)
 
 
+def _gemma3() -> nn.Module:
+    config = transformers.Gemma3Config(
+        vision_config={**SIGLIP, "vision_use_head": False},
+        text_config={**TEXT, "model_type": "gemma3_text"},
+        mm_tokens_per_image=9,
+        image_token_index=IMAGE_TOKEN,
+    )
+    config.image_token_id = IMAGE_TOKEN
+    return transformers.Gemma3ForConditionalGeneration(config)
+
+
+def _cohere(name: str, **settings: Any) -> nn.Module:
+    text = {**TEXT, "model_type": "cohere2"}
+    config = getattr(transformers, f"{name}Config")(
+        vision_config=SIGLIP, text_config=text, image_token_id=IMAGE_TOKEN, downsample_factor=2, **settings
+    )
+    return getattr(transformers, f"{name}ForConditionalGeneration")(config)
+
+
 _PERCEIVER = {"resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2, "resampler_head_dim": 16}
 _WHOLE = (2, 1, 3, SIZE, SIZE)  # one image, or one tile, for each prompt
 
@@ -112,6 +131,10 @@ MODELS = {
         extra=_sizes,
     ),
     "paligemma": VisionLanguage(_paligemma),
+    "vip-llava": VisionLanguage(lambda: _llava("VipLlava", vision_config=CLIP, vision_feature_layers=[-2, 2])),
+    "gemma3": VisionLanguage(_gemma3, image_tokens=9),
+    "aya-vision": VisionLanguage(lambda: _cohere("AyaVision", vision_feature_select_strategy="full"), image_tokens=9),
+    "cohere2-vision": VisionLanguage(lambda: _cohere("Cohere2Vision", alignment_intermediate_size=64), image_tokens=9),
     "idefics2": VisionLanguage(
         lambda: _idefics("Idefics2", perceiver_config={"hidden_size": 32, **_PERCEIVER, "num_key_value_heads": 2}),
         "model.vision_model",

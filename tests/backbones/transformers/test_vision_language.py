@@ -60,10 +60,11 @@ def slimmed(name: str, model: nn.Module, scorer: Scorer | None = None, **setting
     return tower
 
 
-def generated(model: Any, given: dict[str, Tensor]) -> Tensor:
-    """Eight new tokens for each prompt."""
-    tokens = model.generate(**given, max_new_tokens=8, min_new_tokens=8, do_sample=False)
-    return tokens[:, -8:]
+def generated(model: Any, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Eight new tokens for each prompt (batch, 8), and their logits (8, batch, words)."""
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    found = model.generate(**given, **options, return_dict_in_generate=True, output_logits=True)
+    return found.sequences[:, -8:], torch.stack(found.logits)
 
 
 def read_by_the_projector(model: nn.Module, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -107,12 +108,14 @@ def _kept(life: Tensor, index: int, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_at_budget_one_logits_and_generation_do_not_change(name: str, attention: str) -> None:
     model, given = fresh(name, attention), inputs(name)
-    logits, tokens = model(**given).logits, generated(model, given)
+    logits, (tokens, of_tokens) = model(**given).logits, generated(model, given)
     without_photo = model(**{**given, "pixel_values": given["pixel_values"].flip(0)}).logits
     assert (without_photo - logits).abs().max() > 0.1, "the photo has no effect"
     slimmed(name, model, budget=1.0)
     assert (model(**given).logits - logits).abs().max() <= 1e-5
-    assert torch.equal(generated(model, given), tokens)
+    found, of_found = generated(model, given)
+    assert torch.equal(found, tokens)
+    assert (of_found - of_tokens).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
@@ -141,12 +144,14 @@ def test_below_budget_one_generation_is_that_of_the_librarys_model_without_the_d
     tower = slimmed(name, model, GivenScores(), merge=False)
     life = tower.lives(given["pixel_values"].flatten(0, -4)).life
     tower.register_forward_hook(lambda *_: calls.append(1))
-    tokens = generated(model, given)
+    tokens, logits = generated(model, given)
     assert len(calls) == 1, "the cache holds the photo, which is encoded once"
     reference = fresh(name, attention)
     with dropping(tower_of(name, reference), life):
-        assert torch.equal(generated(reference, given), tokens)
-    assert not torch.equal(generated(reference, given), tokens), "the dropped patches have no effect"
+        expected, expected_logits = generated(reference, given)
+    assert torch.equal(tokens, expected)
+    assert (logits - expected_logits).abs().max() <= 1e-4 * expected_logits.abs().max()
+    assert (logits - generated(reference, given)[1]).abs().max() > 1e-2, "the dropped patches have no effect"
 
 
 @pytest.mark.parametrize("name", ["llava-clip", "paligemma", "idefics3"])
@@ -166,7 +171,7 @@ def test_the_budget_of_the_encoder_can_be_set_in_place(name: str) -> None:
 def test_a_model_in_bfloat16_generates_with_a_slimmed_encoder(name: str) -> None:
     model, given = fresh(name).bfloat16(), inputs(name)
     tower = slimmed(name, model)
-    assert generated(model, {**given, "pixel_values": given["pixel_values"].bfloat16()}).shape == (2, 8)
+    assert generated(model, {**given, "pixel_values": given["pixel_values"].bfloat16()})[0].shape == (2, 8)
     assert tower.dtype == torch.bfloat16
 
 
@@ -181,6 +186,23 @@ def test_a_checkpoint_of_the_whole_model_is_the_dense_one_after_unwrap(name: str
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert (loaded(**given).logits - dense).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.65])
+def test_gradients_of_the_whole_models_loss_reach_the_encoder(budget: float) -> None:
+    model, given = fresh("llava-clip"), inputs("llava-clip")
+    given["labels"] = given["input_ids"].masked_fill(given["input_ids"] == IMAGE_TOKEN, -100)
+    tower = tower_of("llava-clip", model)
+    with torch.enable_grad():
+        model(**given).loss.backward()
+        dense = [parameter.grad.clone() for parameter in tower.encoder.parameters() if parameter.grad is not None]
+        model.zero_grad()
+        slimmed("llava-clip", model, budget=budget).train()
+        model(**given).loss.backward()
+    found = [parameter.grad for parameter in tower.encoder.parameters() if parameter.grad is not None]
+    close = [torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(found, dense, strict=True)]
+    assert all(close) == (budget == 1)
+    assert all(gradient.abs().max() > 0 for gradient in found[:2])
 
 
 @pytest.mark.parametrize("name", ["llava-clip", "paligemma", "idefics3"])
@@ -276,13 +298,26 @@ def test_a_whole_model_is_refused_with_the_line_that_wraps_its_encoder(name: str
     assert isinstance(tower_of(name, model), SlimModel)
 
 
+PIXTRAL = {
+    "model_type": "pixtral",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+    "head_dim": 16,
+}
+
+
+def _mistral() -> Any:
+    text = {**LLAMA, "model_type": "mistral"}
+    config = transformers.Mistral3Config(vision_config=PIXTRAL, text_config=text, image_token_index=IMAGE_TOKEN)
+    return transformers.Mistral3ForConditionalGeneration(config)
+
+
 def _pixtral() -> Any:
-    tower = {"model_type": "pixtral", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.LlavaConfig(
-        vision_config={**tower, "intermediate_size": 64, "image_size": 32, "patch_size": 8, "head_dim": 16},
-        text_config=LLAMA,
-        image_token_index=IMAGE_TOKEN,
-    )
+    config = transformers.LlavaConfig(vision_config=PIXTRAL, text_config=LLAMA, image_token_index=IMAGE_TOKEN)
     return transformers.LlavaForConditionalGeneration(config)
 
 
@@ -304,6 +339,7 @@ def _qwen() -> Any:
 
 REFUSED = {
     "pixtral": (_pixtral, "model.vision_tower", "PixtralVisionModel", "its batches are packed, with a mask per image"),
+    "mistral": (_mistral, "model.vision_tower", "PixtralVisionModel", "its batches are packed, with a mask per image"),
     "qwen": (_qwen, "model.visual", "Qwen2_5_VisionTransformerPretrainedModel", "its blocks attend in windows"),
 }
 
