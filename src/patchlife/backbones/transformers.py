@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import ConfigError, UnsupportedModelError
+from ..flop_counter import counted
 from . import transformers_layers as layers
 from .attached import original
 from .backbone import Attend, Embedded, Projected, RunBlocks
@@ -161,6 +162,15 @@ class TransformersBackbone(Description):
             raise ConfigError(f"expected pixel_values (batch, channels, height, width), got {got}")
         self.check_batch(images)
         return (images.shape[-2], images.shape[-1])
+
+    def outer_flops(self, image_size: Pairs | None = None) -> Pairs:
+        """As in `Backbone`, with what transformers computes and does not read."""
+        embedding, classifier = super().outer_flops(image_size)
+        if self._head is not None and self._head.pools_unread:
+            copy = self.skeleton()
+            tokens = copy.embed(copy.blank(image_size)).tokens
+            classifier += counted(lambda x: copy._kind.pool(copy.core, x), tokens)[0]
+        return embedding, classifier
 
     def block_flops(self, index: int) -> tuple[int, int]:
         """(a, c): layer ``index`` costs ``a * n + c * n**2`` FLOPs on n tokens."""

@@ -48,6 +48,7 @@ class Head:
         normed: whether the core's final norm is applied before ``output``.
         classifiers: names of the classifiers.
         gives_tokens: whether the model's outputs contain the core's tokens.
+        pools_unread: whether the core's own pooling runs too, although ``output`` does not read its result.
     """
 
     core: str
@@ -57,6 +58,7 @@ class Head:
     normed: bool = True
     classifiers: tuple[str, ...] = ("classifier",)
     gives_tokens: bool = False
+    pools_unread: bool = False
 
 
 # ---- core models
@@ -138,7 +140,7 @@ HEADS = {
     ),
     "CLIPVisionModelWithProjection": Head("vision_model", _projection, classifiers=(), gives_tokens=True),
     "CLIPForImageClassification": Head("vision_model", _mean_logits, reads_class=False, normed=False),
-    "SiglipForImageClassification": Head("vision_model", _mean_logits, reads_class=False),
+    "SiglipForImageClassification": Head("vision_model", _mean_logits, reads_class=False, pools_unread=True),
 }
 """By the name of the class."""
 
