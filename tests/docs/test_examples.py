@@ -14,6 +14,9 @@ ARGUMENTS = {
     "easy_and_crowded.py": ["."],
     "your_own_scorer.py": [],
     "clip_zero_shot.py": ["a.jpg"],
+    "huggingface_classifier.py": ["a.jpg"],
+    "dino_retrieval.py": [],
+    "vision_language.py": [],
 }
 
 
