@@ -59,7 +59,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "custom, qk norm": {"qk_norm": True},
     "custom, scales": {"scale_heads": True, "scale_attn": True, "scale_attn_inner": True, "scale_fc": True},
 }
-FEW = ("plain", "unpooled", "tokens too", "attentional pool", "sequence first", "custom, qk norm")
 
 
 @cache

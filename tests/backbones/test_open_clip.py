@@ -10,7 +10,6 @@ import pytest
 import torch
 from open_clip_models import (
     BUDGET,
-    FEW,
     MODELS,
     SMALL,
     START,
@@ -30,7 +29,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from patchlife import LifeConfig, flops, wrap
-from patchlife.errors import ConfigError
+from patchlife.errors import ConfigError, UnsupportedModelError
 from patchlife.slimming.regressor import LifeRegressor
 
 
@@ -199,6 +198,8 @@ def step(model: Any, vit: Any, images: Tensor) -> tuple[Any, dict[str, Tensor | 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_at_budget_one_equals_a_step_of_the_model(name: str, checkpointing: bool, trained: bool) -> None:
     """With a trained scorer, open_clip's forward runs with other modules in the places of its blocks."""
+    if checkpointing and name.startswith("custom"):
+        pytest.skip("open_clip cannot checkpoint these blocks: it calls them with too many arguments")
     vit, images = fresh(name).train(), photos(name)
     if name == "patch dropout":
         assert far_apart(vit(images), vit(images))
@@ -237,6 +238,19 @@ def test_a_step_below_budget_one() -> None:
     again, checkpointed = step(model, vit, images)
     assert_close(again, output)
     assert all(torch.allclose(g, checkpointed[n], atol=1e-6) for n, g in gradients.items() if g is not None)
+
+
+def test_settings_of_the_model_are_settings_of_the_slimmed_model() -> None:
+    vit, images = fresh("plain"), photos("plain")
+    model = slim("plain", vit=vit)
+    pooled = model(images)
+    model.output_tokens = True
+    assert vit.output_tokens
+    both = model(images)
+    assert torch.equal(both[0], pooled)
+    assert both[1].shape == vit(images)[1].shape == (3, 36, 48)
+    with pytest.raises(UnsupportedModelError, match="has no classifier"):
+        model.reset_classifier(5)
 
 
 # ---- precision, copies, compilation
