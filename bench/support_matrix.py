@@ -73,7 +73,7 @@ def page(text: str, support: Support, models: Mapping[str, Mapping[str, Any]]) -
     """``text`` of the page with the tables replaced. ``models``: description of each family, by library."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    tables = [_table(library, families, models[library]) for library, families in support.items()]
+    tables = [_table(library, support[library], models[library]) for library in models if library in support]
     return before + BEGIN + "\n".join(tables) + END + after
 
 
