@@ -214,3 +214,27 @@ def test_offloaded_models_are_refused() -> None:
     accelerate.cpu_offload(vit, execution_device=torch.device("cpu"))
     with pytest.raises(UnsupportedModelError, match="offloaded or dispatched over devices by accelerate"):
         model(photos("plain"))
+
+
+def test_sharded_blocks_are_those_of_the_model() -> None:
+    """fully_shard changes the classes of the blocks, and shards the weights that the scorer reads."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    vit, images = fresh("plain").train(), photos("plain")
+    model = slim("plain", "fixed, merge", vit)
+    expected = model(images)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for block in vit.transformer.resblocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        with torch.enable_grad():
+            output = model(images)
+            output.square().sum().backward()
+        assert_close(output.detach(), expected)
+        assert all(parameter.grad is not None for parameter in model.parameters())
+    finally:
+        dist.destroy_process_group()

@@ -58,10 +58,10 @@ def test_zero_shot_classification() -> None:
     assert_close(other.visual.output(IMAGES), other.encode_image(IMAGES))
 
 
-def test_a_coca_model() -> None:
+def small_coca() -> Any:
     multimodal = {"width": 24, "heads": 2, "layers": 1, "context_length": 76, "vocab_size": 49408}
     vision = {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 4, "output_tokens": True}
-    clip = liven(
+    return liven(
         open_clip.CoCa(
             24,
             multimodal_cfg=multimodal,
@@ -69,7 +69,10 @@ def test_a_coca_model() -> None:
             vision_cfg={"layers": 5, "width": 48, "head_width": 12, "patch_size": 8, "image_size": 48, **vision},
         )
     ).eval()
-    texts = tokens([*TEXTS, "a bird"])[:, :76]
+
+
+def test_a_coca_model() -> None:
+    clip, texts = small_coca(), tokens([*TEXTS, "a bird"])[:, :76]
     expected = clip(IMAGES, texts)
     assert_close(slimmed(clip, 1.0)(IMAGES, texts), expected)
     actual = slimmed(clip, BUDGET)(IMAGES, texts)
@@ -190,6 +193,7 @@ REFUSED = {
         lambda: small_clip(kind=open_clip.CustomTextCLIP),
         r"one inside a CustomTextCLIP: .*model\.visual",
     ),
+    "coca": (small_coca, r"one inside a CoCa: .*model\.visual"),
     "resnet": (resnet, "got ModifiedResNet: it is a convolutional network"),
     "text": (lambda: small_clip(kind=open_clip.CustomTextCLIP).text, "got TextTransformer: it has no patches"),
     "scaled cosine": (scaled_cosine, r"resblocks\.0\.attn uses scaled_cosine_attn"),

@@ -47,6 +47,7 @@ def slots(kind: Any, depth: int, run: RunOnce) -> nn.ModuleList:
 
 @functools.cache  # making a class takes longer than the rest of a call
 def _slot_class(kind: Any) -> Any:
+    kind = next(k for k in kind.__mro__ if "FSDPModule" not in (base.__name__ for base in k.__mro__))  # not sharded
     return type(kind.__name__, (kind,), {"forward": _slot_forward})
 
 
