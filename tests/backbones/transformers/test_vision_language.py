@@ -118,16 +118,19 @@ def test_at_budget_one_logits_and_generation_do_not_change(name: str, attention:
     assert (of_found - of_tokens).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_projector_reads_patches_in_grid_order_and_dropped_ones_at_their_last_state(name: str, mode: str) -> None:
-    model, given = fresh(name), inputs(name)
+def test_the_projector_reads_patches_in_grid_order_and_dropped_ones_at_their_last_state(
+    name: str, mode: str, attention: str
+) -> None:
+    model, given = fresh(name, attention), inputs(name)
     tower = slimmed(name, model, GivenScores(), mode=mode, merge=False)
     life = tower.lives(given["pixel_values"].flatten(0, -4)).life
     assert len(life.unique()) >= 3
     assert (mode == "fixed") == bool((life.sum(1) == life.sum(1)[0]).all())
     logits, tokens = read_by_the_projector(model, given)
-    reference = fresh(name)
+    reference = fresh(name, attention)
     with dropping(tower_of(name, reference), life):
         expected_logits, expected = read_by_the_projector(reference, given)
     assert tokens.shape == expected.shape
