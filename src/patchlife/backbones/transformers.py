@@ -91,11 +91,16 @@ _LAYER_NAMES: Names = (  # after the names of lists of layers were replaced by "
     (r"^pre_layrnorm\.", "norm_pre."),
     (r"^(layernorm|post_layernorm)\.", "norm."),
     (r"^head\.probe$", "attn_pool.latent"),
-    (r"^head\.attention\.in_proj_", "attn_pool.in_proj_"),
+    (r"^head\.attention\.in_proj_", "attn_pool.qkv."),  # two weights in timm, see `_split`
     (r"^head\.attention\.out_proj\.", "attn_pool.proj."),
     (r"^head\.layernorm\.", "attn_pool.norm."),
     (r"^head\.mlp\.", "attn_pool.mlp."),
 )
+_EVA_NAMES: Names = (  # timm's Eva has a name of its own for these
+    (r"layer_scale(\d)\.lambda1", r"gamma_\1"),
+    (r"attention\.([qkv])_proj\.bias$", r"attn.\1_bias"),
+)
+_EVA_GATED_NAMES: Names = ((r"mlp\.gate_proj\.", "mlp.fc1_g."), (r"mlp\.up_proj\.", "mlp.fc1_x."))
 _UNUSED = re.compile(r"(^|\.)mask_token$")  # read only where patches are masked, in pre-training
 _HEAD_NAMES = {"classifier": "head", "cls_classifier": "head", "distillation_classifier": "head_dist"}
 _HEAD_NAMES["visual_projection"] = "head"
@@ -115,7 +120,7 @@ def _siglip_head(core: Any, x: Tensor) -> Tensor:
 
 _VIT = Core("layers", "layernorm", _vit_pooler, (("^layers", "blocks"), *_LAYER_NAMES))
 _DINOV2 = Core("encoder.layer", "layernorm", _first, ((r"^encoder\.layer", "blocks"), *_LAYER_NAMES))
-_DINOV3 = Core("model.layer", "norm", _first, ((r"^model\.layer", "blocks"), *_LAYER_NAMES), kind="Eva")
+_DINOV3 = Core("model.layer", "norm", _first, ((r"^model\.layer", "blocks"), *_EVA_NAMES, *_LAYER_NAMES), kind="Eva")
 _ENCODER: Names = ((r"^encoder\.layers", "blocks"), *_LAYER_NAMES)
 CORES = {
     "ViTModel": _VIT,
@@ -452,6 +457,8 @@ class TransformersBackbone(Backbone):
     def shared_names(self, weights: Mapping[str, Any]) -> dict[str, list[Any]]:
         """The weights under timm's names; q, k and v are parts of one weight, as are the halves of a gated MLP."""
         core = f"{self._head.core}." if self._head is not None else ""
+        gated = getattr(self.core.config, "use_gated_mlp", False)  # of DINOv3
+        patterns = (*_EVA_GATED_NAMES, *self._kind.names) if gated else self._kind.names
         found: dict[str, dict[str, Any]] = {}
         for name, weight in weights.items():
             if _UNUSED.search(name):
@@ -461,19 +468,20 @@ class TransformersBackbone(Backbone):
                 found.setdefault(f"{head}.{name.partition('.')[2]}", {})[name] = weight
                 continue
             shared = name.removeprefix(core)
-            for pattern, replacement in self._kind.names:
+            for pattern, replacement in patterns:
                 shared = re.sub(pattern, replacement, shared)
-            found.setdefault(shared, {})[name] = _shaped(shared, weight)
+            for part, value in _split(shared, weight).items():
+                found.setdefault(part, {})[name] = _shaped(part, value)
         return {name: [parts[own] for own in sorted(parts, key=_part)] for name, parts in found.items()}
 
     def reset_classifier(self, num_classes: int) -> None:
         """New classifiers with random weights. Raises UnsupportedModelError for models without one."""
         if self._head is None or not self._head.classifiers:
             raise UnsupportedModelError(f"{type(self.model).__name__} has no classifier that could be replaced")
+        width = self.dim * (2 if self._head.pool == "class and avg" else 1)
         for name in self._head.classifiers:
-            old = getattr(self.model, name)
-            new = nn.Linear(old.in_features, num_classes).to(next(self.model.parameters()))
-            setattr(self.model, name, new)
+            new = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+            setattr(self.model, name, new.to(next(self.model.parameters())))
         self.model.config.num_labels = self.model.num_labels = num_classes
 
 
@@ -554,6 +562,14 @@ def _shaped(name: str, weight: Any) -> Any:
         if name == "cls_token" and weight.ndim == 1:
             return weight[None, None]
     return weight
+
+
+def _split(name: str, weight: Any) -> dict[str, Any]:
+    """A weight by its names in timm, where the projections of the pooling head's query and of its keys are apart."""
+    if not name.startswith("attn_pool.qkv.") or not isinstance(weight, Tensor):
+        return {name: weight}
+    q, k_and_v = weight.split((len(weight) // 3, 2 * len(weight) // 3))
+    return {name.replace("qkv", "q"): q, name.replace("qkv", "kv"): k_and_v}
 
 
 def _part(name: str) -> int:
