@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from converted import PAIRS, output, pair
+from converted import PAIRS, output, pair, to_vit
 from families import photos
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from patchlife.backbones.weight_delta import (
     revert_delta,
 )
 from patchlife.errors import AdapterError
+from patchlife.runtime.demo_model import demo_backbone, demo_folder
 from patchlife.slimming.regressor import LifeRegressor
 
 CONFIG = LifeConfig(budget=0.7, start=2, drops=(2, 3))
@@ -212,3 +213,15 @@ def test_a_whole_pooling_head_crosses(tmp_path: Path) -> None:
         "weight_delta.attn_pool.kv.weight.whole"
     }
     assert_equal_outputs(loaded, model)
+
+
+def test_the_adapter_of_the_demo_crosses() -> None:
+    vit = demo_backbone()
+    settings = {"hidden_size": 112, "num_hidden_layers": 12, "num_attention_heads": 4, "intermediate_size": 448}
+    model = to_vit(vit, **settings, image_size=112, patch_size=8)
+    one, other = (patchlife.load(demo_folder() / "adapter", side) for side in (vit, model))
+    draw = torch.Generator().manual_seed(0)
+    batch = torch.randn(4, 3, 112, 112, generator=draw)
+    for mode in ("fixed", "adaptive"):
+        a, b = (side.set_mode(mode).set_budget(0.5).output(batch) for side in (one, other))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
