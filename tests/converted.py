@@ -62,6 +62,11 @@ _SIGLIP = (
     (r"^attn_pool\.norm\.", "head.layernorm."),
     (r"^attn_pool\.mlp\.", "head.mlp."),
 )
+_CLIP = (
+    *_SIGLIP,
+    (r"^cls_token$", "embeddings.class_embedding"),
+    (r"^norm_pre\.", "pre_layrnorm."),
+)
 _DINOV3 = (
     (r"^patch_embed\.proj\.", "embeddings.patch_embeddings."),
     (r"^cls_token$", "embeddings.cls_token"),
@@ -151,6 +156,16 @@ def to_siglip(vit: nn.Module, **settings: Any) -> Any:
     return _loaded(transformers.SiglipVisionModel(config), _to_siglip(vit.state_dict()))
 
 
+def to_clip(vit: nn.Module, **settings: Any) -> Any:
+    """``CLIPVisionModel``, whose class token and table of positions have no batch dimension."""
+    weights = _renamed(vit.state_dict(), _CLIP)
+    for name in ("embeddings.class_embedding", "embeddings.position_embedding.weight"):
+        weights[name] = weights[name].squeeze(0)
+    weights["embeddings.class_embedding"] = weights["embeddings.class_embedding"][0]
+    config = transformers.CLIPVisionConfig(**settings, layer_norm_eps=1e-5, hidden_act="gelu")
+    return _loaded(transformers.CLIPVisionModel(config), weights)
+
+
 def to_siglip_classifier(vit: nn.Module, **settings: Any) -> Any:
     """``SiglipForImageClassification``, which classifies the mean of the patches."""
     vision = {**settings, "layer_norm_eps": 1e-6, "hidden_act": "gelu", "vision_use_head": False}
@@ -183,6 +198,7 @@ PAIRS = {
     "deit-distilled": ("deit_tiny_distilled_patch16_224", {}, to_deit_distilled),
     "dinov2": ("vit_small_patch14_dinov2", _NO_CLASSES, to_dinov2),
     "dinov2-swiglu": ("vit_giant_patch14_dinov2", {**_NO_CLASSES, "mlp_ratio": 256 / 48}, to_dinov2),
+    "clip": ("vit_base_patch16_clip_224", _NO_CLASSES, to_clip),
     "siglip": ("vit_base_patch16_siglip_224", _NO_CLASSES, to_siglip),
     "siglip-classifier": ("vit_base_patch16_siglip_gap_224", {}, to_siglip_classifier),
     "dinov3": ("vit_small_patch16_dinov3_qkvb", _TOKEN, to_dinov3),
