@@ -106,6 +106,10 @@ def test_the_lines_that_load_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ("origin", "expected"),
     [
         (Origin("hf-hub:someone/vit", pretrained=True), "someone/vit"),
+        (Origin("hf-hub:someone/vit@v1", pretrained=True), "someone/vit"),
+        (Origin("hf:someone/vit", pretrained=True), "someone/vit"),
+        (Origin("open_clip:ViT-B-32/openai", pretrained=True), None),
+        (Origin("local-dir:some/folder", pretrained=True), None),
         (Origin("vit_tiny_patch16_224", pretrained=True), "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
         (Origin("vit_tiny_patch16_224", checkpoint="vit.safetensors"), None),
         (None, None),

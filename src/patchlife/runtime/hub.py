@@ -26,7 +26,6 @@ from torch import nn
 
 from ..adapters import load, read_adapter, save
 from ..adapters.format import FILES
-from ..backbones import source_of
 from ..data import Preprocess, read_photo
 from ..errors import AdapterError, ConfigError, PatchLifeError
 from ..io.files import check_sums
@@ -203,7 +202,7 @@ def _without_local_paths(model: SlimModel) -> Iterator[None]:
     """Within it, the model records nothing of this machine: a file or folder of weights means nothing elsewhere."""
     own = {name: model.__dict__[name] for name in ("origin", "base", "delta")}
     if model.origin is not None:
-        local = source_of(model.origin.model) == "local-dir"
+        local = is_path(model.origin.model.partition(":")[2])  # local-dir:FOLDER
         model.origin = None if local else dataclasses.replace(model.origin, checkpoint=None)
     model.base = _without_path(model.base)
     if model.delta is not None:

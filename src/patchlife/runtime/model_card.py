@@ -97,9 +97,14 @@ def cost_table(model: SlimModel, measured: Results) -> list[Row]:
 def base_model_of(model: SlimModel) -> str | None:
     """Name of the backbone's repository on the hub, if the model came from there."""
     origin = model.origin
-    if origin is not None and origin.pretrained and not origin.model.startswith(("hf-hub:", "hf_hub:")):
-        return (getattr(model.wrapped, "pretrained_cfg", None) or {}).get("hf_hub_id")
-    name = origin.model.partition(":")[2] if origin is not None else model.backbone.name
+    if origin is None:
+        name = model.backbone.name
+    elif ":" in origin.model:  # hf-hub:ORG/NAME, perhaps with a revision
+        name = origin.model.partition(":")[2].partition("@")[0]
+        name = name if origin.model.lower().startswith("hf") else ""
+    else:  # a name of timm, whose weights are on the hub too
+        cfg = getattr(model.wrapped, "pretrained_cfg", None) if origin.pretrained else None
+        name = (cfg or {}).get("hf_hub_id") or ""
     return name if _HUB_NAME.fullmatch(name) and not is_path(name) else None
 
 
