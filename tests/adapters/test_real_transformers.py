@@ -80,14 +80,10 @@ def test_the_model_gives_timms_answers(models: tuple[Any, Any], few: list[Tensor
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("adapter", [None, "adapter"])
-def test_all_photos_have_timms_answers(models: tuple[Any, Any], shared: Path, adapter: str | None) -> None:
+def test_all_photos_have_timms_answers(models: tuple[Any, Any], shared: Path) -> None:
     paths = photos_of(shared, 1)
     batches = read(paths)
-    if adapter is None:
-        one, other = (patchlife.wrap(side, LifeConfig()).calibrate(batches[::4]) for side in models)
-    else:
-        one, other = (patchlife.load(ADAPTERS / adapter, side) for side in models)
+    one, other = (patchlife.wrap(side, LifeConfig()).calibrate(batches[::4]) for side in models)
     assert sum(map(len, batches)) == 1000
     assert_same_answers(one, other, batches, imagenet_labels().classes_of(paths))
 
