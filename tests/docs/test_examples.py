@@ -9,7 +9,14 @@ import pytest
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ARGUMENTS = {"slim_your_vit.py": ["a.jpg"], "easy_and_crowded.py": ["."], "your_own_scorer.py": []}
+ARGUMENTS = {
+    "slim_your_vit.py": ["a.jpg"],
+    "easy_and_crowded.py": ["."],
+    "your_own_scorer.py": [],
+    "huggingface_classifier.py": ["a.jpg"],
+    "dino_retrieval.py": [],
+    "vision_language.py": [],
+}
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
