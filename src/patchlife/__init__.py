@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .adapters import save as save
     from .config import LifeConfig as LifeConfig
     from .errors import PatchLifeError as PatchLifeError
+    from .runtime import from_hub as from_hub
+    from .runtime import push_to_hub as push_to_hub
     from .slimming import Flops as Flops
     from .slimming import Lives as Lives
     from .slimming import Plan as Plan
@@ -34,7 +36,9 @@ _MODULES = {
     "SlimModel": "slimming",
     "draw": "visual",
     "flops": "slimming",
+    "from_hub": "runtime",
     "load": "adapters",
+    "push_to_hub": "runtime",
     "save": "adapters",
     "wrap": "slimming",
 }

@@ -35,7 +35,7 @@ class CheckpointError(PatchLifeError):
 
 
 class AdapterError(PatchLifeError):
-    """An adapter that is damaged, incomplete, or made for another backbone."""
+    """An adapter that is damaged, incomplete, made for another backbone, or not available from the hub."""
 
 
 class ExportError(PatchLifeError):

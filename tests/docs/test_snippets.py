@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from local_hub import local_hub
 from PIL import Image
 from safetensors.torch import save_file
 from versions import needs_timm
@@ -35,7 +36,8 @@ def files_of_the_pages(tmp_path, monkeypatch):
     torch.manual_seed(0)
     save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "vit_tiny.safetensors")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with local_hub(tmp_path / "cache"):
+        yield tmp_path
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: str(p.relative_to(ROOT)))

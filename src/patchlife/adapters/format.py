@@ -17,13 +17,15 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..errors import AdapterError
-from ..io.files import check_sums, read_consistently, recover, replace_folder
+from ..io.files import SUMS, check_sums, read_consistently, recover, replace_folder
 from ..version import __version__
 
-__all__ = ["FORMAT", "check_free", "read_adapter", "under", "write_adapter"]
+__all__ = ["FILES", "FORMAT", "check_free", "read_adapter", "under", "write_adapter"]
 
 FORMAT = 3
 _JSON, _TENSORS = "adapter.json", "adapter.safetensors"
+FILES = (_JSON, _TENSORS, SUMS)
+"""Names of the files of an adapter."""
 
 
 def write_adapter(folder: Path, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:

@@ -139,17 +139,19 @@ class Description(Backbone):
 
     def shared_names(self, weights: Mapping[str, Any]) -> dict[str, list[Any]]:
         """The weights under timm's names; q, k and v are parts of one weight, as are the halves of a gated MLP."""
-        return shared_names(weights, "" if self._head is None else self._head.core)
+        gated = getattr(self.core.config, "use_gated_mlp", False)
+        core = "" if self._head is None else self._head.core
+        return shared_names(weights, core, eva=self._kind.kind == "Eva", gated=gated)
 
     def reset_classifier(self, num_classes: int) -> None:
         """New classifiers with random weights. Raises UnsupportedModelError for models without one."""
-        names = self._head.classifiers if self._head is not None else ()
-        old = [getattr(self.model, name) for name in names]
-        if not all(hasattr(classifier, "in_features") for classifier in old) or not old:
+        if self._head is None or not self._head.classifiers:
             raise UnsupportedModelError(f"{type(self.model).__name__} has no classifier that could be replaced")
-        for name, classifier in zip(names, old, strict=True):
-            new = nn.Linear(classifier.in_features, num_classes).to(next(self.model.parameters()))
-            setattr(self.model, name, new.train(classifier.training))
+        width = self.dim * (2 if self._head.pool == "class and avg" else 1)
+        for name in self._head.classifiers:
+            new = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+            old = getattr(self.model, name)
+            setattr(self.model, name, new.to(next(self.model.parameters())).train(old.training))
         self.model.config.num_labels = self.model.num_labels = num_classes
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 __all__ = ["shared_names"]
 
+Patterns = tuple[tuple[str, str], ...]
+
 _CORE_NAMES = (  # (regular expression, replacement), applied in this order
     (r"^(layers|encoder\.layers?|model\.layer)\.", "blocks."),
     (r"(layernorm_before|layer_norm1)", "norm1"),
@@ -28,11 +30,16 @@ _CORE_NAMES = (  # (regular expression, replacement), applied in this order
     (r"^pre_layrnorm\.", "norm_pre."),
     (r"^(layernorm|post_layernorm)\.", "norm."),
     (r"^head\.probe$", "attn_pool.latent"),
-    (r"^head\.attention\.in_proj_", "attn_pool.in_proj_"),
+    (r"^head\.attention\.in_proj_", "attn_pool.qkv."),  # two weights in timm, see `_split`
     (r"^head\.attention\.out_proj\.", "attn_pool.proj."),
     (r"^head\.layernorm\.", "attn_pool.norm."),
     (r"^head\.mlp\.", "attn_pool.mlp."),
 )
+_EVA_NAMES = (  # timm's Eva has other names for these; applied first
+    (r"layer_scale(\d)\.lambda1", r"gamma_\1"),
+    (r"attention\.([qkv])_proj\.bias$", r"attn.\1_bias"),
+)
+_EVA_GATED_NAMES = ((r"mlp\.gate_proj\.", "mlp.fc1_g."), (r"mlp\.up_proj\.", "mlp.fc1_x."))
 _HEAD_NAMES = {
     "classifier": "head",
     "cls_classifier": "head",
@@ -43,27 +50,40 @@ _UNUSED = re.compile(r"(^|\.)mask_token$")  # read only where patches are masked
 _PARTS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # in the order in which they form a weight
 
 
-def shared_names(weights: Mapping[str, Any], core: str) -> dict[str, list[Any]]:
+def shared_names(weights: Mapping[str, Any], core: str, eva: bool, gated: bool) -> dict[str, list[Any]]:
     """As `Backbone.shared_names`; q, k and v are parts of one weight, as are the halves of a gated MLP.
 
-    ``core`` is the name of the core inside the model; empty for a core itself.
+    Args:
+        weights: by the names of transformers.
+        core: name of the core inside the model; empty for a core itself.
+        eva: whether timm's class of this model is ``Eva``.
+        gated: whether the MLPs of an ``Eva`` are gated.
     """
+    patterns = (*(_EVA_NAMES * eva), *(_EVA_GATED_NAMES * (eva and gated)), *_CORE_NAMES)
     found: dict[str, dict[str, Any]] = {}
     for name, weight in weights.items():
         if not _UNUSED.search(name):
-            shared = _shared_name(name, f"{core}." if core else "")
-            found.setdefault(shared, {})[name] = _shaped(shared, weight)
+            for shared, value in _split(_shared_name(name, f"{core}." if core else "", patterns), weight).items():
+                found.setdefault(shared, {})[name] = _shaped(shared, value)
     return {name: [parts[own] for own in sorted(parts, key=_part)] for name, parts in found.items()}
 
 
-def _shared_name(name: str, core: str) -> str:
+def _shared_name(name: str, core: str, patterns: Patterns) -> str:
     outer, _, rest = name.partition(".")
     if core and not name.startswith(core) and outer in _HEAD_NAMES:
         return f"{_HEAD_NAMES[outer]}.{rest}"
     name = name.removeprefix(core)
-    for pattern, replacement in _CORE_NAMES:
+    for pattern, replacement in patterns:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def _split(name: str, weight: Any) -> dict[str, Any]:
+    """A weight by its names in timm, where the projections of the pooling head's query and of its keys are apart."""
+    if not name.startswith("attn_pool.qkv.") or not isinstance(weight, Tensor):
+        return {name: weight}
+    q, k_and_v = weight.split((len(weight) // 3, 2 * len(weight) // 3))
+    return {name.replace("qkv", "q"): q, name.replace("qkv", "kv"): k_and_v}
 
 
 def _shaped(name: str, weight: Any) -> Any:

@@ -4,6 +4,7 @@ from .bundle import Bundle
 from .compiled import CompiledBudgets
 from .engine import Engine, Output, eager_engine
 from .experimental_compiled_adaptive import ExperimentalCompiledAdaptive
+from .hub import download_adapter, from_hub, push_to_hub
 from .metadata import Metadata
 from .open_file import open_engine
 
@@ -14,6 +15,9 @@ __all__ = [
     "ExperimentalCompiledAdaptive",
     "Metadata",
     "Output",
+    "download_adapter",
     "eager_engine",
+    "from_hub",
     "open_engine",
+    "push_to_hub",
 ]
