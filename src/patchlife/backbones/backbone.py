@@ -133,6 +133,11 @@ class Backbone(nn.Module):
         """The library's name of the architecture; empty if it is not known. For people only."""
 
     @property
+    def multi_label(self) -> bool:
+        """Whether an image can be of several classes, so that probabilities are sigmoids of the logits."""
+        return False
+
+    @property
     @abstractmethod
     def label_names(self) -> tuple[str, ...]:
         """Names of the classes; empty if the model does not have them."""
@@ -159,6 +164,11 @@ class Backbone(nn.Module):
     @abstractmethod
     def image_size(self) -> tuple[int, int]:
         """Image size (height, width) in pixels that the model is built for."""
+
+    @property
+    def trained_size(self) -> tuple[int, int]:
+        """Image size (height, width) in pixels of the position embeddings, which are interpolated for `image_size`."""
+        return self.image_size
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -172,6 +172,8 @@ HEADS = {
 
 SUPPORTED = ", ".join((*CORES, *HEADS))
 
+_IMAGE_SIZE = "patchlife_image_size"  # attribute of a model: copies of the model and new backbones have it too
+
 _REFUSED = {  # by the beginning of the name of the class
     "Beit": "its relative position bias belongs to the full grid of patches",
     "Data2VecVision": "its relative position bias belongs to the full grid of patches",
@@ -266,6 +268,11 @@ class TransformersBackbone(Backbone):
         return getattr(self.model, "name_or_path", "") or type(self.model).__name__
 
     @property
+    def multi_label(self) -> bool:
+        """Whether the model was trained for several classes per image."""
+        return getattr(self.model.config, "problem_type", None) == "multi_label_classification"
+
+    @property
     def label_names(self) -> tuple[str, ...]:
         """Names of the classes in the model's settings."""
         names = self.model.config.id2label if self.num_classes else {}
@@ -295,8 +302,17 @@ class TransformersBackbone(Backbone):
 
     @property
     def image_size(self) -> Pairs:
-        """Image size (height, width) in pixels that the model is built for."""
+        """Image size (height, width) in pixels that the model is built for, or that `set_image_size` stored."""
+        return getattr(self.model, _IMAGE_SIZE, None) or self.trained_size
+
+    @property
+    def trained_size(self) -> Pairs:
+        """Image size (height, width) in pixels of the position embeddings."""
         return _pair(self.core.config.image_size)
+
+    def set_image_size(self, size: Pairs) -> None:
+        """Store another size (height, width) for schedules, FLOPs and files; positions are interpolated in `embed`."""
+        setattr(self.model, _IMAGE_SIZE, size)
 
     @property
     def any_size(self) -> bool:
@@ -354,7 +370,7 @@ class TransformersBackbone(Backbone):
             )
         images = images.to(self.dtype)
         arguments: dict[str, Any] = {}
-        if size != self.image_size and not (self._rotary or type(core).__name__.startswith("Dinov2")):
+        if size != self.trained_size and not (self._rotary or type(core).__name__.startswith("Dinov2")):
             arguments["interpolate_pos_encoding"] = True
         if "MAE" in type(core).__name__:  # noise in rising order: patches stay in grid order
             count = (size[0] // self.patch_size[0]) * (size[1] // self.patch_size[1])

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ..config import ClassOrder, EngineName, ModelConfig, RunConfig
+from ..config import ClassOrder, EngineName, ModelConfig, Precision, RunConfig
 from ..data import PHOTO_SUFFIXES, by_suffix, list_photos
 from ..errors import ConfigError
 from ..extras import require_engine, require_export
@@ -28,6 +28,7 @@ __all__ = [
     "progress",
     "say",
     "say_left_out",
+    "size_note",
 ]
 
 T = TypeVar("T")
@@ -38,21 +39,26 @@ def say(text: str) -> None:
     print(f"patchlife: {text}", file=sys.stderr)
 
 
-def check_engine(model: str, engine: EngineName | None, trust: bool) -> None:
-    """Check MODEL, --engine and --trust against each other, and that the needed packages are installed.
+def check_engine(model: str, engine: EngineName | None, trust: bool, dtype: Precision = "float32") -> None:
+    """Check MODEL, --engine, --trust and --dtype against each other, and that the needed packages are installed.
 
     Args:
         model: the MODEL argument.
         engine: the --engine option.
         trust: the --trust option.
+        dtype: the --dtype option.
 
     Raises:
-        ConfigError: --engine with an exported MODEL, or --trust with any other MODEL.
+        ConfigError: --engine or --dtype with an exported MODEL, or --trust with any other MODEL.
         MissingExtraError: a package is not installed; the message says how to install it.
     """
     if is_exported(model):
         if engine:
             raise ConfigError(f"{model} is an exported model, which is run by the engine of its format; drop --engine")
+        if dtype != "float32":
+            raise ConfigError(
+                f"{model} is an exported model, which runs in its own number format; remove --dtype {dtype}"
+            )
         require_engine(_kind_of(Path(model)), f"running {model}")
     elif trust:
         raise ConfigError(f"--trust is only for exported .pt2 files, got {model}; drop --trust")
@@ -110,15 +116,29 @@ def progress(items: Iterable[T], total: int, wanted: bool | None, done: int = 0,
 
 
 def open_classifier(config: ModelConfig, run: RunConfig) -> Pipeline:
-    """Open a model on its device. Raises ConfigError if it has no classifier."""
+    """Open a model on its device, in its number format. Raises ConfigError if it has no classifier."""
     from ..runtime.opening import open_pipeline
 
-    pipeline = open_pipeline(config, run.device)
+    pipeline = open_pipeline(config, run.device, dtype=run.dtype)
+    if note := size_note(pipeline, config):
+        say(note)
     if not pipeline.labels.names:
         raise ConfigError(
             f"{pipeline.name} has no classifier; choose a model with classes (patchlife info works without)"
         )
     return pipeline
+
+
+def size_note(pipeline: Pipeline, config: ModelConfig) -> str:
+    """One sentence if the image processor of a model of transformers changed its image size; otherwise empty."""
+    backbone = pipeline.model.backbone
+    if config.image_size or backbone.image_size == backbone.trained_size:
+        return ""
+    (rows, cols), own = backbone.image_size, backbone.trained_size
+    return (
+        f"photos are resized to {rows} x {cols} pixels, as the model's image processor does; its position embeddings, "
+        f"made for {own[0]} x {own[1]}, are interpolated (--image-size {own[0]} for their own size)"
+    )
 
 
 def calibrate_if_needed(pipeline: Pipeline, photos: Sequence[Path], run: RunConfig) -> bool:

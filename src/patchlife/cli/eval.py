@@ -26,7 +26,7 @@ __all__ = ["run", "text_table"]
 
 def run(config: EvalConfig) -> int:
     """Evaluate, print a table, write a JSON file and a plot; returns the exit code."""
-    check_engine(config.model.model, config.engine, config.trust)
+    check_engine(config.model.model, config.engine, config.trust, config.run.dtype)
     plots = installed("matplotlib")
     if config.out and not plots:
         say(f"the plot is left out: {MissingExtraError('matplotlib', 'bench', 'the trade-off plot')}")

@@ -31,7 +31,7 @@ _KEY = "path"  # the first field of every record
 
 def run(config: PredictConfig) -> int:
     """Write a JSON line for each photo; returns the exit code."""
-    check_engine(config.model.model, config.engine, config.trust)
+    check_engine(config.model.model, config.engine, config.trust, config.run.dtype)
     photos = find_photos(config.paths)
     earlier = _earlier_records(config.out, config.resume)
     pipeline = _open(config)

@@ -17,6 +17,7 @@ from .training import TrainingConfig
 Device = Literal["auto", "cpu", "cuda", "mps"]
 EngineName = Literal["eager", "compile", "onnx", "openvino"]
 ClassOrder = Literal["number", "imagefolder"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,26 @@ class BackboneConfig:
     """The model and its weights.
 
     Attributes:
-        model: Name of a timm model; hf-hub:ORG/NAME; local-dir:FOLDER (a folder that timm saved, with config.json and
-            model.safetensors); the folder of an adapter; or demo, the small model that comes with patchlife.
-        checkpoint: Weights of the backbone, a safetensors file. For an adapter: the present path of that file. The
-            number of classes and the image size are read from the file.
-        pretrained: Use the weights that timm provides for this name; they are downloaded once. hf-hub: and local-dir:
-            models always bring their weights.
+        model: Name of a timm model; hf-hub:ORG/NAME (timm's models of the Hugging Face hub) or local-dir:FOLDER (saved
+            by timm); hf:ORG/NAME[@REVISION] (transformers' models of the hub) or a FOLDER that transformers saved, with
+            config.json, safetensors files and preprocessor_config.json; open_clip:ARCH/TAG, open_clip:ARCH/FILE or
+            open_clip:hf-hub:ORG/NAME; the folder of an adapter; or demo, the small model that comes with patchlife.
+        checkpoint: Weights of the backbone, a safetensors file, for a name of timm or open_clip:ARCH. For an adapter:
+            the present path of that file, or of the folder of its model. The number of classes and the image size are
+            read from the file.
+        pretrained: Use the weights that timm provides for this name; they are downloaded once. Models of a hub or
+            folder always bring their weights.
         model_args: Arguments of the timm model, such as global_pool=avg, in_chans=1 (photos are converted to grey),
             img_size=384 or img_size=256,128 (height, width). Default for an adapter: the arguments saved in it.
-        labels: Text file with the names of the classes, one per line. Default: the ImageNet names for a model of 1000
-            classes.
+        labels: Text file with the names of the classes, one per line. Default: the names that the model has, else the
+            ImageNet names for a model of 1000 classes.
         class_order: How folder names of labelled photos map to classes. number: the name is the number of the class.
             imagefolder: any names; the classes are the folders in text order (0, 1, 10, 11, 2, ...), as torchvision's
             ImageFolder numbers them in training. Default: the name is the class name or its WordNet id, or the number
             of the class if the classes have no names.
         image_size: Height and width in pixels that photos are resized to. Position embeddings are interpolated.
-            Default: the size of the checkpoint's position embeddings, or else of the model.
+            Default: the size of the model's image processor (transformers), else of the checkpoint's position
+            embeddings, else of the model.
     """
 
     model: str
@@ -73,16 +78,18 @@ class ModelConfig(BackboneConfig):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Device, batch size and photo reading.
+    """Device, number format, batch size and photo reading.
 
     Attributes:
         device: Device of the model. auto: a CUDA GPU if there is one, else the CPU.
+        dtype: Number format of weights and images. bfloat16 and float16 are for GPUs; on many CPUs they are slower.
         batch_size: Photos per batch.
         workers: Threads that read photos. Default: one per CPU core, at most 8.
         progress: Show a progress bar. Default: only on a terminal.
     """
 
     device: Device = "auto"
+    dtype: Precision = "float32"
     batch_size: int = 16
     workers: int | None = None
     progress: bool | None = None
@@ -108,7 +115,7 @@ class PredictConfig:
             bundle.
         trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
             you trust its source.
-        run: Device and batches.
+        run: Device, number format and batches.
     """
 
     model: ModelConfig
@@ -125,11 +132,12 @@ class PredictConfig:
         _check_at_least(1, top=self.top)
         if self.resume and self.out is None:
             raise ConfigError("--resume needs the file to continue, got none; give it with --out FILE")
+        _check_dtype(self.engine, self.run.dtype)
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Export a slimmed model to one file for ONNX Runtime, OpenVINO or torch, verified against the model.
+    """Export a slimmed model to one float32 file for ONNX Runtime, OpenVINO or torch, verified against the model.
 
     Attributes:
         model: Model and weights.
@@ -185,7 +193,7 @@ class DrawConfig:
         sheet: Also draw contact sheets of all life maps, each with the predicted class.
         whole: Draw the whole photo, with the part outside the model's crop dimmed.
         width: Width of a life map in pixels.
-        run: Device and batches.
+        run: Device, number format and batches.
     """
 
     model: ModelConfig
@@ -219,7 +227,7 @@ class DemoConfig:
         out: Folder for the report and its pictures; created if missing.
         rounds: Number of timing rounds; each round times the dense and the slimmed model once.
         life: How the model is slimmed.
-        run: Device and batches.
+        run: Device, number format and batches.
     """
 
     out: Path = field(default=Path("patchlife-demo"), metadata={"metavar": "FOLDER"})
@@ -229,6 +237,8 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         _check_at_least(5, rounds=self.rounds)
+        if self.run.dtype != "float32":
+            raise ConfigError(f"demo runs in float32, got --dtype {self.run.dtype}; remove --dtype")
         object.__setattr__(self, "life", _checked_life(self.life))
 
 
@@ -272,7 +282,7 @@ class EvalConfig:
         trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
             you trust its source.
         out: File for the results (JSON). If matplotlib is installed, a plot is written beside it.
-        run: Device and batches.
+        run: Device, number format and batches.
     """
 
     model: ModelConfig
@@ -301,9 +311,7 @@ class EvalConfig:
             raise ConfigError(f"--{unused[0]} has no effect in eval; give --budgets and --modes instead")
         if self.every < 1:
             raise ConfigError(f"every must be at least 1, got {self.every}")
-
-
-Precision = Literal["float32", "bfloat16", "float16"]
+        _check_dtype(self.engine, self.run.dtype)
 
 
 @dataclass(frozen=True)
@@ -382,6 +390,11 @@ def _check_at_least(minimum: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < minimum:
             raise ConfigError(f"{name} must be at least {minimum}, got {value}")
+
+
+def _check_dtype(engine: EngineName | None, dtype: Precision) -> None:
+    if dtype != "float32" and engine not in (None, "eager"):
+        raise ConfigError(f"--engine {engine} runs in float32, got --dtype {dtype}; remove one of the two")
 
 
 def _checked_life(settings: dict[str, Any]) -> dict[str, Any]:

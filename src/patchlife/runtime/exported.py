@@ -35,11 +35,13 @@ class EngineClassifier:
     Attributes:
         calibration: None, because engines run in fixed mode.
         device: the CPU, where engines expect images.
+        dtype: float32, in which engines expect images.
     """
 
     settings: LifeConfig
     calibration: Calibration | None = None
     device = torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(
         self, engine_for: Callable[[LifeConfig], Engine], config: LifeConfig, weights: dict[str, Tensor]

@@ -91,7 +91,7 @@ def _calibration_batches(
         images = batch.images[:missing]
         missing -= len(images)
         if len(images):
-            yield images.to(pipeline.device)
+            yield images.to(pipeline.device, pipeline.dtype)
         if not missing:
             return
 
@@ -112,7 +112,7 @@ def _results(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[
 
 @torch.inference_mode()
 def _run(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Prediction | Failure]:
-    logits, on_device = pipeline.model.predict(images.to(pipeline.device))
+    logits, on_device = pipeline.model.predict(images.to(pipeline.device, pipeline.dtype))
     lives = Lives(on_device.life.cpu(), on_device.kept.cpu(), on_device.score.cpu(), on_device.grid)
     probabilities = logits.float().softmax(dim=-1).cpu()
     size = (images.shape[-2], images.shape[-1])

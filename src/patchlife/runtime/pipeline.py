@@ -27,17 +27,24 @@ class Pipeline(Generic[Model]):
         model: a `SlimModel` in eval mode on its device, or an `EngineClassifier`.
         preprocess: from a photo to the model's input.
         labels: names of the classes.
+        multi_label: a photo can be of several classes: their probabilities are sigmoids of the logits, not a softmax.
     """
 
     name: str
     model: Model
     preprocess: Preprocess
     labels: Labels
+    multi_label: bool = False
 
     @property
     def device(self) -> torch.device:
         """Where the model expects images."""
         return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format in which the model expects images."""
+        return self.model.dtype
 
 
 def pick_device(device: Device) -> torch.device:

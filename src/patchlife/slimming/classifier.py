@@ -32,6 +32,10 @@ class Classifier(Protocol):
         """Where images are expected."""
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Number format in which images are expected."""
+
+    @property
     def dense_flops(self) -> float:
         """FLOPs per image of the dense model."""
 
