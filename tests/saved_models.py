@@ -47,7 +47,9 @@ def classifier(**settings: Any) -> nn.Module:
     import transformers
 
     names = dict(enumerate(NAMES))
-    config = transformers.ViTConfig(**{**SHAPE, "id2label": names, "label2id": {n: i for i, n in names.items()}} | settings)
+    config = transformers.ViTConfig(
+        **{**SHAPE, "id2label": names, "label2id": {n: i for i, n in names.items()}} | settings
+    )
     return lively(transformers.ViTForImageClassification(config))
 
 
