@@ -47,7 +47,8 @@ def open_pipeline(config: ModelConfig, device: Device = "cpu", random_weights: b
     backbone = model.backbone
     preprocess = backbone.preprocess or Preprocess(size=backbone.image_size)
     name = backbone.name or type(backbone.model).__name__
-    return Pipeline(name, model.to(torch_device).eval(), preprocess, _labels_of(backbone, config.labels))
+    labels = _labels_of(backbone, config.labels)
+    return Pipeline(name, model.to(torch_device).eval(), preprocess, labels, config.multi_label)
 
 
 # ---- the three kinds of MODEL argument
