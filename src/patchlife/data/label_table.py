@@ -43,7 +43,7 @@ def read_label_table(file: Path, photos: Sequence[Path]) -> list[LabelRow]:
         ConfigError: the file is not of this format, lists a photo twice, or has no row for a photo.
     """
     rows = list(_rows(file))
-    tables = [_by_path(rows, file.parent), _by_path(rows, Path())]
+    tables = [_by_path(rows, file.parent), {os.path.abspath(row.path): row for row in rows}]
     names = _by_name(rows)
     counts = Counter(photo.name for photo in photos)
     found, missing = [], []
