@@ -265,6 +265,13 @@ class Backbone(nn.Module):
     def classify(self, x: Tensor) -> Tensor:
         """Logits, or the embedding, from the normalised tokens (patches in any order)."""
 
+    def pooled(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch width"]:
+        """The embedding, from the normalised tokens (patches in any order): the vector that the classifier reads.
+
+        For a model without a classifier it is `classify`.
+        """
+        return self.classify(x)
+
     def output(self, images: Float[Tensor, "batch channels height width"]) -> Tensor:
         """Logits, or the embedding, of the dense model."""
         embedded = self.embed(images)

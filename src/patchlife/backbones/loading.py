@@ -19,6 +19,7 @@ from .timm_loading import build_timm, check_folder, check_timm_name
 from .transformers_loading import (
     build_transformers,
     check_transformers_name,
+    folder_of,
     is_transformers_folder,
     processor_of,
     weights_sha256,
@@ -30,6 +31,7 @@ __all__ = [
     "build",
     "check_name",
     "check_weights",
+    "local_folder",
     "preprocess_of",
     "rebuild",
     "short_name",
@@ -185,6 +187,14 @@ def check_name(model: str) -> str:
         return f"hf:{check_transformers_name(name if source else model)}"
     check_timm_name(model)
     return model
+
+
+def local_folder(model: str) -> Path:
+    """The folder of a model, or of an adapter, of the hub or of a folder, for names that start with ``hf:``.
+
+    Raises CheckpointError if there is none, or if it cannot be downloaded.
+    """
+    return folder_of(check_transformers_name(_after_colon(model)))
 
 
 # ---- the libraries

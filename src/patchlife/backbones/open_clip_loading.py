@@ -82,7 +82,7 @@ def build_open_clip(name: str, checkpoint: str | Path | None, pretrained: bool, 
     open_clip = need("open_clip", f"open_clip:{name}")
     if pretrained and "/" not in name:
         raise ConfigError(f"open_clip has several weights for {name}; give open_clip:{name}/TAG: {_tags(name)}")
-    settings, preprocessing, file = _described(open_clip, name, pretrained)
+    settings, preprocessing, own_file = _described(open_clip, name)
     vision = {**settings["vision_cfg"], "timm_model_pretrained": False}
     try:
         tower = open_clip.model._build_vision_tower(
@@ -90,7 +90,7 @@ def build_open_clip(name: str, checkpoint: str | Path | None, pretrained: bool, 
         )
     except (TypeError, RuntimeError, AssertionError) as error:
         raise UnsupportedModelError(f"open_clip:{name}: the image tower cannot be built: {error}") from None
-    file = checkpoint or file
+    file = checkpoint or own_file
     if file is not None:
         load_weights(tower, _tower_weights(read_weights(file), tower), file)
     tower = _vision_transformer(tower, name)
@@ -103,7 +103,7 @@ def build_open_clip(name: str, checkpoint: str | Path | None, pretrained: bool, 
 # ---- where the model is described
 
 
-def _described(open_clip: Any, name: str, pretrained: bool) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
+def _described(open_clip: Any, name: str) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
     """(settings of the model, its preprocessing, file of its weights if ``name`` says where they are)."""
     if name.startswith((_HUB, _FOLDER)):
         label = f"open_clip:{name}"

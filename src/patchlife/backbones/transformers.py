@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -51,6 +51,10 @@ class Core:
     reads_class: bool = True
 
 
+def _first(_: Any, x: Tensor) -> Tensor:
+    return x[:, 0]
+
+
 @dataclass(frozen=True)
 class Head:
     """A class of models with a core inside.
@@ -60,6 +64,7 @@ class Head:
         output: from the model and the core's normalised tokens to logits or an embedding.
         reads_class: whether ``output`` reads prefix tokens only.
         pool: timm's name of the pooling.
+        pooled: from the core and its normalised tokens to the vector that the classifier reads.
         normed: whether the core's final norm is applied before ``output``.
         classifiers: names of the classifiers.
     """
@@ -68,6 +73,7 @@ class Head:
     output: Callable[[Any, Any, Tensor], Tensor]
     reads_class: bool = True
     pool: str = "avg"
+    pooled: Callable[[Any, Tensor], Tensor] = _first
     normed: bool = True
     classifiers: tuple[str, ...] = ("classifier",)
 
@@ -99,10 +105,6 @@ _LAYER_NAMES: Names = (  # after the names of lists of layers were replaced by "
 _UNUSED = re.compile(r"(^|\.)mask_token$")  # read only where patches are masked, in pre-training
 _HEAD_NAMES = {"classifier": "head", "cls_classifier": "head", "distillation_classifier": "head_dist"}
 _HEAD_NAMES["visual_projection"] = "head"
-
-
-def _first(_: Any, x: Tensor) -> Tensor:
-    return x[:, 0]
 
 
 def _vit_pooler(core: Any, x: Tensor) -> Tensor:
@@ -141,32 +143,46 @@ def _teacher_logits(model: Any, _: Any, x: Tensor) -> Tensor:
     return (model.cls_classifier(x[:, 0]) + model.distillation_classifier(x[:, 1])) / 2
 
 
-def _dinov2_logits(model: Any, core: Any, x: Tensor) -> Tensor:
+def _class_and_distillation(_: Any, x: Tensor) -> Tensor:
+    return (x[:, 0] + x[:, 1]) / 2  # each has its own classifier; timm's embedding of such models is the mean, too
+
+
+def _class_and_patches(core: Any, x: Tensor) -> Tensor:
     patches = x[:, 1 + getattr(core.config, "num_register_tokens", 0) :]
-    return model.classifier(torch.cat((x[:, 0], patches.mean(dim=1)), dim=1))
+    return torch.cat((x[:, 0], patches.mean(dim=1)), dim=1)
+
+
+def _dinov2_logits(model: Any, core: Any, x: Tensor) -> Tensor:
+    return model.classifier(_class_and_patches(core, x))
+
+
+def _patches(core: Any, x: Tensor) -> Tensor:
+    return x[:, _prefix(core) :].mean(dim=1)
 
 
 def _mean_logits(model: Any, core: Any, x: Tensor) -> Tensor:
-    return model.classifier(x[:, _prefix(core) :].mean(dim=1))
+    return model.classifier(_patches(core, x))
 
 
 def _projection(model: Any, _: Any, x: Tensor) -> Tensor:
     return model.visual_projection(x[:, 0])
 
 
+_DINOV2_HEAD = Head("dinov2", _dinov2_logits, reads_class=False, pool="class and avg", pooled=_class_and_patches)
 HEADS = {
     "ViTForImageClassification": Head("vit", _class_logits),
     "DeiTForImageClassification": Head("deit", _class_logits),
     "DeiTForImageClassificationWithTeacher": Head(
-        "deit", _teacher_logits, classifiers=("cls_classifier", "distillation_classifier")
+        "deit",
+        _teacher_logits,
+        pooled=_class_and_distillation,
+        classifiers=("cls_classifier", "distillation_classifier"),
     ),
-    "Dinov2ForImageClassification": Head("dinov2", _dinov2_logits, reads_class=False, pool="class and avg"),
-    "Dinov2WithRegistersForImageClassification": Head(
-        "dinov2_with_registers", _dinov2_logits, reads_class=False, pool="class and avg"
-    ),
+    "Dinov2ForImageClassification": _DINOV2_HEAD,
+    "Dinov2WithRegistersForImageClassification": replace(_DINOV2_HEAD, core="dinov2_with_registers"),
     "CLIPVisionModelWithProjection": Head("vision_model", _projection, classifiers=()),
-    "CLIPForImageClassification": Head("vision_model", _mean_logits, reads_class=False, normed=False),
-    "SiglipForImageClassification": Head("vision_model", _mean_logits, reads_class=False),
+    "CLIPForImageClassification": Head("vision_model", _mean_logits, reads_class=False, pooled=_patches, normed=False),
+    "SiglipForImageClassification": Head("vision_model", _mean_logits, reads_class=False, pooled=_patches),
 }
 """By the name of the class."""
 
@@ -410,6 +426,12 @@ class TransformersBackbone(Backbone):
         if self._head is not None:
             return self._head.output(self.model, self.core, x)
         return self._kind.pool(self.core, x)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """The vector that the classifier reads; with two classifiers, the mean of the two vectors."""
+        if self._head is None or not self._head.classifiers:
+            return self.classify(x)
+        return self._head.pooled(self.core, x)
 
     # ---- transformers' own forward
 

@@ -22,12 +22,12 @@ from torch import nn
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, shortened
 from ..extras import need
 from ..io.files import sha256_of
-from .adapt import adapt
-from .transformers import CORES, HEADS, SUPPORTED
+from .transformers import CORES, HEADS, SUPPORTED, adapt
 
 __all__ = [
     "build_transformers",
     "check_transformers_name",
+    "folder_of",
     "is_transformers_folder",
     "processor_of",
     "weights_sha256",
@@ -37,6 +37,7 @@ _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _FILES = [_CONFIG, *_PROCESSORS, _WEIGHTS, _INDEX, "model-*-of-*.safetensors"]
+_FILES += ["adapter.json", "adapter.safetensors", "SHA256SUMS"]  # of an adapter, which has none of the others
 
 _TOWERS = {  # class of a checkpoint: the class of the part that is built, prefixes of the weights that are left out
     "CLIPModel": ("CLIPVisionModelWithProjection", ("text_model.", "text_projection.", "logit_scale")),
@@ -80,7 +81,7 @@ def build_transformers(name: str, image_size: int | None) -> nn.Module:
         MissingExtraError: transformers is not installed.
     """
     transformers = need("transformers", f"hf:{name}")
-    folder = _folder_of(name)
+    folder = folder_of(name)
     settings, kind = _checked_settings(name, folder)
     built, left_out = _TOWERS.get(kind, (kind, ()))
     _check_files(name, folder)
@@ -100,7 +101,7 @@ def processor_of(name: str) -> Mapping[str, Any]:
     Raises CheckpointError for a model without an image processor.
     """
     transformers = need("transformers", f"hf:{name}")
-    folder = _folder_of(name)
+    folder = folder_of(name)
     if not any((folder / file).is_file() for file in _PROCESSORS):
         raise CheckpointError(
             f"hf:{name} has no {_PROCESSORS[0]}, so it is not known how photos become its input; save its image "
@@ -133,7 +134,7 @@ def weights_sha256(name: str) -> str | None:
 # ---- files
 
 
-def _folder_of(name: str) -> Path:
+def folder_of(name: str) -> Path:
     """The folder of a model; a model of the hub is downloaded. Raises CheckpointError if it cannot be."""
     if Path(name).is_dir():
         return Path(name)

@@ -149,7 +149,7 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
     from ..backbones import brings_weights
     from ..benchmarks.engines import EXPORTED
     from ..runtime.demo_model import DEMO
-    from ..runtime.opening import backbone_config, open_pipeline
+    from ..runtime.opening import adapter_folder, backbone_config, open_pipeline
 
     if is_exported(config.model):
         raise ConfigError(
@@ -165,7 +165,7 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
         )
     device = "cpu" if config.engine in EXPORTED else config.device
     pipeline = open_pipeline(settings, device, random_weights=True, dtype=config.dtype)
-    return pipeline, None if settings is given else Path(config.model)
+    return pipeline, None if settings.model == DEMO else adapter_folder(config.model)
 
 
 def _slimmed(pipeline: Pipeline, adapter: Path | None) -> SlimModel:

@@ -13,12 +13,22 @@ from ..errors import ConfigError, ImageError, MissingExtraError
 from ..extras import installed
 from ..io.exported_files import is_exported
 from ..io.files import write_atomic
-from .common import calibrate_if_needed, check_engine, classes_of, find_photos, open_classifier, progress, say
+from .common import (
+    calibrate_if_needed,
+    check_engine,
+    classes_of,
+    find_photos,
+    label_sets_of,
+    open_classifier,
+    progress,
+    say,
+)
 
 if TYPE_CHECKING:
     import torch
 
     from ..evaluation.accuracy import Score
+    from ..evaluation.multi_label import MultiLabelScore
     from ..runtime.pipeline import Pipeline
 
 __all__ = ["run", "text_table"]
@@ -36,7 +46,11 @@ def run(config: EvalConfig) -> int:
 
     evaluated = _open_bundle(config, photos) if is_exported(config.model.model) else _open_model(config, photos)
     pipeline = evaluated.pipeline
-    classes = classes_of(pipeline.labels, listed, config.model.class_order)[:: config.every]
+    order = config.model.class_order
+    if pipeline.multi_label:
+        label_sets = label_sets_of(pipeline.labels, listed, order, config.labels_from)[:: config.every]
+        return _run_multi_label(config, evaluated, photos, label_sets)
+    classes = classes_of(pipeline.labels, listed, order, config.labels_from)[:: config.every]
     failures: list[str] = []
     batches = _batches(pipeline, photos, classes, config, failures)
     scores = evaluate(pipeline.model, evaluated.dense, batches, config.settings, evaluated.device)
@@ -45,6 +59,31 @@ def run(config: EvalConfig) -> int:
         say(f"{len(failures)} photos failed (the first: {failures[0]})")
     if config.out:
         _write(config.out, _result(config, evaluated, scores, len(photos), failures), scores, plots)
+    return 1 if failures else 0
+
+
+def _run_multi_label(
+    config: EvalConfig, evaluated: _Evaluated, photos: Sequence[Path], label_sets: Sequence[set[int]]
+) -> int:
+    """As `run`, for a multi-label model: mean average precision instead of top-1, and no plot."""
+    from ..evaluation.multi_label import evaluate_multi_label
+
+    pipeline, failures = evaluated.pipeline, list[str]()
+    classes = [[index in found for index in range(len(pipeline.labels.names))] for found in label_sets]
+    batches = _batches(pipeline, photos, classes, config, failures)
+    scores = evaluate_multi_label(pipeline.model, evaluated.dense, batches, config.settings, evaluated.device)
+    print(f"{'mode':9}{'budget':>7}{'FLOPs':>7}{'mAP':>7}{'drop':>7}{'difference':>12}")
+    for s in scores:
+        percent = f"{100 * s.mean_average_precision:7.2f}{100 * s.drop:7.2f}"
+        print(f"{s.mode:9}{s.budget:7.2f}{s.fraction:7.3f}{percent}{s.difference:12.4f}")
+    print(
+        f"{len(photos) - len(failures)} photos; mean average precision (mAP) and its drop in %; FLOPs as a fraction of "
+        "dense; difference: of the probabilities, mean"
+    )
+    if failures:
+        say(f"{len(failures)} photos failed (the first: {failures[0]})")
+    if config.out:
+        _write(config.out, _result(config, evaluated, scores, len(photos), failures), [], plot=False)
     return 1 if failures else 0
 
 
@@ -140,7 +179,11 @@ def text_table(scores: Sequence[Score], photos: int) -> str:
 
 
 def _batches(
-    pipeline: Pipeline, photos: Sequence[Path], classes: Sequence[int], config: EvalConfig, failures: list[str]
+    pipeline: Pipeline,
+    photos: Sequence[Path],
+    classes: Sequence[int] | Sequence[list[bool]],
+    config: EvalConfig,
+    failures: list[str],
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of images and their classes; the errors of photos that cannot be read are added to ``failures``."""
     import torch
@@ -158,7 +201,11 @@ def _batches(
 
 
 def _result(
-    config: EvalConfig, evaluated: _Evaluated, scores: Sequence[Score], photos: int, failures: list[str]
+    config: EvalConfig,
+    evaluated: _Evaluated,
+    scores: Sequence[Score] | Sequence[MultiLabelScore],
+    photos: int,
+    failures: list[str],
 ) -> dict[str, Any]:
     from ..evaluation.timing import conditions
     from ..runtime.sessions import engine_version
@@ -171,6 +218,7 @@ def _result(
         "engine": evaluated.engine,
         "data": str(config.data),
         "class_order": config.model.class_order,
+        "labels_from": str(config.labels_from) if config.labels_from else None,
         "photos": photos - len(failures),
         "failures": failures,
         "scores": [score.to_dict() for score in scores],

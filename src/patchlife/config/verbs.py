@@ -66,9 +66,12 @@ class ModelConfig(BackboneConfig):
     """The model, its weights and how it is slimmed.
 
     Attributes:
+        multi_label: A photo can have several classes or none. The probability of a class is the sigmoid of its logit,
+            and accuracy is the mean average precision. Default: as the model says, if it does.
         life: How the model is slimmed. Default for an adapter: the settings saved in it.
     """
 
+    multi_label: bool = False
     life: dict[str, Any] = field(default_factory=dict, metadata={"settings_of": LifeConfig})
 
     def __post_init__(self) -> None:
@@ -100,16 +103,21 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Classify photos; write one JSON line per photo, in the order of the paths.
+    """Classify photos; write one JSON line or row per photo, in the order of the paths.
 
     Attributes:
         model: Model and weights.
         paths: Photos, folders or glob patterns. In folders, all JPEG, PNG and WEBP files are used.
-        out: File for the JSON lines. Default: standard output.
+        out: File for the JSON lines, or for a table if its name ends in .parquet. A table is complete when the run
+            ends; until then the results are in a JSON lines file beside it. Default: JSON lines on standard output.
         resume: Continue an interrupted --out file. Photos that have a line in the file are skipped, also if the line is
             an error; delete such lines to retry these photos.
         top: Number of classes to report per photo.
-        labelled: Report the top-1 accuracy. Each photo is in the folder of its class (see --class-order).
+        labelled: Report the top-1 accuracy, or the mean average precision with --multi-label. Each photo is in the
+            folder of its class (see --class-order).
+        labels_from: CSV file with the columns path and label, which replaces the folders of --labelled. A label is a
+            class name, a WordNet id or a class number. Several labels of a photo, with --multi-label, are separated by
+            ; or |.
         engine: Engine that runs the model. onnx and openvino export the model on the first run and keep the file in a
             cache folder (environment variable PATCHLIFE_CACHE). Default: eager, or the engine of an exported file or
             bundle.
@@ -124,6 +132,7 @@ class PredictConfig:
     resume: bool = False
     top: int = 5
     labelled: bool = False
+    labels_from: Path | None = field(default=None, metadata={"metavar": "CSV"})
     engine: EngineName | None = None
     trust: bool = False
     run: RunConfig = field(default_factory=RunConfig)
@@ -133,6 +142,40 @@ class PredictConfig:
         if self.resume and self.out is None:
             raise ConfigError("--resume needs the file to continue, got none; give it with --out FILE")
         _check_dtype(self.engine, self.run.dtype)
+        if self.out is not None and self.out.suffix == ".npy":
+            raise ConfigError("predictions are not written to .npy files, only embeddings are; give .jsonl or .parquet")
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Compute the embeddings of photos, for retrieval or as features, and write them to a .parquet or .npy file.
+
+    The embedding is the vector that the classifier reads. For a model without a classifier it is the output.
+
+    Attributes:
+        model: Model and weights.
+        paths: Photos, folders or glob patterns. In folders, all JPEG, PNG and WEBP files are used.
+        out: Output file, complete when the run ends. .parquet: a table with the columns path, embedding, flops,
+            fraction_of_dense, error and run. .npy: an array with a row per photo; a .jsonl file beside it has the other
+            columns. Until the run ends, the results are in a JSON lines file beside it.
+        resume: Continue an interrupted run. Photos that it has done are skipped, also those with an error.
+        normalize: Scale each embedding to length 1, so that the product of two is their cosine.
+        trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
+            you trust its source.
+        run: Device, number format and batches.
+    """
+
+    model: ModelConfig
+    paths: tuple[str, ...]
+    out: Path = Path("embeddings.parquet")
+    resume: bool = False
+    normalize: bool = False
+    trust: bool = False
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.out.suffix not in (".parquet", ".npy"):
+            raise ConfigError(f"--out must end in .parquet or .npy, got {self.out}")
 
 
 @dataclass(frozen=True)
@@ -268,11 +311,13 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Measure top-1 accuracy at several budgets and compare with the dense model, on labelled photos.
+    """Measure accuracy at several budgets and compare with the dense model, on labelled photos.
 
     Attributes:
         model: Model and weights.
         data: Folder with one subfolder of photos per class (see --class-order).
+        labels_from: CSV file with the columns path and label, which replaces the subfolders. A label is a class name, a
+            WordNet id or a class number. Several labels of a photo, with --multi-label, are separated by ; or |.
         budgets: Budgets, as fractions of the dense model's FLOPs.
         modes: fixed, adaptive, or both as fixed,adaptive.
         every: Use every N-th photo.
@@ -290,6 +335,7 @@ class EvalConfig:
     budgets: tuple[float, ...] = (1.0, 0.8, 0.6, 0.45)
     modes: tuple[str, ...] = field(default=("fixed",), metadata={"metavar": "MODE"})
     every: int = 1
+    labels_from: Path | None = field(default=None, metadata={"metavar": "CSV"})
     engine: EngineName | None = None
     trust: bool = False
     out: Path | None = None

@@ -18,6 +18,7 @@ from ..backbones import (
     build,
     check_name,
     check_weights,
+    local_folder,
     preprocess_of,
     short_name,
     source_of,
@@ -31,7 +32,7 @@ from ..slimming import SlimModel, slim_model, wrap
 from .demo_model import DEMO, demo_backbone, demo_folder
 from .pipeline import Pipeline, pick_device
 
-__all__ = ["backbone_config", "open_pipeline"]
+__all__ = ["adapter_folder", "backbone_config", "open_pipeline"]
 
 
 def open_pipeline(
@@ -55,8 +56,8 @@ def open_pipeline(
     torch_device = pick_device(device)
     if config.model == DEMO:
         model = _open_demo(config)
-    elif _is_adapter(config.model):
-        model = _open_adapter(config)
+    elif folder := adapter_folder(config.model):
+        model = _open_adapter(config, folder)
     else:
         model = _open_backbone(config, random_weights)
     backbone, origin = model.backbone, model.origin
@@ -66,7 +67,7 @@ def open_pipeline(
         model.to(torch_device, getattr(torch, dtype)).eval(),
         replace(preprocess, size=backbone.image_size),
         _labels_of(backbone, config.labels),
-        backbone.multi_label,
+        config.multi_label or backbone.multi_label,
     )
 
 
@@ -94,14 +95,14 @@ def _random_weights(name: str) -> str:
     )
 
 
-def _open_adapter(config: ModelConfig) -> SlimModel:
+def _open_adapter(config: ModelConfig, folder: Path) -> SlimModel:
     """An adapter on the backbone that it names. A ``config.checkpoint`` must hold the same weights."""
     settings = backbone_config(config)
     vit, origin = _build(settings.model, settings)
-    manifest, _ = read_adapter(config.model)
+    manifest, _ = read_adapter(folder)
     if manifest["origin"] and source_of(origin.model) == "hf":
         check_weights(Origin(**manifest["origin"]), origin)
-    saved = load(config.model, vit)
+    saved = load(folder, vit)
     saved.origin = origin
     if not config.life:
         return saved
@@ -113,9 +114,9 @@ def backbone_config(config: ModelConfig) -> ModelConfig:
 
     Raises AdapterError for a folder that is not an adapter, and for one that does not name its backbone.
     """
-    if config.model == DEMO or not _is_adapter(config.model):
+    folder = None if config.model == DEMO else adapter_folder(config.model)
+    if folder is None:
         return config
-    folder = Path(config.model)
     if not (folder / "adapter.json").is_file() and (suggestion := _suggestion(config.model)):
         raise AdapterError(f"{folder} is not a patchlife adapter: it has no adapter.json; {suggestion}")
     manifest, _ = read_adapter(folder)
@@ -188,19 +189,22 @@ def _open_demo(config: ModelConfig) -> SlimModel:
 # ---- steps
 
 
-def _is_adapter(model: str) -> bool:
-    """Whether ``model`` is a path of an adapter: not a name, and not a folder of transformers.
+def adapter_folder(model: str) -> Path | None:
+    """The folder of an adapter; None for names of models and folders of transformers. Of the hub it is downloaded.
 
-    A timm name wins over a folder of the same name without an adapter.
+    It is any path that is nothing else. A timm name wins over a folder of the same name without an adapter.
     """
+    if source_of(model) == "hf":
+        folder = local_folder(model)
+        return folder if (folder / "adapter.json").is_file() else None
     if source_of(model):
-        return False
+        return None
     folder = Path(model)
     if (folder / "adapter.json").is_file():
-        return True
+        return folder
     if brings_weights(model):
-        return False
-    return folder.name != model or (folder.is_dir() and not timm.is_model(model))
+        return None
+    return folder if folder.name != model or (folder.is_dir() and not timm.is_model(model)) else None
 
 
 def _build(name: str, config: ModelConfig) -> tuple[Any, Origin]:

@@ -51,6 +51,9 @@ class Classifier(Protocol):
     def predict(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, Lives]:
         """(logits, lives) of a batch."""
 
+    def embedding(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, Lives]:
+        """(embedding, lives) of a batch."""
+
     def flops_of(self, lives: Lives, image_size: tuple[int, int] | None = None) -> list[int]:
         """FLOPs of each image of ``lives``."""
 
