@@ -74,13 +74,21 @@ def test_a_processor_that_changes_the_image_size_is_reported(patchlife, tmp_path
     assert note not in patchlife("predict", tmp_path / "vit", photos[0], *SLIM, "--image-size", 64).err
 
 
-def test_an_adapter_is_fitted_evaluated_and_exported(patchlife, folder, data, tmp_path):
+def test_an_adapter_is_fitted_and_evaluated(patchlife, folder, data, tmp_path):
     adapter, quick = tmp_path / "adapter", ["--epochs", 1, "--batch-size", 2]
     result = patchlife("fit", folder, data, "--out", adapter, *SLIM, *quick)
     assert result.code == 0, result.err
     result = patchlife("predict", adapter, data, "--labelled", "--device", "cpu")
     assert result.code == 0, result.err
     assert "top-1" in result.err
+    for model in (adapter, folder):
+        for dtype in ("float32", "bfloat16"):
+            out = tmp_path / f"{model.name}-{dtype}.json"
+            command = ["eval", model, data, "--budgets", "1.0,0.7", "--device", "cpu", "--dtype", dtype, "--out", out]
+            result = patchlife(*command)
+            assert result.code == 0, result.err
+            content = json.loads(out.read_text())
+            assert (content["scores"][0]["agreement"], content["conditions"]["dtype"]) == (1.0, dtype)
 
 
 def test_a_name_of_the_hub_without_network(patchlife, photos, monkeypatch):

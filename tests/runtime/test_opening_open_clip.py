@@ -76,7 +76,9 @@ def test_a_file_of_the_image_tower_alone(model, kind, tmp_path):
 
 def test_preprocessing_is_open_clips(model, kind, tmp_path):
     pipeline = open_pipeline(ModelConfig(f"open_clip:{ARCH}/{tmp_path / 'weights.safetensors'}"))
-    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(size=SIZES[kind]), is_train=False)
+    transform = open_clip.transform.image_transform_v2(
+        open_clip.transform.PreprocessCfg(size=SIZES[kind]), is_train=False
+    )
     for size in ((90, 70), (71, 200)):
         picture = photo(3, *size)
         torch.testing.assert_close(pipeline.preprocess(picture), transform(picture))

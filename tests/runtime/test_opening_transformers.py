@@ -430,6 +430,15 @@ def test_a_model_of_the_hub(hub):
     assert (pipeline.name, pipeline.labels.names) == ("vit-small", NAMES)
 
 
+def test_an_adapter_of_the_hub(hub, adapter, folder):
+    requested = hub(adapter)
+    pipeline = open_pipeline(ModelConfig("hf:some-org/adapter", life={"budget": 0.8}))
+    assert "adapter.json" in requested[0][2]
+    assert pipeline.model.origin.model == f"hf:{folder}"
+    assert pipeline.model.settings.budget == 0.8
+    assert open_pipeline(ModelConfig(f"hf:{adapter}")).model.settings.budget == 0.7
+
+
 def raised(kind: type[Exception]) -> Exception:
     """An error of the hub client, without the response of a server that its constructor wants."""
     return kind.__new__(kind)

@@ -106,6 +106,7 @@ class _Evaluated:
 
 def _open_model(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
     """The model with the requested engine; the dense model is the unmodified backbone in torch."""
+    from ..backbones import adapt
     from ..backbones.weight_delta import revert_delta
 
     pipeline = open_classifier(config.model, config.run)
@@ -113,7 +114,8 @@ def _open_model(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
     if "adaptive" in config.modes:
         model.set_mode("adaptive")
         calibrate_if_needed(pipeline, photos, config.run)
-    dense = revert_delta(model.backbone.model, model.delta.tensors) if model.delta else model.backbone.model
+    backbone = model.backbone
+    dense = (adapt(revert_delta(backbone.model, model.delta.tensors)) if model.delta else backbone).output
     if config.engine in (None, "eager"):
         return _Evaluated(pipeline, dense, device, "eager")
     from ..export.on_the_fly import with_engine
@@ -224,7 +226,7 @@ def _result(
         "scores": [score.to_dict() for score in scores],
         "conditions": conditions(evaluated.device)
         | engine_version(evaluated.engine)
-        | {"batch_size": config.run.batch_size},
+        | {"batch_size": config.run.batch_size, "dtype": config.run.dtype},
     }
 
 

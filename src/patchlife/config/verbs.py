@@ -180,7 +180,7 @@ class EmbedConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Export a slimmed model to one float32 file for ONNX Runtime, OpenVINO or torch, verified against the model.
+    """Export a slimmed model to one file for ONNX Runtime, OpenVINO or torch, verified against the model.
 
     Attributes:
         model: Model and weights.
@@ -189,7 +189,7 @@ class ExportConfig:
         budgets: Write a bundle instead of a file: a folder with one graph per budget and shared weights (onnx,
             openvino). Replaces --budget.
         format: onnx; openvino (a zip of model.xml and model.bin); or torch (.pt2, which can run code when it is opened:
-            predict and eval need --trust for it).
+            predict and eval need --trust for it). All compute in float32, unless --int8 is given.
         lives: Add a second output to the file: the life of each patch, in blocks.
         int8: Compute the blocks in 8-bit integers and the scorer in float. dynamic (onnx, openvino): one scale per
             token, computed at run time. static (openvino): one scale per tensor, measured on --photos. If too few
