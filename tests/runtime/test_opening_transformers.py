@@ -236,6 +236,20 @@ def test_a_size_that_cannot_be_cut_into_patches(kept, tmp_path):
     assert open_pipeline(ModelConfig(str(tmp_path / "vit"), image_size=48)).preprocess.size == (48, 48)
 
 
+def test_positions_that_cannot_be_interpolated(tmp_path):
+    model = classifier(image_size=[48, 64])
+    saved(tmp_path / "vit", model, processor(size={"height": 48, "width": 64}))
+    pipeline = open_pipeline(ModelConfig(str(tmp_path / "vit"), life=DENSE))
+    assert pipeline.preprocess.size == (48, 64)
+    x = torch.randn(2, 3, 48, 64)
+    assert torch.equal(pipeline.model.output(x), model(x).logits)
+    with pytest.raises(ConfigError, match=r"image_size must be 48 x 64, because .* square tables .*, got 64 x 64"):
+        open_pipeline(ModelConfig(str(tmp_path / "vit"), image_size=64))
+    processor().save_pretrained(tmp_path / "vit")
+    with pytest.raises(ConfigError, match=r"its image processor's size must be 48 x 64, because .*, got 48 x 48"):
+        open_pipeline(ModelConfig(str(tmp_path / "vit")))
+
+
 # ---- adapters
 
 

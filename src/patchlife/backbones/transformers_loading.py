@@ -22,7 +22,8 @@ from torch import nn
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, shortened
 from ..extras import need
 from ..io.files import sha256_of
-from .transformers import CORES, HEADS, SUPPORTED, adapt
+from .transformers import adapt
+from .transformers_models import CORES, HEADS, SUPPORTED
 
 __all__ = [
     "build_transformers",
@@ -311,13 +312,18 @@ def _set_image_size(model: Any, name: str, folder: Path, image_size: int | None)
         size = _size_of_processor(name)
     if size is None or size == backbone.image_size:
         return
-    rows, cols = backbone.patch_size
+    (rows, cols), own = backbone.patch_size, backbone.trained_size
+    source = "image_size" if image_size else "its image processor's size"
+    if not backbone.any_size:
+        raise ConfigError(
+            f"hf:{name}: {source} must be {own[0]} x {own[1]}, because transformers interpolates square tables of "
+            f"positions only, got {size[0]} x {size[1]}"
+        )
     if size[0] % rows or size[1] % cols:
-        source = "image_size" if image_size else "its image processor's size"
         fix = "" if image_size else "; give --image-size"
         raise ConfigError(
             f"hf:{name}: {source} must be a multiple of the patches' {rows} x {cols} pixels, got {size[0]} x {size[1]}"
-            + fix
+            f"{fix}"
         )
     backbone.set_image_size(size)
 
