@@ -17,7 +17,7 @@ from saved_models import NAMES, SHAPE, TEXT, classifier, edited, lively, process
 from torch.utils.flop_counter import FlopCounterMode
 
 import patchlife
-from patchlife.backbones import Origin, build, rebuild, transformers_loading
+from patchlife.backbones import Origin, build, rebuild, transformers_files
 from patchlife.config import LifeConfig, ModelConfig
 from patchlife.errors import CheckpointError, ConfigError, MissingExtraError, PatchLifeError, UnsupportedModelError
 from patchlife.io.files import sha256_of
@@ -427,12 +427,12 @@ def hub(monkeypatch, kept):
                 raise answer
             return str(answer)
 
-        transformers_loading._downloaded.cache_clear()
+        transformers_files._downloaded.cache_clear()
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
         return requested
 
     yield replaced
-    transformers_loading._downloaded.cache_clear()
+    transformers_files._downloaded.cache_clear()
 
 
 def test_a_model_of_the_hub(hub):

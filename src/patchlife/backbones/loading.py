@@ -16,14 +16,8 @@ from ..errors import CheckpointError, ConfigError
 from ..io.files import sha256_of
 from .open_clip_loading import build_open_clip, check_open_clip_name, split_file
 from .timm_loading import build_timm, check_folder, check_timm_name
-from .transformers_loading import (
-    build_transformers,
-    check_transformers_name,
-    folder_of,
-    is_transformers_folder,
-    processor_of,
-    weights_sha256,
-)
+from .transformers_files import check_transformers_name, folder_of, is_transformers_folder, weights_sha256
+from .transformers_loading import build_transformers, processor_of
 
 __all__ = [
     "Origin",
