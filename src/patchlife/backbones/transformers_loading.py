@@ -68,7 +68,7 @@ def processor_of(name: str) -> Mapping[str, Any]:
     if not has_processor(folder):
         raise CheckpointError(
             f"hf:{name} has no preprocessor_config.json, so it is not known how photos become its input; save its "
-            "image processor into its folder: AutoImageProcessor.from_pretrained(ORIGINAL_MODEL).save_pretrained(FOLDER)"
+            "image processor into its folder: AutoImageProcessor.from_pretrained(ORIGINAL).save_pretrained(FOLDER)"
         )
     try:
         with _quiet(transformers):
