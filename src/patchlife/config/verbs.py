@@ -104,7 +104,7 @@ class PredictConfig:
         out: File for the JSON lines, or for a table if its name ends in .parquet. A table is complete when the run
             ends; until then the results are in a JSON lines file beside it. Default: JSON lines on standard output.
         resume: Continue an interrupted --out file. Photos that have a line in the file are skipped, also if the line is
-            an error; delete such lines to retry these photos.
+            an error; delete such lines of a JSON lines file to retry these photos.
         top: Number of classes to report per photo.
         labelled: Report the top-1 accuracy, or the mean average precision with --multi-label. Each photo is in the
             folder of its class (see --class-order).
