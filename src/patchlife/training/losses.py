@@ -67,5 +67,7 @@ def feature_loss(
     student, teacher = student.float(), teacher.float()
     cosine = F.cosine_similarity(student, teacher, dim=-1)
     distance = F.smooth_l1_loss(student / scale, teacher / scale, reduction="none").mean(dim=-1)
-    error = (1 - cosine + distance).reshape(len(cosine), -1).mean(dim=1).clamp(min=0)  # a cosine can be rounded to above 1
+    error = (
+        (1 - cosine + distance).reshape(len(cosine), -1).mean(dim=1).clamp(min=0)
+    )  # a cosine can be rounded to above 1
     return ((error + _FLOOR) ** _POWER).mean(), cosine.detach().mean()
