@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import CLASSES, write_photos
+from small import CLASSES, NAME, checkpoint, write_photos
 
 
 @pytest.fixture
@@ -102,6 +102,13 @@ def test_a_photo_without_a_row(patchlife, model, photos, tmp_path):
     assert f"has no row for 2 of the 7 photos (the first: {photos[5]})" in result.err
 
 
+def test_eval_of_a_model_without_classifier_takes_no_table(patchlife, photos, tmp_path):
+    model = [NAME, "--checkpoint", checkpoint(tmp_path / "headless.safetensors", num_classes=0)]
+    result = patchlife("eval", *model, photos[0].parent, "--labels-from", table(tmp_path, photos, [0] * 7))
+    assert result.code == 2
+    assert "--labels-from has no effect for a model without a classifier" in result.err
+
+
 # ---- multi-label models
 
 
@@ -140,6 +147,7 @@ def test_mean_average_precision(separator, patchlife, model, photos, tmp_path):
     evaluated = patchlife("eval", *line, "--budgets", "1,0.6", "--out", tmp_path / "scores.json")
     assert evaluated.code == 0
     assert "mAP" in evaluated.out
+    assert (tmp_path / "scores.png").exists()
     dense, slim = json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert (dense["budget"], dense["drop"], dense["difference"] < 1e-6) == (1, 0, True)
     assert slim["mean_average_precision"] == pytest.approx(expected / 100, abs=2e-3)

@@ -202,3 +202,9 @@ def test_a_headless_model_of_transformers_has_embeddings(patchlife, tmp_path, ph
         images = [of_photos(Image.open(path), return_tensors="pt")["pixel_values"] for path in photos]
         expected = model(torch.cat(images)).pooler_output
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-4)
+    command = ["eval", folder, photos[0].parent, "--device", "cpu", "--budgets", "1.0,0.7", "--dtype", "bfloat16"]
+    result = patchlife(*command, "--out", tmp_path / "scores.json")
+    assert result.code == 0, result.err
+    first, second = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert first["cosine"] == pytest.approx(1, abs=1e-3)
+    assert 0.5 < second["cosine"] < 1

@@ -111,7 +111,7 @@ class PredictConfig:
         out: File for the JSON lines, or for a table if its name ends in .parquet. A table is complete when the run
             ends; until then the results are in a JSON lines file beside it. Default: JSON lines on standard output.
         resume: Continue an interrupted --out file. Photos that have a line in the file are skipped, also if the line is
-            an error; delete such lines to retry these photos.
+            an error; delete such lines of a JSON lines file to retry these photos.
         top: Number of classes to report per photo.
         labelled: Report the top-1 accuracy, or the mean average precision with --multi-label. Each photo is in the
             folder of its class (see --class-order).
@@ -296,7 +296,9 @@ class FitConfig:
         out: Folder for the adapter. Repeat the same command to continue an interrupted fit. A fit with other settings
             in the same folder is refused (see --restart).
         validation: Labelled photos for measuring accuracy during training; they are not trained on. Each FOLDER has one
-            subfolder per class (see --class-order). At most 500 photos of each FOLDER are used, evenly spaced.
+            subfolder per class (see --class-order). For a model without a classifier the cosine to the dense embedding
+            and the accuracy of nearest neighbours are measured. At most 500 photos of each FOLDER are used, evenly
+            spaced.
         device: Device of the training. auto: a CUDA GPU if there is one, else the CPU.
         training: Training.
     """
@@ -313,14 +315,21 @@ class FitConfig:
 class EvalConfig:
     """Measure accuracy at several budgets and compare with the dense model, on labelled photos.
 
+    Of a model without a classifier, the embeddings are measured: by their cosine to those of the dense model, and by
+    the accuracy of their nearest neighbours.
+
     Attributes:
         model: Model and weights.
-        data: Folder with one subfolder of photos per class (see --class-order).
+        data: Folder with one subfolder of photos per class (see --class-order). For a model without a classifier any
+            folder of photos; neighbours are compared only if it has several subfolders, whose names are the classes.
         labels_from: CSV file with the columns path and label, which replaces the subfolders. A label is a class name, a
             WordNet id or a class number. Several labels of a photo, with --multi-label, are separated by ; or |.
         budgets: Budgets, as fractions of the dense model's FLOPs.
         modes: fixed, adaptive, or both as fixed,adaptive.
         every: Use every N-th photo.
+        gallery: For a model without a classifier: photos among which the neighbours are searched, with one subfolder
+            per class. Default: the photos of DATA themselves, each one left out in turn.
+        neighbours: For a model without a classifier: how many neighbours vote for the class of a photo. Default: 10.
         engine: Engine that runs the model. onnx and openvino export the model at each budget on the first run and keep
             the files in a cache folder. Default: eager, or the engine of an exported bundle, whose graph of budget 1 is
             then the dense model.
@@ -336,6 +345,8 @@ class EvalConfig:
     modes: tuple[str, ...] = field(default=("fixed",), metadata={"metavar": "MODE"})
     every: int = 1
     labels_from: Path | None = field(default=None, metadata={"metavar": "CSV"})
+    gallery: Path | None = field(default=None, metadata={"metavar": "FOLDER"})
+    neighbours: int | None = None
     engine: EngineName | None = None
     trust: bool = False
     out: Path | None = None
@@ -355,8 +366,7 @@ class EvalConfig:
             raise ConfigError(f"--engine {self.engine} runs fixed mode only, got adaptive; remove --engine or adaptive")
         if unused := [name for name in ("budget", "speedup", "kept", "mode") if name in self.model.life]:
             raise ConfigError(f"--{unused[0]} has no effect in eval; give --budgets and --modes instead")
-        if self.every < 1:
-            raise ConfigError(f"every must be at least 1, got {self.every}")
+        _check_at_least(1, every=self.every, neighbours=self.neighbours)
         _check_dtype(self.engine, self.run.dtype)
 
 

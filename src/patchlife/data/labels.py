@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config import ClassOrder
 from ..errors import ConfigError
 
-__all__ = ["Labels", "imagenet_labels", "numbered_labels", "read_labels"]
+__all__ = ["Labels", "folder_labels", "imagenet_labels", "numbered_labels", "read_labels"]
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,11 @@ def imagenet_labels() -> Labels:
 def numbered_labels(classes: int) -> Labels:
     """Labels of classes without names: "0", "1", ..."""
     return Labels(tuple(str(index) for index in range(classes)))
+
+
+def folder_labels(photos: Iterable[Path]) -> Labels:
+    """The folders of ``photos`` as classes, for a model that has none itself."""
+    return Labels(tuple(sorted({_composed(_folder(photo)) for photo in photos})))
 
 
 def read_labels(path: Path, classes: int) -> Labels:
