@@ -19,11 +19,11 @@ from ..flop_counter import counted
 from . import transformers_layers as layers
 from .attached import original
 from .backbone import Attend, Embedded, Projected, RunBlocks
-from .substitution import slots, view
+from .substitution import RunOnce, Slots, same_children, slots, view
 from .transformers_checks import check_attention, check_class, check_images, check_not_dispatched, check_one_device
 from .transformers_description import Description
 from .transformers_models import SUPPORTED, class_name
-from .transformers_recording import not_recording, recorded_layers
+from .transformers_recording import not_recording, recordable, recorded_layers
 
 __all__ = ["SUPPORTED", "TransformersBackbone", "adapt"]
 
@@ -34,6 +34,17 @@ class TransformersBackbone(Description):
     """The parts of a model of transformers."""
 
     own_forward = True
+
+    _traced: Any
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._slots = Slots()
+        self.__dict__["_traced"] = None  # not a child module: it shares the model's modules
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the view for graphs: its layers are of a class that cannot be pickled."""
+        return self.__dict__ | {"_traced": None}
 
     # ---- attachments
 
@@ -52,6 +63,8 @@ class TransformersBackbone(Description):
         super().check_attached(opened, masked)
         check_attention(self.core)
         check_not_dispatched(self.containers())
+        if self._traced is None or not same_children(self.model, self._traced, self._path):
+            self.__dict__["_traced"] = recordable(self._view(None, self._slots))
 
     # ---- the parts of a forward pass
 
@@ -121,11 +134,22 @@ class TransformersBackbone(Description):
         def run_all(tokens: Tensor, *layer_args: Any, **layer_kwargs: Any) -> Mapping[int, Tensor]:
             return self._run_slots(run, size, tokens, layer_args, layer_kwargs)
 
+        if not torch.compiler.is_compiling():
+            return self._view(run_all, Slots())(*args, **kwargs)
+        if self._traced is None:
+            raise ConfigError("a copy of a slimmed model must be called once before torch.compile")
+        self._slots.run = run_all  # a graph cannot make modules, so it has a view that was made before
+        outputs = self._traced(*args, **kwargs)
+        self._slots.run, self._slots.outputs = None, {}
+        return outputs
+
+    def _view(self, run: RunOnce | None, state: Slots) -> Any:
+        """The model with `slots` in the places of its layers."""
         path = self._path
-        model = view(self.model, path, slots(layers.class_of(self.blocks[0]), self.depth, run_all))
+        model = view(self.model, path, slots(layers.class_of(self.blocks[0]), self.depth, run, state))
         for module in (model, *(model.get_submodule(name) for name in _prefixes(path))):
             vars(module).pop("_output_capturing_hooks_installed", None)  # the model's layers have them, not the slots
-        return model(*args, **kwargs)
+        return model
 
     def _run_slots(
         self, run: RunBlocks, size: Pairs, tokens: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
