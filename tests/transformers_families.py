@@ -8,6 +8,7 @@ are not square. Dropout has an effect in training mode only.
 from __future__ import annotations
 
 import copy
+import importlib
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -76,6 +77,9 @@ class Family:
         config = getattr(T, self.config)(**settings)
         if self.kind.endswith("Backbone"):
             return T.AutoBackbone.from_config(config)
+        if self.kind.endswith("VisionTransformer"):
+            module = importlib.import_module(getattr(T, self.config).__module__.replace("configuration", "modeling"))
+            return getattr(module, self.kind)(config)
         return getattr(T, self.kind)(config, **self.make)
 
 
@@ -129,6 +133,9 @@ FAMILIES = {
     "siglip-no-head": Family("SiglipVisionModel", "SiglipVisionConfig", {"vision_use_head": False}, **_EAGER),
     "siglip-classifier": Family("SiglipForImageClassification", "SiglipConfig", _LABELS),
     "mae": Family("ViTMAEModel", "ViTMAEConfig", {"mask_ratio": 0.0, **_DROPOUT}),
+    "idefics2": Family("Idefics2VisionTransformer", "Idefics2VisionConfig"),
+    "idefics3": Family("Idefics3VisionTransformer", "Idefics3VisionConfig", {"attention_dropout": 0.2}),
+    "smolvlm": Family("SmolVLMVisionTransformer", "SmolVLMVisionConfig"),
 }
 
 FEW = ("vit-classifier", "deit-teacher", "registers-classifier", "dinov3", "clip-projection", "siglip")
@@ -168,7 +175,7 @@ def arguments(name: str, images: Tensor, **more: Any) -> dict[str, Any]:
     """Arguments of the model's forward: with interpolated positions for other sizes, and patches in grid order."""
     found: dict[str, Any] = {"pixel_values": images, **more}
     kind = FAMILIES[name].kind
-    if images.shape[-2:] != FAMILIES[name].images and not kind.startswith(("Dinov2", "DINOv3")):
+    if images.shape[-2:] != FAMILIES[name].images and not kind.startswith(("Dinov2", "DINOv3", "Idefics", "SmolVLM")):
         found["interpolate_pos_encoding"] = True
     if kind.startswith("ViTMAE"):
         patches = (images.shape[-2] // 8) * (images.shape[-1] // 8)

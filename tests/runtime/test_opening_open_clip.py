@@ -32,8 +32,6 @@ SIZES = {"projected": 160, "pooled": 160, "without a trunk": 48}
 
 @pytest.fixture(params=TRUNKS)
 def kind(request) -> str:
-    if request.param == "without a trunk":
-        pytest.importorskip("patchlife.backbones.open_clip")
     return request.param
 
 
@@ -254,8 +252,6 @@ def test_weights_of_another_model(model, tmp_path):
     ],
 )
 def test_towers_whose_patches_cannot_be_dropped(settings, message, tmp_path):
-    if "trunk" not in settings:
-        pytest.importorskip("patchlife.backbones.open_clip")
     register_open_clip(tmp_path, **settings)
     with pytest.raises(UnsupportedModelError, match=message):
         open_pipeline(ModelConfig(f"open_clip:{ARCH}"), random_weights=True)

@@ -82,10 +82,10 @@ def test_output_and_predict_give_logits_or_embedding_of_the_same_run(name: str, 
     assert torch.equal(lives.life, model.lives(images).life)
     given = arguments(name, images)
     expected = main_output(model(**given))
-    if expected is None:  # a backbone, MAE, SigLIP without head: the class token, or the mean of the patches
+    if expected is None:  # a backbone, MAE, SigLIP without head: the class token, or the mean of the patches, or all
         tokens = masked(model, lives, {**given, "output_hidden_states": True}).hidden_states[-1]
         tokens = model.backbone.norm(tokens)
-        expected = tokens[:, 0] if model.backbone.prefix else tokens.mean(dim=1)
+        expected = tokens if not model.backbone.pools else tokens[:, 0] if model.backbone.prefix else tokens.mean(dim=1)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -20,7 +20,14 @@ from . import transformers_layers as layers
 from .attached import original
 from .backbone import Attend, Embedded, Projected, RunBlocks
 from .substitution import RunOnce, Slots, same_children, slots, view
-from .transformers_checks import check_attention, check_class, check_images, check_not_dispatched, check_one_device
+from .transformers_checks import (
+    check_all_present,
+    check_attention,
+    check_class,
+    check_images,
+    check_not_dispatched,
+    check_one_device,
+)
 from .transformers_description import Description
 from .transformers_models import SUPPORTED, class_name
 from .transformers_recording import not_recording, recordable, recorded_layers
@@ -33,7 +40,7 @@ Pairs = tuple[int, int]
 class TransformersBackbone(Description):
     """The parts of a model of transformers."""
 
-    own_forward = True
+    own_methods = ("forward",)
 
     _traced: Any
 
@@ -74,7 +81,9 @@ class TransformersBackbone(Description):
         size, core = (images.shape[-2], images.shape[-1]), self.core
         images = images.to(self.dtype)
         arguments: dict[str, Any] = {}
-        if size != self.trained_size and not self._kind.any_size:
+        if self._kind.masked:  # positions depend on it
+            arguments["patch_attention_mask"] = images.new_ones(len(images), *self.grid_of(images), dtype=torch.bool)
+        elif size != self.trained_size and not self._kind.any_size:
             arguments["interpolate_pos_encoding"] = True
         if self._core_class == "ViTMAEModel":  # noise in rising order: patches stay in grid order
             rows, cols = self.grid_of(images)
@@ -127,9 +136,11 @@ class TransformersBackbone(Description):
 
     # ---- transformers' own forward
 
-    def call(self, run: RunBlocks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, method: str, run: RunBlocks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's outputs when ``run`` computes its layers."""
         size = self.image_size_in(args, kwargs)
+        if self._kind.masked:
+            check_all_present(kwargs.get("patch_attention_mask", args[1] if len(args) > 1 else None))
 
         def run_all(tokens: Tensor, *layer_args: Any, **layer_kwargs: Any) -> Mapping[int, Tensor]:
             return self._run_slots(run, size, tokens, layer_args, layer_kwargs)
@@ -156,7 +167,7 @@ class TransformersBackbone(Description):
     ) -> Mapping[int, Tensor]:
         """What the layers give for the arguments of the first one: the last output, and requested hidden states."""
         mask = args[0] if args else kwargs.get("attention_mask")
-        if mask is not None:
+        if mask is not None and not self._kind.masked:  # else it is all zeros: `call` checked what it is made from
             raise ConfigError("a slimmed model takes no attention_mask; call it without, or use model.unwrap()")
         positions = kwargs.get("position_embeddings")
         rope = None if positions is None else layers.rotary_table(*positions)

@@ -11,14 +11,24 @@ from torch import Tensor, nn
 from ..errors import ConfigError, UnsupportedModelError
 from .backbone import Backbone
 from .transformers_models import CORES, HEADS, REFUSED, SUPPORTED, class_name
+from .transformers_towers import reason_of, tower_advice
 
-__all__ = ["check_attention", "check_class", "check_images", "check_not_dispatched", "check_one_device"]
+__all__ = [
+    "check_all_present",
+    "check_attention",
+    "check_class",
+    "check_images",
+    "check_not_dispatched",
+    "check_one_device",
+]
 
 
 def check_class(model: Any) -> None:
     """Raise UnsupportedModelError, with the reason, for classes that are not supported or that replace ``forward``."""
     name, known = type(model).__name__, class_name(model, CORES) or class_name(model, HEADS)
-    reason = next((reason for start, reason in REFUSED.items() if name.startswith(start)), "")
+    reason = reason_of(name, REFUSED)
+    if not known and not reason and (advice := tower_advice(model, CORES, REFUSED)):
+        raise UnsupportedModelError(advice)
     reason = reason or ("" if known else "its forward pass is not known to patchlife")
     if reason:
         raise UnsupportedModelError(
@@ -77,4 +87,15 @@ def check_images(backbone: Backbone, images: Tensor) -> None:
         raise ConfigError(
             "the weights of this model are on the meta device, which holds no values: only FLOPs can be computed. "
             "Load the weights (from_pretrained without device_map='meta') and wrap that model"
+        )
+
+
+def check_all_present(mask: Tensor | None) -> None:
+    """Raise ConfigError for a ``patch_attention_mask`` (batch, rows, cols) that marks some patches as padding."""
+    if mask is not None and not mask.all():
+        padding = 1 - mask.float().mean().item()
+        raise ConfigError(
+            f"expected images without padding, got a patch_attention_mask that marks {padding:.0%} of the patches as "
+            "padding: a slimmed model has no mask. Give images of one size (such as the square tiles of the image "
+            "processor with do_image_splitting), or one image at a time, or call set_budget(1.0)"
         )

@@ -70,8 +70,8 @@ class Description(Backbone):
 
     @property
     def pools(self) -> bool:
-        """True: the output is one vector per image."""
-        return True
+        """Whether the output is one vector per image. Otherwise it is the tokens, in grid order."""
+        return self._head is not None or self._kind.pools
 
     @property
     def num_classes(self) -> int:
@@ -106,7 +106,7 @@ class Description(Backbone):
         parts = [f"{self._kind.kind}Distilled" if self._core_class == "DeiTModel" else self._kind.kind]
         parts += ["RoPE"] if self._rotary else []
         parts += [f"{self.prefix} prefix tokens"] if self.prefix else ["no class token"]
-        pool = self._head.pool if self._head is not None else "map"
+        pool = self._head.pool if self._head is not None else "map" if self.pools else "none"
         parts += ["reads the class token"] if self.reads_class else [f"pools patches ({pool})"]
         return ", ".join(parts)
 

@@ -65,6 +65,9 @@ LAYERS = {
     "DINOv3ViTLayer": _DINO,
     "CLIPEncoderLayer": _CLIP,
     "SiglipEncoderLayer": _CLIP,
+    "Idefics2EncoderLayer": _CLIP,
+    "Idefics3EncoderLayer": _CLIP,
+    "SmolVLMEncoderLayer": _CLIP,
 }
 """By the name of the layer's class."""
 

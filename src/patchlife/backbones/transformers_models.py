@@ -22,6 +22,8 @@ class Core:
         kind: timm's class of the same models.
         reads_class: whether ``pool`` reads prefix tokens only.
         any_size: whether embeddings take any image size without ``interpolate_pos_encoding``.
+        pools: whether the output is one vector per image; otherwise it is the tokens, in grid order.
+        masked: whether the model takes a ``patch_attention_mask``, which tells padding from patches.
     """
 
     layers: str
@@ -30,6 +32,8 @@ class Core:
     kind: str = "VisionTransformer"
     reads_class: bool = True
     any_size: bool = False
+    pools: bool = True
+    masked: bool = False
 
 
 def _first(_: Any, x: Tensor) -> Tensor:
@@ -70,6 +74,10 @@ def _vit_pooler(core: Any, x: Tensor) -> Tensor:
     return x[:, 0] if getattr(core, "pooler", None) is None else core.pooler(x)
 
 
+def _all_tokens(_: Any, x: Tensor) -> Tensor:
+    return x
+
+
 def _siglip_head(core: Any, x: Tensor) -> Tensor:
     return core.head(x) if core.use_head else x.mean(dim=1)
 
@@ -77,6 +85,9 @@ def _siglip_head(core: Any, x: Tensor) -> Tensor:
 _VIT = Core("layers", "layernorm", _vit_pooler)
 _DINOV2 = Core("encoder.layer", "layernorm", _first, any_size=True)
 _DINOV3 = Core("model.layer", "norm", _first, kind="Eva", any_size=True)
+_IDEFICS = Core(
+    "encoder.layers", "post_layernorm", _all_tokens, reads_class=False, any_size=True, pools=False, masked=True
+)
 CORES = {
     "ViTModel": _VIT,
     "DeiTModel": _VIT,
@@ -89,6 +100,9 @@ CORES = {
     "DINOv3ViTBackbone": _DINOV3,
     "CLIPVisionModel": Core("encoder.layers", "post_layernorm", _first),
     "SiglipVisionModel": Core("encoder.layers", "post_layernorm", _siglip_head, reads_class=False),
+    "Idefics2VisionTransformer": _IDEFICS,
+    "Idefics3VisionTransformer": _IDEFICS,
+    "SmolVLMVisionTransformer": _IDEFICS,
 }
 """By the name of the class."""
 
