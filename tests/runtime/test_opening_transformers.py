@@ -280,6 +280,17 @@ def test_an_adapter_whose_model_was_moved(adapter, folder):
     assert pipeline.model.origin.model == f"hf:{moved}"
 
 
+@pytest.mark.parametrize("origin", [None, Origin("vit_tiny_patch16_224", checkpoint="/a/vit.safetensors", sha256="ab")])
+def test_an_adapter_on_a_folder_with_the_same_weights(origin, folder, tmp_path):
+    """An adapter that was learned on timm, or whose backbone is not known; the weights are compared, not the origin."""
+    pipeline = open_pipeline(ModelConfig(str(folder), life={"budget": 0.7, "start": 2}))
+    pipeline.model.origin = origin
+    patchlife.save(pipeline.model, tmp_path / "adapter")
+    opened = open_pipeline(ModelConfig(str(tmp_path / "adapter"), checkpoint=folder))
+    assert torch.equal(opened.model.output(images()), pipeline.model.output(images()))
+    assert opened.model.origin.model == f"hf:{folder}"
+
+
 def test_an_adapter_whose_model_has_other_weights(adapter, folder):
     saved(folder, classifier(hidden_dropout_prob=0.1), False)
     weights = load_file(folder / "model.safetensors")

@@ -30,8 +30,8 @@ class BackboneConfig:
             config.json, safetensors files and preprocessor_config.json; open_clip:ARCH/TAG, open_clip:ARCH/FILE or
             open_clip:hf-hub:ORG/NAME; the folder of an adapter; or demo, the small model that comes with patchlife.
         checkpoint: Weights of the backbone, a safetensors file, for a name of timm or open_clip:ARCH. For an adapter:
-            the present path of that file, or of the folder of its model. The number of classes and the image size are
-            read from the file.
+            the present path of that file, or a folder of transformers with the same weights. The number of classes and
+            the image size are read from the file.
         pretrained: Use the weights that timm provides for this name; they are downloaded once. Models of a hub or
             folder always bring their weights.
         model_args: Arguments of the timm model, such as global_pool=avg, in_chans=1 (photos are converted to grey),

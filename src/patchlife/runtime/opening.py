@@ -100,7 +100,7 @@ def _open_adapter(config: ModelConfig, folder: Path) -> SlimModel:
     settings = backbone_config(config)
     vit, origin = _build(settings.model, settings)
     manifest, _ = read_adapter(folder)
-    if manifest["origin"] and source_of(origin.model) == "hf":
+    if manifest["origin"] and source_of(manifest["origin"]["model"]) == "hf":
         check_weights(Origin(**manifest["origin"]), origin)
     saved = load(folder, vit)
     saved.origin = origin
@@ -128,14 +128,10 @@ def backbone_config(config: ModelConfig) -> ModelConfig:
             "--checkpoint FILE or --pretrained"
         )
     origin = Origin(**manifest["origin"]) if manifest["origin"] else Origin(manifest["backbone"]["name"])
-    if source_of(origin.model) == "hf":
-        return replace(
-            config,
-            model=_moved(folder, origin, config.checkpoint),
-            checkpoint=None,
-            pretrained=False,
-            image_size=config.image_size or origin.image_size,
-        )
+    if source_of(origin.model) == "hf" or (config.checkpoint and brings_weights(str(config.checkpoint))):
+        name = _moved(folder, origin, config.checkpoint)
+        size = config.image_size or origin.image_size
+        return replace(config, model=name, checkpoint=None, pretrained=False, image_size=size)
     checkpoint = config.checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
     if checkpoint:
         _check_checksum(folder, origin, checkpoint)
@@ -150,7 +146,7 @@ def backbone_config(config: ModelConfig) -> ModelConfig:
 
 
 def _moved(adapter: Path, origin: Origin, place: Path | None) -> str:
-    """The model of transformers that an adapter was made for; ``place`` is the present path of its folder."""
+    """The model of transformers that an adapter is opened on; ``place`` is the path of its folder, if it is given."""
     if place is not None:
         return f"hf:{place}"
     folder = Path(origin.model.partition(":")[2])
