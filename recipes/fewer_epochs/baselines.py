@@ -44,7 +44,7 @@ class EViTStage(Stage):
         progress = min(1.0, (self.done + 1) / (self.steps / 3))
         self.baseline.rate = 1 - (1 - self.target) * progress
         self.done += 1
-        loss, divergence = distillation_loss(self.logits(step.targets.tokens), step.targets.logits)
+        loss, divergence = distillation_loss(self.logits(step.targets.tokens), step.targets.output)
         self.baseline.rate = self.target
         return loss, {"divergence": divergence.item()}
 
@@ -93,7 +93,7 @@ class DynamicViTStage(Stage):
                 kept = kept * _random_mask(keep_logits, generator)
                 ratio = ratio + (kept.mean(dim=1) - baseline.rho ** (stage + 1)).square().mean() / len(baseline.at)
             x = _masked_block(bb, index, x, kept)
-        loss, divergence = distillation_loss(bb.classify(bb.norm(x)), step.targets.logits)
+        loss, divergence = distillation_loss(bb.classify(bb.norm(x)), step.targets.output)
         return loss + 2 * ratio, {"divergence": divergence.item(), "ratio": ratio.item()}
 
 

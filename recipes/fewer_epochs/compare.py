@@ -198,7 +198,7 @@ def _score(logits_of: Callable[[Tensor], Tensor], photos: TargetCache) -> dict[s
 def _dense(photos: TargetCache) -> float:
     """Top-1 of the dense model, in %."""
     targets, labels = photos.targets(range(len(photos))), photos.labels(range(len(photos)))
-    return round(100 * (targets.logits.argmax(dim=1) == labels).double().mean().item(), 2)
+    return round(100 * (targets.output.argmax(dim=1) == labels).double().mean().item(), 2)
 
 
 def _targets(pipeline: Pipeline, photos: list[Photo], folder: Path) -> TargetCache:

@@ -10,7 +10,16 @@ from .errors import MissingExtraError
 
 __all__ = ["installed", "need", "require", "require_engine", "require_export"]
 
-_EXTRA = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "int8"}
+_EXTRA = {
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "nncf": "int8",
+    "pyarrow": "parquet",
+    "transformers": "transformers",
+    "open_clip": "open_clip",
+}
 _WRITERS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 _RUNNERS = {"onnx": "onnxruntime", "openvino": "openvino"}
 

@@ -16,7 +16,7 @@ from small import write_photos
 from patchlife.cli.main import VERBS
 from patchlife.errors import MissingExtraError
 
-EXTRAS = ("accelerate", "matplotlib", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
+EXTRAS = ("accelerate", "matplotlib", "pyarrow", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 
 
 @pytest.fixture
@@ -55,6 +55,8 @@ CASES = [
     ("bench no-model --engine onnx", "onnxruntime", "--engine onnx needs onnxruntime", "onnx"),
     ("bench no-model --engine openvino", "onnxscript", "--engine openvino needs onnxscript", "onnx,openvino"),
     ("bench no-model --engine openvino", "openvino", "--engine openvino needs openvino", "onnx,openvino"),
+    ("predict no-model none --out p.parquet", "pyarrow", "--out p.parquet needs pyarrow", "parquet"),
+    ("embed no-model none", "pyarrow", "--out embeddings.parquet needs pyarrow", "parquet"),
     ("predict no-model none --engine onnx", "onnx", "--engine onnx needs onnx", "onnx"),
     ("predict no-model none --engine onnx", "onnxscript", "--engine onnx needs onnxscript", "onnx"),
     ("predict no-model none --engine openvino", "openvino", "--engine openvino needs openvino", "onnx,openvino"),
@@ -94,6 +96,7 @@ def test_verbs_work_without_the_packages_that_they_do_not_need(patchlife, model,
     without(*EXTRAS)
     for line in (
         ["predict", *model, *photos],
+        ["embed", *model, *photos, "--out", tmp_path / "e.npy"],
         ["draw", *model, photos[0], "--out", tmp_path / "pictures", "--strip", "--sheet"],
         ["info", *model],
         ["eval", *model, numbered(tmp_path), "--budgets", 1.0, "--device", "cpu"],

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from patchlife.errors import ConfigError
-from patchlife.io.jsonl import encode, recover
+from patchlife.io.jsonl import encode, read, recover
 
 RECORDS = [{"path": "a.jpg", "x": [1, 2]}, {"path": "Zürich\udce9\n.png", "error": "é"}, {"path": "b", "y": {}}]
 LINES = [encode(record).encode("ascii") for record in RECORDS]
@@ -17,6 +17,13 @@ def test_a_file_cut_anywhere_keeps_its_complete_lines(cut, tmp_path):
     kept = WHOLE[:cut].count(b"\n")
     assert recover(file, "path") == RECORDS[:kept]
     assert file.read_bytes() == b"".join(LINES[:kept])
+
+
+def test_a_large_field_is_left_out_and_stays_in_the_file(tmp_path):
+    file = tmp_path / "out.jsonl"
+    file.write_bytes(WHOLE)
+    assert recover(file, "path", without="error") == [RECORDS[0], {"path": RECORDS[1]["path"]}, RECORDS[2]]
+    assert list(read(file)) == RECORDS
 
 
 @pytest.mark.parametrize("path", ["none", "/dev/zero"])

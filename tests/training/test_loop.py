@@ -25,14 +25,14 @@ from patchlife.training.target_cache import Photo, TargetCache
 
 
 class Line(Stage):
-    """Learns the mean of the row numbers, which the logits of the targets hold."""
+    """Learns the mean of the row numbers, which the outputs of the targets hold."""
 
     def __init__(self) -> None:
         super().__init__()
         self.guess = torch.nn.Parameter(torch.zeros(3))
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
-        return (self.guess - step.targets.logits).square().mean(), {"random_draw": step.random_draw}
+        return (self.guess - step.targets.output).square().mean(), {"random_draw": step.random_draw}
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def cache(tmp_path: Path) -> TargetCache:
 
     photos = some_photos(tmp_path / "photos")
     rows = np.arange(12, dtype=np.float16)[:, None].repeat(3, 1)
-    return TargetCache(photos, [], [rows] * 4)  # type: ignore[arg-type]
+    return TargetCache(photos, [], [rows] * 5)  # type: ignore[arg-type]
 
 
 CONFIG = StageConfig("line", epochs=3, batch_size=4, learning_rate=0.5, save_every=0.0)
@@ -102,7 +102,7 @@ def test_a_nan_loss_stops_training_and_names_step_and_photos(cache: TargetCache,
         def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
             loss, numbers = super().forward(step)
             self.steps = getattr(self, "steps", 0) + 1
-            return loss * (torch.nan if self.steps > 3 and (step.targets.logits == 5).any() else 1), numbers
+            return loss * (torch.nan if self.steps > 3 and (step.targets.output == 5).any() else 1), numbers
 
     stage = NaNLoss()
     with pytest.raises(NumericalError, match=r"line: .* step \d+; .*05\.png"):
@@ -283,7 +283,7 @@ def test_a_stage_sets_learning_rate_multipliers(tmp_path: Path, cache: TargetCac
             self.slow = torch.nn.Parameter(torch.zeros(3))
 
         def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
-            loss = (self.guess - step.targets.logits).square() + (self.slow - step.targets.logits).square()
+            loss = (self.guess - step.targets.output).square() + (self.slow - step.targets.output).square()
             return loss.mean(), {}
 
         def lr_multiplier(self, name: str) -> float:

@@ -110,7 +110,7 @@ def test_nan_targets_raise_an_error_that_names_the_photo(tmp_path: Path) -> None
 
     def broken(images: Tensor) -> Targets:
         targets = targets_of(images)
-        targets.logits[2:3] = torch.nan
+        targets.output[2:3] = torch.nan
         return targets
 
     with pytest.raises(NumericalError, match=r"02\.png"):

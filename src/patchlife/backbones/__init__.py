@@ -4,7 +4,18 @@ from .adapt import adapt
 from .attached import resident
 from .backbone import Attend, Backbone, Embedded, sdpa
 from .identity import signature
-from .loading import Origin, build, check_name, rebuild, source_of
+from .loading import (
+    Origin,
+    brings_weights,
+    build,
+    check_name,
+    check_weights,
+    local_folder,
+    preprocess_of,
+    rebuild,
+    short_name,
+    source_of,
+)
 from .timm import FAMILIES
 
 __all__ = [
@@ -14,11 +25,16 @@ __all__ = [
     "Embedded",
     "Origin",
     "adapt",
+    "brings_weights",
     "build",
     "check_name",
+    "check_weights",
+    "local_folder",
+    "preprocess_of",
     "rebuild",
     "resident",
     "sdpa",
+    "short_name",
     "signature",
     "source_of",
 ]

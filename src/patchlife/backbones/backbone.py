@@ -133,6 +133,11 @@ class Backbone(nn.Module):
         """The library's name of the architecture; empty if it is not known. For people only."""
 
     @property
+    def multi_label(self) -> bool:
+        """Whether an image can be of several classes, so that probabilities are sigmoids of the logits."""
+        return False
+
+    @property
     @abstractmethod
     def label_names(self) -> tuple[str, ...]:
         """Names of the classes; empty if the model does not have them."""
@@ -159,6 +164,11 @@ class Backbone(nn.Module):
     @abstractmethod
     def image_size(self) -> tuple[int, int]:
         """Image size (height, width) in pixels that the model is built for."""
+
+    @property
+    def trained_size(self) -> tuple[int, int]:
+        """Image size (height, width) in pixels of the position embeddings, which are interpolated for `image_size`."""
+        return self.image_size
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -254,6 +264,13 @@ class Backbone(nn.Module):
     @abstractmethod
     def classify(self, x: Tensor) -> Tensor:
         """Logits, or the embedding, from the normalised tokens (patches in any order)."""
+
+    def pooled(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch width"]:
+        """The embedding, from the normalised tokens (patches in any order): the vector that the classifier reads.
+
+        For a model without a classifier it is `classify`.
+        """
+        return self.classify(x)
 
     def output(self, images: Float[Tensor, "batch channels height width"]) -> Tensor:
         """Logits, or the embedding, of the dense model."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["RunOnce", "slots", "view"]
+__all__ = ["RunOnce", "Slots", "same_children", "slots", "view"]
 
 RunOnce = Callable[..., Mapping[int, Tensor]]
 """Computes all blocks from the arguments of block 0. Gives the outputs of the last and of requested ones, by index."""
@@ -28,19 +28,40 @@ def view(module: nn.Module, path: str, replacement: nn.Module) -> nn.Module:
     return result
 
 
-def slots(kind: Any, depth: int, run: RunOnce) -> nn.ModuleList:
+def same_children(module: nn.Module, seen: nn.Module, path: str) -> bool:
+    """Whether ``seen``, a `view` of ``module`` at ``path``, still has its children and its training mode."""
+    name, _, rest = path.partition(".")
+    if module.training != seen.training or module._modules.keys() != seen._modules.keys():
+        return False
+    if any(seen._modules[key] is not child for key, child in module._modules.items() if key != name):
+        return False
+    inner: Any = module._modules[name]
+    inner_seen: Any = seen._modules[name]
+    return not rest or same_children(inner, inner_seen, rest)
+
+
+class Slots:
+    """The state of one call of a model whose blocks are replaced: how its blocks run, and their outputs."""
+
+    def __init__(self) -> None:
+        self.run: RunOnce | None = None
+        self.outputs: Mapping[int, Tensor] = {}
+
+
+def slots(kind: Any, depth: int, run: RunOnce | None, state: Slots | None = None) -> nn.ModuleList:
     """Modules that take the places of ``depth`` blocks: the first one runs all blocks, each gives its block's output.
 
     Where the output of a block was not requested, the output of the last block takes its place.
 
     They are of a subclass of ``kind``, because libraries look for the class of their blocks.
     """
-    slot_kind, outputs = _slot_class(kind), dict[int, Tensor]()
+    slot_kind, state = _slot_class(kind), state or Slots()
+    state.run = run
     made = []
     for index in range(depth):
         slot = slot_kind.__new__(slot_kind)
         nn.Module.__init__(slot)
-        slot.__dict__ |= {"index": index, "last": depth - 1, "outputs": outputs, "run": run}
+        slot.__dict__ |= {"index": index, "last": depth - 1, "state": state}
         made.append(slot)
     return nn.ModuleList(made)
 
@@ -52,6 +73,7 @@ def _slot_class(kind: Any) -> Any:
 
 
 def _slot_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    state = self.state
     if self.index == 0:
-        self.outputs.update(self.run(x, *args, **kwargs))
-    return self.outputs.get(self.index, self.outputs[self.last])
+        state.outputs = state.run(x, *args, **kwargs)
+    return state.outputs.get(self.index, state.outputs[self.last])

@@ -186,6 +186,12 @@ class TimmBackbone(Backbone):
         """Logits from the normalised tokens (patches in any order)."""
         return self.model.forward_head(x)
 
+    def pooled(self, x: Tensor) -> Tensor:
+        """The vector that the classifier reads; of a distilled model the mean of its two."""
+        if not self.num_classes:  # the head, if there is one, is a projection
+            return self.classify(x)
+        return self.model.forward_head(x, pre_logits=True)
+
     def output(self, images: Float[Tensor, "batch channels height width"]) -> Tensor:
         """Logits of the dense model, by its own forward pass."""
         return self.model(images)

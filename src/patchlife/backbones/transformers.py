@@ -19,7 +19,7 @@ from ..flop_counter import counted
 from . import transformers_layers as layers
 from .attached import original
 from .backbone import Attend, Embedded, Projected, RunBlocks
-from .substitution import slots, view
+from .substitution import RunOnce, Slots, same_children, slots, view
 from .transformers_checks import (
     check_all_present,
     check_attention,
@@ -30,7 +30,7 @@ from .transformers_checks import (
 )
 from .transformers_description import Description
 from .transformers_models import SUPPORTED, class_name
-from .transformers_recording import not_recording, recorded_layers
+from .transformers_recording import not_recording, recordable, recorded_layers
 
 __all__ = ["SUPPORTED", "TransformersBackbone", "adapt"]
 
@@ -41,6 +41,17 @@ class TransformersBackbone(Description):
     """The parts of a model of transformers."""
 
     own_methods = ("forward",)
+
+    _traced: Any
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._slots = Slots()
+        self.__dict__["_traced"] = None  # not a child module: it shares the model's modules
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the view for graphs: its layers are of a class that cannot be pickled."""
+        return self.__dict__ | {"_traced": None}
 
     # ---- attachments
 
@@ -59,6 +70,8 @@ class TransformersBackbone(Description):
         super().check_attached(opened, masked)
         check_attention(self.core)
         check_not_dispatched(self.containers())
+        if self._traced is None or not same_children(self.model, self._traced, self._path):
+            self.__dict__["_traced"] = recordable(self._view(None, self._slots))
 
     # ---- the parts of a forward pass
 
@@ -70,7 +83,7 @@ class TransformersBackbone(Description):
         arguments: dict[str, Any] = {}
         if self._kind.masked:  # positions depend on it
             arguments["patch_attention_mask"] = images.new_ones(len(images), *self.grid_of(images), dtype=torch.bool)
-        elif size != self.image_size and not self._kind.any_size:
+        elif size != self.trained_size and not self._kind.any_size:
             arguments["interpolate_pos_encoding"] = True
         if self._core_class == "ViTMAEModel":  # noise in rising order: patches stay in grid order
             rows, cols = self.grid_of(images)
@@ -115,6 +128,12 @@ class TransformersBackbone(Description):
             return self._head.output(self.model, self.core, x)
         return self._kind.pool(self.core, x)
 
+    def pooled(self, x: Tensor) -> Tensor:
+        """The vector that the classifier reads; with two classifiers, the mean of the two vectors."""
+        if self._head is not None and self._head.classifiers:
+            return self._head.pooled(self.core, x)
+        return self.classify(x)
+
     # ---- transformers' own forward
 
     def call(self, method: str, run: RunBlocks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -126,11 +145,22 @@ class TransformersBackbone(Description):
         def run_all(tokens: Tensor, *layer_args: Any, **layer_kwargs: Any) -> Mapping[int, Tensor]:
             return self._run_slots(run, size, tokens, layer_args, layer_kwargs)
 
+        if not torch.compiler.is_compiling():
+            return self._view(run_all, Slots())(*args, **kwargs)
+        if self._traced is None:
+            raise ConfigError("a copy of a slimmed model must be called once before torch.compile")
+        self._slots.run = run_all  # a graph cannot make modules, so it has a view that was made before
+        outputs = self._traced(*args, **kwargs)
+        self._slots.run, self._slots.outputs = None, {}
+        return outputs
+
+    def _view(self, run: RunOnce | None, state: Slots) -> Any:
+        """The model with `slots` in the places of its layers."""
         path = self._path
-        model = view(self.model, path, slots(layers.class_of(self.blocks[0]), self.depth, run_all))
+        model = view(self.model, path, slots(layers.class_of(self.blocks[0]), self.depth, run, state))
         for module in (model, *(model.get_submodule(name) for name in _prefixes(path))):
             vars(module).pop("_output_capturing_hooks_installed", None)  # the model's layers have them, not the slots
-        return model(*args, **kwargs)
+        return model
 
     def _run_slots(
         self, run: RunBlocks, size: Pairs, tokens: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]

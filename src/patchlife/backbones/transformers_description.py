@@ -19,6 +19,8 @@ __all__ = ["Description"]
 
 Pairs = tuple[int, int]
 
+_IMAGE_SIZE = "patchlife_image_size"  # attribute of a model: copies of the model and new backbones have it too
+
 
 class Description(Backbone):
     """What a model of transformers is; `TransformersBackbone` adds how its parts run."""
@@ -82,6 +84,11 @@ class Description(Backbone):
         return getattr(self.model, "name_or_path", "") or type(self.model).__name__
 
     @property
+    def multi_label(self) -> bool:
+        """Whether the model was trained for several classes per image."""
+        return getattr(self.model.config, "problem_type", None) == "multi_label_classification"
+
+    @property
     def label_names(self) -> tuple[str, ...]:
         """Names of the classes in the model's settings."""
         names = self.model.config.id2label if self.num_classes else {}
@@ -110,15 +117,23 @@ class Description(Backbone):
 
     @property
     def image_size(self) -> Pairs:
-        """Image size (height, width) in pixels that the model is built for."""
+        """Image size (height, width) in pixels that the model is built for, or that `set_image_size` stored."""
+        return getattr(self.model, _IMAGE_SIZE, None) or self.trained_size
+
+    @property
+    def trained_size(self) -> Pairs:
+        """Image size (height, width) in pixels of the position embeddings."""
         return _pair(self.core.config.image_size)
+
+    def set_image_size(self, size: Pairs) -> None:
+        """Store another size (height, width) for schedules, FLOPs and files; positions are interpolated in `embed`."""
+        setattr(self.model, _IMAGE_SIZE, size)
 
     @property
     def any_size(self) -> bool:
         """Whether positions are rotary, or a square table, which transformers can interpolate."""
-        return self._rotary or (
-            self.image_size[0] == self.image_size[1] and isinstance(self.core.config.patch_size, int)
-        )
+        rows, cols = self.trained_size
+        return self._rotary or (rows == cols and isinstance(self.core.config.patch_size, int))
 
     @property
     def channels(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,10 @@ class Core:
     masked: bool = False
 
 
+def _first(_: Any, x: Tensor) -> Tensor:
+    return x[:, 0]
+
+
 @dataclass(frozen=True)
 class Head:
     """A class of models with a core inside.
@@ -45,6 +49,7 @@ class Head:
         output: from the model and the core's normalised tokens to logits or an embedding.
         reads_class: whether ``output`` reads prefix tokens only.
         pool: timm's name of the pooling.
+        pooled: from the core and its normalised tokens to the vector that the classifier reads.
         normed: whether the core's final norm is applied before ``output``.
         classifiers: names of the classifiers.
         gives_tokens: whether the model's outputs contain the core's tokens.
@@ -55,6 +60,7 @@ class Head:
     output: Callable[[Any, Any, Tensor], Tensor]
     reads_class: bool = True
     pool: str = "avg"
+    pooled: Callable[[Any, Tensor], Tensor] = _first
     normed: bool = True
     classifiers: tuple[str, ...] = ("classifier",)
     gives_tokens: bool = False
@@ -62,10 +68,6 @@ class Head:
 
 
 # ---- core models
-
-
-def _first(_: Any, x: Tensor) -> Tensor:
-    return x[:, 0]
 
 
 def _vit_pooler(core: Any, x: Tensor) -> Tensor:
@@ -116,31 +118,47 @@ def _teacher_logits(model: Any, _: Any, x: Tensor) -> Tensor:
     return (model.cls_classifier(x[:, 0]) + model.distillation_classifier(x[:, 1])) / 2
 
 
+def _class_and_distillation(_: Any, x: Tensor) -> Tensor:
+    return (x[:, 0] + x[:, 1]) / 2  # each has its own classifier; timm's embedding of such models is the mean, too
+
+
+def _class_and_patches(core: Any, x: Tensor) -> Tensor:
+    return torch.cat((x[:, 0], _patches(core, x)), dim=1)
+
+
 def _dinov2_logits(model: Any, core: Any, x: Tensor) -> Tensor:
-    return model.classifier(torch.cat((x[:, 0], x[:, prefix_tokens(core) :].mean(dim=1)), dim=1))
+    return model.classifier(_class_and_patches(core, x))
+
+
+def _patches(core: Any, x: Tensor) -> Tensor:
+    return x[:, prefix_tokens(core) :].mean(dim=1)
 
 
 def _mean_logits(model: Any, core: Any, x: Tensor) -> Tensor:
-    return model.classifier(x[:, prefix_tokens(core) :].mean(dim=1))
+    return model.classifier(_patches(core, x))
 
 
 def _projection(model: Any, _: Any, x: Tensor) -> Tensor:
     return model.visual_projection(x[:, 0])
 
 
+_DINOV2_HEAD = Head("dinov2", _dinov2_logits, reads_class=False, pool="class and avg", pooled=_class_and_patches)
 HEADS = {
     "ViTForImageClassification": Head("vit", _class_logits),
     "DeiTForImageClassification": Head("deit", _class_logits),
     "DeiTForImageClassificationWithTeacher": Head(
-        "deit", _teacher_logits, classifiers=("cls_classifier", "distillation_classifier")
+        "deit",
+        _teacher_logits,
+        pooled=_class_and_distillation,
+        classifiers=("cls_classifier", "distillation_classifier"),
     ),
-    "Dinov2ForImageClassification": Head("dinov2", _dinov2_logits, reads_class=False, pool="class and avg"),
-    "Dinov2WithRegistersForImageClassification": Head(
-        "dinov2_with_registers", _dinov2_logits, reads_class=False, pool="class and avg"
-    ),
+    "Dinov2ForImageClassification": _DINOV2_HEAD,
+    "Dinov2WithRegistersForImageClassification": replace(_DINOV2_HEAD, core="dinov2_with_registers"),
     "CLIPVisionModelWithProjection": Head("vision_model", _projection, classifiers=(), gives_tokens=True),
-    "CLIPForImageClassification": Head("vision_model", _mean_logits, reads_class=False, normed=False),
-    "SiglipForImageClassification": Head("vision_model", _mean_logits, reads_class=False, pools_unread=True),
+    "CLIPForImageClassification": Head("vision_model", _mean_logits, reads_class=False, pooled=_patches, normed=False),
+    "SiglipForImageClassification": Head(
+        "vision_model", _mean_logits, reads_class=False, pooled=_patches, pools_unread=True
+    ),
 }
 """By the name of the class."""
 

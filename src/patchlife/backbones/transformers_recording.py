@@ -8,7 +8,15 @@ from typing import Any
 
 from ..errors import ConfigError
 
-__all__ = ["not_recording", "recorded_layers"]
+__all__ = ["not_recording", "recordable", "recorded_layers"]
+
+
+def recordable(model: Any) -> Any:
+    """``model`` with the hooks that record its layers, which transformers otherwise adds in the first call."""
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+    maybe_install_capturing_hooks(model)
+    return model
 
 
 @contextmanager

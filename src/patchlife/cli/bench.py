@@ -147,12 +147,10 @@ def _evaluate(
 
 def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
     """The dense model in the dtype of ``config``, and the adapter if MODEL is one."""
-    import torch
-
-    from ..backbones import source_of
+    from ..backbones import brings_weights
     from ..benchmarks.engines import EXPORTED
     from ..runtime.demo_model import DEMO
-    from ..runtime.opening import backbone_config, open_pipeline
+    from ..runtime.opening import adapter_folder, backbone_config, open_pipeline
 
     if is_exported(config.model):
         raise ConfigError(
@@ -161,15 +159,14 @@ def _open(config: BenchConfig) -> tuple[Pipeline, Path | None]:
         )
     given = ModelConfig(*(getattr(config, field.name) for field in fields(BackboneConfig)))
     settings = backbone_config(given)
-    has_weights = settings.pretrained or settings.checkpoint or settings.model == DEMO or source_of(settings.model)
+    has_weights = settings.pretrained or settings.checkpoint or settings.model == DEMO or brings_weights(settings.model)
     if config.data and not has_weights:
         raise ConfigError(
             "--data needs a model with weights, got random weights; add --checkpoint FILE or --pretrained"
         )
     device = "cpu" if config.engine in EXPORTED else config.device
-    pipeline = open_pipeline(settings, device, random_weights=True)
-    pipeline.model.backbone.model.to(getattr(torch, config.dtype))
-    return pipeline, None if settings is given else Path(config.model)
+    pipeline = open_pipeline(settings, device, random_weights=True, dtype=config.dtype)
+    return pipeline, None if settings.model == DEMO else adapter_folder(config.model)
 
 
 def _slimmed(pipeline: Pipeline, adapter: Path | None) -> SlimModel:
@@ -231,7 +228,7 @@ def _compiler_reset() -> Iterator[None]:
 
 
 def _weights(config: BenchConfig, pipeline: Pipeline) -> str:
-    from ..backbones import source_of
+    from ..backbones import brings_weights
     from ..runtime.demo_model import DEMO
 
     origin = pipeline.model.origin
@@ -239,7 +236,7 @@ def _weights(config: BenchConfig, pipeline: Pipeline) -> str:
         return "part of patchlife"
     if origin and origin.checkpoint:
         return f"{Path(origin.checkpoint).name}, sha256 {(origin.sha256 or '')[:16]}"
-    if origin and source_of(origin.model):
+    if origin and brings_weights(origin.model):
         return origin.model
     return "timm (pretrained)" if origin and origin.pretrained else "random"
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ..config import ClassOrder, EngineName, ModelConfig, RunConfig
+from ..config import ClassOrder, EngineName, ModelConfig, Precision, RunConfig
 from ..data import PHOTO_SUFFIXES, by_suffix, list_photos
 from ..errors import ConfigError
 from ..extras import require_engine, require_export
@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 __all__ = [
     "calibrate_if_needed",
     "check_engine",
+    "check_has_classes",
     "classes_of",
     "find_photos",
+    "label_sets_of",
     "open_classifier",
+    "open_model",
     "progress",
     "say",
     "say_left_out",
+    "size_note",
 ]
 
 T = TypeVar("T")
@@ -38,21 +42,26 @@ def say(text: str) -> None:
     print(f"patchlife: {text}", file=sys.stderr)
 
 
-def check_engine(model: str, engine: EngineName | None, trust: bool) -> None:
-    """Check MODEL, --engine and --trust against each other, and that the needed packages are installed.
+def check_engine(model: str, engine: EngineName | None, trust: bool, dtype: Precision = "float32") -> None:
+    """Check MODEL, --engine, --trust and --dtype against each other, and that the needed packages are installed.
 
     Args:
         model: the MODEL argument.
         engine: the --engine option.
         trust: the --trust option.
+        dtype: the --dtype option.
 
     Raises:
-        ConfigError: --engine with an exported MODEL, or --trust with any other MODEL.
+        ConfigError: --engine or --dtype with an exported MODEL, or --trust with any other MODEL.
         MissingExtraError: a package is not installed; the message says how to install it.
     """
     if is_exported(model):
         if engine:
             raise ConfigError(f"{model} is an exported model, which is run by the engine of its format; drop --engine")
+        if dtype != "float32":
+            raise ConfigError(
+                f"{model} is an exported model, which runs in its own number format; remove --dtype {dtype}"
+            )
         require_engine(_kind_of(Path(model)), f"running {model}")
     elif trust:
         raise ConfigError(f"--trust is only for exported .pt2 files, got {model}; drop --trust")
@@ -86,11 +95,41 @@ def say_left_out(files: Collection[Path]) -> None:
         say(f"{count} left out, by suffix: {by_suffix(files)}; suffixes of photos are {', '.join(PHOTO_SUFFIXES)}")
 
 
-def classes_of(labels: Labels, photos: Sequence[Path], order: ClassOrder | None) -> list[int]:
-    """The class index of each photo; prints how folder names are read. ``photos`` must be the whole data set."""
-    classes = labels.classes_of(photos, order)
-    say(labels.describe_folders(photos, order))
-    return classes
+def classes_of(
+    labels: Labels, photos: Sequence[Path], order: ClassOrder | None, table: Path | None = None
+) -> list[int]:
+    """The class index of each photo, from its folder, or from the CSV file ``table``.
+
+    Prints how folder names are read. ``photos`` must be the whole data set.
+    """
+    if table is None:
+        classes = labels.classes_of(photos, order)
+        say(labels.describe_folders(photos, order))
+        return classes
+    from ..data.label_table import read_label_table, separated
+
+    rows = read_label_table(table, photos)
+    try:
+        class_of_text = labels.classes_of_texts({row.label: row.where for row in reversed(rows)}, order)
+    except ConfigError as error:
+        if not any(len(separated(row.label)) > 1 for row in rows):
+            raise
+        raise ConfigError(f"{error}; several labels of a photo need a multi-label model (--multi-label)") from None
+    return [class_of_text[row.label] for row in rows]
+
+
+def label_sets_of(
+    labels: Labels, photos: Sequence[Path], order: ClassOrder | None, table: Path | None
+) -> list[set[int]]:
+    """The class indices of each photo for a multi-label model; without ``table`` one class, that of the folder."""
+    if table is None:
+        return [{index} for index in classes_of(labels, photos, order)]
+    from ..data.label_table import read_label_table, separated
+
+    rows = read_label_table(table, photos)
+    where = {text: row.where for row in reversed(rows) for text in separated(row.label)}
+    class_of_text = labels.classes_of_texts(where, order)
+    return [{class_of_text[text] for text in separated(row.label)} for row in rows]
 
 
 def progress(items: Iterable[T], total: int, wanted: bool | None, done: int = 0, unit: str = "photo") -> Iterable[T]:
@@ -109,16 +148,42 @@ def progress(items: Iterable[T], total: int, wanted: bool | None, done: int = 0,
     return tqdm(items, total=total, initial=done, unit=unit, disable=not shown, smoothing=0.05)
 
 
-def open_classifier(config: ModelConfig, run: RunConfig) -> Pipeline:
-    """Open a model on its device. Raises ConfigError if it has no classifier."""
+def open_model(config: ModelConfig, run: RunConfig) -> Pipeline:
+    """Open a model on its device, in its number format; prints if its image processor changed its image size."""
     from ..runtime.opening import open_pipeline
 
-    pipeline = open_pipeline(config, run.device)
+    pipeline = open_pipeline(config, run.device, dtype=run.dtype)
+    if note := size_note(pipeline, config):
+        say(note)
+    return pipeline
+
+
+def open_classifier(config: ModelConfig, run: RunConfig) -> Pipeline:
+    """`open_model`. Raises ConfigError if it has no classifier."""
+    pipeline = open_model(config, run)
+    check_has_classes(pipeline)
+    return pipeline
+
+
+def check_has_classes(pipeline: Pipeline) -> None:
+    """Raise ConfigError for a model without a classifier."""
     if not pipeline.labels.names:
         raise ConfigError(
-            f"{pipeline.name} has no classifier; choose a model with classes (patchlife info works without)"
+            f"{pipeline.name} has no classifier, so it gives embeddings: write them with patchlife embed, or choose a "
+            "model with classes"
         )
-    return pipeline
+
+
+def size_note(pipeline: Pipeline, config: ModelConfig) -> str:
+    """One sentence if the image processor of a model of transformers changed its image size; otherwise empty."""
+    backbone = pipeline.model.backbone
+    if config.image_size or backbone.image_size == backbone.trained_size:
+        return ""
+    (rows, cols), own = backbone.image_size, backbone.trained_size
+    return (
+        f"photos are resized to {rows} x {cols} pixels, as the model's image processor does; its position embeddings, "
+        f"made for {own[0]} x {own[1]}, are interpolated (--image-size {own[0]} for their own size)"
+    )
 
 
 def calibrate_if_needed(pipeline: Pipeline, photos: Sequence[Path], run: RunConfig) -> bool:

@@ -36,14 +36,16 @@ def run(config: FitConfig) -> int:
     work = work_folder(config.out)
     accelerator = accelerator_for(config.device, config.training.tracker, work)
     order = config.model.class_order
-    photos = _Photos(samples, pipeline.labels if config.training.label_weight else None, order)
+    use_labels = config.training.label_weight and pipeline.labels.names  # without a classifier `fit` refuses the weight
+    photos = _Photos(samples, pipeline.labels if use_labels else None, order)
     validation = _validation_sets(config.validation, pipeline.labels, order)
     if accelerator.is_main_process:
         say_left_out(left_out)
         notes = [photo_set.class_note for photo_set in (photos, *validation.values())]
         for note in dict.fromkeys(filter(None, notes)):
             say(note)
-    chosen = {name: _validation_photos(photo_set) for name, photo_set in validation.items()}
+    required = bool(pipeline.labels.names)
+    chosen = {name: _validation_photos(photo_set, required) for name, photo_set in validation.items()}
     try:
         fitted = fit(pipeline.model, photos, pipeline.preprocess, config.out, config.training, accelerator, chosen)
     finally:
@@ -58,19 +60,28 @@ def run(config: FitConfig) -> int:
 
 
 def _validation_sets(folders: Sequence[str], labels: Labels, order: ClassOrder | None) -> dict[str, _Photos]:
-    """The photos of each validation folder, with their classes, by the name of the set."""
+    """The photos of each validation folder, with their classes, by the name of the set.
+
+    For a model without classes each folder of a set is a class; of a set with one folder the classes are unknown.
+    """
+    from ..data.labels import folder_labels
     from ..training.validation import set_names
 
-    names = set_names(folders)
-    return {name: _Photos(list_samples([folder]), labels, order) for name, folder in zip(names, folders, strict=True)}
+    sets = {}
+    for name, folder in zip(set_names(folders), folders, strict=True):
+        samples = list_samples([folder])
+        own = labels if labels.names else folder_labels(path for path in samples if isinstance(path, Path))
+        known = labels.names or (len(own.names) > 1 and all(isinstance(path, Path) for path in samples))
+        sets[name] = _Photos(samples, own if known else None, order if labels.names else None)
+    return sets
 
 
-def _validation_photos(photos: _Photos) -> list[Photo]:
-    """The photos of a validation set that are used. Raises ConfigError if one has no label."""
+def _validation_photos(photos: _Photos, required: bool) -> list[Photo]:
+    """The photos of a validation set that are used. Raises ConfigError if one has no label and labels are required."""
     from ..training.validation import MAX_PHOTOS
 
     chosen = evenly_spaced(photos, MAX_PHOTOS)
-    if unlabelled := [photo.path for photo in chosen if photo.label < 0]:
+    if required and (unlabelled := [photo.path for photo in chosen if photo.label < 0]):
         raise ConfigError(
             f"--validation: expected labelled photos, got {unlabelled[0]} without a label; label it or leave it out"
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from ..config import InfoConfig
+from ..config import InfoConfig, ModelConfig
+from .common import size_note
 
 if TYPE_CHECKING:
     from ..runtime.pipeline import Pipeline
@@ -17,12 +18,12 @@ def run(config: InfoConfig) -> int:
     """Print the description of a model; returns the exit code."""
     from ..runtime.opening import open_pipeline
 
-    description = describe(open_pipeline(config.model, random_weights=True))
+    description = describe(open_pipeline(config.model, random_weights=True), config.model)
     print(json.dumps(description, indent=2) if config.json else _text(description))
     return 0
 
 
-def describe(pipeline: Pipeline) -> dict[str, Any]:
+def describe(pipeline: Pipeline, config: ModelConfig) -> dict[str, Any]:
     """The description of a slimmed model as plain values. FLOPs are per image; a multiply-add counts as two."""
     from ..slimming import flops
 
@@ -36,6 +37,7 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
         "weights": _weights(pipeline),
         "parameters": sum(p.numel() for p in backbone.parameters()),
         "classes": len(pipeline.labels.names),
+        "multi_label": pipeline.multi_label,
         "image_size": list(backbone.image_size),
         "patch_size": list(backbone.patch_size),
         "grid": list(backbone.grid),
@@ -58,26 +60,28 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
             "dense_blocks": list(cost.dense_blocks),
             "slimmed_blocks": list(cost.slimmed_blocks),
         },
-        "limits": _limits(pipeline),
+        "limits": _limits(pipeline, config),
     }
 
 
 def _weights(pipeline: Pipeline) -> str:
-    from ..backbones import source_of
+    from ..backbones import brings_weights
 
     origin = pipeline.model.origin
     if origin is None:
         return "embedded in patchlife"
     if origin.checkpoint or not origin.pretrained:
         return origin.checkpoint or "random (enough for this description, not for photos)"
-    return origin.model if source_of(origin.model) else "timm (pretrained)"
+    return origin.model if brings_weights(origin.model) else "timm (pretrained)"
 
 
-def _limits(pipeline: Pipeline) -> list[str]:
+def _limits(pipeline: Pipeline, config: ModelConfig) -> list[str]:
     """What this model cannot do, and why."""
     model, limits = pipeline.model, []
     if not pipeline.labels.names:
         limits.append("the model has no classifier, so predict and draw do not work")
+    if note := size_note(pipeline, config):
+        limits.append(note)
     if not model.backbone.any_size:
         rows, cols = model.backbone.image_size
         limits.append(f"photos are resized to {rows} x {cols} pixels; --image-size builds the model for another size")

@@ -18,7 +18,17 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import BenchConfig, DemoConfig, DrawConfig, EvalConfig, ExportConfig, FitConfig, InfoConfig, PredictConfig
+from ..config import (
+    BenchConfig,
+    DemoConfig,
+    DrawConfig,
+    EmbedConfig,
+    EvalConfig,
+    ExportConfig,
+    FitConfig,
+    InfoConfig,
+    PredictConfig,
+)
 from ..errors import PatchLifeError
 from ..version import __version__
 from .arguments import Parser, add_options, from_options
@@ -28,6 +38,7 @@ __all__ = ["VERBS", "main"]
 VERBS: dict[str, type] = {
     "demo": DemoConfig,
     "predict": PredictConfig,
+    "embed": EmbedConfig,
     "draw": DrawConfig,
     "info": InfoConfig,
     "export": ExportConfig,
@@ -40,6 +51,7 @@ VERBS: dict[str, type] = {
 _EXAMPLES = """examples:
   patchlife demo
   patchlife predict vit_tiny_patch16_224 photos/ --checkpoint vit.safetensors --budget 0.6 --out results.jsonl
+  patchlife embed hf-hub:timm/vit_small_patch14_dinov2.lvd142m photos/ --out embeddings.parquet
   patchlife draw vit_tiny_patch16_224 dog.jpg --pretrained --strip
   patchlife info vit_small_patch14_dinov2 --budget 0.5
   patchlife fit vit_tiny_patch16_224 photos/ --pretrained --out my-adapter"""

@@ -20,7 +20,8 @@ class TrainingConfig:
 
     Training has two stages. Stage 1 trains the scorer on features of the dense model, which are computed once and
     cached. Stage 2, off by default, trains the backbone by distillation from the
-    dense model, and the scorer along with it.
+    dense model, and the scorer along with it. It distils the logits, or for a model without a classifier the embedding
+    and the patch tokens.
 
     Attributes:
         photos: Train on at most N photos, drawn at random. Default: all photos.
@@ -37,6 +38,8 @@ class TrainingConfig:
         rank: Rank of the low-rank deltas (--finetune adapter).
         label_weight: Weight of the cross-entropy with the labels in the loss of stage 2, in [0, 1]. The distillation
             loss has weight 1 - X. 0 needs no labels.
+        patch_weight: Weight of the patch tokens in the loss of stage 2 of a model without a classifier, in [0, 1]. The
+            loss of the model's output, its embedding, has weight 1 - X. 0 does not cache the patch tokens.
         lowest_budget: Stage 2 draws the budget of every step at random between this value and 1.
         max_unreadable: Stop if more than this fraction of the photos cannot be read.
         save_every: Seconds between checkpoints.
@@ -57,6 +60,7 @@ class TrainingConfig:
     finetune_learning_rate: float | None = None
     rank: int = 16
     label_weight: float = 0.0
+    patch_weight: float = 0.5
     lowest_budget: float = 0.35
     max_unreadable: float = 0.01
     save_every: float = 30.0
@@ -73,7 +77,7 @@ class TrainingConfig:
         self._check("cache_gb", self.cache_gb > 0, "above 0")
         for name in ("epochs", "finetune_epochs"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("label_weight", "max_unreadable"):
+        for name in ("label_weight", "patch_weight", "max_unreadable"):
             self._check(name, 0 <= getattr(self, name) <= 1, "a fraction in [0, 1]")
         self._check("lowest_budget", 0 < self.lowest_budget < 1, "a fraction in (0, 1)")
 

@@ -17,6 +17,7 @@ from .training import TrainingConfig
 Device = Literal["auto", "cpu", "cuda", "mps"]
 EngineName = Literal["eager", "compile", "onnx", "openvino"]
 ClassOrder = Literal["number", "imagefolder"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,26 @@ class BackboneConfig:
     """The model and its weights.
 
     Attributes:
-        model: Name of a timm model; hf-hub:ORG/NAME; local-dir:FOLDER (a folder that timm saved, with config.json and
-            model.safetensors); the folder of an adapter; or demo, the small model that comes with patchlife.
-        checkpoint: Weights of the backbone, a safetensors file. For an adapter: the present path of that file. The
-            number of classes and the image size are read from the file.
-        pretrained: Use the weights that timm provides for this name; they are downloaded once. hf-hub: and local-dir:
-            models always bring their weights.
+        model: Name of a timm model; hf-hub:ORG/NAME (timm's models of the Hugging Face hub) or local-dir:FOLDER (saved
+            by timm); hf:ORG/NAME[@REVISION] (transformers' models of the hub) or a FOLDER that transformers saved, with
+            config.json, safetensors files and preprocessor_config.json; open_clip:ARCH/TAG, open_clip:ARCH/FILE or
+            open_clip:hf-hub:ORG/NAME; the folder of an adapter; or demo, the small model that comes with patchlife.
+        checkpoint: Weights of the backbone, a safetensors file, for a name of timm or open_clip:ARCH. For an adapter:
+            the present path of that file, or a folder of transformers with the same weights. The number of classes and
+            the image size are read from the file.
+        pretrained: Use the weights that timm provides for this name; they are downloaded once. Models of a hub or
+            folder always bring their weights.
         model_args: Arguments of the timm model, such as global_pool=avg, in_chans=1 (photos are converted to grey),
             img_size=384 or img_size=256,128 (height, width). Default for an adapter: the arguments saved in it.
-        labels: Text file with the names of the classes, one per line. Default: the ImageNet names for a model of 1000
-            classes.
+        labels: Text file with the names of the classes, one per line. Default: the names that the model has, else the
+            ImageNet names for a model of 1000 classes.
         class_order: How folder names of labelled photos map to classes. number: the name is the number of the class.
             imagefolder: any names; the classes are the folders in text order (0, 1, 10, 11, 2, ...), as torchvision's
             ImageFolder numbers them in training. Default: the name is the class name or its WordNet id, or the number
             of the class if the classes have no names.
         image_size: Height and width in pixels that photos are resized to. Position embeddings are interpolated.
-            Default: the size of the checkpoint's position embeddings, or else of the model.
+            Default: the size of the model's image processor (transformers), else of the checkpoint's position
+            embeddings, else of the model.
     """
 
     model: str
@@ -61,9 +66,12 @@ class ModelConfig(BackboneConfig):
     """The model, its weights and how it is slimmed.
 
     Attributes:
+        multi_label: A photo can have several classes or none. The probability of a class is the sigmoid of its logit,
+            and accuracy is the mean average precision. Default: as the model says, if it does.
         life: How the model is slimmed. Default for an adapter: the settings saved in it.
     """
 
+    multi_label: bool = False
     life: dict[str, Any] = field(default_factory=dict, metadata={"settings_of": LifeConfig})
 
     def __post_init__(self) -> None:
@@ -73,16 +81,18 @@ class ModelConfig(BackboneConfig):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Device, batch size and photo reading.
+    """Device, number format, batch size and photo reading.
 
     Attributes:
         device: Device of the model. auto: a CUDA GPU if there is one, else the CPU.
+        dtype: Number format of weights and images. bfloat16 and float16 are for GPUs; on many CPUs they are slower.
         batch_size: Photos per batch.
         workers: Threads that read photos. Default: one per CPU core, at most 8.
         progress: Show a progress bar. Default: only on a terminal.
     """
 
     device: Device = "auto"
+    dtype: Precision = "float32"
     batch_size: int = 16
     workers: int | None = None
     progress: bool | None = None
@@ -93,22 +103,27 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Classify photos; write one JSON line per photo, in the order of the paths.
+    """Classify photos; write one JSON line or row per photo, in the order of the paths.
 
     Attributes:
         model: Model and weights.
         paths: Photos, folders or glob patterns. In folders, all JPEG, PNG and WEBP files are used.
-        out: File for the JSON lines. Default: standard output.
+        out: File for the JSON lines, or for a table if its name ends in .parquet. A table is complete when the run
+            ends; until then the results are in a JSON lines file beside it. Default: JSON lines on standard output.
         resume: Continue an interrupted --out file. Photos that have a line in the file are skipped, also if the line is
-            an error; delete such lines to retry these photos.
+            an error; delete such lines of a JSON lines file to retry these photos.
         top: Number of classes to report per photo.
-        labelled: Report the top-1 accuracy. Each photo is in the folder of its class (see --class-order).
+        labelled: Report the top-1 accuracy, or the mean average precision with --multi-label. Each photo is in the
+            folder of its class (see --class-order).
+        labels_from: CSV file with the columns path and label, which replaces the folders of --labelled. A label is a
+            class name, a WordNet id or a class number. Several labels of a photo, with --multi-label, are separated by
+            ; or |.
         engine: Engine that runs the model. onnx and openvino export the model on the first run and keep the file in a
             cache folder (environment variable PATCHLIFE_CACHE). Default: eager, or the engine of an exported file or
             bundle.
         trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
             you trust its source.
-        run: Device and batches.
+        run: Device, number format and batches.
     """
 
     model: ModelConfig
@@ -117,6 +132,7 @@ class PredictConfig:
     resume: bool = False
     top: int = 5
     labelled: bool = False
+    labels_from: Path | None = field(default=None, metadata={"metavar": "CSV"})
     engine: EngineName | None = None
     trust: bool = False
     run: RunConfig = field(default_factory=RunConfig)
@@ -125,6 +141,41 @@ class PredictConfig:
         _check_at_least(1, top=self.top)
         if self.resume and self.out is None:
             raise ConfigError("--resume needs the file to continue, got none; give it with --out FILE")
+        _check_dtype(self.engine, self.run.dtype)
+        if self.out is not None and self.out.suffix == ".npy":
+            raise ConfigError("predictions are not written to .npy files, only embeddings are; give .jsonl or .parquet")
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Compute the embeddings of photos, for retrieval or as features, and write them to a .parquet or .npy file.
+
+    The embedding is the vector that the classifier reads. For a model without a classifier it is the output.
+
+    Attributes:
+        model: Model and weights.
+        paths: Photos, folders or glob patterns. In folders, all JPEG, PNG and WEBP files are used.
+        out: Output file, complete when the run ends. .parquet: a table with the columns path, embedding, flops,
+            fraction_of_dense, error and run. .npy: an array with a row per photo; a .jsonl file beside it has the other
+            columns. Until the run ends, the results are in a JSON lines file beside it.
+        resume: Continue an interrupted run. Photos that it has done are skipped, also those with an error.
+        normalize: Scale each embedding to length 1, so that the product of two is their cosine.
+        trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
+            you trust its source.
+        run: Device, number format and batches.
+    """
+
+    model: ModelConfig
+    paths: tuple[str, ...]
+    out: Path = Path("embeddings.parquet")
+    resume: bool = False
+    normalize: bool = False
+    trust: bool = False
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.out.suffix not in (".parquet", ".npy"):
+            raise ConfigError(f"--out must end in .parquet or .npy, got {self.out}")
 
 
 @dataclass(frozen=True)
@@ -138,7 +189,7 @@ class ExportConfig:
         budgets: Write a bundle instead of a file: a folder with one graph per budget and shared weights (onnx,
             openvino). Replaces --budget.
         format: onnx; openvino (a zip of model.xml and model.bin); or torch (.pt2, which can run code when it is opened:
-            predict and eval need --trust for it).
+            predict and eval need --trust for it). All compute in float32, unless --int8 is given.
         lives: Add a second output to the file: the life of each patch, in blocks.
         int8: Compute the blocks in 8-bit integers and the scorer in float. dynamic (onnx, openvino): one scale per
             token, computed at run time. static (openvino): one scale per tensor, measured on --photos. If too few
@@ -185,7 +236,7 @@ class DrawConfig:
         sheet: Also draw contact sheets of all life maps, each with the predicted class.
         whole: Draw the whole photo, with the part outside the model's crop dimmed.
         width: Width of a life map in pixels.
-        run: Device and batches.
+        run: Device, number format and batches.
     """
 
     model: ModelConfig
@@ -219,7 +270,7 @@ class DemoConfig:
         out: Folder for the report and its pictures; created if missing.
         rounds: Number of timing rounds; each round times the dense and the slimmed model once.
         life: How the model is slimmed.
-        run: Device and batches.
+        run: Device, number format and batches.
     """
 
     out: Path = field(default=Path("patchlife-demo"), metadata={"metavar": "FOLDER"})
@@ -229,6 +280,8 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         _check_at_least(5, rounds=self.rounds)
+        if self.run.dtype != "float32":
+            raise ConfigError(f"demo runs in float32, got --dtype {self.run.dtype}; remove --dtype")
         object.__setattr__(self, "life", _checked_life(self.life))
 
 
@@ -243,7 +296,9 @@ class FitConfig:
         out: Folder for the adapter. Repeat the same command to continue an interrupted fit. A fit with other settings
             in the same folder is refused (see --restart).
         validation: Labelled photos for measuring accuracy during training; they are not trained on. Each FOLDER has one
-            subfolder per class (see --class-order). At most 500 photos of each FOLDER are used, evenly spaced.
+            subfolder per class (see --class-order). For a model without a classifier the cosine to the dense embedding
+            and the accuracy of nearest neighbours are measured. At most 500 photos of each FOLDER are used, evenly
+            spaced.
         device: Device of the training. auto: a CUDA GPU if there is one, else the CPU.
         training: Training.
     """
@@ -258,21 +313,30 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Measure top-1 accuracy at several budgets and compare with the dense model, on labelled photos.
+    """Measure accuracy at several budgets and compare with the dense model, on labelled photos.
+
+    Of a model without a classifier, the embeddings are measured: by their cosine to those of the dense model, and by
+    the accuracy of their nearest neighbours.
 
     Attributes:
         model: Model and weights.
-        data: Folder with one subfolder of photos per class (see --class-order).
+        data: Folder with one subfolder of photos per class (see --class-order). For a model without a classifier any
+            folder of photos; neighbours are compared only if it has several subfolders, whose names are the classes.
+        labels_from: CSV file with the columns path and label, which replaces the subfolders. A label is a class name, a
+            WordNet id or a class number. Several labels of a photo, with --multi-label, are separated by ; or |.
         budgets: Budgets, as fractions of the dense model's FLOPs.
         modes: fixed, adaptive, or both as fixed,adaptive.
         every: Use every N-th photo.
+        gallery: For a model without a classifier: photos among which the neighbours are searched, with one subfolder
+            per class. Default: the photos of DATA themselves, each one left out in turn.
+        neighbours: For a model without a classifier: how many neighbours vote for the class of a photo. Default: 10.
         engine: Engine that runs the model. onnx and openvino export the model at each budget on the first run and keep
             the files in a cache folder. Default: eager, or the engine of an exported bundle, whose graph of budget 1 is
             then the dense model.
         trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
             you trust its source.
         out: File for the results (JSON). If matplotlib is installed, a plot is written beside it.
-        run: Device and batches.
+        run: Device, number format and batches.
     """
 
     model: ModelConfig
@@ -280,6 +344,9 @@ class EvalConfig:
     budgets: tuple[float, ...] = (1.0, 0.8, 0.6, 0.45)
     modes: tuple[str, ...] = field(default=("fixed",), metadata={"metavar": "MODE"})
     every: int = 1
+    labels_from: Path | None = field(default=None, metadata={"metavar": "CSV"})
+    gallery: Path | None = field(default=None, metadata={"metavar": "FOLDER"})
+    neighbours: int | None = None
     engine: EngineName | None = None
     trust: bool = False
     out: Path | None = None
@@ -299,11 +366,8 @@ class EvalConfig:
             raise ConfigError(f"--engine {self.engine} runs fixed mode only, got adaptive; remove --engine or adaptive")
         if unused := [name for name in ("budget", "speedup", "kept", "mode") if name in self.model.life]:
             raise ConfigError(f"--{unused[0]} has no effect in eval; give --budgets and --modes instead")
-        if self.every < 1:
-            raise ConfigError(f"every must be at least 1, got {self.every}")
-
-
-Precision = Literal["float32", "bfloat16", "float16"]
+        _check_at_least(1, every=self.every, neighbours=self.neighbours)
+        _check_dtype(self.engine, self.run.dtype)
 
 
 @dataclass(frozen=True)
@@ -382,6 +446,11 @@ def _check_at_least(minimum: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < minimum:
             raise ConfigError(f"{name} must be at least {minimum}, got {value}")
+
+
+def _check_dtype(engine: EngineName | None, dtype: Precision) -> None:
+    if dtype != "float32" and engine not in (None, "eager"):
+        raise ConfigError(f"--engine {engine} runs in float32, got --dtype {dtype}; remove one of the two")
 
 
 def _checked_life(settings: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config import ClassOrder
 from ..errors import ConfigError
 
-__all__ = ["Labels", "imagenet_labels", "numbered_labels", "read_labels"]
+__all__ = ["Labels", "folder_labels", "imagenet_labels", "numbered_labels", "read_labels"]
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,26 @@ class Labels:
             )
         return index
 
+    def classes_of_texts(self, texts: Mapping[str, str], order: ClassOrder | None = None) -> dict[str, int]:
+        """The class index of each label of a data set.
+
+        Args:
+            texts: where each label is, for error messages.
+            order: how labels are read. None: as a class name or WordNet id, or else as a class number. number: as a
+                class number. imagefolder: labels are sorted as text and numbered in this order.
+
+        Raises:
+            ConfigError: a label that is not a class of the model.
+        """
+        if order == "imagefolder":
+            self._check_one_for_each_class(set(texts), "label")
+            return {text: index for index, text in enumerate(sorted(texts))}
+        by_number = self if order is None else numbered_labels(len(self.names))
+        return {text: by_number.class_of_label(text, where) for text, where in texts.items()}
+
     def _classes_of_folders(self, folders: set[str], order: ClassOrder | None) -> Mapping[str, int]:
         if order == "imagefolder":
-            self._check_folder_for_each_class(folders)
+            self._check_one_for_each_class(folders, "folder")
             return {folder: index for index, folder in enumerate(sorted(folders))}
         by_number = order == "number" or self.numbered
         indices = {folder: _number(folder) if by_number else self._class_named(folder) for folder in folders}
@@ -100,11 +117,11 @@ class Labels:
             raise ConfigError(self._unknown_folders_message(unknown, by_number))
         return valid
 
-    def _check_folder_for_each_class(self, folders: set[str]) -> None:
-        if len(folders) != len(self.names):
+    def _check_one_for_each_class(self, names: set[str], what: str) -> None:
+        if len(names) != len(self.names):
             raise ConfigError(
-                f"--class-order imagefolder needs one folder for each of the {len(self.names)} classes, got "
-                f"{len(folders)} folders ({_shortened(sorted(folders))}); give all folders, or give the class names "
+                f"--class-order imagefolder needs one {what} for each of the {len(self.names)} classes, got "
+                f"{len(names)} {what}s ({_shortened(sorted(names))}); give all {what}s, or give the class names "
                 "with --labels FILE"
             )
 
@@ -164,6 +181,11 @@ def imagenet_labels() -> Labels:
 def numbered_labels(classes: int) -> Labels:
     """Labels of classes without names: "0", "1", ..."""
     return Labels(tuple(str(index) for index in range(classes)))
+
+
+def folder_labels(photos: Iterable[Path]) -> Labels:
+    """The folders of ``photos`` as classes, for a model that has none itself."""
+    return Labels(tuple(sorted({_composed(_folder(photo)) for photo in photos})))
 
 
 def read_labels(path: Path, classes: int) -> Labels:

@@ -1,4 +1,7 @@
-"""Resize, crop and normalise photos for a backbone, pixel for pixel as timm's evaluation transform does."""
+"""Resize, crop and normalise photos for a backbone, as the evaluation transforms of the model libraries do.
+
+The pixels are those of timm's transform, and, but for the rounding of the resized pixels, of transformers' processors.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Literal as OneOf
 from PIL import Image
 
 from ..errors import ConfigError
+from .image_processor import check_setting, processor_filter, processor_geometry, processor_scale
 from .reading import as_rgb
 
 if TYPE_CHECKING:  # settings are also read by code that must start without torch
@@ -21,6 +25,7 @@ __all__ = ["Preprocess"]
 
 Box = tuple[float, float, float, float]
 CropMode = OneOf["center", "squash", "border"]
+CropOffset = OneOf["nearest", "floor"]
 Interpolation = OneOf["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 # A 1 x 20000 photo resized to a short side of 224 would have a billion pixels. If a resized photo would have more
@@ -40,6 +45,8 @@ class Preprocess:
         interpolation: the Pillow name of the resampling filter.
         mean: per channel (red, green, blue), on a scale of 0 to 1, subtracted; a single number makes the input grey.
         std: per channel, on the same scale, divided by.
+        crop_offset: how the position of the crop is rounded to whole pixels: "nearest" (timm, torchvision; halves to
+            even numbers) or "floor" (transformers).
     """
 
     size: tuple[int, int] = (224, 224)
@@ -48,24 +55,26 @@ class Preprocess:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    crop_offset: CropOffset = "nearest"
 
     def __post_init__(self) -> None:
-        _check(len(self.size) == 2 and min(self.size) >= 1, "size must be (height, width)", self.size)
-        _check(0 < self.crop_fraction <= 2, "crop_fraction must be in (0, 2]", self.crop_fraction)
-        for field, kinds in (("crop_mode", CropMode), ("interpolation", Interpolation)):
-            _check(
+        check_setting(len(self.size) == 2 and min(self.size) >= 1, "size must be (height, width)", self.size)
+        check_setting(0 < self.crop_fraction <= 2, "crop_fraction must be in (0, 2]", self.crop_fraction)
+        kinds_of = {"crop_mode": CropMode, "interpolation": Interpolation, "crop_offset": CropOffset}
+        for field, kinds in kinds_of.items():
+            check_setting(
                 getattr(self, field) in get_args(kinds),
                 f"{field} must be one of {', '.join(get_args(kinds))}",
                 getattr(self, field),
             )
-        _check(
+        check_setting(
             len(self.mean) in (1, 3),
             "mean must be three numbers for red, green, blue, or one number for grey",
             self.mean,
         )
         wanted = "one positive number" if self.channels == 1 else "three positive numbers"
         fits = len(self.std) == self.channels and min(self.std) > 0
-        _check(fits, f"std must be {wanted}, because mean has {self.channels}", self.std)
+        check_setting(fits, f"std must be {wanted}, because mean has {self.channels}", self.std)
 
     @property
     def channels(self) -> int:
@@ -86,12 +95,40 @@ class Preprocess:
         """
         cfg_channels, *size = cfg.get("input_size") or (3, 224, 224)
         channels = cfg_channels if channels is None else channels
-        _check(channels in (1, 3), "a photo has 3 channels, or 1 if made grey, so in_chans must be 3 or 1", channels)
+        check_setting(
+            channels in (1, 3), "a photo has 3 channels, or 1 if made grey, so in_chans must be 3 or 1", channels
+        )
         same_names = {name: cfg.get(name) for name in ("crop_mode", "interpolation")}
         values = {"size": size, "crop_fraction": cfg.get("crop_pct"), **same_names}
         for name in ("mean", "std"):
             values[name] = _per_channel(cfg.get(name) or getattr(cls, name), channels)
         return cls.from_dict({name: value for name, value in values.items() if value is not None})
+
+    @classmethod
+    def from_image_processor(cls, values: Mapping[str, Any], channels: int = 3) -> Preprocess:
+        """Convert the settings of an image processor of transformers, as its ``to_dict()`` gives them.
+
+        Args:
+            values: settings of a processor for ViT, DeiT, BiT (DINOv2), CLIP, SigLIP or DINOv3.
+            channels: input channels of the model: 3, or 1 for a grey model.
+
+        Raises:
+            ConfigError: a processor or a setting that is not supported, such as an image size that varies.
+        """
+        check_setting(
+            channels in (1, 3), "a photo has 3 channels, or 1 if made grey, so num_channels must be 3 or 1", channels
+        )
+        size, fraction, mode = processor_geometry(values)
+        mean, std = processor_scale(values)
+        return cls(
+            size,
+            fraction,
+            mode,
+            processor_filter(values.get("resample")),
+            _per_channel(mean, channels),
+            _per_channel(std, channels),
+            "floor",
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
@@ -101,7 +138,7 @@ class Preprocess:
             ConfigError: an unknown field, or an invalid value.
         """
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        _check(not unknown, f"the fields are {', '.join(cls.__dataclass_fields__)}", unknown)
+        check_setting(not unknown, f"the fields are {', '.join(cls.__dataclass_fields__)}", unknown)
         fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
         try:
             return cls(**fields)
@@ -109,8 +146,9 @@ class Preprocess:
             raise ConfigError(f"preprocessing: expected numbers, got {dict(values)}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values for JSON."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """The settings as plain values for JSON; ``crop_offset`` only if it is not the default, as in older files."""
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return {name: v for name, v in values.items() if (name, v) != ("crop_offset", "nearest")}
 
     def __call__(self, photo: Image.Image) -> Float[Tensor, "channels height width"]:
         """Turn one photo into the backbone's input."""
@@ -158,7 +196,7 @@ class Preprocess:
     def _geometry(self, photo_size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
         """(width, height) of the resized photo and the box that is cropped from it, rounded as timm does."""
         width, height = self._resized(photo_size)
-        left, top = _centred(width, self.size[1]), _centred(height, self.size[0])
+        left, top = (self._centred(*side) for side in ((width, self.size[1]), (height, self.size[0])))
         return (width, height), (left, top, left + self.size[1], top + self.size[0])
 
     def _resized(self, photo_size: tuple[int, int]) -> tuple[int, int]:
@@ -173,6 +211,12 @@ class Preprocess:
         ratios = (height / to_height, width / to_width)
         ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
         return max(round(width / ratio), 1), max(round(height / ratio), 1)
+
+    def _centred(self, length: int, window: int) -> int:
+        """The start of a window in the middle of a length; negative if the window is longer."""
+        if window > length:
+            return -((window - length) // 2)
+        return round((length - window) / 2) if self.crop_offset == "nearest" else (length - window) // 2
 
     def _trimmed(self, photo: Image.Image) -> Image.Image:
         """Cut the ends off a photo that is so long that resizing the whole photo would exhaust memory."""
@@ -192,18 +236,8 @@ class Preprocess:
         return tuple(round(255 * m) for m in colour) if self.crop_mode == "border" else (0, 0, 0)
 
 
-def _centred(length: int, window: int) -> int:
-    """The start of a window in the middle of a length; negative if the window is longer."""
-    return round((length - window) / 2) if window <= length else -((window - length) // 2)
-
-
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
     """The values of a configuration (one or three) as one value per channel."""
     if channels == 1 and len(values) == 3:
         return (sum(values) / 3,)
     return tuple(values) * channels if len(values) == 1 else tuple(values)
-
-
-def _check(holds: bool, rule: str, got: object) -> None:
-    if not holds:
-        raise ConfigError(f"preprocessing: {rule}, got {got!r}")

@@ -76,7 +76,7 @@ def evaluate(
     dense_hits: list[Tensor] = []
     with model.temporarily():
         for images, labels in batches:
-            images = images.to(device)
+            images = images.to(device, model.dtype)
             reference = dense(images).float().cpu()
             dense_hits.append(reference.argmax(dim=1) == labels)
             for tally, (budget, mode) in zip(tallies, settings, strict=True):

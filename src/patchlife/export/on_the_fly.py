@@ -39,4 +39,4 @@ def with_engine(pipeline: Pipeline[SlimModel], engine: str, device: Device) -> P
 
     classifier = EngineClassifier(engine_for, model.settings, model.state_dict())
     classifier.engine_for(model.settings)  # created now: an error here is not the error of a photo
-    return Pipeline(pipeline.name, classifier, pipeline.preprocess, pipeline.labels)
+    return Pipeline(pipeline.name, classifier, pipeline.preprocess, pipeline.labels, pipeline.multi_label)

@@ -26,6 +26,7 @@ __all__ = [
     "read_consistently",
     "recover",
     "remove_leftovers",
+    "replace_file",
     "replace_folder",
     "sha256_of",
     "write_atomic",
@@ -69,6 +70,26 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> Path:
         raise
     _sync_folder(path.parent)
     return path
+
+
+@contextmanager
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path to write a file to. When the block ends without error, that file replaces ``path``.
+
+    For files that are written in parts, by one process at a time. After a crash at any moment ``path`` holds the old
+    content or the new content.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")  # a fixed name: the next attempt replaces a leftover
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

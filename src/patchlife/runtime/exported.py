@@ -35,11 +35,13 @@ class EngineClassifier:
     Attributes:
         calibration: None, because engines run in fixed mode.
         device: the CPU, where engines expect images.
+        dtype: float32, in which engines expect images.
     """
 
     settings: LifeConfig
     calibration: Calibration | None = None
     device = torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(
         self, engine_for: Callable[[LifeConfig], Engine], config: LifeConfig, weights: dict[str, Tensor]
@@ -81,6 +83,14 @@ class EngineClassifier:
         """(logits, lives) of a batch."""
         return self.engine.predict(images)
 
+    def embedding(self, images: Tensor) -> tuple[Tensor, Lives]:
+        """(embedding, lives) of a batch. Raises ConfigError for a file that gives logits."""
+        if self.engine.metadata.labels:
+            raise ConfigError(
+                "this exported model gives logits, not embeddings; give the model or adapter that it was exported from"
+            )
+        return self.engine.predict(images)
+
     def flops_of(self, lives: Lives, image_size: tuple[int, int] | None = None) -> list[int]:
         """FLOPs of each image: the same for all."""
         return [self.engine.metadata.flops] * len(lives)
@@ -108,7 +118,7 @@ def open_exported(config: ModelConfig, trust: bool = False) -> Pipeline[EngineCl
         labels = read_labels(config.labels, len(labels.names))
     weights = {"sha256": torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8)}
     model = EngineClassifier(engine_for, LifeConfig.from_dict(metadata.config), weights)
-    return Pipeline(metadata.model, model, metadata.read_preprocess(), labels)
+    return Pipeline(metadata.model, model, metadata.read_preprocess(), labels, config.multi_label)
 
 
 def _at_budget(path: Path, budget: float | None, trust: bool) -> tuple[Engine, Callable[[LifeConfig], Engine], str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,9 @@ from ..errors import NumericalError
 from ..slimming import Lives
 from .pipeline import Pipeline
 
-__all__ = ["CALIBRATION_PHOTOS", "Failure", "Prediction", "calibrate", "predict_photos"]
+__all__ = ["CALIBRATION_PHOTOS", "Embedding", "Failure", "Prediction", "calibrate", "embed_photos", "predict_photos"]
+
+R = TypeVar("R")
 
 CALIBRATION_PHOTOS = 256
 _CALIBRATION_BATCH = 16  # a constant, because thresholds must not depend on the batch size of the run
@@ -28,7 +31,7 @@ class Prediction:
 
     Attributes:
         path: the photo.
-        probabilities: of the classes.
+        probabilities: of the classes; of a multi-label model each in [0, 1] by itself, else their sum is 1.
         lives: of the patches, as a batch of one.
         flops: FLOPs spent on this photo.
     """
@@ -36,6 +39,21 @@ class Prediction:
     path: Path
     probabilities: Float[Tensor, "classes"]
     lives: Lives
+    flops: int
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The embedding of one photo.
+
+    Attributes:
+        path: the photo.
+        vector: in float32.
+        flops: FLOPs spent on this photo.
+    """
+
+    path: Path
+    vector: Float[Tensor, "width"]
     flops: int
 
 
@@ -60,11 +78,14 @@ def predict_photos(
     A photo that cannot be read, or whose logits are not finite, gives a `Failure` and does not affect the others. If a
     whole batch fails (for example out of memory), it is halved again and again, down to single photos.
     """
-    for batch in load_batches(photos, pipeline.preprocess, batch_size, workers):
-        images_results = _results(pipeline, [photos[index] for index in batch.indices], batch.images)
-        results = dict(zip(batch.indices, images_results, strict=True))
-        results |= {index: Failure(photos[index], str(error)) for index, error in batch.failures}
-        yield from (results[index] for index in sorted(results))
+    return _run_on_photos(_predictions, pipeline, photos, batch_size, workers)
+
+
+def embed_photos(
+    pipeline: Pipeline, photos: Sequence[Path], batch_size: int = 16, workers: int | None = None
+) -> Iterator[Embedding | Failure]:
+    """Compute the embeddings of photos; as `predict_photos` otherwise."""
+    return _run_on_photos(_embeddings, pipeline, photos, batch_size, workers)
 
 
 def calibrate(pipeline: Pipeline, photos: Sequence[Path], workers: int | None = None) -> int:
@@ -91,35 +112,65 @@ def _calibration_batches(
         images = batch.images[:missing]
         missing -= len(images)
         if len(images):
-            yield images.to(pipeline.device)
+            yield images.to(pipeline.device, pipeline.dtype)
         if not missing:
             return
 
 
-def _results(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Prediction | Failure]:
+RunBatch = Callable[[Pipeline, Sequence[Path], Tensor], list[R | Failure]]
+"""From a batch of images and their paths to one result per image."""
+
+
+def _run_on_photos(
+    run: RunBatch[R], pipeline: Pipeline, photos: Sequence[Path], batch_size: int, workers: int | None
+) -> Iterator[R | Failure]:
+    for batch in load_batches(photos, pipeline.preprocess, batch_size, workers):
+        images_results = _results(run, pipeline, [photos[index] for index in batch.indices], batch.images)
+        results: dict[int, R | Failure] = dict(zip(batch.indices, images_results, strict=True))
+        results |= {index: Failure(photos[index], str(error)) for index, error in batch.failures}
+        yield from (results[index] for index in sorted(results))
+
+
+def _results(run: RunBatch[R], pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[R | Failure]:
     """One result per image. A batch that fails is halved until only single images fail."""
     if not len(images):
         return []
     try:
-        return _run(pipeline, paths, images)
+        return run(pipeline, paths, images)
     except (RuntimeError, MemoryError, NumericalError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
     if len(images) == 1:
         return [Failure(paths[0], f"{paths[0]}: the model fails on it: {reason}")]
     half = len(images) // 2  # outside of the except block, where the tensors of the failed run are freed
-    return _results(pipeline, paths[:half], images[:half]) + _results(pipeline, paths[half:], images[half:])
+    return _results(run, pipeline, paths[:half], images[:half]) + _results(run, pipeline, paths[half:], images[half:])
 
 
 @torch.inference_mode()
-def _run(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Prediction | Failure]:
-    logits, on_device = pipeline.model.predict(images.to(pipeline.device))
-    lives = Lives(on_device.life.cpu(), on_device.kept.cpu(), on_device.score.cpu(), on_device.grid)
-    probabilities = logits.float().softmax(dim=-1).cpu()
-    size = (images.shape[-2], images.shape[-1])
-    flops = pipeline.model.flops_of(lives, size)
+def _predictions(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Prediction | Failure]:
+    logits, on_device = pipeline.model.predict(images.to(pipeline.device, pipeline.dtype))
+    logits, lives = logits.float(), _on_cpu(on_device)
+    probabilities = (logits.sigmoid() if pipeline.multi_label else logits.softmax(dim=-1)).cpu()
+    flops = pipeline.model.flops_of(lives, (images.shape[-2], images.shape[-1]))
     return [
         Prediction(path, probabilities[i], lives[i], flops[i])
         if probabilities[i].isfinite().all()
         else Failure(path, f"{path}: the model's probabilities are NaN or infinite; check the weights and the photo")
         for i, path in enumerate(paths)
     ]
+
+
+@torch.inference_mode()
+def _embeddings(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Embedding | Failure]:
+    vectors, lives = pipeline.model.embedding(images.to(pipeline.device, pipeline.dtype))
+    vectors = vectors.float().cpu()
+    flops = pipeline.model.flops_of(_on_cpu(lives), (images.shape[-2], images.shape[-1]))
+    return [
+        Embedding(path, vectors[i], flops[i])
+        if vectors[i].isfinite().all()
+        else Failure(path, f"{path}: the model's embedding is NaN or infinite; check the weights and the photo")
+        for i, path in enumerate(paths)
+    ]
+
+
+def _on_cpu(lives: Lives) -> Lives:
+    return Lives(lives.life.cpu(), lives.kept.cpu(), lives.score.cpu(), lives.grid)

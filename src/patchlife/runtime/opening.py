@@ -1,4 +1,4 @@
-"""Opening a MODEL argument: a timm name, hf-hub:ORG/NAME, local-dir:FOLDER, the folder of an adapter, or ``demo``."""
+"""Opening a MODEL argument: a model of timm, transformers or open_clip, the folder of an adapter, or ``demo``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 
 from ..adapters import load, read_adapter
-from ..backbones import Backbone, Origin, build, check_name, source_of
-from ..config import Device, LifeConfig, ModelConfig
+from ..backbones import (
+    Backbone,
+    Origin,
+    brings_weights,
+    build,
+    check_name,
+    check_weights,
+    local_folder,
+    preprocess_of,
+    short_name,
+    source_of,
+)
+from ..config import Device, LifeConfig, ModelConfig, Precision
 from ..data import Preprocess
 from ..data.labels import Labels, imagenet_labels, numbered_labels, read_labels
 from ..errors import AdapterError, CheckpointError, ConfigError, PatchLifeError
@@ -20,57 +32,77 @@ from ..slimming import SlimModel, slim_model, wrap
 from .demo_model import DEMO, demo_backbone, demo_folder
 from .pipeline import Pipeline, pick_device
 
-__all__ = ["backbone_config", "open_pipeline"]
+__all__ = ["adapter_folder", "backbone_config", "open_pipeline"]
 
 
-def open_pipeline(config: ModelConfig, device: Device = "cpu", random_weights: bool = False) -> Pipeline[SlimModel]:
+def open_pipeline(
+    config: ModelConfig, device: Device = "cpu", random_weights: bool = False, dtype: Precision = "float32"
+) -> Pipeline[SlimModel]:
     """The pipeline of the model that ``config`` describes.
 
     Args:
         config: model, weights and settings.
         device: of the model.
-        random_weights: accept a timm name without weights, for example to count FLOPs.
+        random_weights: accept a name of an architecture without weights, for example to count FLOPs.
+        dtype: number format of the weights, and of the images that the model takes.
 
     Raises:
-        UnsupportedModelError: timm has no such model, or its patches cannot be dropped exactly.
-        CheckpointError: the weights are missing, damaged, or of another model.
+        UnsupportedModelError: there is no such model, or its patches cannot be dropped exactly.
+        CheckpointError: the weights are missing, damaged, or of another model; or there is no image processor.
         AdapterError: the adapter is damaged, or was made for another model.
         ConfigError: the settings do not fit the model.
+        MissingExtraError: the library of the model is not installed.
     """
     torch_device = pick_device(device)
     if config.model == DEMO:
         model = _open_demo(config)
-    elif _is_folder(config.model):
-        model = _open_adapter(config)
+    elif folder := adapter_folder(config.model):
+        model = _open_adapter(config, folder)
     else:
-        model = _open_timm(config, random_weights)
-    backbone = model.backbone
-    preprocess = backbone.preprocess or Preprocess(size=backbone.image_size)
-    name = backbone.name or type(backbone.model).__name__
-    return Pipeline(name, model.to(torch_device).eval(), preprocess, _labels_of(backbone, config.labels))
+        model = _open_backbone(config, random_weights)
+    backbone, origin = model.backbone, model.origin
+    preprocess = (preprocess_of(origin, backbone.channels) if origin else None) or backbone.preprocess or Preprocess()
+    return Pipeline(
+        _name_of(backbone, origin),
+        model.to(torch_device, getattr(torch, dtype)).eval(),
+        replace(preprocess, size=backbone.image_size),
+        _labels_of(backbone, config.labels),
+        config.multi_label or backbone.multi_label,
+    )
 
 
-# ---- the three kinds of MODEL argument
+# ---- the kinds of MODEL argument
 
 
-def _open_timm(config: ModelConfig, random_weights: bool) -> SlimModel:
-    check_name(config.model)
-    if not (config.checkpoint or config.pretrained or random_weights or source_of(config.model)):
-        raise ConfigError(
-            f"{config.model} would have random weights; give a file with --checkpoint FILE, or download timm's "
-            "weights with --pretrained"
-        )
-    vit, origin = _build(config.model, config)
+def _open_backbone(config: ModelConfig, random_weights: bool) -> SlimModel:
+    """A model of timm, transformers or open_clip."""
+    name = check_name(config.model)
+    if not (config.checkpoint or config.pretrained or random_weights or brings_weights(name)):
+        raise ConfigError(_random_weights(name))
+    vit, origin = _build(name, config)
     model = wrap(vit, LifeConfig.from_dict(config.life))
     model.origin = origin
     return model
 
 
-def _open_adapter(config: ModelConfig) -> SlimModel:
+def _random_weights(name: str) -> str:
+    """Error text for a name of an architecture without weights."""
+    if source_of(name) == "open_clip":
+        return f"{name} would have random weights; give {name}/TAG, {name}/FILE.safetensors, or --checkpoint FILE"
+    return (
+        f"{name} would have random weights; give a file with --checkpoint FILE, or download timm's weights with "
+        "--pretrained"
+    )
+
+
+def _open_adapter(config: ModelConfig, folder: Path) -> SlimModel:
     """An adapter on the backbone that it names. A ``config.checkpoint`` must hold the same weights."""
     settings = backbone_config(config)
     vit, origin = _build(settings.model, settings)
-    saved = load(config.model, vit)
+    manifest, _ = read_adapter(folder)
+    if manifest["origin"] and source_of(manifest["origin"]["model"]) == "hf":
+        check_weights(Origin(**manifest["origin"]), origin)
+    saved = load(folder, vit)
     saved.origin = origin
     if not config.life:
         return saved
@@ -82,9 +114,9 @@ def backbone_config(config: ModelConfig) -> ModelConfig:
 
     Raises AdapterError for a folder that is not an adapter, and for one that does not name its backbone.
     """
-    if config.model == DEMO or not _is_folder(config.model):
+    folder = None if config.model == DEMO else adapter_folder(config.model)
+    if folder is None:
         return config
-    folder = Path(config.model)
     if not (folder / "adapter.json").is_file() and (suggestion := _suggestion(config.model)):
         raise AdapterError(f"{folder} is not a patchlife adapter: it has no adapter.json; {suggestion}")
     manifest, _ = read_adapter(folder)
@@ -96,6 +128,10 @@ def backbone_config(config: ModelConfig) -> ModelConfig:
             "--checkpoint FILE or --pretrained"
         )
     origin = Origin(**manifest["origin"]) if manifest["origin"] else Origin(manifest["backbone"]["name"])
+    if source_of(origin.model) == "hf" or (config.checkpoint and brings_weights(str(config.checkpoint))):
+        name = _moved(folder, origin, config.checkpoint)
+        size = config.image_size or origin.image_size
+        return replace(config, model=name, checkpoint=None, pretrained=False, image_size=size)
     checkpoint = config.checkpoint or (Path(origin.checkpoint) if origin.checkpoint else None)
     if checkpoint:
         _check_checksum(folder, origin, checkpoint)
@@ -109,12 +145,27 @@ def backbone_config(config: ModelConfig) -> ModelConfig:
     )
 
 
+def _moved(adapter: Path, origin: Origin, place: Path | None) -> str:
+    """The model of transformers that an adapter is opened on; ``place`` is the path of its folder, if it is given."""
+    if place is not None:
+        return f"hf:{place}"
+    folder = Path(origin.model.partition(":")[2])
+    if folder.is_absolute() and not folder.is_dir():
+        raise CheckpointError(
+            f"{adapter} needs the model in the folder {folder}, which is not there; give its present location with "
+            "--checkpoint FOLDER"
+        )
+    return origin.model
+
+
 def _suggestion(model: str) -> str:
     """What to write instead of a MODEL argument that is no adapter; empty if there is no suggestion."""
     if (Path(model) / "config.json").is_file():
         return f"for a model that timm saved in this folder give local-dir:{model}"
+    if (Path(model) / "open_clip_config.json").is_file():
+        return f"for a model of open_clip give open_clip:local-dir:{model}"
     if not Path(model).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@\w+)?", model):
-        return f"for a model of the Hugging Face hub give hf-hub:{model}"
+        return f"for a model of the Hugging Face hub give hf-hub:{model} (timm) or hf:{model} (transformers)"
     return ""
 
 
@@ -134,14 +185,22 @@ def _open_demo(config: ModelConfig) -> SlimModel:
 # ---- steps
 
 
-def _is_folder(model: str) -> bool:
-    """Whether ``model`` is a path, not a name. A timm name wins over a folder of the same name without adapter."""
+def adapter_folder(model: str) -> Path | None:
+    """The folder of an adapter; None for names of models and folders of transformers. Of the hub it is downloaded.
+
+    It is any path that is nothing else. A timm name wins over a folder of the same name without an adapter.
+    """
+    if source_of(model) == "hf":
+        folder = local_folder(model)
+        return folder if (folder / "adapter.json").is_file() else None
     if source_of(model):
-        return False
+        return None
     folder = Path(model)
-    if folder.name != model or (folder / "adapter.json").is_file():
-        return True
-    return folder.is_dir() and not timm.is_model(model)
+    if (folder / "adapter.json").is_file():
+        return folder
+    if brings_weights(model):
+        return None
+    return folder if folder.name != model or (folder.is_dir() and not timm.is_model(model)) else None
 
 
 def _build(name: str, config: ModelConfig) -> tuple[Any, Origin]:
@@ -151,7 +210,7 @@ def _build(name: str, config: ModelConfig) -> tuple[Any, Origin]:
     except PatchLifeError:
         raise
     except Exception as error:  # the hub client and timm raise many kinds
-        if not (config.pretrained or source_of(name)):
+        if not (config.pretrained or source_of(name) in ("hf-hub", "local-dir")):
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         what = name if source_of(name) else f"timm's weights for {name}"
@@ -196,6 +255,13 @@ def _check_checksum(folder: Path, origin: Origin, checkpoint: Path) -> None:
             f"{checkpoint} (sha256 {actual[:12]}...) is not the backbone that {folder} was made for: "
             f"{origin.checkpoint or origin.model} (sha256 {origin.sha256[:12]}...)"
         )
+
+
+def _name_of(backbone: Backbone, origin: Origin | None) -> str:
+    """The name of a model, for people and for names of files."""
+    if origin and source_of(origin.model) in ("hf", "open_clip"):
+        return short_name(origin.model)
+    return backbone.name or type(backbone.model).__name__
 
 
 def _labels_of(backbone: Backbone, path: Path | None) -> Labels:

@@ -1,4 +1,4 @@
-"""A classifier with everything needed to run it on photos: preprocessing and class names."""
+"""A model with everything needed to run it on photos: preprocessing and class names."""
 
 from __future__ import annotations
 
@@ -26,18 +26,26 @@ class Pipeline(Generic[Model]):
         name: of the backbone: its timm name, or demo.
         model: a `SlimModel` in eval mode on its device, or an `EngineClassifier`.
         preprocess: from a photo to the model's input.
-        labels: names of the classes.
+        labels: names of the classes; none for a model without a classifier.
+        multi_label: whether a photo can have several classes or none: the probability of each class is the sigmoid of
+            its logit, not the softmax.
     """
 
     name: str
     model: Model
     preprocess: Preprocess
     labels: Labels
+    multi_label: bool = False
 
     @property
     def device(self) -> torch.device:
         """Where the model expects images."""
         return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format in which the model expects images."""
+        return self.model.dtype
 
 
 def pick_device(device: Device) -> torch.device:

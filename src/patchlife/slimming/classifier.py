@@ -32,6 +32,10 @@ class Classifier(Protocol):
         """Where images are expected."""
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Number format in which images are expected."""
+
+    @property
     def dense_flops(self) -> float:
         """FLOPs per image of the dense model."""
 
@@ -46,6 +50,9 @@ class Classifier(Protocol):
 
     def predict(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, Lives]:
         """(logits, lives) of a batch."""
+
+    def embedding(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, Lives]:
+        """(embedding, lives) of a batch."""
 
     def flops_of(self, lives: Lives, image_size: tuple[int, int] | None = None) -> list[int]:
         """FLOPs of each image of ``lives``."""

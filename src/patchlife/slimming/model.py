@@ -112,11 +112,28 @@ class SlimModel(FeatureExtraction, SlimSettings):
     def predict(self, images: ImageBatch) -> tuple[Tensor, Lives]:
         """(logits, lives) from one forward pass."""
         tokens, plan = self._run(images, keep_dropped=not self.backbone.reads_class)
-        logits = self.classify(tokens, plan)
-        if plan is None:
-            grid = self.backbone.grid_of(images)
-            return logits, Lives.full(images.shape[0], grid, self.backbone.depth, tokens.device)
-        return logits, plan.lives()
+        return self.classify(tokens, plan), self._lives_of(images, plan, tokens.device)
+
+    def embedding(self, images: ImageBatch) -> tuple[Float[Tensor, "batch width"], Lives]:
+        """(embedding, lives) from one forward pass: the vector that the classifier reads.
+
+        For a model without a classifier the embedding is `output`.
+
+        Raises ConfigError for a model that gives one vector per patch.
+        """
+        if not self.backbone.pools:
+            raise ConfigError(
+                "this model gives a vector for each patch, not one for the image; build it with pooling, for example "
+                "global_pool='avg'"
+            )
+        tokens, plan = self._run(images, keep_dropped=not self.backbone.reads_class)
+        return self.backbone.pooled(self.backbone.norm(tokens)), self._lives_of(images, plan, tokens.device)
+
+    def _lives_of(self, images: Tensor, plan: Plan | None, device: torch.device) -> Lives:
+        if plan is not None:
+            return plan.lives()
+        grid = self.backbone.grid_of(images)
+        return Lives.full(images.shape[0], grid, self.backbone.depth, device)
 
     def resume(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded) -> Tensor:
         """Logits from ``tokens``, the input of the start block; ``embedded`` gives image size and rotary tables.

@@ -133,6 +133,11 @@ class SlimSettings(BackboneWrapper):
         """Where the model expects images."""
         return self.backbone.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format in which the model expects images: that of its weights."""
+        return self.backbone.dtype
+
     def flops_of(self, lives: Lives, image_size: ImageSize | None = None) -> list[int]:
         """FLOPs of each image of ``lives``."""
         cost, decided = self.cost(image_size), bool(self.schedule(image_size).drops)

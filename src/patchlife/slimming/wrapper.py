@@ -33,8 +33,7 @@ class BackboneWrapper(nn.Module):
 
     def __init__(self, vit: nn.Module, scorer: nn.Module) -> None:
         nn.Module.__init__(self)
-        own = set(self.__dict__)
-        copied = set(vit.__dict__) - own if isinstance(self, type(vit)) else set()  # for a class of `library_class.py`
+        copied = _shadowing(vit, set(self.__dict__)) if isinstance(self, type(vit)) else set()
         self.__dict__ |= {name: vit.__dict__[name] for name in copied} | {"_copied": copied}
         self.__dict__ |= {name: vit.__dict__[name] for name in _REGISTRIES}
         self.__dict__ |= {"wrapped": vit, "scorer": scorer}  # not registered: the registries are the backbone's
@@ -134,6 +133,14 @@ class BackboneWrapper(nn.Module):
             missing += [f"{prefix}scorer.{name}" for name in found.missing_keys]
             unexpected += [f"{prefix}scorer.{name}" for name in found.unexpected_keys]
         self.__dict__["_awaited"] = (delta, bare)
+
+
+def _shadowing(vit: nn.Module, own: set[str]) -> set[str]:
+    """Attributes of ``vit`` that `BackboneWrapper.__getattr__` would not find in a wrapper of a subclass of its class.
+
+    They are private, or a class attribute hides them. Attributes that every module has (``own``) are not among them.
+    """
+    return {name for name in vit.__dict__ if name not in own and (name.startswith("_") or hasattr(type(vit), name))}
 
 
 def _taken(state: dict[str, Any], prefix: str) -> dict[str, Any]:

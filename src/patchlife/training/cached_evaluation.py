@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,11 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..evaluation.agreement import kl_divergence, same_class
+from ..evaluation.embeddings import NEIGHBOURS, cosines, neighbour_classes, one_vector
+from ..slimming import SlimModel
 from .target_cache import TargetCache
+from .targets import Targets
 
-__all__ = ["CachedScore", "evaluate_cached"]
+__all__ = ["CachedEmbeddingScore", "CachedScore", "evaluate_cached", "evaluate_cached_embeddings", "measured"]
 
 _BATCH = 50
+
+FromTokens = Callable[[Float[Tensor, "batch tokens dim"]], Tensor]
+"""From the input of the start block, on the model's device, to the output of the model."""
 
 
 class CachedScore(NamedTuple):
@@ -32,23 +38,68 @@ class CachedScore(NamedTuple):
     dense_top1: float
 
 
+class CachedEmbeddingScore(NamedTuple):
+    """Results of a model without a classifier on the photos of a cache.
+
+    Attributes:
+        cosine: similarity to the dense model's embedding, mean over the photos. low_cosine: its 5 % quantile.
+        knn: fraction of photos whose label is that of their nearest neighbours among the others. None without labels.
+        dense_knn: the same for the dense model.
+    """
+
+    cosine: float
+    low_cosine: float
+    knn: float | None
+    dense_knn: float | None
+
+
 @torch.no_grad()
-def evaluate_cached(
-    logits_of: Callable[[Float[Tensor, "batch tokens dim"]], Float[Tensor, "batch classes"]],
-    cache: TargetCache,
-    device: torch.device,
-) -> CachedScore:
-    """Evaluate ``logits_of`` on all photos of ``cache``; it gets the input of the start block, on ``device``."""
+def measured(model: SlimModel, cache: TargetCache) -> CachedScore | CachedEmbeddingScore:
+    """Evaluate ``model`` as it is set on all photos of ``cache``."""
+    embedded = model.backbone.embed(model.backbone.blank(cache.image_size))
+    evaluate = evaluate_cached if model.backbone.num_classes else evaluate_cached_embeddings
+    return evaluate(lambda tokens: model.resume(tokens, embedded), cache, embedded.tokens.device)
+
+
+@torch.no_grad()
+def evaluate_cached(logits_of: FromTokens, cache: TargetCache, device: torch.device) -> CachedScore:
+    """Evaluate ``logits_of`` on all photos of ``cache``."""
     sums = torch.zeros(4, dtype=torch.double)
-    for begin in range(0, len(cache), _BATCH):
-        rows = range(begin, min(begin + _BATCH, len(cache)))
-        targets, labels = cache.targets(rows), cache.labels(rows)
-        logits = logits_of(targets.tokens.to(device)).float().cpu()
+    for targets, labels, logits in _outputs(logits_of, cache, device):
         counts = (
             logits.argmax(dim=1) == labels,
-            same_class(targets.logits, logits),
-            kl_divergence(targets.logits, logits),
-            targets.logits.argmax(dim=1) == labels,
+            same_class(targets.output, logits),
+            kl_divergence(targets.output, logits),
+            targets.output.argmax(dim=1) == labels,
         )
         sums += torch.stack([count.double().sum() for count in counts])
     return CachedScore(*(sums / max(1, len(cache))).tolist())
+
+
+@torch.no_grad()
+def evaluate_cached_embeddings(output_of: FromTokens, cache: TargetCache, device: torch.device) -> CachedEmbeddingScore:
+    """Evaluate ``output_of``, which gives embeddings, on all photos of ``cache``."""
+    dense, slimmed, classes = [], [], []
+    for targets, labels, output in _outputs(output_of, cache, device):
+        dense.append(one_vector(targets.output))
+        slimmed.append(one_vector(output))
+        classes.append(labels)
+    reference, embeddings, label = torch.cat(dense), torch.cat(slimmed), torch.cat(classes)
+    cosine = cosines(reference, embeddings).double()
+    knn = dense_knn = None
+    if len(label) > 1 and bool((label >= 0).all()):
+        knn, dense_knn = (
+            (neighbour_classes(vectors, vectors, label, NEIGHBOURS, leave_one_out=True) == label).double().mean().item()
+            for vectors in (embeddings, reference)
+        )
+    return CachedEmbeddingScore(cosine.mean().item(), cosine.quantile(0.05).item(), knn, dense_knn)
+
+
+def _outputs(
+    output_of: FromTokens, cache: TargetCache, device: torch.device
+) -> Iterator[tuple[Targets, Tensor, Tensor]]:
+    """(targets, labels, output) of all photos in batches, on the CPU."""
+    for begin in range(0, len(cache), _BATCH):
+        rows = range(begin, min(begin + _BATCH, len(cache)))
+        targets = cache.targets(rows)
+        yield targets, cache.labels(rows), output_of(targets.tokens.to(device)).float().cpu()

@@ -29,9 +29,9 @@ from .checkpoint import check_settings, discard
 from .log import check_tracker
 from .loop import train
 from .report import write_report
-from .run_settings import REGRESSION, stage_configs_of
+from .run_settings import REGRESSION, distils_features, stage_configs_of
 from .stage import StageConfig
-from .stages import Regression, Slimming
+from .stages import FeatureDistillation, Regression, Slimming
 from .target_cache import Photo, TargetCache, collect
 from .targets import compute_targets
 from .validation import Validation
@@ -85,16 +85,16 @@ def fit(
         accelerator: processes, device and trackers of the caller, who ends them (``accelerator.end_training()``);
             ``config.tracker`` is then not used. Trackers that are not initialised yet are initialised here. Default:
             `accelerator_for` with ``config.tracker``.
-        validation: labelled photos by name, to measure accuracy on during training (see `Validation`).
+        validation: labelled photos by name, to measure accuracy on during training (see `Validation`). For a model
+            without a classifier labels are of any classes, or -1 to measure the cosine to the dense embedding only.
 
     Raises:
         ConfigError, ImageError, NumericalError, CheckpointError: see `collect` and `train`.
         AdapterError: ``out`` is a folder with other content, or the backbone cannot be saved (see `adapters.save`).
         MissingExtraError: matplotlib or accelerate is not installed.
     """
-    if model.backbone.model.training:
-        raise ConfigError("the teacher must be in eval mode, but the model is in training mode; call .eval() first")
     config, out, started = config or TrainingConfig(), Path(out), time.monotonic()
+    _check_teacher(model, config)
     require("matplotlib", "train", "the report of a fit")  # before training, not after it
     check_free(out)
     if accelerator is None:
@@ -104,7 +104,7 @@ def fit(
         finally:
             if accelerator.trackers:
                 accelerator.end_training()
-    original, (model, scorer) = model, _initial_model(model, config)
+    original, (model, scorer) = model, _initial_model(model, config, preprocess)
     drawn = _random_photos(photos, config)
     stage_configs = stage_configs_of(model, original.scorer, drawn, preprocess, config)
     _prepare_folder(work_folder(out), stage_configs, config, accelerator)
@@ -169,7 +169,22 @@ def accelerator_for(device: str = "auto", tracker: str | None = None, folder: Pa
     )
 
 
-def _initial_model(model: SlimModel, config: TrainingConfig) -> tuple[SlimModel, LifeRegressor]:
+def _check_teacher(model: SlimModel, config: TrainingConfig) -> None:
+    """Raise ConfigError for a model that cannot be the dense teacher of this training."""
+    backbone = model.backbone
+    if backbone.model.training:
+        raise ConfigError("the teacher must be in eval mode, but the model is in training mode; call .eval() first")
+    if backbone.dtype != torch.float32:
+        raise ConfigError(
+            f"fit trains weights in float32, got a model in {backbone.dtype}; load it in float32, or call .float()"
+        )
+    if config.label_weight and not backbone.num_classes:
+        raise ConfigError(
+            f"label_weight needs a classifier, which this model does not have; got {config.label_weight:g}, set it to 0"
+        )
+
+
+def _initial_model(model: SlimModel, config: TrainingConfig, preprocess: Preprocess) -> tuple[SlimModel, LifeRegressor]:
     """(model at the beginning of training, its scorer): a copy of a `LifeRegressor`, else a new one from the seed."""
     if model.delta is not None and model.delta.learned:
         raise ConfigError(
@@ -179,7 +194,8 @@ def _initial_model(model: SlimModel, config: TrainingConfig) -> tuple[SlimModel,
     original, backbone, settings = model, model.backbone, model.settings.replace(mode="fixed")
     delta_since(backbone, original.base, original.delta)  # raises now, before training, if it could not be saved later
     if config.finetune != "none":  # raises now, not at the first step that draws it, if the budget is out of reach
-        SlimModel(backbone, settings.replace(budget=config.lowest_budget), model.scorer)
+        lowest = SlimModel(backbone, settings.replace(budget=config.lowest_budget), model.scorer)
+        lowest.schedule(preprocess.size)
     if isinstance(model.scorer, LifeRegressor):
         scorer = copy.deepcopy(model.scorer).requires_grad_(True)  # the scorer of an earlier fit is frozen
     elif not config.epochs:
@@ -227,6 +243,8 @@ def _collect(
     """The targets of all photos; the first process of each machine computes them, the others read its files."""
     backbone = model.backbone.to(accelerator.device).eval()
     depends_on = {"backbone": signature(backbone), "start": model.start, "preprocess": preprocess.to_dict()}
+    patches = distils_features(model, config) and config.patch_weight > 0 and backbone.pools
+    depends_on |= {"patches": True} if patches else {}
 
     def gather(quiet: bool) -> TargetCache:
         with tqdm(total=len(photos), desc="collect", unit="photo", disable=quiet) as bar:
@@ -237,7 +255,7 @@ def _collect(
 
             return collect(
                 photos,
-                lambda images: compute_targets(backbone, images.to(accelerator.device), model.start),
+                lambda images: compute_targets(backbone, images.to(accelerator.device), model.start, patches),
                 preprocess,
                 config.cache or folder / "cache",
                 depends_on=depends_on,
@@ -276,7 +294,8 @@ def _train_slimming(
 ) -> SlimModel:
     """Train stage 2; the model with the weight delta of the student merged."""
     teacher, student = model.backbone.model, student_of(model, config)
-    stage = Slimming(student, config.lowest_budget, config.label_weight)
+    features = FeatureDistillation(cache, config.patch_weight) if distils_features(model, config) else None
+    stage = Slimming(student, config.lowest_budget, config.label_weight, features, cache.image_size)
     train(stage, cache, stage_config, folder, accelerator, validation)
     delta = delta_between(student.backbone, model.backbone)
     earlier = delta_since(model.backbone, model.base, model.delta) or WeightDelta({}, model.base)

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["distillation_loss", "importance_loss", "similarity_loss"]
+__all__ = ["distillation_loss", "feature_loss", "importance_loss", "similarity_loss"]
 
 _POWER = 0.75  # of the divergence; recipes/NOTES.md compares 1 and 0.5
-_FLOOR = 1e-3  # nats; without it the gradient of the power is too large where the divergence is nearly 0
+_FLOOR = 1e-3  # nats; without it the gradient of the power is too large where divergence or error is nearly 0
 
 
 def importance_loss(logits: Float[Tensor, "batch patches"], importance: Float[Tensor, "batch patches"]) -> Tensor:
@@ -50,3 +50,24 @@ def distillation_loss(
         cross_entropy = F.nll_loss(student, labels, ignore_index=-1, reduction="none")
         loss = torch.where(labels >= 0, (1 - label_weight) * loss + label_weight * cross_entropy, loss)
     return loss.mean(), divergence.detach().mean()
+
+
+def feature_loss(
+    student: Float[Tensor, "batch *tokens dim"],
+    teacher: Float[Tensor, "batch *tokens dim"],
+    scale: Float[Tensor, "dim"],
+) -> tuple[Tensor, Tensor]:
+    """(loss, cosine similarity of student and teacher), means over images; for models without logits.
+
+    The error of a vector is its cosine distance, which is how embeddings are compared, plus a smooth L1 distance of its
+    channels in units of ``scale``, their standard deviations over photos. Without the second part an error along the
+    mean of all embeddings, or in channels of small variance beside a few large ones, would hardly count, and the length
+    of a vector not at all. The loss is a power below 1 of the error of each image, as in `distillation_loss`.
+    """
+    student, teacher = student.float(), teacher.float()
+    cosine = F.cosine_similarity(student, teacher, dim=-1)
+    distance = F.smooth_l1_loss(student / scale, teacher / scale, reduction="none").mean(dim=-1)
+    error = (
+        (1 - cosine + distance).reshape(len(cosine), -1).mean(dim=1).clamp(min=0)
+    )  # a cosine can be rounded to above 1
+    return ((error + _FLOOR) ** _POWER).mean(), cosine.detach().mean()

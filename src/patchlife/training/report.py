@@ -16,7 +16,7 @@ from ..slimming import SlimModel
 from ..visual import contact_sheet, draw
 from ..visual.html import Section, figure, heading, note, paragraph, save_page, table
 from ..visual.plots import new_figure, rendered
-from .cached_evaluation import evaluate_cached
+from .cached_evaluation import CachedEmbeddingScore, CachedScore, measured
 from .log import Line, lines_of
 from .target_cache import TargetCache
 
@@ -52,18 +52,18 @@ def write_report(
         paragraph(
             "Stage regression trains the scorer to predict how much the later blocks of the dense model read from each "
             "patch (importance), and which patches are similar. Stage slimming, if it was run, trains the later blocks "
-            "on fewer patches to give the predictions of the dense model."
+            "on fewer patches to give the output of the dense model."
         ),
         *[figure(picture, caption, lossless=True) for picture, caption in _curves(stages)],
         *[figure(picture, caption, lossless=True) for picture, caption in _validation(stages, summary["validation"])],
     ]
     if len(held_out):
-        rows = agreements(model, held_out)
+        columns, rows = _agreement_table(agreements(model, held_out))
         sections += [
             heading("Agreement with the dense model"),
             table(
-                ["budget", "FLOPs / dense FLOPs", "same predicted class", "KL divergence, nats"],
-                [[f"{b:g}", f"{cost:.3f}", f"{100 * same:.1f} %", f"{kl:.3f}"] for b, cost, same, kl in rows],
+                ["budget", "FLOPs / dense FLOPs", *columns],
+                rows,
                 f"Slimmed model against dense model on {len(held_out)} photos that were not trained on",
             ),
             heading("Lives of the patches"),
@@ -74,9 +74,10 @@ def write_report(
 
 
 @torch.no_grad()
-def agreements(model: SlimModel, held_out: TargetCache) -> list[tuple[float, float, float, float]]:
-    """(budget, fraction of the dense FLOPs, fraction of equal classes, mean KL divergence) in fixed mode, by budget."""
-    embedded = model.backbone.embed(model.backbone.blank())
+def agreements(
+    model: SlimModel, held_out: TargetCache
+) -> list[tuple[float, float, CachedScore | CachedEmbeddingScore]]:
+    """(budget, fraction of the dense FLOPs, score) in fixed mode, by budget."""
     rows = []
     with model.temporarily(mode="fixed"):
         for budget in BUDGETS:
@@ -84,16 +85,32 @@ def agreements(model: SlimModel, held_out: TargetCache) -> list[tuple[float, flo
                 model.set_budget(budget)
             except ConfigError:  # out of reach, because the start block is late
                 continue
-            score = evaluate_cached(lambda tokens: model.resume(tokens, embedded), held_out, embedded.tokens.device)
-            cost = model.cost()
-            rows.append((budget, cost.total(model.schedule().kept) / cost.dense, score.agreement, score.kl))
+            cost, kept = model.cost(held_out.image_size), model.schedule(held_out.image_size).kept
+            rows.append((budget, cost.total(kept) / cost.dense, measured(model, held_out)))
     return rows
+
+
+def _agreement_table(
+    rows: Sequence[tuple[float, float, CachedScore | CachedEmbeddingScore]],
+) -> tuple[list[str], list[list[str]]]:
+    """(titles of the columns after budget and cost, all cells)."""
+    columns: list[str] = []
+    cells = []
+    for budget, cost, score in rows:
+        if isinstance(score, CachedScore):
+            columns = ["same predicted class", "KL divergence, nats"]
+            numbers = [f"{100 * score.agreement:.1f} %", f"{score.kl:.3f}"]
+        else:
+            columns = ["cosine to the dense embedding", "its 5 % quantile"]
+            numbers = [f"{score.cosine:.4f}", f"{score.low_cosine:.4f}"]
+        cells.append([f"{budget:g}", f"{cost:.3f}", *numbers])
+    return columns, cells
 
 
 def _targets(model: SlimModel, held_out: TargetCache) -> tuple[Any, Any]:
     """(targets of all held-out photos, an embedding with image size and rotary tables), on the model's device."""
     targets = held_out.targets(range(len(held_out)))
-    embedded = model.backbone.embed(model.backbone.blank())
+    embedded = model.backbone.embed(model.backbone.blank(held_out.image_size))
     return type(targets)(*(values.to(embedded.tokens.device) for values in targets)), embedded
 
 
@@ -159,26 +176,42 @@ def _curves(stages: _StageLines) -> list[tuple[Image.Image, str]]:
 
 
 def _validation(stages: _StageLines, sets: Collection[str]) -> list[tuple[Image.Image, str]]:
-    """(plot of accuracy on the validation sets, caption) of each stage; a line for each set and budget."""
+    """(plot of accuracy on the validation sets, caption) of each stage; a line for each set and budget.
+
+    Of a model without a classifier it is the accuracy of nearest neighbours, or without labels the cosine.
+    """
     pictures = []
     for stage, lines in stages.items():
         results = sorted((line for line in lines if line.get("validation") in sets), key=lambda line: line["step"])
         if not results:
             continue
         axes, figure_ = _axes()
+        measure, axis, factor = _measure(results)
+        what = axis.partition(",")[0]
         for index, name in enumerate(dict.fromkeys(line["validation"] for line in results)):
             colour, of_set = f"C{index}", [line for line in results if line["validation"] == name]
-            axes.axhline(100 * of_set[0]["dense_top1"], color=colour, linestyle=":", label=f"{name}, dense")
+            axes.axhline(
+                factor * of_set[0].get(f"dense_{measure}", 1), color=colour, linestyle=":", label=f"{name}, dense"
+            )
             for style, budget in zip(
                 ("-", "--"), sorted({line["budget"] for line in of_set}, reverse=True), strict=False
             ):
-                points = [(line["epoch"], 100 * line["top1"]) for line in of_set if line["budget"] == budget]
+                points = [(line["epoch"], factor * line[measure]) for line in of_set if line["budget"] == budget]
                 axes.plot(*zip(*points, strict=True), style, color=colour, marker=".", label=f"{name} at {budget:g}")
-        axes.set(xlabel="epoch", ylabel="top-1, %", title=f"{stage}: accuracy on validation photos")
+        axes.set(xlabel="epoch", ylabel=axis, title=f"{stage}: {what} on validation photos")
         axes.legend(frameon=False, fontsize="small")
-        caption = "accuracy on validation photos, which are not trained on, at each budget; dotted: dense model"
+        caption = f"{what} on validation photos, which are not trained on, at each budget; dotted: dense model"
         pictures.append((rendered(figure_), f"Stage {stage}: {caption}; {results[-1]['seconds']:.0f} s of training"))
     return pictures
+
+
+def _measure(results: Sequence[Line]) -> tuple[str, str, float]:
+    """(name, label of the axis, factor) of the number in these lines that is plotted."""
+    if "top1" in results[0]:
+        return "top1", "accuracy, %", 100
+    if all(line["knn"] is not None for line in results):
+        return "knn", "accuracy of nearest neighbours, %", 100
+    return "cosine", "cosine to the dense embedding", 1
 
 
 def _stages(metrics: Path, names: Sequence[str]) -> _StageLines:

@@ -14,7 +14,7 @@ from ..slimming.regressor import LifeRegressor
 from .stage import StageConfig
 from .target_cache import Photo, checksum, content_of
 
-__all__ = ["REGRESSION", "stage_configs_of"]
+__all__ = ["REGRESSION", "distils_features", "stage_configs_of"]
 
 REGRESSION = "regression"
 """Name of stage 1."""
@@ -54,6 +54,11 @@ def stage_configs_of(
     return stage_configs
 
 
+def distils_features(model: SlimModel, config: TrainingConfig) -> bool:
+    """Whether stage 2 distils features, for want of logits."""
+    return config.finetune != "none" and not model.backbone.num_classes
+
+
 def _run_settings(
     model: SlimModel, scorer: Scorer, photos: Sequence[Photo], preprocess: Preprocess, config: TrainingConfig
 ) -> dict[str, Any]:
@@ -84,6 +89,8 @@ def _stage2_settings(model: SlimModel, photos: Sequence[Photo], config: Training
     }
     if config.finetune == "adapter":
         settings["rank"] = config.rank
+    if distils_features(model, config):
+        settings["patch_weight"] = config.patch_weight
     if config.label_weight:
         settings["labels"] = checksum([photo.label for photo in photos])
     return settings

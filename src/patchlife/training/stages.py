@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..slimming import SlimModel
+from ..slimming.plan import Plan
 from ..slimming.regressor import LifeRegressor
 from ..slimming.run.gated import run_gated
-from .losses import distillation_loss, importance_loss, similarity_loss
+from .losses import distillation_loss, feature_loss, importance_loss, similarity_loss
 from .stage import Stage, Step
+from .target_cache import TargetCache
+from .targets import Targets
 
 _REGRESSION_WEIGHT = 1.0  # of stage 1's loss in stage 2
 _SCORER_LR_MULTIPLIER = 0.1  # in stage 2; at the full learning rate the scorer loses what it learned in stage 1
+_SCALE_PHOTOS = 256  # whose features give their scales
 
-__all__ = ["Regression", "Slimming"]
+__all__ = ["FeatureDistillation", "Regression", "Slimming"]
 
 
 class Regression(Stage):
@@ -43,41 +49,116 @@ class Slimming(Stage):
 
     Attributes:
         model: the student, in fixed mode; its backbone is a copy of the dense model's.
+
+    Args:
+        model: see above.
+        lowest_budget: the budget of a step is between this value and 1.
+        label_weight: of the cross-entropy with labels, see `distillation_loss`.
+        features: what is distilled of a model without a classifier; None for a classifier, of which it is the logits.
+        image_size: size (height, width) of the images that the targets are of; the model's own if not given.
     """
 
-    def __init__(self, model: SlimModel, lowest_budget: float, label_weight: float) -> None:
+    def __init__(
+        self,
+        model: SlimModel,
+        lowest_budget: float,
+        label_weight: float,
+        features: FeatureDistillation | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.features = model, features
         self.lowest_budget, self.label_weight = lowest_budget, label_weight
         assert isinstance(model.scorer, LifeRegressor)
         self._regression = Regression(model.scorer)
         with torch.no_grad():
-            self._embedded = model.backbone.embed(model.backbone.blank())
+            self._embedded = model.backbone.embed(model.backbone.blank(image_size))
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
         """Distillation loss at the step's random budget, plus the loss of stage 1."""
         budget = self.lowest_budget + (1 - self.lowest_budget) * step.random_draw
         with self.model.temporarily(budget=round(budget, 3)):
-            logits = self._logits(step.targets.tokens)
-        loss, divergence = distillation_loss(logits, step.targets.logits, step.labels, self.label_weight)
+            tokens, plan = self._last_tokens(step.targets.tokens)
+        output = self.model.classify(tokens, plan)
+        if self.features is not None:
+            loss, numbers = self.features(output, self._patches(tokens, plan), step.targets)
+        else:
+            loss, divergence = distillation_loss(output, step.targets.output, step.labels, self.label_weight)
+            numbers = {"divergence": divergence.item()}
         regression, _ = self._regression(step)
-        return loss + _REGRESSION_WEIGHT * regression, {"budget": budget, "divergence": divergence.item()}
+        return loss + _REGRESSION_WEIGHT * regression, {"budget": budget, **numbers}
 
     def lr_multiplier(self, name: str) -> float:
         """Smaller for the scorer, which stage 1 has trained already."""
         return _SCORER_LR_MULTIPLIER if ".scorer." in f".{name}" else 1.0
 
-    def _logits(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:
-        """Logits from ``tokens``, the input of the start block; gates are used although the student is in eval mode.
+    def _last_tokens(self, x: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Plan | None]:
+        """(tokens after the last block, in the plan's order; the plan, or None if no patch is dropped).
 
-        `SlimModel.resume` uses them in training mode only, which would also turn dropout and drop path on.
+        ``x`` is the input of the start block. Gates are used although the student is in eval mode. `SlimModel.resume`
+        uses them in training mode only, which would also turn dropout and drop path on.
         """
-        model, embedded = self.model, self._embedded
+        model, backbone, embedded = self.model, self.model.backbone, self._embedded
         if not model.schedule(embedded.image_size).drops:
-            return model.resume(tokens, embedded)
-        scores = model.score(tokens, embedded)
+            for index in range(model.start, backbone.depth):
+                x = backbone.block(index, x, backbone.rope_of(embedded.rope, index))
+            return x, None
+        scores = model.score(x, embedded)
         plan = model.make_plan(scores, embedded)
-        keep_dropped = not model.backbone.reads_class
-        return model.classify(
-            run_gated(model.backbone, tokens, embedded.rope, plan, scores.embedding, keep_dropped), plan
-        )
+        keep_dropped = not backbone.reads_class or self._distils_patches
+        return run_gated(backbone, x, embedded.rope, plan, scores.embedding, keep_dropped), plan
+
+    @property
+    def _distils_patches(self) -> bool:
+        return self.features is not None and self.features.patch_weight > 0
+
+    def _patches(self, tokens: Tensor, plan: Plan | None) -> Float[Tensor, "batch patches dim"] | None:
+        """The patches after the last norm, in grid order; None if they are not distilled."""
+        if not self._distils_patches:
+            return None
+        prefix = self.model.backbone.prefix
+        tokens = tokens if plan is None else plan.in_grid_order(tokens, prefix)
+        return self.model.backbone.norm(tokens)[:, prefix:]
+
+
+class FeatureDistillation(nn.Module):
+    """What is distilled of a model without a classifier: its output, and the patches after the last norm.
+
+    Dropped patches count too, at their last state, so that dense features stay useful.
+
+    Args:
+        cache: the targets; the scales of the features come from its first photos.
+        patch_weight: weight of the loss of the patches, in [0, 1]; the loss of the output has the rest.
+    """
+
+    output_scale: Tensor
+    patch_scale: Tensor
+
+    def __init__(self, cache: TargetCache, patch_weight: float) -> None:
+        super().__init__()
+        has_patches = cache.targets([0]).patches.shape[1] > 0
+        self.patch_weight = patch_weight if has_patches else 0.0
+        rows = range(min(_SCALE_PHOTOS, len(cache)))
+        self.register_buffer("output_scale", _scale(cache.targets([row]).output for row in rows))
+        if has_patches:
+            self.register_buffer("patch_scale", _scale(cache.targets([row]).patches for row in rows))
+
+    def forward(self, output: Tensor, patches: Tensor | None, targets: Targets) -> tuple[Tensor, dict[str, float]]:
+        """(loss, cosine similarities for the log)."""
+        loss, cosine = feature_loss(output, targets.output, self.output_scale)
+        if patches is None:
+            return loss, {"cosine": cosine.item()}
+        of_patches, patch_cosine = feature_loss(patches, targets.patches, self.patch_scale)
+        loss = (1 - self.patch_weight) * loss + self.patch_weight * of_patches
+        return loss, {"cosine": cosine.item(), "patch_cosine": patch_cosine.item()}
+
+
+def _scale(features: Iterable[Float[Tensor, "1 *tokens dim"]]) -> Float[Tensor, "dim"]:
+    """Standard deviation of each channel; at least a hundredth of the root mean square of all channels."""
+    count, total, squares = 0, torch.tensor(0.0), torch.tensor(0.0)
+    for values in features:
+        values = values.double().flatten(0, -2)
+        count, total, squares = count + len(values), total + values.sum(dim=0), squares + values.square().sum(dim=0)
+    mean_square = squares / count
+    deviation = (mean_square - (total / count).square()).clamp(min=0).sqrt()
+    return deviation.clamp(min=max(1e-6, 0.01 * mean_square.mean().sqrt().item())).float()

@@ -23,7 +23,7 @@ from .targets import Targets
 
 __all__ = ["Photo", "TargetCache", "checksum", "collect", "content_of"]
 
-_FORMAT = 3  # of the files
+_FORMAT = 4  # of the files
 _PIECE = 4096  # bytes
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -42,6 +42,7 @@ class TargetCache:
         photos: the photo of each row.
         skipped: path, error and index (among the requested photos) of each photo that could not be read.
         content: a short checksum of the photos' content (not their paths) and of the model's settings and weights.
+        image_size: size (height, width) of the images that the targets are of; None for the model's own size.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class TargetCache:
         arrays: Sequence[np.ndarray],
         at: Sequence[int] | None = None,
         content: str = "",
+        image_size: tuple[int, int] | None = None,
     ) -> None:
         self.photos = list(photos)
         self.skipped = skipped
         self.content = content
+        self.image_size = image_size
         self._arrays = arrays
         self._at = np.arange(len(photos)) if at is None else np.asarray(at, dtype=int)  # each row's place on disk
 
@@ -64,9 +67,10 @@ class TargetCache:
     def split(self, last: int) -> tuple[TargetCache, TargetCache]:
         """(all photos but the last ones, the ``last`` photos): to train on, and held out."""
         first = len(self) - last
+        rest = self.content, self.image_size
         return (
-            TargetCache(self.photos[:first], self.skipped, self._arrays, self._at[:first].tolist(), self.content),
-            TargetCache(self.photos[first:], [], self._arrays, self._at[first:].tolist(), self.content),
+            TargetCache(self.photos[:first], self.skipped, self._arrays, self._at[:first].tolist(), *rest),
+            TargetCache(self.photos[first:], [], self._arrays, self._at[first:].tolist(), *rest),
         )
 
     @property
@@ -169,7 +173,8 @@ def _collect(
     read = [index for index in order if index not in failed]
     rows = sorted(range(len(read)), key=read.__getitem__)
     content = checksum([state["content"], depends_on])
-    return TargetCache([included[read[row]] for row in rows], state["skipped"], arrays, rows, content)
+    size = preprocess.size
+    return TargetCache([included[read[row]] for row in rows], state["skipped"], arrays, rows, content, size)
 
 
 def _reading_order(photos: Sequence[Photo]) -> list[int]:

@@ -22,13 +22,15 @@ class Targets(NamedTuple):
         importance: how much the later blocks read from each patch; sums to 1 over an image.
         embedding: the patches that enter the middle block, minus their mean. Patches that are similar there can be
             merged at the start block; the similarity at the start block itself predicts this poorly.
-        logits: of the dense model.
+        output: logits of the dense model; for a model without a classifier its embedding.
+        patches: the patches after the last norm, in grid order; without patches (batch, 0, dim) unless requested.
     """
 
     tokens: Float[Tensor, "batch tokens dim"]
     importance: Float[Tensor, "batch patches"]
     embedding: Float[Tensor, "batch patches dim"]
-    logits: Float[Tensor, "batch classes"]
+    output: Float[Tensor, "batch *tokens classes_or_dim"]
+    patches: Float[Tensor, "batch patches_or_0 dim"]
 
 
 def middle_block(start: int, depth: int) -> int:
@@ -40,8 +42,13 @@ def middle_block(start: int, depth: int) -> int:
 
 
 @torch.no_grad()
-def compute_targets(backbone: Backbone, images: Float[Tensor, "batch channels height width"], start: int) -> Targets:
-    """The targets of ``images``, from one forward pass of the dense model ``backbone``."""
+def compute_targets(
+    backbone: Backbone, images: Float[Tensor, "batch channels height width"], start: int, patches: bool = False
+) -> Targets:
+    """The targets of ``images``, from one forward pass of the dense model ``backbone``.
+
+    ``patches``: with the patches after the last norm, which only stage 2 of a model without a classifier needs.
+    """
     middle = middle_block(start, backbone.depth)
     x, rope, *_ = backbone.embed(images)
     importances = []
@@ -55,11 +62,13 @@ def compute_targets(backbone: Backbone, images: Float[Tensor, "batch channels he
             importances.append(_block_importance(x, rope, backbone, index))
         x = backbone.block(index, x, backbone.rope_of(rope, index))
     importance = torch.stack(importances).mean(dim=0)
+    final = backbone.norm(x)
     return Targets(
         tokens,
         importance,
         embedding - embedding.mean(dim=1, keepdim=True),
-        backbone.classify(backbone.norm(x)),
+        backbone.classify(final),
+        final[:, backbone.prefix :] if patches else final[:, :0],
     )
 
 

@@ -1,5 +1,7 @@
 """Evaluation on labelled photos during training; nothing is learned from them.
 
+Of a classifier accuracy is measured; of other models the cosine to the dense embedding, and the accuracy of neighbours.
+
 Their tokens at the start block are cached, as for the training photos, so an evaluation costs the slimmed blocks only.
 """
 
@@ -16,7 +18,7 @@ from ..config import TrainingConfig
 from ..data import Preprocess
 from ..errors import ConfigError
 from ..slimming import SlimModel
-from .cached_evaluation import evaluate_cached
+from .cached_evaluation import measured
 from .log import Log
 from .stage import Stage, StageConfig
 from .target_cache import Photo, TargetCache, collect
@@ -128,7 +130,6 @@ def _evaluated(
     model: SlimModel, sets: Mapping[str, TargetCache], runs: Sequence[tuple[float, str]]
 ) -> Iterator[dict[str, str | float]]:
     """Results of each (budget, set), in fixed mode; a budget that the model cannot reach is left out."""
-    embedded = model.backbone.embed(model.backbone.blank())
     with model.temporarily(mode="fixed"):
         for budget, name in runs:
             try:
@@ -136,5 +137,5 @@ def _evaluated(
             except ConfigError:
                 continue
             cache = sets[name]
-            score = evaluate_cached(lambda tokens: model.resume(tokens, embedded), cache, embedded.tokens.device)
+            score = measured(model, cache)
             yield {"validation": name, "photos": cache.labelled_content, "budget": budget, **score._asdict()}

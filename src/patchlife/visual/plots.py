@@ -18,12 +18,12 @@ class Point(NamedTuple):
 
     Attributes:
         flops: fraction of the dense FLOPs.
-        top1: in %.
-        half_interval: half the width of the bar, such as that of a 95 % interval, in points.
+        value: top-1 in %, or what else the curve shows.
+        half_interval: half the width of the bar, such as that of a 95 % interval, in the unit of ``value``.
     """
 
     flops: float
-    top1: float
+    value: float
     half_interval: float
 
 
@@ -48,13 +48,16 @@ def rendered(figure: Any) -> Image.Image:
     return Image.open(stream).convert("RGB")
 
 
-def plot_tradeoff(curves: Mapping[str, Sequence[Point]], dense_top1: float, title: str) -> Image.Image:
+def plot_tradeoff(
+    curves: Mapping[str, Sequence[Point]], dense: float, title: str, axis: str = "top-1, %"
+) -> Image.Image:
     """Plot top-1 against FLOPs, with one line per curve and an error bar per point.
 
     Args:
         curves: the points of each curve, by its label in the legend.
-        dense_top1: top-1 of the dense model in %, drawn as a horizontal line.
+        dense: top-1 of the dense model in %, drawn as a horizontal line.
         title: of the plot.
+        axis: what the curves show, if it is not top-1.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -62,10 +65,10 @@ def plot_tradeoff(curves: Mapping[str, Sequence[Point]], dense_top1: float, titl
     figure = new_figure(5.6, 4.2, dpi=130)
     axes = figure.add_subplot()
     for label, points in curves.items():
-        flops, top1, half_interval = zip(*sorted(points), strict=True)
-        axes.errorbar(flops, top1, half_interval, marker="o", capsize=3, label=label)
-    axes.axhline(dense_top1, color="black", linestyle="--", linewidth=1, label="dense")
-    axes.set(xlabel="FLOPs, as a fraction of dense", ylabel="top-1, %", title=title)
+        flops, values, half_interval = zip(*sorted(points), strict=True)
+        axes.errorbar(flops, values, half_interval, marker="o", capsize=3, label=label)
+    axes.axhline(dense, color="black", linestyle="--", linewidth=1, label="dense")
+    axes.set(xlabel="FLOPs, as a fraction of dense", ylabel=axis, title=title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return rendered(figure)

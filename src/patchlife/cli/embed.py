@@ -1,0 +1,90 @@
+"""``patchlife embed``: write the embedding of every photo to a .parquet or .npy file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import EmbedConfig
+from ..errors import ConfigError
+from ..io.exported_files import is_exported
+from .common import calibrate_if_needed, check_engine, find_photos, open_model, say
+from .recording import Tally, run_identity, write_results
+from .results import KEY, Record, results_in
+
+if TYPE_CHECKING:
+    from ..runtime.pipeline import Pipeline
+
+__all__ = ["embed", "run"]
+
+
+def run(config: EmbedConfig) -> int:
+    """Write the embedding of each photo; returns the exit code."""
+    check_engine(config.model.model, None, config.trust, config.run.dtype)
+    results = results_in(config.out, embeddings=True)
+    photos = find_photos(config.paths)
+    earlier = results.earlier(config.resume)
+    pipeline = _open(config)
+    calibrated_now = calibrate_if_needed(pipeline, photos, config.run)
+    settings = {"output": "embedding", "normalize": config.normalize}
+    identity = run_identity(pipeline, settings, photos if calibrated_now else [])
+
+    def records_of(remaining: Sequence[Path]) -> Iterator[Record]:
+        return embed(pipeline, remaining, config.normalize, config.run.batch_size, config.run.workers)
+
+    code = write_results(results, photos, earlier, records_of, identity, Tally(), config.run)
+    say(f"embeddings: {' and '.join(map(str, results.files))}")
+    return code
+
+
+def embed(
+    pipeline: Pipeline,
+    photos: Sequence[Path],
+    normalize: bool = False,
+    batch_size: int = 16,
+    workers: int | None = None,
+) -> Iterator[Record]:
+    """Compute embeddings; yields one record for each photo, in their order.
+
+    A record has ``path`` and either ``error`` or these fields: ``embedding`` (packed, see `io.vectors`; of length 1
+    with ``normalize``), ``flops`` and ``fraction_of_dense`` (of the dense model's FLOPs).
+    """
+    from torch.nn.functional import normalize as to_length_1
+
+    from ..io.vectors import VECTOR, packed
+    from ..runtime.inference import Failure, embed_photos
+
+    dense = pipeline.model.dense_flops
+    for result in embed_photos(pipeline, photos, batch_size, workers):
+        if isinstance(result, Failure):
+            yield {KEY: str(result.path), "error": result.error}
+            continue
+        vector = to_length_1(result.vector, dim=0) if normalize else result.vector
+        yield {
+            KEY: str(result.path),
+            VECTOR: packed(vector.numpy()),
+            "flops": result.flops,
+            "fraction_of_dense": round(result.flops / dense, 6),
+        }
+
+
+def _open(config: EmbedConfig) -> Pipeline:
+    """Open the model, or the exported file or bundle. Raises ConfigError if it does not give embeddings."""
+    if is_exported(config.model.model):
+        from ..runtime.exported import open_exported
+
+        exported = open_exported(config.model, config.trust)
+        if exported.labels.names:
+            raise ConfigError(
+                f"{config.model.model} is an exported classifier, which gives logits; give the model or adapter that "
+                "it was exported from, or export a model without classifier"
+            )
+        return exported
+    pipeline = open_model(config.model, config.run)
+    if not pipeline.model.backbone.pools:
+        raise ConfigError(
+            f"{pipeline.name} gives a vector for each patch, not one for the photo; choose a pooling, for example "
+            "--model-args global_pool=avg"
+        )
+    return pipeline
