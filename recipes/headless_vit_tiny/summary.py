@@ -1,6 +1,6 @@
 """Collect the results of `run.sh` in one file and print the table of README.md.
 
-python recipes/headless_vit_tiny/summary.py OUT
+python recipes/headless_vit_tiny/summary.py OUT PHOTOS EVERY EPOCHS
 """
 
 from __future__ import annotations
@@ -12,26 +12,22 @@ from typing import Any
 
 from patchlife.io.files import write_atomic
 
-MODELS = {
-    "untrained": "attention rule, nothing trained",
-    "head": "learned scorer only",
-    "adapter-0": "+ low rank, distils the output",
-    "adapter-0.5": "+ low rank, distils output and patches",
-}
+MODELS = ("untrained", "head", "adapter-0", "adapter-0.5")
 
 
-def main(out: Path) -> None:
+def main(out: Path, *arguments: str) -> None:
     """Write OUT/results.json and print the table, for the models that were measured."""
-    result: dict[str, Any] = {"fits": {}, "evals": {}}
+    command = " ".join(["recipes/headless_vit_tiny/run.sh SHARED OUT", *arguments])
+    result: dict[str, Any] = {"command": command, "fits": {}, "evals": {}}
     print("| | mode | FLOPs | cosine | its 5 % | kNN | below dense (95 % interval) |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for model, title in MODELS.items():
-        if not (out / f"{model}.json").is_file():
-            continue
+    for model in [name for name in MODELS if (out / f"{name}.json").is_file()]:
+        title = "attention rule, nothing trained"
         if (summary := out / f"{model}.work" / "fit.json").is_file():
             fit = json.loads(summary.read_text())
             fit["config"]["cache"] = None  # a path of the machine it ran on
             result["fits"][model] = fit | {"skipped": len(fit["skipped"])}  # paths, for the same reason
+            title = _title(fit["config"])
         evaluation = json.loads((out / f"{model}.json").read_text())
         kept = ("photos", "neighbours", "scores", "conditions")
         result["evals"][model] = {key: evaluation[key] for key in kept}
@@ -39,6 +35,14 @@ def main(out: Path) -> None:
             print(f"| {title} | {_cells(score)} |")
             title = ""
     write_atomic(out / "results.json", json.dumps(result, indent=1) + "\n")
+
+
+def _title(config: dict[str, Any]) -> str:
+    if config["finetune"] == "none":
+        return "learned scorer only"
+    epochs = "1 epoch" if config["finetune_epochs"] == 1 else f"{config['finetune_epochs']} epochs"
+    what = "output and patches" if config["patch_weight"] else "the output only"
+    return f"+ low rank, {epochs}, distils {what}"
 
 
 def _cells(score: dict[str, Any]) -> str:
@@ -50,4 +54,4 @@ def _cells(score: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

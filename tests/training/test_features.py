@@ -38,7 +38,14 @@ SIZES = {
 }
 KEPT = (36, 36, 12, 6, 6)
 CONFIG = TrainingConfig(
-    epochs=4, batch_size=10, finetune="adapter", finetune_epochs=8, rank=4, lowest_budget=0.6, save_every=1e9
+    epochs=4,
+    batch_size=10,
+    finetune="adapter",
+    finetune_epochs=6,
+    finetune_learning_rate=3e-3,
+    rank=4,
+    lowest_budget=0.6,
+    save_every=1e9,
 )
 
 
@@ -184,10 +191,10 @@ def test_a_fit_brings_embeddings_of_new_photos_nearer_to_the_dense_ones(headless
     assert fitted.model.settings.kept == KEPT
     near, nearer = (torch.cosine_similarity(dense, output).mean().item() for output in (before, after))
     assert 1 - nearer < 0.8 * (1 - near)
-    lines = [line for line in metrics(out) if line["stage"] == "slimming-adapter" and "loss" in line]
-    assert len(lines) == 8 * 7
-    low = [line["loss"] for line in lines if line["budget"] < 0.8]  # the loss of a step depends on its budget too
-    assert sum(low[-8:]) < sum(low[:8])
+    stage2 = [line for line in metrics(out) if line["stage"] == "slimming-adapter"]
+    assert len([line for line in stage2 if "loss" in line]) == 6 * 7
+    first, *_, last = (line["cosine"] for line in stage2 if "validation" in line)
+    assert first < last
 
 
 def test_the_result_is_of_the_librarys_class_and_survives_saving(headless: tuple) -> None:

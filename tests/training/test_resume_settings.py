@@ -96,6 +96,7 @@ CHANGES_RESULT: dict[str, tuple[Any, str]] = {
 NO_EFFECT: dict[str, Any] = {
     "cache": Path("elsewhere"),
     "cache_gb": 2.0,
+    "patch_weight": 0.25,  # of a classifier; for models without one see test_features.py
     "max_unreadable": 0.5,
     "save_every": 100.0,
     "tracker": None,
