@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers_families import FAMILIES, FEW, arguments, fresh, photos, slim, tensors
 from transformers_reference import assert_same_outputs
 
-from patchlife import ConfigError
+from patchlife.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 

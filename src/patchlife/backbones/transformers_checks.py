@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, UnsupportedModelError
 from .backbone import Backbone
-from .transformers_models import CORES, HEADS, REFUSED, SUPPORTED, class_name
+from .transformers_models import CORES, HEADS, SUPPORTED, class_name, refusal
 
 __all__ = ["check_attention", "check_class", "check_images", "check_not_dispatched", "check_one_device"]
 
@@ -18,14 +18,13 @@ __all__ = ["check_attention", "check_class", "check_images", "check_not_dispatch
 def check_class(model: Any) -> None:
     """Raise UnsupportedModelError, with the reason, for classes that are not supported or that replace ``forward``."""
     name, known = type(model).__name__, class_name(model, CORES) or class_name(model, HEADS)
-    reason = next((reason for start, reason in REFUSED.items() if name.startswith(start)), "")
-    reason = reason or ("" if known else "its forward pass is not known to patchlife")
-    if reason:
+    if reason := refusal(model):
         raise UnsupportedModelError(
             f"patches of transformers' {name} cannot be dropped: {reason}. Supported of transformers: {SUPPORTED}"
         )
     defined: Any = next(kind for kind in type(model).__mro__ if kind.__name__ == known)
-    if type(model).forward is not defined.forward or "forward" in vars(model):
+    replaced = "forward" in vars(model) and "_hf_hook" not in vars(model)  # accelerate's has its own check
+    if type(model).forward is not defined.forward or replaced:
         raise UnsupportedModelError(f"{name} replaces forward of transformers' {known}, so what it computes is unknown")
 
 

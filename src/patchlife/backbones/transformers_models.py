@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CORES", "HEADS", "REFUSED", "SUPPORTED", "Core", "Head", "class_name", "prefix_tokens"]
+__all__ = ["CORES", "HEADS", "REFUSED", "SUPPORTED", "Core", "Head", "class_name", "prefix_tokens", "refusal"]
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ SUPPORTED = ", ".join((*CORES, *HEADS))
 
 _RELATIVE = "its relative position bias belongs to the full grid of patches"
 _WINDOWS = "its blocks attend in windows of a full grid"
+_DECODER = "its decoder needs every patch; wrap the encoder"
 _CONVOLUTIONS = "it is a convolutional network without tokens"
 REFUSED = {
     "Beit": _RELATIVE,
@@ -154,7 +155,9 @@ REFUSED = {
     "Pixtral": "its batches are packed, with a mask per image",
     "VitDet": _WINDOWS,
     "Sam": f"{_WINDOWS}, with relative positions",
-    "ViTMAEForPreTraining": "its decoder needs every patch; wrap the encoder: model.vit = patchlife.wrap(model.vit)",
+    "ViTForMaskedImageModeling": f"{_DECODER}: model.vit = patchlife.wrap(model.vit)",
+    "DeiTForMaskedImageModeling": f"{_DECODER}: model.deit = patchlife.wrap(model.deit)",
+    "ViTMAEForPreTraining": f"{_DECODER}: model.vit = patchlife.wrap(model.vit)",
 }
 """Reasons, by the beginning of the name of the class."""
 
@@ -162,6 +165,16 @@ REFUSED = {
 def class_name(model: Any, known: Mapping[str, Any]) -> str:
     """Name of the class of transformers that ``model`` is an instance of, if it is a known one; else empty."""
     return next((kind.__name__ for kind in type(model).__mro__ if kind.__name__ in known), "")
+
+
+def refusal(model: Any) -> str:
+    """Why ``model`` is refused; empty for instances of the supported classes."""
+    if class_name(model, CORES) or class_name(model, HEADS):
+        return ""
+    names = [kind.__name__ for kind in type(model).__mro__]
+    reasons = [reason for name in names for start, reason in REFUSED.items() if name.startswith(start)]
+    is_text = getattr(model, "main_input_name", "") == "input_ids"
+    return (*reasons, "it is a text model" if is_text else "its forward pass is not known to patchlife")[0]
 
 
 def prefix_tokens(core: Any) -> int:
