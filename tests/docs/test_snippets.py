@@ -40,8 +40,11 @@ def files_of_the_pages(tmp_path, monkeypatch):
         yield tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft calls it
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_page_runs(page, files_of_the_pages, capsys):
+    if page.name == "transformers.md":
+        pytest.importorskip("transformers")
     if page.name == "checkpoints.md":
         needs_timm("1.0.31", "safetensors in a local folder")
     names = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers_families import FAMILIES, FEW, arguments, fresh, photos, slim, tensors
 from transformers_reference import assert_same_outputs
 
-from patchlife import ConfigError
+from patchlife.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +53,10 @@ def test_a_new_classifier_and_training_mode_reach_the_graph() -> None:
     assert compiled(images).logits.shape == (3, 10)
     model.reset_classifier(7)
     assert_close(compiled(images).logits, model(images).logits)
+    model.unwrap().loss_function = lambda labels, logits, *_, **__: logits.sum()
+    outputs = model(images, labels=torch.tensor([1, 2, 3]))
+    assert_close(outputs.loss, outputs.logits.sum())
+    assert_close(compiled(images, labels=torch.tensor([1, 2, 3])).loss, outputs.loss)
     model.train()
     model.set_budget(0.7)
     with torch.enable_grad():

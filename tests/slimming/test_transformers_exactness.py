@@ -56,7 +56,7 @@ def test_any_schedule(name: str, kept: tuple[int, ...]) -> None:
     check(slim(name, "fixed, merge", kept=kept), name, photos(name), "fixed, merge")
 
 
-@pytest.mark.parametrize("variant", ["fixed", "adaptive, merge"])
+@pytest.mark.parametrize("variant", ["fixed, merge", "adaptive"])
 @pytest.mark.parametrize("name", ANY_SIZE)
 def test_other_image_sizes(name: str, variant: str) -> None:
     model, images = slim(name, variant), photos(name, size=OTHER_SIZE)
@@ -73,7 +73,7 @@ def test_images_that_are_not_a_multiple_of_the_patch_size(name: str) -> None:
     assert model.lives(photos(name, size=(51, 44))).grid == (6, 5)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["fixed", "adaptive, merge"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_output_and_predict_give_logits_or_embedding_of_the_same_run(name: str, variant: str) -> None:
     model, images = slim(name, variant), photos(name)
@@ -145,7 +145,7 @@ def test_of_equal_and_undefined_scores_the_lower_patch_stays(name: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["fixed, merge", "adaptive, merge"])
-@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.attention == "sdpa"])
+@pytest.mark.parametrize("name", ["vit-classifier", "deit-teacher", "dinov3", "clip", "siglip", "dinov2-backbone"])
 def test_float64(name: str, variant: str) -> None:
     """Not for eager attention: transformers computes its softmax in float32."""
     model, images = slim(name, variant, fresh(name).double()), photos(name).double()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["RunOnce", "Slots", "same_children", "slots", "view"]
+__all__ = ["RunOnce", "Slots", "is_current", "slots", "view"]
 
 RunOnce = Callable[..., Mapping[int, Tensor]]
 """Computes all blocks from the arguments of block 0. Gives the outputs of the last and of requested ones, by index."""
@@ -28,16 +28,19 @@ def view(module: nn.Module, path: str, replacement: nn.Module) -> nn.Module:
     return result
 
 
-def same_children(module: nn.Module, seen: nn.Module, path: str) -> bool:
-    """Whether ``seen``, a `view` of ``module`` at ``path``, still has its children and its training mode."""
+def is_current(seen: nn.Module, module: nn.Module, path: str, except_for: frozenset[str] = frozenset()) -> bool:
+    """Whether ``seen``, a `view` of ``module`` at ``path``, still has the module's attributes and other submodules.
+
+    ``except_for`` are names of attributes that may differ.
+    """
     name, _, rest = path.partition(".")
-    if module.training != seen.training or module._modules.keys() != seen._modules.keys():
-        return False
-    if any(seen._modules[key] is not child for key, child in module._modules.items() if key != name):
-        return False
+    pairs = [(module._modules, seen._modules, {name}), (vars(module), vars(seen), {"_modules", *except_for})]
+    for own, others, skipped in pairs:
+        if any(key not in skipped and others.get(key, seen) is not value for key, value in own.items()):
+            return False
     inner: Any = module._modules[name]
     inner_seen: Any = seen._modules[name]
-    return not rest or same_children(inner, inner_seen, rest)
+    return not rest or is_current(inner_seen, inner, rest, except_for)
 
 
 class Slots:

@@ -19,7 +19,7 @@ from ..flop_counter import counted
 from . import transformers_layers as layers
 from .attached import original
 from .backbone import Attend, Embedded, Projected, RunBlocks
-from .substitution import RunOnce, Slots, same_children, slots, view
+from .substitution import RunOnce, Slots, is_current, slots, view
 from .transformers_checks import (
     check_all_present,
     check_attention,
@@ -36,6 +36,9 @@ __all__ = ["SUPPORTED", "TransformersBackbone", "adapt"]
 
 Pairs = tuple[int, int]
 
+_MARKS = frozenset({"_output_capturing_hooks_installed"})
+"""Attributes that mark a model of transformers whose layers have hooks; `slots` do not have them."""
+
 
 class TransformersBackbone(Description):
     """The parts of a model of transformers."""
@@ -51,7 +54,7 @@ class TransformersBackbone(Description):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the view for graphs: its layers are of a class that cannot be pickled."""
-        return self.__dict__ | {"_traced": None}
+        return self.__dict__ | {"_traced": None, "_slots": Slots()}
 
     # ---- attachments
 
@@ -70,7 +73,7 @@ class TransformersBackbone(Description):
         super().check_attached(opened, masked)
         check_attention(self.core)
         check_not_dispatched(self.containers())
-        if self._traced is None or not same_children(self.model, self._traced, self._path):
+        if self._traced is None or not is_current(self._traced, self.model, self._path, _MARKS):
             self.__dict__["_traced"] = recordable(self._view(None, self._slots))
 
     # ---- the parts of a forward pass
@@ -159,7 +162,8 @@ class TransformersBackbone(Description):
         path = self._path
         model = view(self.model, path, slots(layers.class_of(self.blocks[0]), self.depth, run, state))
         for module in (model, *(model.get_submodule(name) for name in _prefixes(path))):
-            vars(module).pop("_output_capturing_hooks_installed", None)  # the model's layers have them, not the slots
+            for name in _MARKS:
+                vars(module).pop(name, None)
         return model
 
     def _run_slots(

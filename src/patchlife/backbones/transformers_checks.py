@@ -26,16 +26,19 @@ __all__ = [
 def check_class(model: Any) -> None:
     """Raise UnsupportedModelError, with the reason, for classes that are not supported or that replace ``forward``."""
     name, known = type(model).__name__, class_name(model, CORES) or class_name(model, HEADS)
-    reason = reason_of(name, REFUSED)
-    if not known and not reason and (advice := tower_advice(model, CORES, REFUSED)):
-        raise UnsupportedModelError(advice)
-    reason = reason or ("" if known else "its forward pass is not known to patchlife")
+    reason = "" if known else reason_of([kind.__name__ for kind in type(model).__mro__], REFUSED)
+    if not known and not reason:
+        if advice := tower_advice(model, CORES, REFUSED):
+            raise UnsupportedModelError(advice)
+        is_text = getattr(model, "main_input_name", "") == "input_ids"
+        reason = "it is a text model" if is_text else "its forward pass is not known to patchlife"
     if reason:
         raise UnsupportedModelError(
             f"patches of transformers' {name} cannot be dropped: {reason}. Supported of transformers: {SUPPORTED}"
         )
     defined: Any = next(kind for kind in type(model).__mro__ if kind.__name__ == known)
-    if type(model).forward is not defined.forward or "forward" in vars(model):
+    replaced = "forward" in vars(model) and "_hf_hook" not in vars(model)  # accelerate's has its own check
+    if type(model).forward is not defined.forward or replaced:
         raise UnsupportedModelError(f"{name} replaces forward of transformers' {known}, so what it computes is unknown")
 
 

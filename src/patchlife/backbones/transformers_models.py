@@ -169,6 +169,7 @@ SUPPORTED = ", ".join((*CORES, *HEADS))
 
 _RELATIVE = "its relative position bias belongs to the full grid of patches"
 _WINDOWS = "its blocks attend in windows of a full grid"
+_DECODER = "its decoder needs every patch; wrap the encoder"
 _CONVOLUTIONS = "it is a convolutional network without tokens"
 REFUSED = {
     "Beit": _RELATIVE,
@@ -181,14 +182,16 @@ REFUSED = {
     "ResNet": _CONVOLUTIONS,
     "Siglip2": "NaFlex batches are padded, with a mask and a size per image; use a SigLIP 2 checkpoint of a fixed size "
     "(model type siglip)",
-    "Qwen": "its blocks attend in windows over patches of several images",
-    "Glm": "its blocks attend over patches of several images",
+    r"Qwen\w*(VL|Vision|Omni)": "its blocks attend in windows over patches of several images",
+    r"Glm\w*(V|Vision)": "its blocks attend over patches of several images",
     "Pixtral": "its batches are packed, with a mask per image",
     "VitDet": _WINDOWS,
     "Sam": f"{_WINDOWS}, with relative positions",
-    "ViTMAEForPreTraining": "its decoder needs every patch; wrap the encoder: model.vit = patchlife.wrap(model.vit)",
+    "ViTForMaskedImageModeling": f"{_DECODER}: model.vit = patchlife.wrap(model.vit)",
+    "DeiTForMaskedImageModeling": f"{_DECODER}: model.deit = patchlife.wrap(model.deit)",
+    "ViTMAEForPreTraining": f"{_DECODER}: model.vit = patchlife.wrap(model.vit)",
 }
-"""Reasons, by the beginning of the name of the class."""
+"""Reasons, by a regular expression for the beginning of the name of the class."""
 
 
 def class_name(model: Any, known: Mapping[str, Any]) -> str:

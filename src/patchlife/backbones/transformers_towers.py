@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import re
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,9 +11,9 @@ from torch import nn
 __all__ = ["reason_of", "tower_advice"]
 
 
-def reason_of(name: str, refused: Mapping[str, str]) -> str:
-    """Why models of the class ``name`` are refused; empty if ``refused`` (by beginnings of names) does not say it."""
-    return next((reason for start, reason in refused.items() if name.startswith(start)), "")
+def reason_of(names: Iterable[str], refused: Mapping[str, str]) -> str:
+    """Why models of classes with these names are refused; empty if ``refused`` (see `REFUSED`) does not say it."""
+    return next((reason for name in names for start, reason in refused.items() if re.match(start, name)), "")
 
 
 def tower_advice(model: nn.Module, supported: Container[str], refused: Mapping[str, str]) -> str:
@@ -21,7 +22,7 @@ def tower_advice(model: nn.Module, supported: Container[str], refused: Mapping[s
     Args:
         model: such as a vision-language model.
         supported: names of the classes of encoders that can be wrapped.
-        refused: reasons, by the beginning of the name of a class.
+        refused: reasons, by a regular expression for the beginning of the name of a class.
 
     Returns:
         The text, or an empty one if no vision encoder is found.
@@ -34,7 +35,7 @@ def tower_advice(model: nn.Module, supported: Container[str], refused: Mapping[s
                 f"model.{path} = patchlife.wrap(model.{path})"
             )
     for path, kind in inner:
-        if _is_encoder(kind) and (reason := reason_of(kind.__name__, refused)):
+        if _is_encoder(kind) and (reason := reason_of([kind.__name__], refused)):
             return f"the vision encoder of {holder}, model.{path}, is a {kind.__name__}; it is refused: {reason}"
     return ""
 

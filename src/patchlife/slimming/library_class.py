@@ -45,6 +45,9 @@ class LibraryModel(SlimModel):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers': saves the backbone alone. `patchlife.save` saves the adapter."""
+        if kwargs.get("state_dict") is not None:  # a trainer gives this model's
+            own = self.wrapped.state_dict().keys()
+            kwargs["state_dict"] = {name: value for name, value in kwargs["state_dict"].items() if name in own}
         return self.wrapped.save_pretrained(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
