@@ -203,6 +203,7 @@ def _prefix(core: Any) -> int:
 class TransformersBackbone(Backbone):
     """The parts of a model of transformers."""
 
+    library = "transformers"
     own_forward = True
 
     @property
@@ -359,7 +360,7 @@ class TransformersBackbone(Backbone):
         if "MAE" in type(core).__name__:  # noise in rising order: patches stay in grid order
             count = (size[0] // self.patch_size[0]) * (size[1] // self.patch_size[1])
             arguments["noise"] = torch.arange(count, device=images.device, dtype=torch.float32)[None].expand(
-                len(images), -1
+                images.shape[0], -1
             )
         tokens = core.embeddings(images, **arguments)
         tokens = tokens[0] if isinstance(tokens, tuple) else tokens

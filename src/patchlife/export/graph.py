@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -19,8 +19,10 @@ from torch.export import Dim, ExportedProgram
 from ..errors import ExportError
 from ..extras import need
 from ..runtime.metadata import KEY, Format
+from ..runtime.tensor_module import TensorModule
 
 __all__ = [
+    "block_names",
     "decision_nodes",
     "nodes_before",
     "onnx_bytes",
@@ -82,37 +84,53 @@ def onnx_bytes(model: Any, metadata: str) -> bytes:
 
 
 def with_plain_weights(model: Any) -> Any:
-    """A copy in which the weight of every product is a constant, not a transposed constant, as int8 needs it.
+    """A copy in which the weight of every product is a constant, not a transposed part of one, as int8 needs it.
 
-    The exporter keeps the transposition where another node reads the weight too, as the attention scorer does.
+    The exporter keeps the transposition where another node reads the weight too, as the attention scorer does, and
+    where the weight is a part of another one, as in torch's multi-head attention.
     """
     import onnx
 
     model = _copy(model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    transposes = {n.output[0]: n for n in model.graph.node if n.op_type == "Transpose" and n.input[0] in weights}
+    reshaping = {name: n for n in model.graph.node if n.op_type in ("Transpose", "Split") for name in n.output}
     for node in model.graph.node:
-        transpose = transposes.get(node.input[1]) if node.op_type == "MatMul" else None
-        if transpose is not None:
-            order = next((list(a.ints) for a in transpose.attribute if a.name == "perm"), None)
-            weight = onnx.numpy_helper.to_array(weights[transpose.input[0]]).transpose(order)
-            node.input[1] = f"{node.name}_weight"
-            model.graph.initializer.append(onnx.numpy_helper.from_array(weight.copy(), node.input[1]))
+        if node.op_type == "MatMul" and node.input[1] in reshaping:
+            weight = _constant(node.input[1], weights, reshaping)
+            if weight is not None:
+                node.input[1] = f"{node.name}_weight"
+                model.graph.initializer.append(onnx.numpy_helper.from_array(weight.copy(), node.input[1]))
     return model
 
 
-def decision_nodes(model: Any) -> list[str]:
+def _constant(name: str, weights: dict[str, Any], reshaping: dict[str, Any]) -> np.ndarray | None:
+    """The value of a weight, or of a transposed or split one; None for other values."""
+    import onnx.reference
+
+    if name in weights:
+        return onnx.numpy_helper.to_array(weights[name])
+    if name not in reshaping:
+        return None
+    node = reshaping[name]
+    inputs = {source: _constant(source, weights, reshaping) for source in node.input}
+    if any(value is None for value in inputs.values()):
+        return None
+    outputs: Any = onnx.reference.ReferenceEvaluator(node).run(None, inputs)
+    return outputs[list(node.output).index(name)]
+
+
+def decision_nodes(model: Any, blocks: list[str]) -> list[str]:
     """Names of the nodes of the scorer and of merging, and of their outputs.
 
-    Nodes of merging are products of two activations outside of attention. These nodes stay in float in an int8 file,
-    because rounded scores change the decision.
+    Nodes of merging are products of two activations outside of attention and of ``blocks`` (see `block_names`). All
+    these nodes stay in float in an int8 file, because rounded scores change the decision.
     """
     constant = {tensor.name for tensor in model.graph.initializer}
     names = []
     for node in model.graph.node:
         scopes = _scopes(node)
         merges = node.op_type == "MatMul" and not constant & set(node.input) and "attention" not in scopes
-        if f"'{SCORER}'" in scopes or (merges and "blocks" not in scopes):
+        if f"'{SCORER}'" in scopes or (merges and not any(f"'{block}'" in scopes for block in blocks)):
             names += [node.name, *node.output]  # OpenVINO names nodes after their outputs
     return names
 
@@ -124,17 +142,21 @@ def products_of_activations(model: Any) -> list[str]:
     return [name for node in products for name in (node.name, *node.output)]
 
 
-def nodes_before(model: Any, block: int) -> list[str]:
-    """Names of the nodes of the embedding and of the blocks before ``block``, and of their outputs; none for block 0.
+def block_names(module: TensorModule) -> list[str]:
+    """Names of the backbone's blocks in ``module``, as the exporter records them."""
+    names = {id(child): name for name, child in module.named_modules()}
+    return [names[id(block)] for block in module.model.backbone.blocks]
 
-    ``block`` is at most the start block: only blocks before it run as the backbone's modules, which name the nodes.
+
+def nodes_before(model: Any, blocks: list[str]) -> list[str]:
+    """Names of the nodes of the embedding and of ``blocks``, and of their outputs; none without blocks.
+
+    ``blocks`` are the names of the first blocks, at most of those before the start block. The exporter keeps the nodes
+    in the order of the forward pass, so these are all nodes up to the last one of the last block.
     """
-    names = []
-    for node in model.graph.node:
-        match = re.search(r"patch_embed|blocks\.(\d+)\b", _scopes(node))
-        if match and int(match[1] or 0) < block:
-            names += [node.name, *node.output]
-    return names
+    nodes = model.graph.node
+    inside = [place for place, node in enumerate(nodes) if blocks and f"'{blocks[-1]}'" in _scopes(node)]
+    return [name for node in nodes[: inside[-1] + 1] for name in (node.name, *node.output)] if inside else []
 
 
 def _scopes(node: Any) -> str:
