@@ -29,11 +29,10 @@ def run(config: ExportConfig) -> int:
     require_export(config.format, config.int8 != "off")
     from ..export import export, export_bundle
     from ..export.exporter import check_request
+    from ..runtime.opening import open_pipeline
 
     check_request(config.format, config.int8, config.photos)  # before a model is built or a photo is read
     listed = find_photos(config.photos) if config.photos else []
-    from ..runtime.opening import open_pipeline
-
     pipeline = open_pipeline(config.model)
     if pipeline.model.settings.mode != "fixed":
         raise ConfigError("an exported graph keeps the same number of patches for every image; give --mode fixed")

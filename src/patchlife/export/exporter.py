@@ -66,8 +66,9 @@ TOLERANCE = 1e-4
 """Largest difference between a float32 export and the model: of a logit, or of an embedding (see `Parity`)."""
 AGREEMENT = 0.98
 """Smallest fraction of the images for which int8 and float32 must predict the same class."""
-COSINE = 0.98
-"""Smallest mean cosine of int8 and float32 embeddings."""
+COSINE = 0.996
+"""Smallest mean cosine of int8 and float32 embeddings. On 125 photos, ViT-Tiny with its classifier predicted the same
+class for 98.4 % where the cosine of its embeddings was 0.9965, and for 96.0 % where it was 0.9950."""
 
 
 @dataclass(frozen=True)

@@ -58,14 +58,29 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ..
             tuple(inputs.values()),
             dynamic_shapes=_dynamic_batch(inputs, minimum=_ONNX_MIN_BATCH),
             input_names=list(inputs),
-            output_names=list(outputs),
             verbose=False,
         )
     assert program is not None
     try:
-        return program.model_proto
+        return _with_output_names(program.model_proto, outputs)
     except ValueError as error:  # protobuf's message does not name a fix
         raise _too_large() from error
+
+
+def _with_output_names(model: Any, outputs: tuple[str, ...]) -> Any:
+    """``model``, whose outputs now have these names. Other values of the same names are renamed.
+
+    torch's exporter would give a name twice: it names the result of an nn.Embedding ``embedding``.
+    """
+    graph = model.graph
+    names = {name: f"{name}_inside" for name in outputs}
+    names |= {value.name: name for value, name in zip(graph.output, outputs, strict=True)}
+    for value in (*graph.output, *graph.initializer, *graph.value_info):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    return model
 
 
 def onnx_bytes(model: Any, metadata: str) -> bytes:
