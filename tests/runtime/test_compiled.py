@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import exported_models
-import families
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
-from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.errors import ConfigError
 from patchlife.runtime.compiled import CompiledBudgets
 
 BUDGETS = tuple(round(1 - 0.05 * i, 2) for i in range(5))
-
-
-
-def transformers_model(name: str) -> SlimModel:
-    """A small model of transformers with random weights, slimmed from its second block on."""
-    transformers = pytest.importorskip("transformers", reason="needs the extra patchlife[transformers]")
-    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
-    kind, config = {
-        "classifier": ("ViTForImageClassification", "ViTConfig"),
-        "embedding": ("SiglipVisionModel", "SiglipVisionConfig"),
-        "rotary": ("DINOv3ViTModel", "DINOv3ViTConfig"),
-    }[name]
-    made = getattr(transformers, kind)(getattr(transformers, config)(**sizes, image_size=48, patch_size=8))
-    return wrap(families.liven(made).eval(), LifeConfig(budget=0.7, start=1, drops=(1, 2)))
-
 
 pytestmark = pytest.mark.usefixtures("forget_graphs")
 
@@ -61,7 +44,7 @@ def test_the_model_is_not_changed() -> None:
 
 @pytest.mark.parametrize("name", ["classifier", "embedding", "rotary"])
 def test_models_of_transformers_compile_without_graph_breaks(name: str) -> None:
-    model, counter = transformers_model(name), CompileCounter()
+    model, counter = exported_models.small_of_transformers(name), CompileCounter()
     fast = CompiledBudgets(model, backend=counter)
     images = exported_models.images(3)
     for budget in (1.0, 0.7, 1.0):

@@ -61,7 +61,8 @@ def test_it_has_the_outputs_of_the_model() -> None:
 
 @pytest.mark.parametrize("name", ["classifier", "rotary"])
 def test_it_has_the_outputs_of_models_of_transformers(name: str) -> None:
-    model = transformers_model(name).calibrate([exported_models.images(16, seed=9)]).set_mode("adaptive")
+    model = exported_models.small_of_transformers(name)
+    model.calibrate([exported_models.images(16, seed=9)]).set_mode("adaptive")
     fast = ExperimentalCompiledAdaptive(model, backend="eager", kernel=kernel)
     for budget in (0.7, 1.0):
         images = exported_models.images(5)
