@@ -9,7 +9,15 @@ import pytest
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ARGUMENTS = {"slim_your_vit.py": ["a.jpg"], "easy_and_crowded.py": ["."], "your_own_scorer.py": []}
+ARGUMENTS = {
+    "slim_your_vit.py": ["a.jpg"],
+    "easy_and_crowded.py": ["."],
+    "your_own_scorer.py": [],
+    "clip_zero_shot.py": ["a.jpg"],
+    "huggingface_classifier.py": ["a.jpg"],
+    "dino_retrieval.py": [],
+    "vision_language.py": [],
+}
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

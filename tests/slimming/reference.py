@@ -120,14 +120,19 @@ def masked(model: SlimModel, images: Tensor, lives: Lives, plan: Plan | None = N
 
     A ``plan`` also gives the merge targets, for precisions so coarse that ties decide between them.
     """
-    vit, targets = model.backbone.model, None
-    if plan is not None and plan.merge_targets is not None:
-        target = torch.empty_like(plan.order).scatter(1, plan.order, plan.order.gather(1, plan.merge_targets.rank))
-        weight = torch.empty_like(plan.merge_targets.weight).scatter(1, plan.order, plan.merge_targets.weight)
-        targets = MergeTargets(target, weight)
-    with dropping(vit, lives.life, model.start, model.settings.merge, targets):
+    vit = model.backbone.model
+    with dropping(vit, lives.life, model.start, model.settings.merge, targets_of(plan)):
         features = vit.forward_features(images)
     return vit.forward_head(features), features
+
+
+def targets_of(plan: Plan | None) -> MergeTargets | None:
+    """Merge targets of a plan in grid order: indices of patches, not of ranks."""
+    if plan is None or plan.merge_targets is None:
+        return None
+    target = torch.empty_like(plan.order).scatter(1, plan.order, plan.order.gather(1, plan.merge_targets.rank))
+    weight = torch.empty_like(plan.merge_targets.weight).scatter(1, plan.order, plan.merge_targets.weight)
+    return MergeTargets(target, weight)
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:

@@ -17,6 +17,7 @@ from patchlife.data import Preprocess, read_photo
 from patchlife.slimming.coverage import coverage_gain
 
 
+@pytest.mark.contract("batch")
 @pytest.mark.parametrize("variant", ["fixed", "adaptive, merge"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_image_alone_equals_the_image_in_a_batch(name: str, variant: str) -> None:

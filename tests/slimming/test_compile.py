@@ -46,6 +46,7 @@ def test_switching_back_to_a_budget_uses_its_graph(variant: str) -> None:
     check("vit", variant, "eager", (0.65, 1.0, 0.65, 0.8, 1.0))
 
 
+@pytest.mark.contract("compile")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variant"),

@@ -33,6 +33,7 @@ def measured(run: Callable[[Tensor], Tensor], images: Tensor) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.contract("flops")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stated_dense_flops_equal_executed_ones(name: str) -> None:
     images = photos(name, 1)

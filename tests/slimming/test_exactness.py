@@ -35,6 +35,7 @@ def check(model: SlimModel, images: Tensor, variant: str) -> None:
     assert_close(model.forward_features(images), features)
 
 
+@pytest.mark.contract("{variant}")
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_two_drops(name: str, variant: str) -> None:
@@ -125,6 +126,7 @@ def check_half(name: str, variants: tuple[str, str], dtype: torch.dtype) -> None
 HALF = (torch.bfloat16, torch.float16)
 
 
+@pytest.mark.contract("half")
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_half_precision(name: str, dtype: torch.dtype) -> None:

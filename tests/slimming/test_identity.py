@@ -25,6 +25,7 @@ def test_small_models_depend_on_content_and_position(name: str) -> None:
     assert far_apart(vit(images[:1]), vit(images[1:2]))
 
 
+@pytest.mark.contract("identity")
 @pytest.mark.parametrize("variant", ["fixed", "adaptive"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_budget_one_equals_the_backbone(name: str, variant: str) -> None:

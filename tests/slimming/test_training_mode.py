@@ -67,6 +67,7 @@ def assert_same_step(model: SlimModel, vit: nn.Module, images: Tensor) -> None:
             assert_close(gradients[name], gradient)
 
 
+@pytest.mark.contract("training")
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_at_budget_one_equals_a_step_of_the_backbone(name: str, checkpointing: bool) -> None:

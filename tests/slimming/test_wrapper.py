@@ -255,6 +255,7 @@ def test_timms_moving_averages_of_weights() -> None:
 # ---- features
 
 
+@pytest.mark.contract("features")
 @pytest.mark.parametrize(
     ("name", "variant"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from ..errors import UnsupportedModelError
@@ -60,12 +61,13 @@ def adapt(model: Any) -> Backbone:
     """
     if (advice := _advice(model)) is not None:
         raise UnsupportedModelError(advice)
-    for kind in type(model).__mro__:  # a user's subclass comes from another package
-        if module := LIBRARIES.get(kind.__module__.partition(".")[0]):
-            return importlib.import_module(f".{module}", __package__).adapt(model)
-    from .timm import adapt_timm
+    with torch.autocast("cpu", enabled=False):  # blocks are compared with their parts in full precision
+        for kind in type(model).__mro__:  # a user's subclass comes from another package
+            if module := LIBRARIES.get(kind.__module__.partition(".")[0]):
+                return importlib.import_module(f".{module}", __package__).adapt(model)
+        from .timm import adapt_timm
 
-    return adapt_timm(model)
+        return adapt_timm(model)
 
 
 def _advice(model: Any) -> str | None:

@@ -19,7 +19,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["attachments", "gathered", "is_plain_linear", "original", "resident", "without_hooks"]
+__all__ = ["attachments", "compute_weights", "gathered", "is_plain_linear", "original", "resident", "without_hooks"]
 
 _HOOKS = {
     "_forward_pre_hooks": "a forward pre-hook",
@@ -74,10 +74,15 @@ def without_hooks(module: nn.Module, x: Tensor) -> Tensor:
     """
     if _is_distributed(module):
         return module(x)
+    compute_weights(module)
+    return module.forward(x)
+
+
+def compute_weights(module: nn.Module) -> None:
+    """Run the hooks of ``module`` that compute its weights, such as those of torch.nn.utils.prune."""
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, _WEIGHT_HOOKS):
-            hook(module, (x,))
-    return module.forward(x)
+            hook(module, ())
 
 
 def gathered(block: nn.Module) -> AbstractContextManager[object]:

@@ -271,17 +271,20 @@ class Backbone(nn.Module):
             x = self.block(index, x, self.rope_of(embedded.rope, index))
         return self.classify(self.norm(x))
 
-    # ---- the library's own forward
+    # ---- the library's own methods
 
-    own_forward: ClassVar[bool] = False
-    """Whether the model takes more than images, or gives more than a tensor, so that `call` has to run it."""
+    own_methods: ClassVar[tuple[str, ...]] = ()
+    """Methods of the model that `call` runs with other blocks, such as ``forward``.
 
-    def call(self, run: RunBlocks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the model gives for these arguments when ``run`` computes its blocks."""
+    Empty for models that take images and give a tensor: `output` says what they compute.
+    """
+
+    def call(self, method: str, run: RunBlocks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What ``method`` of the model gives for these arguments when ``run`` computes the blocks."""
         raise NotImplementedError
 
     def image_size_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
-        """Size (height, width) of the images among the arguments of the model's ``forward``."""
+        """Size (height, width) of the images among the arguments of these methods."""
         raise NotImplementedError
 
     # ---- rotary positions

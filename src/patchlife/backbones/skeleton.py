@@ -27,8 +27,8 @@ def skeleton(module: M, repeated: Iterable[nn.Module] = ()) -> M:
     """A copy of ``module`` on the meta device, in eval mode, without hooks, patched calls and other attachments.
 
     Linear layers of any kind (quantised, pruned, parametrised, with LoRA) become plain float32 layers of the same
-    size, so that a schedule does not depend on attachments. ``repeated`` are modules inside ``module``, such as the
-    blocks; those with the same ``repr`` share one copy, to save time.
+    size, and so does torch's attention, so that a schedule does not depend on attachments. ``repeated`` are modules
+    inside ``module``, such as the blocks; those with the same ``repr`` share one copy, to save time.
     """
     copies: dict[str, nn.Module] = {}
     memo: dict[int, Any] = {}  # of deepcopy: id of an object, and what takes its place in the copy
@@ -42,6 +42,7 @@ def skeleton(module: M, repeated: Iterable[nn.Module] = ()) -> M:
         tensors = [*part._parameters.values(), *part._buffers.values(), *vars(part).values()]
         memo |= {id(t): _meta(t) for t in tensors if isinstance(t, Tensor)}
         memo |= {id(child): _meta_linear(child) for child in part.children() if _is_linear(child)}
+        memo |= {id(m): _meta_attention(m) for m in part.children() if isinstance(m, nn.MultiheadAttention)}
     result = copy.deepcopy(original(module), memo)
     for part in result.modules():
         for name in _PATCHED_ATTRIBUTES:
@@ -92,6 +93,19 @@ def _is_linear(module: Any) -> bool:
 def _meta_linear(layer: Any) -> nn.Linear:
     bias = getattr(layer, "bias", None)  # in quantised layers it is a method
     return nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta", dtype=torch.float32)
+
+
+def _meta_attention(layer: nn.MultiheadAttention) -> nn.MultiheadAttention:
+    return nn.MultiheadAttention(
+        layer.embed_dim,
+        layer.num_heads,
+        bias=layer.in_proj_bias is not None,
+        kdim=layer.kdim,
+        vdim=layer.vdim,
+        batch_first=layer.batch_first,
+        device="meta",
+        dtype=torch.float32,
+    ).requires_grad_(False)
 
 
 def _meta(tensor: Tensor) -> Tensor:

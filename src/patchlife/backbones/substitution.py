@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,25 +28,29 @@ def view(module: nn.Module, path: str, replacement: nn.Module) -> nn.Module:
     return result
 
 
-def slots(kind: type[nn.Module], depth: int, run: RunOnce) -> nn.ModuleList:
+def slots(kind: Any, depth: int, run: RunOnce) -> nn.ModuleList:
     """Modules that take the places of ``depth`` blocks: the first one runs all blocks, each gives its block's output.
 
     Where the output of a block was not requested, the output of the last block takes its place.
 
     They are of a subclass of ``kind``, because libraries look for the class of their blocks.
     """
-    outputs: dict[int, Tensor] = {}
-
-    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.index == 0:
-            outputs.update(run(x, *args, **kwargs))
-        return outputs.get(self.index, outputs[depth - 1])
-
+    slot_kind, outputs = _slot_class(kind), dict[int, Tensor]()
     made = []
-    subclass: Any = type(kind.__name__, (kind,), {"forward": forward})
     for index in range(depth):
-        slot = subclass.__new__(subclass)
+        slot = slot_kind.__new__(slot_kind)
         nn.Module.__init__(slot)
-        slot.index = index
+        slot.__dict__ |= {"index": index, "last": depth - 1, "outputs": outputs, "run": run}
         made.append(slot)
     return nn.ModuleList(made)
+
+
+@functools.cache  # making a class takes longer than the rest of a call
+def _slot_class(kind: Any) -> Any:
+    return type(kind.__name__, (kind,), {"forward": _slot_forward})
+
+
+def _slot_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if self.index == 0:
+        self.outputs.update(self.run(x, *args, **kwargs))
+    return self.outputs.get(self.index, self.outputs[self.last])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from .backbone import Attend, Backbone
+from .timm import TimmBackbone
 from .timm_blocks import _attention, block_flops, head_dim
 
 __all__ = ["BranchCost", "attention_branch", "branch_cost", "check_branches", "mlp_branch"]
@@ -41,6 +42,10 @@ def check_branches(backbone: Backbone, method: str, all_queries: bool = True) ->
     If a method computes attention for some queries only (``all_queries`` is False), blocks whose attention output is
     gated per token are refused as well. ``method`` is its name, for the error.
     """
+    if not isinstance(backbone, TimmBackbone):
+        raise UnsupportedModelError(
+            f"{method} runs on timm's blocks only, got {type(backbone.model).__name__}; compare on a model of timm"
+        )
     for block in backbone.model.blocks:
         if not isinstance(block, Block | EvaBlock | ResPostBlock | EvaBlockPostNorm):
             raise UnsupportedModelError(

@@ -17,7 +17,18 @@ from .attached import attachments, gathered, is_plain_linear, original, without_
 from .backbone import Attend, Projected, class_logits, identity_prefix, sdpa
 from .skeleton import linear_layers, randomised, skeleton
 
-__all__ = ["LAYERS", "check_layer", "check_openable", "class_row", "layer_flops", "project", "run_layer"]
+__all__ = [
+    "LAYERS",
+    "call_layer",
+    "check_layer",
+    "check_openable",
+    "class_of",
+    "class_row",
+    "layer_flops",
+    "project",
+    "rotary_table",
+    "run_layer",
+]
 
 
 @dataclass(frozen=True)
@@ -54,12 +65,33 @@ LAYERS = {
     "DINOv3ViTLayer": _DINO,
     "CLIPEncoderLayer": _CLIP,
     "SiglipEncoderLayer": _CLIP,
+    "Idefics2EncoderLayer": _CLIP,
+    "Idefics3EncoderLayer": _CLIP,
+    "SmolVLMEncoderLayer": _CLIP,
 }
 """By the name of the layer's class."""
 
 
+def class_of(layer: nn.Module) -> type[nn.Module]:
+    """The class of transformers that ``layer`` is an instance of; other libraries (FSDP) make subclasses of it."""
+    return next(kind for kind in type(original(layer)).__mro__ if kind.__name__ in LAYERS)
+
+
 def _names(layer: nn.Module) -> Layer:
-    return LAYERS[type(layer).__name__]
+    return LAYERS[class_of(layer).__name__]
+
+
+def call_layer(layer: Any, x: Tensor, rope: Tensor | None, bias: Tensor | None = None) -> Tensor:
+    """The output of ``layer`` for tokens ``x``; ``rope`` (batch or 1, heads or 1, patches, 2 * head_dim)."""
+    if rope is None:
+        return layer(x, bias)
+    sin, cos = rope.chunk(2, dim=-1)
+    return layer(x, attention_mask=bias, position_embeddings=(cos, sin))
+
+
+def rotary_table(cos: Tensor, sin: Tensor) -> Tensor:
+    """`Embedded.rope` from transformers' tables (patches, head_dim)."""
+    return torch.cat((sin, cos), dim=-1)[None, None, None]
 
 
 def run_layer(layer: nn.Module, x: Tensor, attend: Attend, rope: Tensor | None = None) -> Tensor:
@@ -141,10 +173,10 @@ def check_openable(layer: nn.Module, index: int) -> None:
 
 
 @torch.no_grad()
-def check_layer(layer: nn.Module, dim: int, prefix: int, rotary: bool, call: Any) -> None:
+def check_layer(layer: nn.Module, dim: int, prefix: int, rotary: bool) -> None:
     """Raise UnsupportedModelError unless `run_layer` gives the same output as the layer itself.
 
-    The check runs on a copy of the layer with random weights and without attachments; ``call(layer, x, rope)`` runs it.
+    The check runs on a copy of the layer with random weights and without attachments.
     """
     copy = randomised(skeleton(layer))
     draw = torch.Generator().manual_seed(0)
@@ -155,7 +187,7 @@ def check_layer(layer: nn.Module, dim: int, prefix: int, rotary: bool, call: Any
         angle = torch.randn(1, 1, 5, width // 2, generator=draw).tile(2)
         rope = torch.cat((angle.sin(), angle.cos()), -1)
         of_all = identity_prefix(rope, prefix).transpose(-3, -2)
-    expected, got = call(copy, x, rope), run_layer(copy, x, sdpa, of_all)
+    expected, got = call_layer(copy, x, rope), run_layer(copy, x, sdpa, of_all)
     error = (expected - got).abs().max() / (expected - x).abs().max().clamp(min=1e-6)
     if not error < 1e-3:
         raise UnsupportedModelError(

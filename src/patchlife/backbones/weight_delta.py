@@ -64,11 +64,17 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(modules: Iterable[nn.Module], rank: int) -> None:
-    """Add a `LowRank` delta to every linear layer in ``modules`` and freeze the weights of these layers."""
+    """Add a `LowRank` delta to every linear layer in ``modules`` and freeze the weights of these layers.
+
+    The queries, keys and values of nn.MultiheadAttention are a layer too.
+    """
     for module in modules:
-        for layer in [m for m in module.modules() if isinstance(m, nn.Linear)]:
-            layer.weight.requires_grad_(False)
-            parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+        for layer in list(module.modules()):
+            name = "weight" if isinstance(layer, nn.Linear) else "in_proj_weight"
+            weight = getattr(layer, name, None)
+            if weight is not None:
+                weight.requires_grad_(False)
+                parametrize.register_parametrization(layer, name, LowRank(weight, rank))
 
 
 def delta_between(trained: Backbone, original: Backbone) -> dict[str, Tensor]:
@@ -152,7 +158,7 @@ def apply_delta(model: nn.Module, delta: dict[str, Tensor], classes: int | None 
     """
     result = copy.deepcopy(model)
     backbone = adapt(result)
-    if classes is not None and backbone.num_classes != classes:
+    if classes is not None and backbone.num_classes != classes and not _fits_head(backbone, delta):
         backbone.reset_classifier(classes)
     stored = {plain_name(name): tensor for name, tensor in result.state_dict(keep_vars=True).items()}
     weights = backbone.shared_names(stored)
@@ -168,6 +174,12 @@ def apply_delta(model: nn.Module, delta: dict[str, Tensor], classes: int | None 
                 f"({error}); load it onto the backbone that it was saved from"
             ) from None
     return result
+
+
+def _fits_head(backbone: Backbone, delta: dict[str, Tensor]) -> bool:
+    """Whether the delta's new head has the shape of the present one, as a projection of another library does."""
+    new, old = delta.get("head.weight.whole"), weights_of(backbone).get("head.weight")
+    return new is not None and old is not None and new.shape == old.shape
 
 
 def _apply(parts: list[Tensor], name: str, tensors: dict[str, Tensor]) -> None:

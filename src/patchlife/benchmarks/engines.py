@@ -28,11 +28,12 @@ def prepared(model: nn.Module, engine: str, images: Tensor) -> Callable[[], obje
     """
     if engine in EXPORTED:
         return _exported(model, engine, images)
+    run = model.output if isinstance(model, SlimModel) else model
     if engine == "eager":
-        return lambda: model(images)
+        return lambda: run(images)
     if engine == "eager-graph":
-        return _graphed(model, images)
-    compiled = torch.compile(model, dynamic=False)
+        return _graphed(run, images)
+    compiled = torch.compile(run, dynamic=False)
     if engine == "graph":
         return _graphed(compiled, images)
     return lambda: compiled(images)

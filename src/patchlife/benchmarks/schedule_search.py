@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from ..evaluation.timing import Spread, alternate
 from ..slimming import Schedule, SlimModel
 from ..slimming.schedule import solve
+from .baselines.dense import Dense
 from .engines import EXPORTED, prepared
 
 __all__ = ["BlockTimes", "Key", "advise", "candidates", "pays", "scheduled", "settings_text", "verdict"]
@@ -109,7 +110,7 @@ def advise(model: SlimModel, images: Tensor, target: float, engine: str = "eager
         if key != (model.start, model.drops):
             models[name] = scheduled(model, target, key)
     own = scheduled(model, 1.0, (model.start, model.drops))
-    runs = {"dense": prepared(own if engine in EXPORTED else model.backbone.model, engine, images)}
+    runs = {"dense": prepared(own if engine in EXPORTED else Dense(model.backbone), engine, images)}
     runs |= {name: prepared(candidate, engine, images) for name, candidate in models.items()}
     timing = alternate(runs, rounds=15, device=images.device, patience=60)
     schedules = {name: _to_dict(candidate) for name, candidate in models.items()}

@@ -101,6 +101,7 @@ def _choose_within_max_drop(
     """Add the fastest schedule at each batch size whose top-1 drops by at most ``config.max_drop`` points."""
     import torch
 
+    from ..benchmarks.baselines.dense import Dense
     from ..benchmarks.fastest_within_drop import fastest_within_drop, measure_drops
     from ..data import load_batches
 
@@ -111,7 +112,7 @@ def _choose_within_max_drop(
             if loaded.indices:
                 yield loaded.images, torch.tensor([truth[i] for i in loaded.indices])
 
-    drops = measure_drops(slimmed, result.advice, pipeline.model.backbone.model, batches())
+    drops = measure_drops(slimmed, result.advice, Dense(pipeline.model.backbone), batches())
     result.within_max_drop = fastest_within_drop(result.advice, drops, config.max_drop)
 
 

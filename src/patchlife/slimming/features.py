@@ -86,7 +86,8 @@ class FeatureExtraction:
         norm: bool = False,
     ) -> list[Any]:
         """`forward_intermediates` with DINO's name and arguments; (batch, patches, dim) unless ``reshape``."""
-        return self.forward_intermediates(
+        return FeatureExtraction.forward_intermediates(  # a library's own method may have other arguments
+            self,
             x,
             n,
             return_prefix_tokens=return_prefix_tokens,

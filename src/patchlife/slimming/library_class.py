@@ -2,12 +2,13 @@
 
 Trainers, pipelines and other models ask for the class of a model, the signature of its ``forward`` and the class of its
 outputs. So the slimmed model's class is made for the wrapped model: a subclass of `SlimModel` and of the model's class.
-The library's own ``forward`` runs; only its blocks are replaced.
+The library's own methods run, such as ``forward``; only its blocks are replaced.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
@@ -23,12 +24,12 @@ __all__ = ["LibraryModel", "library_class"]
 class LibraryModel(SlimModel):
     """A slimmed model that is called with its library's arguments and gives its library's outputs."""
 
-    def _library_forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _library_call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         size = self.backbone.image_size_in(args, kwargs)
         if not self.schedule(size).drops and not self._trains_scorer():
-            return self.wrapped(*args, **kwargs)
+            return (self.wrapped if method == "forward" else getattr(self.wrapped, method))(*args, **kwargs)
         with self._prepared():
-            return self.backbone.call(self._run_blocks, args, kwargs)
+            return self.backbone.call(method, self._run_blocks, args, kwargs)
 
     def _run_blocks(self, embedded: Embedded, all_tokens: bool, taps: Taps) -> Float[Tensor, "batch tokens_out dim"]:
         """All blocks. Tokens, in grid order if ``all_tokens``, else without dropped patches; ``taps`` in grid order."""
@@ -48,20 +49,24 @@ class LibraryModel(SlimModel):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For copies and pickles: the class is made again from the wrapped model's class."""
-        return _new, (type(self.wrapped),), self.__dict__
+        return _new, (type(self.wrapped), self.backbone.own_methods), self.__dict__
 
 
 @functools.cache
-def library_class(kind: Any) -> type[SlimModel]:
-    """The class of slimmed models of class ``kind``. It has its name, and its ``forward`` has the same arguments."""
-
-    @functools.wraps(kind.forward)
-    def forward(self: LibraryModel, *args: Any, **kwargs: Any) -> Any:
-        return self._library_forward(*args, **kwargs)
-
-    return type(kind.__name__, (LibraryModel, kind), {"forward": forward, "__doc__": LibraryModel.__doc__})
+def library_class(kind: Any, methods: tuple[str, ...]) -> type[SlimModel]:
+    """The class of slimmed models of class ``kind``. It has its name, and ``methods`` have the same arguments."""
+    own = {name: _library_method(kind, name) for name in methods}
+    return type(kind.__name__, (LibraryModel, kind), {**own, "__doc__": LibraryModel.__doc__})
 
 
-def _new(kind: Any) -> nn.Module:
-    slimmed = library_class(kind)
+def _library_method(kind: Any, name: str) -> Callable[..., Any]:
+    @functools.wraps(getattr(kind, name))
+    def method(self: LibraryModel, *args: Any, **kwargs: Any) -> Any:
+        return self._library_call(name, args, kwargs)
+
+    return method
+
+
+def _new(kind: Any, methods: tuple[str, ...]) -> nn.Module:
+    slimmed = library_class(kind, methods)
     return slimmed.__new__(slimmed)

@@ -38,4 +38,5 @@ def wrap(model: nn.Module, config: LifeConfig | None = None, scorer: Scorer | No
 def slim_model(backbone: Backbone, config: LifeConfig, scorer: Scorer | None = None) -> SlimModel:
     """The slimmed model of a backbone, in the class that the model's surroundings expect."""
     kind: Any = type(backbone.model)
-    return (library_class(kind) if backbone.own_forward else SlimModel)(backbone, config, scorer)
+    made = library_class(kind, backbone.own_methods) if backbone.own_methods else SlimModel
+    return made(backbone, config, scorer)

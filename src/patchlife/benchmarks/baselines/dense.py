@@ -9,7 +9,7 @@ from ...config import LifeConfig
 from ...slimming import SlimModel
 from .base import Baseline, Images, Method, dense_flops
 
-__all__ = ["DENSE"]
+__all__ = ["DENSE", "Dense"]
 
 
 class Dense(Baseline):

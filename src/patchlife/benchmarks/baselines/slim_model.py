@@ -21,7 +21,7 @@ class Slimmed(Baseline):
 
     def forward(self, images: Images) -> Tensor:
         """Logits."""
-        return self.model(images)
+        return self.model.output(images)
 
     def tensor_module(self) -> SlimModel:
         """The model inside."""
