@@ -233,9 +233,9 @@ def build_file(module: TensorModule, metadata: Metadata, calibration: Tensor, gr
     model = export_graph(module, metadata) if graph is None else graph
     if metadata.kind == "torch":
         return torch_bytes(model, metadata.to_json())
-    if metadata.precision != "fp32":
-        model = with_plain_weights(model)
     blocks = block_names(module)
+    if metadata.precision != "fp32":
+        model = with_plain_weights(model, blocks)
     floating = decision_nodes(model, blocks) + nodes_before(model, blocks[: metadata.int8_from])
     if metadata.kind == "openvino":
         return _openvino(model, floating, metadata, calibration)

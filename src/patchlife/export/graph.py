@@ -98,8 +98,11 @@ def onnx_bytes(model: Any, metadata: str) -> bytes:
     return model.SerializeToString()
 
 
-def with_plain_weights(model: Any) -> Any:
+def with_plain_weights(model: Any, blocks: list[str]) -> Any:
     """A copy in which the weight of every product is a constant, not a transposed part of one, as int8 needs it.
+
+    In ``blocks`` (see `block_names`) every linear layer is a product, also those that torch's multi-head attention
+    computes on flattened tokens, which the exporter writes as a Gemm.
 
     The exporter keeps the transposition where another node reads the weight too, as the attention scorer does, and
     where the weight is a part of another one, as in torch's multi-head attention.
@@ -107,6 +110,9 @@ def with_plain_weights(model: Any) -> Any:
     import onnx
 
     model = _copy(model)
+    nodes = [new for node in model.graph.node for new in (_product_and_sum(node) if _inside(node, blocks) else [node])]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     reshaping = {name: n for n in model.graph.node if n.op_type in ("Transpose", "Split") for name in n.output}
     for node in model.graph.node:
@@ -116,6 +122,29 @@ def with_plain_weights(model: Any) -> Any:
                 node.input[1] = f"{node.name}_weight"
                 model.graph.initializer.append(onnx.numpy_helper.from_array(weight.copy(), node.input[1]))
     return model
+
+
+def _product_and_sum(node: Any) -> list[Any]:
+    """A linear layer's Gemm as a transposition, a product and a sum; other nodes as they are."""
+    from onnx.helper import get_attribute_value, make_node
+
+    settings = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
+    expected = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+    if node.op_type != "Gemm" or {**expected, "transB": 0, **settings} != expected or len(node.input) != 3:
+        return [node]
+    inputs, weight, bias = node.input
+    transpose = make_node("Transpose", [weight], [f"{node.name}_transposed"], f"{node.name}_transpose", perm=[1, 0])
+    product = make_node("MatMul", [inputs, transpose.output[0]], [f"{node.name}_result"], f"{node.name}_product")
+    made = [transpose, product, make_node("Add", [product.output[0], bias], node.output, node.name)]
+    for new in made:
+        new.metadata_props.extend(node.metadata_props)
+    return made
+
+
+def _inside(node: Any, blocks: list[str]) -> bool:
+    """Whether a node belongs to one of these modules."""
+    scopes = _scopes(node)
+    return any(f"'{block}'" in scopes for block in blocks)
 
 
 def _constant(name: str, weights: dict[str, Any], reshaping: dict[str, Any]) -> np.ndarray | None:
@@ -145,7 +174,7 @@ def decision_nodes(model: Any, blocks: list[str]) -> list[str]:
     for node in model.graph.node:
         scopes = _scopes(node)
         merges = node.op_type == "MatMul" and not constant & set(node.input) and "attention" not in scopes
-        if f"'{SCORER}'" in scopes or (merges and not any(f"'{block}'" in scopes for block in blocks)):
+        if f"'{SCORER}'" in scopes or (merges and not _inside(node, blocks)):
             names += [node.name, *node.output]  # OpenVINO names nodes after their outputs
     return names
 
@@ -170,7 +199,7 @@ def nodes_before(model: Any, blocks: list[str]) -> list[str]:
     in the order of the forward pass, so these are all nodes up to the last one of the last block.
     """
     nodes = model.graph.node
-    inside = [place for place, node in enumerate(nodes) if blocks and f"'{blocks[-1]}'" in _scopes(node)]
+    inside = [place for place, node in enumerate(nodes) if _inside(node, blocks[-1:])]
     return [name for node in nodes[: inside[-1] + 1] for name in (node.name, *node.output)] if inside else []
 
 
