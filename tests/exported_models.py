@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import families
+import pytest
 import timm
 import torch
 from torch import Tensor
@@ -32,6 +33,19 @@ def small(learned: bool = True, **settings) -> patchlife.SlimModel:
     torch.manual_seed(0)
     config = patchlife.LifeConfig(**{"budget": 0.7, "start": 1, "drops": (1, 2), **settings})
     return patchlife.wrap(vit, config, LifeRegressor(24, 1, 16, 8) if learned else None).eval()
+
+
+def small_of_transformers(name: str) -> patchlife.SlimModel:
+    """A model of transformers as small as `small`: classifier, embedding (pools by attention) or rotary."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra patchlife[transformers]")
+    kind, config = {
+        "classifier": ("ViTForImageClassification", "ViTConfig"),
+        "embedding": ("SiglipVisionModel", "SiglipVisionConfig"),
+        "rotary": ("DINOv3ViTModel", "DINOv3ViTConfig"),
+    }[name]
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+    vit = getattr(transformers, kind)(getattr(transformers, config)(**sizes, image_size=48, patch_size=8))
+    return patchlife.wrap(families.liven(vit).eval(), patchlife.LifeConfig(budget=0.7, start=1, drops=(1, 2)))
 
 
 def images(count: int, seed: int = 5) -> Tensor:

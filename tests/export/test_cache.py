@@ -98,7 +98,7 @@ def test_a_model_that_was_built_from_its_class(exports, card):
     if card == "no attribute":
         del model.backbone.model.pretrained_cfg
     metadata = metadata_of(model, "onnx")
-    assert (metadata.model, metadata.labels) == ("VisionTransformer", ())
+    assert (metadata.model, metadata.labels) == ("VisionTransformer", tuple("0123456"))
     cached_engine(model, "onnx")
     assert len(exports) == 1
 

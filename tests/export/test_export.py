@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import exported_models
 import numpy as np
@@ -256,21 +257,32 @@ def test_a_file_that_is_no_model(tmp_path):
         open_engine(path)
 
 
-@pytest.mark.parametrize(
-    ("format", "fix"), [(FORMAT + 1, "pip install -U patchlife"), (1, "export it again: patchlife export")]
-)
-def test_a_file_of_another_format(openvino_file, tmp_path, format, fix):
-    assert FORMAT == 2
-    path = tmp_path / "other"
-    with zipfile.ZipFile(openvino_file.exported.path) as old, zipfile.ZipFile(path, "w") as new:
+def _of_format(path: Path, exported_model, format: int) -> Path:
+    """A copy of an OpenVINO file whose metadata has another format."""
+    with zipfile.ZipFile(exported_model.exported.path) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             content = old.read(name)
             if name == "patchlife.json":
                 content = json.dumps(json.loads(content) | {"format": format, "patchlife": "9.0"})
             new.writestr(name, content)
-    checksum_file(path).write_text(f"{sha256_of(path)}  other\n")
-    with pytest.raises(ExportError, match=rf"patchlife 9\.0 in format {format}, .*reads format 2; .*{fix}"):
+    checksum_file(path).write_text(f"{sha256_of(path)}  {path.name}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("format", "fix"), [(FORMAT + 1, "pip install -U patchlife"), (1, "export it again: patchlife export")]
+)
+def test_a_file_of_another_format(openvino_file, tmp_path, format, fix):
+    assert FORMAT == 3
+    path = _of_format(tmp_path / "other", openvino_file, format)
+    with pytest.raises(ExportError, match=rf"patchlife 9\.0 in format {format}, .*reads the formats 2, 3; .*{fix}"):
         open_engine(path)
+
+
+def test_a_file_of_the_previous_format_is_read(openvino_file, tmp_path):
+    path = _of_format(tmp_path / "previous", openvino_file, 2)
+    images = exported_models.images(2).numpy()
+    np.testing.assert_array_equal(open_engine(path)(images).logits, openvino_file.engine(images).logits)
 
 
 def test_a_model_that_patchlife_did_not_export(tmp_path):

@@ -177,7 +177,7 @@ def test_the_scorer_and_merging_stay_in_float():
         node("classifier", ["", "model.backbone.model.head", "linear"], "x", "w"),
     ]
     model = helper.make_model(helper.make_graph(nodes, "g", [], [], [weight]))
-    assert graph.decision_nodes(model) == ["scorer", "scorer_out", "merge", "merge_out"]
+    assert graph.decision_nodes(model, []) == ["scorer", "scorer_out", "merge", "merge_out"]
 
 
 class EveryFourthWrong(torch.nn.Module):

@@ -42,6 +42,19 @@ def test_the_model_is_not_changed() -> None:
     assert next(fast.model.parameters()) is next(model.parameters())
 
 
+@pytest.mark.parametrize("name", ["classifier", "embedding", "rotary"])
+def test_models_of_transformers_compile_without_graph_breaks(name: str) -> None:
+    model, counter = exported_models.small_of_transformers(name), CompileCounter()
+    fast = CompiledBudgets(model, backend=counter)
+    images = exported_models.images(3)
+    for budget in (1.0, 0.7, 1.0):
+        outputs = model.set_budget(budget)(images)
+        expected = outputs.logits if name == "classifier" else outputs.pooler_output
+        torch.testing.assert_close(fast(images, budget), expected)
+    assert counter.frame_count == 2
+    assert not counters["graph_break"]
+
+
 def test_weights_may_still_change() -> None:
     model, images, counter = exported_models.small(), exported_models.images(2), CompileCounter()
     fast = CompiledBudgets(model, backend=counter)

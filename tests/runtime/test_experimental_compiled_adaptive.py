@@ -59,6 +59,17 @@ def test_it_has_the_outputs_of_the_model() -> None:
             torch.testing.assert_close(fast(images, budget), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["classifier", "rotary"])
+def test_it_has_the_outputs_of_models_of_transformers(name: str) -> None:
+    model = exported_models.small_of_transformers(name)
+    model.calibrate([exported_models.images(16, seed=9)]).set_mode("adaptive")
+    fast = ExperimentalCompiledAdaptive(model, backend="eager", kernel=kernel)
+    for budget in (0.7, 1.0):
+        images = exported_models.images(5)
+        expected = model.set_budget(budget).output(images)
+        torch.testing.assert_close(fast(images, budget), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_lengths_are_few_and_each_compiles_once() -> None:
     model, counter = adaptive(), CompileCounter()
     fast = ExperimentalCompiledAdaptive(model, backend=counter, kernel=kernel)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -87,6 +87,9 @@ class Backbone(nn.Module):
 
     # ---- what the model is
 
+    library: ClassVar[str]
+    """The package of the model's library, by the name under which it is installed."""
+
     @property
     @abstractmethod
     def blocks(self) -> Sequence[Any]:
@@ -126,6 +129,11 @@ class Backbone(nn.Module):
     @abstractmethod
     def num_classes(self) -> int:
         """Number of classes; 0 for a model without a classifier, whose output is an embedding."""
+
+    @property
+    def output_name(self) -> Literal["logits", "embedding"]:
+        """What `output` gives."""
+        return "logits" if self.num_classes else "embedding"
 
     @property
     @abstractmethod

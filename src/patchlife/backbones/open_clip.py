@@ -53,6 +53,7 @@ _NAMES = (  # from names of open_clip to timm's, by regular expressions
 class OpenClipBackbone(Backbone):
     """The parts of open_clip's ``VisionTransformer``. The output is the pooled and projected embedding."""
 
+    library = "open_clip_torch"
     own_methods = ("forward", "forward_intermediates")
 
     @property

@@ -34,6 +34,8 @@ _RELIED_ON = ("forward", "forward_features", "forward_head", "pool", "_pos_embed
 class TimmBackbone(Backbone):
     """The parts of a model of timm's classes ``VisionTransformer`` and ``Eva``."""
 
+    library = "timm"
+
     @property
     def blocks(self) -> Sequence[Any]:
         """The transformer blocks."""

@@ -43,6 +43,7 @@ _MARKS = frozenset({"_output_capturing_hooks_installed"})
 class TransformersBackbone(Description):
     """The parts of a model of transformers."""
 
+    library = "transformers"
     own_methods = ("forward",)
 
     _traced: Any
@@ -83,15 +84,16 @@ class TransformersBackbone(Description):
         self.check_batch(images)
         size, core = (images.shape[-2], images.shape[-1]), self.core
         images = images.to(self.dtype)
+        batch = images.shape[0]  # len() is not traced by torch.export: the batch would be fixed
         arguments: dict[str, Any] = {}
         if self._kind.masked:  # positions depend on it
-            arguments["patch_attention_mask"] = images.new_ones(len(images), *self.grid_of(images), dtype=torch.bool)
+            arguments["patch_attention_mask"] = images.new_ones(batch, *self.grid_of(images), dtype=torch.bool)
         elif size != self.trained_size and not self._kind.any_size:
             arguments["interpolate_pos_encoding"] = True
         if self._core_class == "ViTMAEModel":  # noise in rising order: patches stay in grid order
             rows, cols = self.grid_of(images)
             noise = torch.arange(rows * cols, device=images.device, dtype=torch.float32)
-            arguments["noise"] = noise.expand(len(images), -1)
+            arguments["noise"] = noise.expand(batch, -1)
         tokens = core.embeddings(images, **arguments)
         tokens = tokens[0] if isinstance(tokens, tuple) else tokens
         if hasattr(core, "pre_layrnorm"):

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import ExportConfig, RunConfig
+from ..config import ExportConfig
 from ..data import evenly_spaced, load_batches
 from ..errors import ConfigError
 from ..extras import require_export
-from .common import classes_of, find_photos, open_classifier, say
+from .common import classes_of, find_photos, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,10 +29,11 @@ def run(config: ExportConfig) -> int:
     require_export(config.format, config.int8 != "off")
     from ..export import export, export_bundle
     from ..export.exporter import check_request
+    from ..runtime.opening import open_pipeline
 
     check_request(config.format, config.int8, config.photos)  # before a model is built or a photo is read
     listed = find_photos(config.photos) if config.photos else []
-    pipeline = open_classifier(config.model, RunConfig(device="cpu"))
+    pipeline = open_pipeline(config.model)
     if pipeline.model.settings.mode != "fixed":
         raise ConfigError("an exported graph keeps the same number of patches for every image; give --mode fixed")
     class_of = _true_classes(config, pipeline, listed)
@@ -75,14 +76,16 @@ def _true_classes(config: ExportConfig, pipeline: Pipeline, photos: Sequence[Pat
     """The class index of each photo; empty without --labelled."""
     if not config.labelled:
         return {}
+    if not pipeline.labels.names:
+        raise ConfigError(f"{pipeline.name} has no classifier, so --labelled has no accuracy to report; remove it")
     return dict(zip(photos, classes_of(pipeline.labels, photos, config.model.class_order), strict=True))
 
 
 def _default_path(config: ExportConfig, pipeline: Pipeline) -> Path:
-    int8 = "" if config.int8 == "off" else "-int8"
+    name, int8 = Path(pipeline.name).name, "" if config.int8 == "off" else "-int8"
     if config.budgets:
-        return Path(f"{pipeline.name}{int8}-{config.format}")
-    return Path(f"{pipeline.name}-{pipeline.model.settings.budget:g}{int8}.{_SUFFIX[config.format]}")
+        return Path(f"{name}{int8}-{config.format}")
+    return Path(f"{name}-{pipeline.model.settings.budget:g}{int8}.{_SUFFIX[config.format]}")
 
 
 def _report(exported: Exported) -> None:

@@ -27,6 +27,7 @@ from .exporter import (
     compare_with_model,
     comparison_images,
     export_metadata,
+    image_size_of,
     with_parity,
 )
 from .parity import Parity
@@ -67,6 +68,7 @@ def export_bundle(
     calibration: Float[Tensor, "n channels height width"] | None = None,
     labels: Labels | None = None,
     preprocess: Preprocess | None = None,
+    image_size: tuple[int, int] | None = None,
     lives: bool = True,
     int8: Int8 = "off",
 ) -> ExportedBundle:
@@ -98,14 +100,15 @@ def export_bundle(
     if path.exists() and not (path / BUNDLE).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise ExportError(f"{path} exists and is not a patchlife bundle; it was not changed, choose another --out")
     module = tensor_module(model, lives)
+    size = image_size_of(model, image_size, preprocess, images)
     generated = images is None
-    images = comparison_images(module) if images is None else images
+    images = comparison_images(module, size) if images is None else images
     graphs_metadata, parities = [], []
     with replace_folder(path) as folder:
         weights = WeightsFile(folder / WEIGHTS)
         for budget in sorted_budgets:
             module.model.set_budget(budget)
-            metadata = export_metadata(module, format, labels, preprocess, int8)
+            metadata = export_metadata(module, format, labels, preprocess, int8, size)
             metadata = replace(metadata, budgets=tuple(sorted_budgets))
             if int8 == "off":
                 content = build_file(module, metadata, images)

@@ -26,7 +26,7 @@ from ..runtime.open_file import open_engine
 from ..runtime.sessions import Session, open_session
 from ..slimming import Scorer, SlimModel
 from ..version import __version__
-from .exporter import export, write_exported
+from .exporter import export, image_size_of, write_exported
 from .graph import onnx_bytes, openvino_bytes, to_onnx, to_openvino
 
 __all__ = ["cache_folder", "cached_engine", "cached_session"]
@@ -52,7 +52,8 @@ def cached_engine(
 
     Labels and preprocessing are the backbone's own if not given; ``lives`` adds the second output.
     """
-    metadata = metadata_of(model, kind, labels, preprocess, lives)
+    size = image_size_of(model, None, preprocess, None)
+    metadata = metadata_of(model, kind, labels, preprocess, lives, image_size=size)
 
     def write(path: Path) -> None:
         export(model, path, kind, labels=labels, preprocess=preprocess, lives=lives)

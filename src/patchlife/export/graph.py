@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -19,8 +19,10 @@ from torch.export import Dim, ExportedProgram
 from ..errors import ExportError
 from ..extras import need
 from ..runtime.metadata import KEY, Format
+from ..runtime.tensor_module import TensorModule
 
 __all__ = [
+    "block_names",
     "decision_nodes",
     "nodes_before",
     "onnx_bytes",
@@ -56,14 +58,29 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ..
             tuple(inputs.values()),
             dynamic_shapes=_dynamic_batch(inputs, minimum=_ONNX_MIN_BATCH),
             input_names=list(inputs),
-            output_names=list(outputs),
             verbose=False,
         )
     assert program is not None
     try:
-        return program.model_proto
+        return _with_output_names(program.model_proto, outputs)
     except ValueError as error:  # protobuf's message does not name a fix
         raise _too_large() from error
+
+
+def _with_output_names(model: Any, outputs: tuple[str, ...]) -> Any:
+    """``model``, whose outputs now have these names. Other values of the same names are renamed.
+
+    torch's exporter would give a name twice: it names the result of an nn.Embedding ``embedding``.
+    """
+    graph = model.graph
+    names = {name: f"{name}_inside" for name in outputs}
+    names |= {value.name: name for value, name in zip(graph.output, outputs, strict=True)}
+    for value in (*graph.output, *graph.initializer, *graph.value_info):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    return model
 
 
 def onnx_bytes(model: Any, metadata: str) -> bytes:
@@ -81,38 +98,83 @@ def onnx_bytes(model: Any, metadata: str) -> bytes:
     return model.SerializeToString()
 
 
-def with_plain_weights(model: Any) -> Any:
-    """A copy in which the weight of every product is a constant, not a transposed constant, as int8 needs it.
+def with_plain_weights(model: Any, blocks: list[str]) -> Any:
+    """A copy in which the weight of every product is a constant, not a transposed part of one, as int8 needs it.
 
-    The exporter keeps the transposition where another node reads the weight too, as the attention scorer does.
+    In ``blocks`` (see `block_names`) every linear layer is a product, also those that torch's multi-head attention
+    computes on flattened tokens, which the exporter writes as a Gemm.
+
+    The exporter keeps the transposition where another node reads the weight too, as the attention scorer does, and
+    where the weight is a part of another one, as in torch's multi-head attention.
     """
     import onnx
 
     model = _copy(model)
+    nodes = [new for node in model.graph.node for new in (_product_and_sum(node) if _inside(node, blocks) else [node])]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    transposes = {n.output[0]: n for n in model.graph.node if n.op_type == "Transpose" and n.input[0] in weights}
+    reshaping = {name: n for n in model.graph.node if n.op_type in ("Transpose", "Split") for name in n.output}
     for node in model.graph.node:
-        transpose = transposes.get(node.input[1]) if node.op_type == "MatMul" else None
-        if transpose is not None:
-            order = next((list(a.ints) for a in transpose.attribute if a.name == "perm"), None)
-            weight = onnx.numpy_helper.to_array(weights[transpose.input[0]]).transpose(order)
-            node.input[1] = f"{node.name}_weight"
-            model.graph.initializer.append(onnx.numpy_helper.from_array(weight.copy(), node.input[1]))
+        if node.op_type == "MatMul" and node.input[1] in reshaping:
+            weight = _constant(node.input[1], weights, reshaping)
+            if weight is not None:
+                node.input[1] = f"{node.name}_weight"
+                model.graph.initializer.append(onnx.numpy_helper.from_array(weight.copy(), node.input[1]))
     return model
 
 
-def decision_nodes(model: Any) -> list[str]:
+def _product_and_sum(node: Any) -> list[Any]:
+    """A linear layer's Gemm as a transposition, a product and a sum; other nodes as they are."""
+    from onnx.helper import get_attribute_value, make_node
+
+    settings = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
+    expected = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+    if node.op_type != "Gemm" or {**expected, "transB": 0, **settings} != expected or len(node.input) != 3:
+        return [node]
+    inputs, weight, bias = node.input
+    transpose = make_node("Transpose", [weight], [f"{node.name}_transposed"], f"{node.name}_transpose", perm=[1, 0])
+    product = make_node("MatMul", [inputs, transpose.output[0]], [f"{node.name}_result"], f"{node.name}_product")
+    made = [transpose, product, make_node("Add", [product.output[0], bias], node.output, node.name)]
+    for new in made:
+        new.metadata_props.extend(node.metadata_props)
+    return made
+
+
+def _inside(node: Any, blocks: list[str]) -> bool:
+    """Whether a node belongs to one of these modules."""
+    scopes = _scopes(node)
+    return any(f"'{block}'" in scopes for block in blocks)
+
+
+def _constant(name: str, weights: dict[str, Any], reshaping: dict[str, Any]) -> np.ndarray | None:
+    """The value of a weight, or of a transposed or split one; None for other values."""
+    import onnx.reference
+
+    if name in weights:
+        return onnx.numpy_helper.to_array(weights[name])
+    if name not in reshaping:
+        return None
+    node = reshaping[name]
+    inputs = {source: _constant(source, weights, reshaping) for source in node.input}
+    if any(value is None for value in inputs.values()):
+        return None
+    outputs: Any = onnx.reference.ReferenceEvaluator(node).run(None, inputs)
+    return outputs[list(node.output).index(name)]
+
+
+def decision_nodes(model: Any, blocks: list[str]) -> list[str]:
     """Names of the nodes of the scorer and of merging, and of their outputs.
 
-    Nodes of merging are products of two activations outside of attention. These nodes stay in float in an int8 file,
-    because rounded scores change the decision.
+    Nodes of merging are products of two activations outside of attention and of ``blocks`` (see `block_names`). All
+    these nodes stay in float in an int8 file, because rounded scores change the decision.
     """
     constant = {tensor.name for tensor in model.graph.initializer}
     names = []
     for node in model.graph.node:
         scopes = _scopes(node)
         merges = node.op_type == "MatMul" and not constant & set(node.input) and "attention" not in scopes
-        if f"'{SCORER}'" in scopes or (merges and "blocks" not in scopes):
+        if f"'{SCORER}'" in scopes or (merges and not _inside(node, blocks)):
             names += [node.name, *node.output]  # OpenVINO names nodes after their outputs
     return names
 
@@ -124,17 +186,21 @@ def products_of_activations(model: Any) -> list[str]:
     return [name for node in products for name in (node.name, *node.output)]
 
 
-def nodes_before(model: Any, block: int) -> list[str]:
-    """Names of the nodes of the embedding and of the blocks before ``block``, and of their outputs; none for block 0.
+def block_names(module: TensorModule) -> list[str]:
+    """Names of the backbone's blocks in ``module``, as the exporter records them."""
+    names = {id(child): name for name, child in module.named_modules()}
+    return [names[id(block)] for block in module.model.backbone.blocks]
 
-    ``block`` is at most the start block: only blocks before it run as the backbone's modules, which name the nodes.
+
+def nodes_before(model: Any, blocks: list[str]) -> list[str]:
+    """Names of the nodes of the embedding and of ``blocks``, and of their outputs; none without blocks.
+
+    ``blocks`` are the names of the first blocks, at most of those before the start block. The exporter keeps the nodes
+    in the order of the forward pass, so these are all nodes up to the last one of the last block.
     """
-    names = []
-    for node in model.graph.node:
-        match = re.search(r"patch_embed|blocks\.(\d+)\b", _scopes(node))
-        if match and int(match[1] or 0) < block:
-            names += [node.name, *node.output]
-    return names
+    nodes = model.graph.node
+    inside = [place for place, node in enumerate(nodes) if _inside(node, blocks[-1:])]
+    return [name for node in nodes[: inside[-1] + 1] for name in (node.name, *node.output)] if inside else []
 
 
 def _scopes(node: Any) -> str:

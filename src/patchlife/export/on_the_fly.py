@@ -34,7 +34,7 @@ def with_engine(pipeline: Pipeline[SlimModel], engine: str, device: Device) -> P
         if settings != model.settings:
             slim = SlimModel(model.backbone, settings, model.scorer).eval()
         if engine == "compile":
-            return eager_engine(slim, compiled=True)
+            return eager_engine(slim, compiled=True, image_size=pipeline.preprocess.size)
         return cached_engine(slim, cast(Format, engine), pipeline.labels, pipeline.preprocess)
 
     classifier = EngineClassifier(engine_for, model.settings, model.state_dict())

@@ -7,8 +7,9 @@ photos rarely give: tied, all equal, NaN, infinite.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,24 +33,42 @@ class Parity:
     """How close the outputs of an exported graph are to those of the model.
 
     Attributes:
-        images: number of images compared. difference: the largest between two logits.
-        agreement: fraction of the images with the same predicted class.
+        images: number of images compared.
+        difference: the largest between two logits; of embeddings the largest between two components, relative to the
+            largest component of the image's embedding.
+        agreement: fraction of the images with the same predicted class; None for embeddings.
         undecided: number of images left out because the model's own decision changes under rounding noise: two patches
             have equal scores or similarities up to the sixth digit.
         note: a part that was not compared; empty if all was.
+        cosine: mean cosine between the embeddings of graph and model; None for logits.
     """
 
     images: int
     difference: float
-    agreement: float
+    agreement: float | None = None
     undecided: int = 0
     note: str = ""
+    cosine: float | None = None
+
+    @property
+    def closeness(self) -> float:
+        """Agreement or cosine, whichever there is; 1 is best."""
+        closeness = self.agreement if self.cosine is None else self.cosine
+        assert closeness is not None
+        return closeness
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that apply, for the metadata."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __str__(self) -> str:
-        text = (
-            f"{self.images} images, largest difference of a logit {self.difference:.1e}, "
-            f"top-1 agreement {100 * self.agreement:.2f} %"
-        )
+        text = f"{self.images} images, "
+        if self.cosine is None:
+            text += f"largest difference of a logit {self.difference:.1e}, "
+            text += f"top-1 agreement {100 * self.closeness:.2f} %"
+        else:
+            text += f"largest difference of an embedding {self.difference:.1e} of its largest component, "
+            text += f"mean cosine {self.cosine:.6f}"
         text += f", {self.undecided} left out (a tie to the sixth digit)" if self.undecided else ""
         return text + (f" ({self.note})" if self.note else "")
 
@@ -57,51 +76,58 @@ class Parity:
 def check_outputs(
     session: Session, module: TensorModule, images: Float[Tensor, "n channels height width"], tolerance: float
 ) -> Parity:
-    """Compare logits and lives of images in batches of 1, 2 and 5, and of a batch with a NaN image.
+    """Compare outputs and lives of images in batches of 1, 2 and 5, and of a batch with a NaN image.
 
-    Differences of logits are absolute, or relative to a tenth of the largest logit if that is above 10.
+    Differences of logits are absolute, or relative to a tenth of the largest logit if that is above 10. Differences of
+    embeddings are relative (see `Parity`).
 
     Raises ExportError that names the first difference.
     """
-    reference, largest, same, compared, undecided = ModuleSession(module), 0.0, 0, 0, 0
+    reference, largest, close, compared, undecided = ModuleSession(module), 0.0, 0.0, 0, 0
     for batch in _batches(images):
         expected, actual = reference.run(batch.numpy()), session.run(batch.numpy())
-        differences = [_distance(a, b) for a, b in zip(expected, actual, strict=True)]
-        different = differences[0] > tolerance * max(1.0, _largest(expected[0]) / 10)
-        different |= differences[1] > 0 if len(differences) > 1 else False
+        differences = _differences(expected[0], actual[0], module)
+        different = differences > tolerance * (1.0 if module.embeds else max(1.0, _largest(expected[0]) / 10))
+        different |= _distance(expected[1], actual[1]) > 0 if len(expected) > 1 else False
         for i in np.flatnonzero(different):
-            if not _changes_under_rounding(reference, batch[i : i + 1], tolerance):
+            if not _changes_under_rounding(reference, batch[i : i + 1], module, tolerance):
                 raise ExportError(_first_difference(expected, actual, int(i), len(batch), module))
         undecided += int(different.sum())
         compared += int((~different).sum())
-        largest = max([largest, *differences[0][~different].tolist()])
-        same += int((expected[0].argmax(1) == actual[0].argmax(1))[~different].sum())
+        largest = max([largest, *differences[~different].tolist()])
+        close += float(_closeness(expected[0], actual[0], module)[~different].sum())
     if undecided > 1 + _MAX_UNDECIDED * compared:
         raise ExportError(
             f"the prediction changes under rounding noise for {undecided} of {undecided + compared} images, too "
             "many for a comparison; give photos like those that the model is used for"
         )
-    _check_nan(reference, session, images[:3].clone(), tolerance)
-    return Parity(compared, largest, same / compared, undecided)
+    _check_nan(reference, session, images[:3].clone(), module, tolerance)
+    return _parity(compared, largest, close, module, undecided)
 
 
 def check_int8(
     session: Session, module: TensorModule, images: Float[Tensor, "n channels height width"], minimum: float
 ) -> Parity:
-    """Compare predicted classes. Raises ExportError if the fraction that agrees is below ``minimum``."""
-    reference, largest, same, count = ModuleSession(module), 0.0, 0, 0
+    """Compare predicted classes, or embeddings.
+
+    Raises ExportError if the fraction of classes that agree, or the mean cosine, is below ``minimum``.
+    """
+    reference, largest, close, count = ModuleSession(module), 0.0, 0.0, 0
     for batch in images.split(16):
         expected, actual = reference.run(batch.numpy())[0], session.run(batch.numpy())[0]
-        largest = max(largest, float(np.abs(expected - actual).max()))
-        same += int((expected.argmax(1) == actual.argmax(1)).sum())
+        largest = max([largest, *_differences(expected, actual, module).tolist()])
+        close += float(_closeness(expected, actual, module).sum())
         count += len(batch)
-    if same < minimum * count:
-        raise ExportError(
-            f"int8 predicts the same class as float32 for {same} of {count} images ({100 * same / count:.1f} %), "
-            f"expected at least {100 * minimum:g} %; give photos like those that the model is used for, or export "
-            "without int8"
+    if close < minimum * count:
+        found = (
+            f"the mean cosine of int8 and float32 embeddings of {count} images is {close / count:.3f}, expected at "
+            f"least {minimum:g}"
+            if module.embeds
+            else f"int8 predicts the same class as float32 for {close:.0f} of {count} images "
+            f"({100 * close / count:.1f} %), expected at least {100 * minimum:g} %"
         )
-    return Parity(count, largest, same / count)
+        raise ExportError(f"{found}; give photos like those that the model is used for, or export without int8")
+    return _parity(count, largest, close, module)
 
 
 def check_decision(session: Session, schedule: Schedule, grid: tuple[int, int]) -> None:
@@ -159,17 +185,44 @@ def _distance(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "batch"]:
     return np.nan_to_num(gap, nan=np.inf).reshape(len(a), -1).max(axis=1)
 
 
+def _differences(expected: np.ndarray, actual: np.ndarray, module: TensorModule) -> Float[np.ndarray, "batch"]:
+    """The largest difference of each image's output; of an embedding relative to its largest component."""
+    differences = _distance(expected, actual)
+    if not module.embeds:
+        return differences
+    sizes = np.abs(np.nan_to_num(expected)).reshape(len(expected), -1).max(axis=1)
+    return differences / np.maximum(sizes, np.finfo(np.float32).tiny)
+
+
+def _closeness(expected: np.ndarray, actual: np.ndarray, module: TensorModule) -> Float[np.ndarray, "batch"]:
+    """For each image 1 or 0, for equal classes or not (of all tokens, if each has its own), or the mean cosine."""
+    if module.embeds:
+        a, b = (np.nan_to_num(array.astype(np.float64)) for array in (expected, actual))
+        lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+        closeness = np.where(lengths > 0, (a * b).sum(-1) / np.where(lengths > 0, lengths, 1), (a == b).all(-1))
+        return closeness.reshape(len(a), -1).mean(axis=1)
+    return (expected.argmax(-1) == actual.argmax(-1)).reshape(len(expected), -1).all(axis=1).astype(float)
+
+
+def _parity(images: int, difference: float, close: float, module: TensorModule, undecided: int = 0) -> Parity:
+    """The parity from a sum of `_closeness`."""
+    mean = close / images
+    agreement, cosine = (None, mean) if module.embeds else (mean, None)
+    return Parity(images, difference, agreement, undecided, cosine=cosine)
+
+
 def _largest(logits: np.ndarray) -> float:
     return float(np.nanmax(np.abs(logits), initial=0.0))
 
 
-def _changes_under_rounding(reference: Session, image: Tensor, tolerance: float) -> bool:
-    """Whether pixel noise of the size of rounding errors changes the model's own lives, or its logits as much."""
+def _changes_under_rounding(reference: Session, image: Tensor, module: TensorModule, tolerance: float) -> bool:
+    """Whether pixel noise of the size of rounding errors changes the model's own lives, or its output as much."""
     draw = torch.Generator().manual_seed(0)
     noisy_images = image + _ROUNDING * image.std() * torch.randn(8, *image.shape[1:], generator=draw)
     plain, noisy = reference.run(image.numpy()), reference.run(noisy_images.numpy())
     lives_change = any((a != b).any() for a, b in zip(plain[1:], noisy[1:], strict=True))
-    return lives_change or bool(np.abs(plain[0] - noisy[0]).max() > 10 * tolerance)
+    differences = _differences(np.broadcast_to(plain[0], noisy[0].shape), noisy[0], module)
+    return lives_change or bool(differences.max() > 10 * tolerance)
 
 
 def _first_difference(expected: list, actual: list, image: int, batch: int, module: TensorModule) -> str:
@@ -184,19 +237,21 @@ def _first_difference(expected: list, actual: list, image: int, batch: int, modu
             "written"
         )
     place = np.unravel_index(int(np.abs(expected[0][image] - actual[0][image]).argmax()), expected[0][image].shape)
+    outputs, one = ("embeddings", "component") if module.embeds else ("logits", "logit")
     return (
-        f"the exported graph makes the same decision but its logits differ: {where}, logit {'.'.join(map(str, place))} "
-        f"is {actual[0][image][place]:.6f}, {expected[0][image][place]:.6f} in torch; nothing was written"
+        f"the exported graph makes the same decision but its {outputs} differ: {where}, {one} "
+        f"{'.'.join(map(str, place))} is {actual[0][image][place]:.6f}, {expected[0][image][place]:.6f} in torch; "
+        "nothing was written"
     )
 
 
-def _check_nan(reference: Session, session: Session, images: Tensor, tolerance: float) -> None:
-    """Raise ExportError unless an image of NaN gives logits of NaN, and leaves the other images unchanged."""
+def _check_nan(reference: Session, session: Session, images: Tensor, module: TensorModule, tolerance: float) -> None:
+    """Raise ExportError unless an image of NaN gives an output of NaN, and leaves the other images unchanged."""
     if len(images) > 1:
         images[0] = torch.nan
         expected, actual = reference.run(images.numpy())[0], session.run(images.numpy())[0]
-        if np.isfinite(actual[0]).all() or (_distance(expected, actual)[1:] > 10 * tolerance).any():
+        if np.isfinite(actual[0]).all() or (_differences(expected, actual, module)[1:] > 10 * tolerance).any():
             raise ExportError(
-                "an image of NaN gives finite logits in the exported graph, or changes the other images of the batch; "
-                "nothing was written"
+                f"an image of NaN gives finite {'components' if module.embeds else 'logits'} in the exported graph, or "
+                "changes the other images of the batch; nothing was written"
             )

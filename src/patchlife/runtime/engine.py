@@ -1,4 +1,4 @@
-"""One interface for everything that runs a slimmed model: arrays of images in, logits and lives out."""
+"""One interface for everything that runs a slimmed model: arrays of images in, logits (or embeddings) and lives out."""
 
 from __future__ import annotations
 
@@ -24,12 +24,18 @@ class Output(NamedTuple):
     """The outputs of an engine for a batch.
 
     Attributes:
-        logits: of the classes.
+        output: logits of the classes, or the embedding of a model without a classifier; ``metadata.outputs[0]`` says
+            which.
         life: how many blocks each patch takes part in; None if the file was exported without lives.
     """
 
-    logits: Float[np.ndarray, "batch classes"]
+    output: Float[np.ndarray, "batch classes_or_width"]
     life: Float[np.ndarray, "batch patches"] | None
+
+    @property
+    def logits(self) -> Float[np.ndarray, "batch classes"]:
+        """The output of a model with a classifier."""
+        return self.output
 
 
 class Engine:
@@ -56,24 +62,30 @@ class Engine:
                 f"images must be float32 and normalised as described by metadata.preprocess, got {images.dtype}"
             )
         outputs = dict(zip(self.metadata.outputs, self.session.run(np.ascontiguousarray(images)), strict=True))
-        return Output(outputs["logits"], outputs.get("life"))
+        return Output(outputs[self.metadata.outputs[0]], outputs.get("life"))
 
     def predict(self, images: Tensor) -> tuple[Tensor, Lives]:
-        """(logits, lives), as from `SlimModel.predict`. The file holds no scores, so the lives stand in for them.
+        """(output, lives), as from `SlimModel.predict`. The file holds no scores, so the lives stand in for them.
 
         Raises ExportError if the file was exported without lives.
         """
-        logits, life = self(images.float().cpu().numpy())
+        output, life = self(images.float().cpu().numpy())
         if life is None:
             raise ExportError("this file was exported without lives; export it again without --no-lives")
         lives = torch.from_numpy(life)
         kept = torch.tensor(self.metadata.kept).expand(len(lives), -1)
-        return torch.from_numpy(logits), Lives(lives, kept, lives, self.metadata.grid)
+        return torch.from_numpy(output), Lives(lives, kept, lives, self.metadata.grid)
 
 
-def eager_engine(model: SlimModel, compiled: bool = False, lives: bool = True) -> Engine:
-    """An engine that runs ``model`` itself, eagerly or with torch.compile (half a minute per batch size)."""
-    return Engine(ModuleSession(TensorModule(model, lives), compiled), metadata_of(model, "torch", lives=lives))
+def eager_engine(
+    model: SlimModel, compiled: bool = False, lives: bool = True, image_size: tuple[int, int] | None = None
+) -> Engine:
+    """An engine that runs ``model`` itself, eagerly or with torch.compile (half a minute per batch size).
+
+    It takes images of ``image_size`` (height, width), by default the size that the model is built for.
+    """
+    metadata = metadata_of(model, "torch", lives=lives, image_size=image_size)
+    return Engine(ModuleSession(TensorModule(model, lives), compiled), metadata)
 
 
 def open_file_session(

@@ -11,15 +11,18 @@ from typing import Any, Literal
 import torch
 
 from ..data import Preprocess
-from ..data.labels import Labels
+from ..data.labels import Labels, numbered_labels
 from ..errors import ExportError
 from ..slimming import SlimModel, flops
 from ..version import __version__
 
 __all__ = ["FORMAT", "KEY", "Format", "Metadata", "metadata_in", "metadata_of"]
 
-FORMAT = 2
-"""Version of the fields of `Metadata`. Files of other versions are refused."""
+FORMAT = 3
+"""Version of the fields of `Metadata` in new files. Since 3 a file's first output may be an embedding."""
+
+READABLE = (2, FORMAT)
+"""Versions that can be read. Files of other versions are refused."""
 
 KEY = "patchlife"
 """Name of the metadata inside an ONNX file. In the zip archives of OpenVINO and torch it is followed by .json."""
@@ -27,11 +30,11 @@ KEY = "patchlife"
 Format = Literal["onnx", "openvino", "torch"]
 
 _EXPORTERS = {
-    "onnx": ("torch", "timm", "onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("torch", "timm", "onnx", "onnxscript", "openvino"),
-    "torch": ("torch", "timm"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "torch": (),
 }
-"""Packages whose versions can change an exported file."""
+"""Packages, besides torch and the library of the model, whose versions can change an exported file."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,13 @@ class Metadata:
         budget: fraction of the dense FLOPs. config: all settings (see `LifeConfig`).
         start: first block at which a patch may be missing. kept: patches that enter each block.
         grid: (rows, cols) of the patches. flops, dense_flops: per image.
-        outputs: logits, and life (number of blocks each patch takes part in) unless it was left out.
+        outputs: logits, or embedding for a model without a classifier; then life (number of blocks each patch takes
+            part in) unless it was left out.
         int8_from: in an int8 file, the first block that computes in integers.
         integers: in an int8 file, the integer formats, and the processors on which products are exact.
-        parity: how close the graph came to the model when it was exported: ``images`` compared, ``difference`` (the
-            largest between two logits), ``agreement`` (fraction of the images with the same predicted class),
-            ``undecided`` (images left out, see `Parity`), ``note``, and ``generated`` (the images were no photos).
+        parity: how close the graph came to the model when it was exported (see `Parity`): ``images`` compared;
+            ``difference`` and ``agreement`` of logits, or ``difference`` and ``cosine`` of embeddings; ``undecided``
+            (images left out), ``note``, and ``generated`` (the images were no photos).
         budgets: in a bundle, the budgets of all graphs; empty for a single file.
         versions: versions of the libraries that made the file. patchlife: version of patchlife that made it.
         format: version of these fields.
@@ -96,11 +100,11 @@ class Metadata:
             raise ExportError(
                 f"{where} was not exported by patchlife: it holds no patchlife metadata; make one with patchlife export"
             ) from None
-        if file_format != FORMAT:
+        if file_format not in READABLE:
             fix = "upgrade: pip install -U patchlife" if file_format > FORMAT else "export it again: patchlife export"
             raise ExportError(
                 f"{where} was exported by patchlife {exporter_version} in format {file_format}, but patchlife "
-                f"{__version__} reads format {FORMAT}; {fix}"
+                f"{__version__} reads the formats {', '.join(map(str, READABLE))}; {fix}"
             )
         known = {name: _lists_to_tuples(values[name]) for name in cls.__dataclass_fields__ if name in values}
         try:
@@ -113,9 +117,14 @@ class Metadata:
         return Labels(self.labels, self.label_ids)
 
     def read_preprocess(self) -> Preprocess:
-        """How a photo becomes the input. Raises ExportError if the model does not take photos."""
-        if self.preprocess is None:
+        """How a photo becomes the input. Raises ExportError if the model does not take photos, or it is not known."""
+        if self.preprocess is None and self.channels != 3:
             raise ExportError(f"{self.model} takes images of {self.channels} channels, so photos cannot be its input")
+        if self.preprocess is None:
+            raise ExportError(
+                f"the exported file of {self.model} does not say how a photo becomes its input; export it again with "
+                "preprocess=patchlife.data.Preprocess(...), or call open_engine(file) on prepared images"
+            )
         return Preprocess.from_dict(self.preprocess)
 
 
@@ -127,21 +136,28 @@ def metadata_of(
     lives: bool = True,
     precision: str = "fp32",
     integers: str = "",
+    image_size: tuple[int, int] | None = None,
 ) -> Metadata:
     """The metadata of a file exported from ``model``, still without parity.
 
-    Labels and preprocessing are the backbone's own if not given.
+    Labels, preprocessing and image size are the backbone's own if not given. Classes without a name get numbers.
+
+    Raises ConfigError for an image size that the model does not take.
     """
     backbone = model.backbone
-    schedule, cost = model.schedule(), flops(model)
-    if preprocess is None and backbone.channels == 3:
+    size = image_size or backbone.image_size
+    schedule, cost = model.schedule(size), flops(model, image_size=size)
+    if preprocess is None and backbone.channels == 3 and size == backbone.image_size:
         preprocess = backbone.preprocess
-    labels = labels or Labels(backbone.label_names)
+    if backbone.num_classes == 0:
+        labels = Labels(())
+    elif labels is None:
+        labels = Labels(backbone.label_names) if backbone.label_names else numbered_labels(backbone.num_classes)
     return Metadata(
         kind=kind,
         precision=precision,
         model=backbone.name or type(backbone.model).__name__,
-        image_size=backbone.image_size,
+        image_size=size,
         channels=backbone.channels,
         preprocess=preprocess.to_dict() if preprocess else None,
         labels=labels.names,
@@ -150,12 +166,12 @@ def metadata_of(
         config=model.settings.to_dict(),
         start=schedule.start,
         kept=tuple(schedule.kept),
-        grid=backbone.grid,
+        grid=backbone.grid_of(torch.empty(1, backbone.channels, *size, device="meta")),
         flops=cost.slimmed,
         dense_flops=cost.dense,
-        outputs=("logits", "life") if lives else ("logits",),
+        outputs=(backbone.output_name, "life") if lives else (backbone.output_name,),
         integers=integers,
-        versions={name: _version(name) for name in _EXPORTERS[kind]},
+        versions={name: _version(name) for name in ("torch", backbone.library, *_EXPORTERS[kind])},
     )
 
 

@@ -18,18 +18,23 @@ __all__ = ["DecisionModule", "TensorModule", "tensor_module"]
 
 
 class TensorModule(nn.Module):
-    """A slimmed model that returns a tuple of tensors: logits and, if ``lives`` is set, lives."""
+    """A slimmed model that returns a tuple of tensors: logits (or the embedding) and, if ``lives`` is set, lives."""
 
     def __init__(self, model: SlimModel, lives: bool) -> None:
         super().__init__()
         self.model, self.lives = model, lives
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, ...]:
-        """(logits, life in blocks (batch, patches)), or (logits,)."""
+        """(output, life in blocks (batch, patches)), or (output,)."""
         if not self.lives:
             return (self.model.output(images),)
-        logits, lives = self.model.predict(images)
-        return logits, lives.life
+        output, lives = self.model.predict(images)
+        return output, lives.life
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the output is an embedding, because the model has no classifier."""
+        return self.model.backbone.output_name == "embedding"
 
 
 class DecisionModule(nn.Module):
