@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file
 from saved_models import ARCH, NAMES, SHAPE, classifier, lively, open_clip_weights, processor, register_open_clip, saved
 from small import write_photos
 
@@ -122,6 +123,25 @@ def test_embeddings_of_an_image_tower_of_open_clip(patchlife, photos, tmp_path):
 
 
 # ---- number formats
+
+
+def test_the_dense_model_of_an_adapter_is_rounded_once(patchlife, model, tmp_path, monkeypatch):
+    """The weight delta is subtracted in float32: in bfloat16 it would leave a trace in the weights."""
+    from patchlife.cli import eval as verb
+    from patchlife.cli.main import _parse
+
+    data = tmp_path / "numbered"
+    for name in ("0", "1"):
+        write_photos(data / name, 4)
+    quick = ["--epochs", 1, "--batch-size", 2, "--finetune", "adapter", "--finetune-epochs", 1, "--rank", 2]
+    assert patchlife("fit", *model, data, "--out", tmp_path / "adapter", *quick, *SLIM[:2], "--device", "cpu").code == 0
+    low = ["--device", "cpu", "--dtype", "bfloat16"]
+    _, config = _parse(["eval", str(tmp_path / "adapter"), str(data), *low])
+    dense = verb._open_model(config, []).dense.__self__.model
+    reference = load_file(model[-1])
+    for name, tensor in dense.state_dict().items():
+        differing = (tensor != reference[name].bfloat16()).float().mean()
+        assert differing < 1e-3, name  # a sum that was rounded in float32 may round to the neighbour
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -92,24 +92,28 @@ class _Evaluated:
 
 def _open_model(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
     """The model with the requested engine; the dense model is the unmodified backbone in torch."""
+    import torch
+
     from ..backbones import adapt
     from ..backbones.weight_delta import revert_delta
 
-    pipeline = open_model(config.model, config.run)
+    pipeline = open_model(config.model, replace(config.run, dtype="float32"))  # to subtract a delta without rounding
     model, device = pipeline.model, pipeline.device
+    backbone = model.backbone
+    dense = adapt(revert_delta(backbone.model, model.delta.tensors)) if model.delta else backbone
+    for converted in (model, dense.model):
+        converted.to(getattr(torch, config.run.dtype))
     if "adaptive" in config.modes:
         model.set_mode("adaptive")
         calibrate_if_needed(pipeline, photos, config.run)
-    backbone = model.backbone
-    dense = (adapt(revert_delta(backbone.model, model.delta.tensors)) if model.delta else backbone).output
     if config.engine in (None, "eager"):
-        return _Evaluated(pipeline, dense, device, "eager")
+        return _Evaluated(pipeline, dense.output, device, "eager")
     from ..export.on_the_fly import with_engine
 
     model.set_mode("fixed").set_budget(config.budgets[0])  # with_engine creates the engine of this budget at once
     pipeline = with_engine(pipeline, config.engine, config.run.device)
     _create_engines(pipeline, config, len(photos))
-    return _Evaluated(pipeline, dense, device, config.engine)
+    return _Evaluated(pipeline, dense.output, device, config.engine)
 
 
 def _open_bundle(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
