@@ -26,7 +26,8 @@ from patchlife.data.labels import Labels
 from patchlife.errors import ConfigError, ExportError
 from patchlife.export import Exported, Parity, export, export_bundle
 from patchlife.export.cache import _key
-from patchlife.export.exporter import COSINE, FORMATS, build_file, export_graph, image_size_of
+from patchlife.export.exporter import COSINE, FORMATS, build_file, export_graph
+from patchlife.export.images import image_size_of
 from patchlife.export.on_the_fly import with_engine
 from patchlife.export.parity import check_int8, check_outputs
 from patchlife.runtime import Bundle, Engine, open_engine
