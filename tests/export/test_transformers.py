@@ -26,7 +26,8 @@ from patchlife.data.labels import Labels
 from patchlife.errors import ConfigError, ExportError
 from patchlife.export import Exported, Parity, export, export_bundle
 from patchlife.export.cache import _key
-from patchlife.export.exporter import COSINE, FORMATS, build_file, export_graph, image_size_of
+from patchlife.export.exporter import COSINE, FORMATS, build_file, export_graph
+from patchlife.export.images import image_size_of
 from patchlife.export.on_the_fly import with_engine
 from patchlife.export.parity import check_int8, check_outputs
 from patchlife.runtime import Bundle, Engine, open_engine
@@ -172,8 +173,8 @@ def test_the_image_size_is_that_of_preprocess_and_images_which_must_agree(tmp_pa
     assert image_size_of(model, None, None, None) == (48, 48)
     with pytest.raises(ConfigError, match=r"got the size of preprocess 56 x 56, the size of images 40 x 40; make them"):
         export(model, tmp_path / "b.pt2", "torch", preprocess=preprocess, images=images(2, (40, 40)))
-    with pytest.raises(ConfigError, match="50 x 50"):
-        export(model, tmp_path / "b.pt2", "torch", image_size=(50, 50))
+    with pytest.raises(ConfigError, match="4 x 4 pixels are smaller than a patch"):
+        export(model, tmp_path / "b.pt2", "torch", image_size=(4, 4))
     vit = patchlife.wrap(families.built("vit"), LifeConfig(start=2))
     with pytest.raises(ConfigError, match="56"):
         export(vit, tmp_path / "b.pt2", "torch", image_size=(56, 56))

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 
+import exported_models
 import pytest
 import small as photos_and_weights
+import timm
+from safetensors.torch import save_file
 
+from patchlife.cli.export import _default_path
 from patchlife.cli.main import main
+from patchlife.config import ExportConfig, ModelConfig
+from patchlife.data import Preprocess
+from patchlife.data.labels import numbered_labels
 from patchlife.errors import ExportError
 from patchlife.export import Parity
+from patchlife.runtime import open_engine
+from patchlife.runtime.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +192,22 @@ def test_predict_on_an_engine(desk, tmp_path, monkeypatch, capsys, engine):
             assert a["kept"] == b["kept"]
             assert a["top"][0]["label"] == b["top"][0]["label"]
             assert a["top"][0]["probability"] == pytest.approx(b["top"][0]["probability"], abs=1e-4)
+
+
+def test_a_model_without_a_classifier_is_exported_too(tmp_path, desk, capsys):
+    vit = timm.create_model(photos_and_weights.NAME, num_classes=0)
+    save_file(vit.state_dict(), tmp_path / "headless.safetensors")
+    model = [photos_and_weights.NAME, "--checkpoint", str(tmp_path / "headless.safetensors")]
+    model += ["--model-args", "num_classes=0", "--budget", "0.7", "--format", "torch"]
+    photos = ["--photos", str(desk / "photos"), "--out", str(tmp_path / "headless.pt2")]
+    assert main(["export", *model, *photos, "--labelled"]) == 2
+    assert "has no classifier, so --labelled has no accuracy to report" in capsys.readouterr().err
+    assert main(["export", *model, *photos]) == 0
+    assert "mean cosine 1.000000" in capsys.readouterr().out
+    assert open_engine(tmp_path / "headless.pt2", trust=True).metadata.outputs == ("embedding", "life")
+
+
+def test_the_default_file_of_a_model_of_the_hub_is_in_the_current_folder():
+    pipeline = Pipeline("facebook/dinov2-small", exported_models.small(), Preprocess(size=(48, 48)), numbered_labels(7))
+    for config, name in (({}, "dinov2-small-0.7.onnx"), ({"budgets": (1.0, 0.6)}, "dinov2-small-onnx")):
+        assert str(_default_path(ExportConfig(ModelConfig("hf:facebook/dinov2-small"), **config), pipeline)) == name

@@ -25,11 +25,10 @@ from .exporter import (
     build_file,
     check_request,
     compare_with_model,
-    comparison_images,
     export_metadata,
-    image_size_of,
     with_parity,
 )
+from .images import comparison_images, image_size_of
 from .parity import Parity
 from .shared_weights import WeightsFile, move_weights
 

@@ -26,8 +26,9 @@ from ..runtime.open_file import open_engine
 from ..runtime.sessions import Session, open_session
 from ..slimming import Scorer, SlimModel
 from ..version import __version__
-from .exporter import export, image_size_of, write_exported
+from .exporter import export, write_exported
 from .graph import onnx_bytes, openvino_bytes, to_onnx, to_openvino
+from .images import image_size_of
 
 __all__ = ["cache_folder", "cached_engine", "cached_session"]
 

@@ -34,6 +34,7 @@ from .graph import (
     torch_bytes,
     with_plain_weights,
 )
+from .images import comparison_images, image_size_of
 from .int8 import integers_of, quantised_openvino
 from .parity import Parity, check_decision, check_int8, check_outputs, hard_cases, sample_images
 from .per_token_int8 import quantised_per_token
@@ -50,7 +51,6 @@ __all__ = [
     "check_request",
     "compare_with_model",
     "export",
-    "image_size_of",
     "with_parity",
     "write_exported",
 ]
@@ -139,24 +139,6 @@ def export(
     )
     write_exported(path, content)
     return Exported(path, metadata, parity, generated)
-
-
-def image_size_of(
-    model: SlimModel, image_size: tuple[int, int] | None, preprocess: Preprocess | None, images: Tensor | None
-) -> tuple[int, int]:
-    """The image size (height, width) of an export with these arguments. Raises ConfigError if they name several."""
-    named = {"image_size": image_size, "the size of preprocess": preprocess.size if preprocess else None}
-    named |= {"the size of images": (images.shape[-2], images.shape[-1]) if images is not None else None}
-    sizes = {name: (size[0], size[1]) for name, size in named.items() if size is not None}
-    if len({*sizes.values()}) > 1:
-        got = ", ".join(f"{name} {size[0]} x {size[1]}" for name, size in sizes.items())
-        raise ConfigError(f"an exported graph takes images of one size (height x width), got {got}; make them equal")
-    return next(iter(sizes.values()), model.backbone.image_size)
-
-
-def comparison_images(module: TensorModule, size: tuple[int, int]) -> Float[Tensor, "n channels height width"]:
-    """Generated images for the comparison with the model, where no photos are given."""
-    return sample_images(8, module.model.backbone.channels, size)
 
 
 def export_metadata(
