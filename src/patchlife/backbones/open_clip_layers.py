@@ -3,7 +3,7 @@
 As `timm_blocks.py` does for timm. ``ResidualAttentionBlock`` holds torch's ``nn.MultiheadAttention``, and
 ``CustomResidualAttentionBlock`` holds open_clip's ``Attention``. Both keep the projections to queries, keys and values
 as a parameter of the attention, ``in_proj_weight``, not as a layer. nn.MultiheadAttention also reads the weight of its
-``out_proj`` without calling that layer, and so does this file. `check_layer` compares `run_block` with the block itself
+``out_proj`` without calling that layer, and so does this file. `check_block` compares `run_block` with the block itself
 when a model is wrapped.
 """
 

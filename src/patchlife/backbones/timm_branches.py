@@ -1,6 +1,7 @@
 """The attention branch and the MLP branch of a timm block, separately.
 
-Only baselines that remove tokens between the two branches use this module. The method runs whole blocks (`blocks.py`).
+Only baselines that remove tokens between the two branches use this module. The method runs whole
+blocks (`timm_blocks.py`).
 """
 
 from __future__ import annotations
