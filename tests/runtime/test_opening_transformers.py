@@ -364,7 +364,7 @@ def test_a_checkpoint_file_or_arguments_beside_the_folder(kept):
         (  # transformers would apply it only where peft is installed
             lambda f: (f / "adapter_config.json").write_text("{}"),
             UnsupportedModelError,
-            "holds an adapter of peft .* merge_and_unload",
+            "holds an adapter of peft .*merge_and_unload",
         ),
         (
             lambda f: edited(f, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),

@@ -13,7 +13,8 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from .backbone import Attend, Backbone
+from .attention import Attend
+from .backbone import Backbone
 from .timm import TimmBackbone
 from .timm_blocks import _attention, block_flops, head_dim
 

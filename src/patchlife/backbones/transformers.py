@@ -18,7 +18,8 @@ from ..errors import ConfigError, UnsupportedModelError
 from ..flop_counter import counted
 from . import transformers_layers as layers
 from .attached import original
-from .backbone import Attend, Embedded, Projected, RunBlocks
+from .attention import Attend, Projected
+from .backbone import Embedded, RunBlocks
 from .substitution import RunOnce, Slots, is_current, slots, view
 from .transformers_checks import (
     check_all_present,
