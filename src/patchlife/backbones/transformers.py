@@ -7,6 +7,7 @@ states are the library's.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ from .transformers_recording import not_recording, recordable, recorded_layers
 __all__ = ["SUPPORTED", "TransformersBackbone", "adapt"]
 
 Pairs = tuple[int, int]
+
+_NO_MASK = "a slimmed model takes no attention_mask; call it without, or use model.unwrap()"
 
 _MARKS = frozenset({"_output_capturing_hooks_installed"})
 """Attributes that mark a model of transformers whose layers have hooks; `slots` do not have them."""
@@ -148,6 +151,9 @@ class TransformersBackbone(Description):
         if self._kind.masked:
             check_all_present(kwargs.get("patch_attention_mask", args[1] if len(args) > 1 else None))
 
+        if torch.compiler.is_exporting():  # the library makes a mask then, also where none is given
+            _check_no_mask(self.model, args, kwargs)
+
         def run_all(tokens: Tensor, *layer_args: Any, **layer_kwargs: Any) -> Mapping[int, Tensor]:
             return self._run_slots(run, size, tokens, layer_args, layer_kwargs)
 
@@ -174,8 +180,9 @@ class TransformersBackbone(Description):
     ) -> Mapping[int, Tensor]:
         """What the layers give for the arguments of the first one: the last output, and requested hidden states."""
         mask = args[0] if args else kwargs.get("attention_mask")
-        if mask is not None and not self._kind.masked:  # else it is all zeros: `call` checked what it is made from
-            raise ConfigError("a slimmed model takes no attention_mask; call it without, or use model.unwrap()")
+        by_library = self._kind.masked or torch.compiler.is_exporting()  # it hides nothing then: `call` checked that
+        if mask is not None and not by_library:
+            raise ConfigError(_NO_MASK)
         positions = kwargs.get("position_embeddings")
         rope = None if positions is None else layers.rotary_table(*positions)
         embedded = Embedded(tokens, rope, self._grid(tokens, size), size)
@@ -201,7 +208,7 @@ class TransformersBackbone(Description):
         return (images.shape[-2], images.shape[-1])
 
     def outer_flops(self, image_size: Pairs | None = None) -> Pairs:
-        """As in `Backbone`, with what transformers computes and does not read."""
+        """As in `Backbone`, with the core's pooling where transformers computes it and does not use the result."""
         embedding, classifier = super().outer_flops(image_size)
         if self._head is not None and self._head.pools_unread:
             copy = self.skeleton()
@@ -235,6 +242,12 @@ def adapt(model: Any) -> TransformersBackbone:
             raise UnsupportedModelError(f"expected layers of {', '.join(layers.LAYERS)}, got {kind.__name__}")
         layers.check_layer(original(layer), backbone.dim, backbone.prefix, backbone._rotary)
     return backbone
+
+
+def _check_no_mask(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise ConfigError if ``attention_mask`` is among the arguments of ``model``."""
+    if inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments.get("attention_mask") is not None:
+        raise ConfigError(_NO_MASK)
 
 
 def _prefixes(path: str) -> list[str]:

@@ -199,7 +199,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _without_local_paths(model: SlimModel) -> Iterator[None]:
-    """Within it, the model records nothing of this machine: a file or folder of weights means nothing elsewhere."""
+    """Within it, the model records no path of this machine, because other machines do not have it."""
     own = {name: model.__dict__[name] for name in ("origin", "base", "delta")}
     if model.origin is not None:
         local = is_path(model.origin.model.partition(":")[2].removeprefix("local-dir:"))  # as in open_clip:local-dir:
