@@ -103,3 +103,12 @@ def test_an_attention_mask_is_refused_in_an_export() -> None:
     mask = torch.ones(len(images), 37, dtype=torch.long)
     with pytest.raises(ConfigError, match="takes no attention_mask"):
         torch.export.export(slim("vit-classifier"), (images,), {"attention_mask": mask})
+
+
+def test_a_call_while_another_thread_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's flag for an export is set in all threads; the calls must not share their state then."""
+    model, images = slim("vit-classifier", model=fresh("vit-classifier")), photos("vit-classifier")
+    expected = model(images).logits
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    model.backbone._traced = None  # would refuse the call
+    assert_close(model(images).logits, expected)

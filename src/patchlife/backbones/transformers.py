@@ -157,7 +157,7 @@ class TransformersBackbone(Description):
         def run_all(tokens: Tensor, *layer_args: Any, **layer_kwargs: Any) -> Mapping[int, Tensor]:
             return self._run_slots(run, size, tokens, layer_args, layer_kwargs)
 
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():  # is_compiling is true in all threads while one exports
             return self._view(run_all, Slots())(*args, **kwargs)
         if self._traced is None:
             raise ConfigError("a copy of a slimmed model must be called once before torch.compile")
