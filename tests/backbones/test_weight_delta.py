@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import built, fresh, photos
+from torch.nn.utils import prune
 
 from patchlife.backbones import adapt
 from patchlife.backbones.weight_delta import add_low_rank, apply_delta, delta_between
@@ -47,3 +48,13 @@ def test_a_trained_weight_is_a_full_delta() -> None:
 def test_a_delta_of_another_model_is_refused() -> None:
     with pytest.raises(AdapterError, match=r"blocks\.99\.x"):
         apply_delta(built("vit"), {"blocks.99.x.delta": torch.zeros(1)})
+
+
+def test_a_pruned_backbone_gets_a_delta_after_a_pass_with_gradients() -> None:
+    """torch cannot copy a weight that pruning computed in such a pass."""
+    vit, images = fresh("vit"), photos("vit")
+    prune.identity(vit.blocks[0].mlp.fc1, "weight")
+    with torch.enable_grad():
+        expected = vit.requires_grad_()(images).detach()
+    merged = apply_delta(vit, {"head.bias.delta": torch.ones_like(vit.head.bias)})
+    torch.testing.assert_close(merged(images), expected + 1)

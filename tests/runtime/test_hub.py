@@ -190,7 +190,8 @@ def test_an_adapter_for_other_weights(hub: LocalHub) -> None:
 def test_paths_of_this_machine_are_not_published(hub: LocalHub, tmp_path: Path) -> None:
     model = a_model()
     origin = Origin("vit_tiny_patch16_224", checkpoint=str(tmp_path / "vit.safetensors"), sha256="0" * 64)
-    for given in (origin, Origin(f"local-dir:{tmp_path}", pretrained=True)):
+    folders = [f"local-dir:{tmp_path}", f"hf:{tmp_path}", f"open_clip:local-dir:{tmp_path}"]
+    for given in (origin, *(Origin(folder, pretrained=True) for folder in folders)):
         model.origin = given
         model.base["name"] = str(tmp_path)
         patchlife.push_to_hub(model, NAME)

@@ -356,6 +356,21 @@ def test_a_checkpoint_file_or_arguments_beside_the_folder(kept):
             UnsupportedModelError,
             "is a model of timm, not of transformers; give local-dir:",
         ),
+        (  # the class is called with the file's settings, so it must be a class of models
+            lambda f: edited(f, architectures=["Trainer"]),
+            UnsupportedModelError,
+            "has no class Trainer",
+        ),
+        (  # transformers would apply it only where peft is installed
+            lambda f: (f / "adapter_config.json").write_text("{}"),
+            UnsupportedModelError,
+            "holds an adapter of peft .*merge_and_unload",
+        ),
+        (
+            lambda f: edited(f, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+            UnsupportedModelError,
+            "has quantised weights",
+        ),
         (lambda f: (f / "preprocessor_config.json").unlink(), CheckpointError, "has no preprocessor_config.json, so"),
         (lambda f: (f / "preprocessor_config.json").write_text("{"), CheckpointError, "image processor of .* cannot"),
     ],
@@ -406,7 +421,7 @@ def test_models_that_are_no_supported_vision_transformer(tmp_path):
     )
     cases = {
         "bert": (bert, r"is a BertModel \(bert\), which takes no images; give a Vision Transformer"),
-        "beit": (beit, "patches of transformers' BeitModel cannot be dropped: its relative position bias"),
+        "beit": (beit, "is a BeitModel .* patches of this model cannot be dropped: its relative position bias"),
         "llava": (llava, r"is a LlavaForConditionalGeneration \(llava\), a model of images and text. Its vision tower"),
     }
     for name, (model, message) in cases.items():

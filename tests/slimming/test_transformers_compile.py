@@ -88,3 +88,27 @@ def test_the_output_exports(name: str) -> None:
     model, images = slim(name, "fixed, merge"), photos(name)
     program = torch.export.export(Output(model), (images,))
     assert_close(program.module()(images), model.output(images))
+
+
+@pytest.mark.parametrize("name", ["vit-classifier", "dinov3"])
+def test_the_librarys_forward_is_exported(name: str) -> None:
+    """Where a graph is exported, transformers makes a mask of its own for some models."""
+    model, images = slim(name), photos(name)
+    program = torch.export.export(model, (images,))
+    assert_same_outputs(program.module()(images), model(images))
+
+
+def test_an_attention_mask_is_refused_in_an_export() -> None:
+    images = photos("vit-classifier")
+    mask = torch.ones(len(images), 37, dtype=torch.long)
+    with pytest.raises(ConfigError, match="takes no attention_mask"):
+        torch.export.export(slim("vit-classifier"), (images,), {"attention_mask": mask})
+
+
+def test_a_call_while_another_thread_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's flag for an export is set in all threads; the calls must not share their state then."""
+    model, images = slim("vit-classifier", model=fresh("vit-classifier")), photos("vit-classifier")
+    expected = model(images).logits
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    model.backbone._traced = None  # would refuse the call
+    assert_close(model(images).logits, expected)

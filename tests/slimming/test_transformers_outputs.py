@@ -142,3 +142,16 @@ def test_hidden_state_hooks_of_the_dense_model_do_not_count_as_attached() -> Non
     states = model(images, output_hidden_states=True).hidden_states
     assert len(states) == 6
     assert all(state.shape == (3, 37, 48) for state in states)
+
+
+@pytest.mark.parametrize("budget", [0.65, 1.0])
+def test_the_loss_function_can_be_replaced(budget: float) -> None:
+    model, images = slim("vit-classifier", model=fresh("vit-classifier"), budget=budget), photos("vit-classifier")
+
+    def half_of_the_sum(labels: torch.Tensor, logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return logits.sum() / 2
+
+    model.loss_function = half_of_the_sum
+    assert model.loss_function is half_of_the_sum
+    outputs = model(images, labels=torch.zeros(len(images), dtype=torch.long))
+    torch.testing.assert_close(outputs.loss, outputs.logits.sum() / 2)

@@ -81,6 +81,34 @@ def test_a_subclass_that_replaces_forward_is_refused_and_another_is_not() -> Non
         wrap(patched)
 
 
+def test_a_core_that_computes_something_else_is_refused() -> None:
+    """The library's forward runs the core's, which would not be what `predict` runs."""
+
+    class Other(T.ViTModel):
+        def forward(self, pixel_values: Any, **kwargs: Any) -> Any:
+            return super().forward(pixel_values, **kwargs)
+
+    model = fresh("vit-classifier")
+    model.vit = Other(model.config, add_pooling_layer=False).eval()
+    with pytest.raises(UnsupportedModelError, match="Other replaces forward of transformers' ViTModel"):
+        wrap(model)
+    model.vit = nn.Identity()
+    with pytest.raises(UnsupportedModelError, match=r"expected a vit of transformers inside .*, got Identity"):
+        wrap(model)
+
+
+def test_a_model_with_a_wrapped_core_is_refused() -> None:
+    """Its core would drop patches by its own budget, and the budget of the whole would have no effect."""
+    model = fresh("vit-classifier")
+    model.vit = wrap(model.vit, LifeConfig(budget=0.65, start=2))
+    with pytest.raises(
+        UnsupportedModelError, match=r"vit of this .* wrapped already; .*: model.vit = model.vit.unwrap"
+    ):
+        wrap(model)
+    model.vit = model.vit.unwrap()
+    wrap(model)
+
+
 def test_a_masking_encoder_is_refused_until_it_masks_nothing() -> None:
     model = T.ViTMAEModel(T.ViTMAEConfig(**SIZES, mask_ratio=0.75))
     with pytest.raises(UnsupportedModelError, match=r"masks 75% .* model.config.mask_ratio = 0.0"):

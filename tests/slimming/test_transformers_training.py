@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers_families import T, fresh, photos, slim
 from transformers_reference import assert_same_outputs
 
-from patchlife import wrap
+from patchlife import LifeConfig, wrap
 from patchlife.errors import UnsupportedModelError
 
 
@@ -96,3 +96,22 @@ def test_lora(order: str) -> None:
         merged = outer.merge_and_unload()
         assert merged is model
         assert_close(merged(pixel_values=images).logits, fixed)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_projections_with_lora_of_several_ranks() -> None:
+    """Their factors are parts of one weight, but cannot be concatenated."""
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 4})
+    inner = peft.get_peft_model(fresh("vit-classifier"), settings).base_model.model
+    images = photos("vit-classifier")
+    torch.testing.assert_close(wrap(inner, LifeConfig(budget=1.0, start=2))(images).logits, inner(images).logits)
+
+
+def test_projections_with_a_number_each() -> None:
+    """Quantised layers have such scales."""
+    model = fresh("vit-classifier")
+    for layer in model.vit.layers:
+        for projection in (layer.attention.q_proj, layer.attention.k_proj, layer.attention.v_proj):
+            projection.register_buffer("scale", torch.tensor(1.0))
+    assert wrap(model, LifeConfig(budget=0.65, start=2))(photos("vit-classifier")).logits.shape[0] == 3

@@ -2,7 +2,8 @@
 
 from .adapt import adapt
 from .attached import resident
-from .backbone import Attend, Backbone, Embedded, sdpa
+from .attention import Attend, sdpa
+from .backbone import Backbone, Embedded
 from .identity import signature
 from .loading import (
     Origin,

@@ -74,9 +74,18 @@ def _advice(model: Any) -> str | None:
     """Error text for a model that contains a Vision Transformer or is wrapped already; None for other models."""
     if not isinstance(model, nn.Module):
         return f"expected a Vision Transformer (an nn.Module), got {type(model).__name__}"
-    if hasattr(type(model), "unwrap") and hasattr(type(model), "set_budget"):
+    if _is_wrapped(model):
         return "this model is wrapped already; use set_budget and set_mode, or wrap(model.unwrap(), ...)"
+    if inner := next((path for path, part in model.named_modules() if _is_wrapped(part)), None):
+        return (
+            f"{inner} of this {type(model).__name__} is wrapped already; use the {type(model).__name__} as it is, or "
+            f"unwrap that part first: model.{inner} = model.{inner}.unwrap()"
+        )
     for name, container in _CONTAINERS.items():
         if model._modules.get(name) is not None and type(model).__name__ in container.classes:
             return f"expected a Vision Transformer, got one inside a {type(model).__name__}: {container.advice}"
     return None
+
+
+def _is_wrapped(module: nn.Module) -> bool:
+    return hasattr(type(module), "unwrap") and hasattr(type(module), "set_budget")

@@ -7,7 +7,7 @@ is one class for each library: `timm.py`, `transformers.py`, `open_clip.py`. `ad
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import torch
@@ -18,35 +18,16 @@ from ..data import Preprocess
 from ..errors import ConfigError, UnsupportedModelError
 from ..flop_counter import counted
 from .attached import attachments
+from .attention import Attend, Projected, identity_prefix
 from .skeleton import skeleton
 
 __all__ = [
-    "Attend",
     "Backbone",
     "Embedded",
-    "Heads",
-    "Projected",
     "RunBlocks",
-    "class_logits",
-    "identity_prefix",
-    "sdpa",
 ]
 
 M = TypeVar("M", bound=nn.Module)
-
-Heads = Float[Tensor, "*batch tokens heads head_dim"]
-"""Queries, keys or values. Tokens come before heads everywhere, with or without a batch dimension."""
-
-Attend = Callable[[Heads, Heads, Heads], Heads]
-"""An attention function: (queries, keys, values) to attended values."""
-
-
-class Projected(NamedTuple):
-    """Queries, keys and values of one block."""
-
-    q: Heads
-    k: Heads
-    v: Heads
 
 
 class Embedded(NamedTuple):
@@ -370,29 +351,3 @@ class Backbone(nn.Module):
             raise ConfigError(f"images must be (batch, channels, height, width), got shape {tuple(images.shape)}")
         if images.shape[1] != self.channels:
             raise ConfigError(f"this model takes images of {self.channels} channel(s), got {images.shape[1]}")
-
-
-def sdpa(q: Heads, k: Heads, v: Heads, bias: Tensor | None = None) -> Heads:
-    """Fused attention. ``bias``, added to the logits, broadcasts to (batch, heads, queries, keys)."""
-    out = nn.functional.scaled_dot_product_attention(
-        q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2), bias
-    )
-    return out.transpose(-3, -2)
-
-
-def class_logits(
-    q: Float[Tensor, "batch heads head_dim"], w_k: Float[Tensor, "keys_dim dim"], y: Float[Tensor, "batch tokens dim"]
-) -> Float[Tensor, "batch heads tokens"]:
-    """Attention logits of one query per head: ``(q W_k) y`` instead of ``q (W_k y)``.
-
-    It needs one product with the key weights instead of one per token. The key bias is left out: it adds a constant to
-    each row, which softmax ignores.
-    """
-    q = q * q.shape[-1] ** -0.5
-    return torch.einsum("bhd,hdc->bhc", q, w_k.unflatten(0, (q.shape[1], -1))) @ y.transpose(1, 2)
-
-
-def identity_prefix(rope: Tensor, prefix: int) -> Tensor:
-    """A (..., patches, 2 * head_dim) table with ``prefix`` identity rotations (sin 0, cos 1) put in front."""
-    sin = rope.new_zeros(*rope.shape[:-2], prefix, rope.shape[-1] // 2)
-    return torch.cat((torch.cat((sin, sin + 1), -1), rope), -2)

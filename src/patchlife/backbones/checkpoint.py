@@ -1,4 +1,7 @@
-"""Loading weights from a safetensors file into a timm model. Prefixes that training scripts add to keys are removed."""
+"""Loading weights from a safetensors file into a model of timm or open_clip.
+
+Prefixes that training scripts add to keys are removed.
+"""
 
 from __future__ import annotations
 

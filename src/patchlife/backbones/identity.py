@@ -91,9 +91,16 @@ def weights_of(backbone: Backbone) -> dict[str, Any]:
 
 
 def _joined(parts: list[Any]) -> Any:
-    """A weight from its parts; if its values cannot be read, one of the parts."""
-    unreadable = [part for part in parts if not _is_plain(part)]
-    return parts[0] if len(parts) == 1 else unreadable[0] if unreadable else torch.cat(parts)
+    """A weight from its parts; if its values cannot be read, one of the parts.
+
+    Parts that do not fit together, such as scales of single layers or LoRA factors of several ranks, are flattened.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if unreadable := [part for part in parts if not _is_plain(part)]:
+        return unreadable[0]
+    fit = all(part.ndim and part.shape[1:] == parts[0].shape[1:] for part in parts)
+    return torch.cat(parts if fit else [part.flatten() for part in parts])
 
 
 def plain_name(name: str) -> str:

@@ -158,7 +158,7 @@ def brings_weights(model: str) -> bool:
 
 
 def short_name(model: str) -> str:
-    """The name of a model of transformers or open_clip without its place, for people and for names of files."""
+    """The last part of the name of a model of transformers or open_clip, for people and for names of files."""
     name = _after_colon(model)
     if source_of(model) == "open_clip" and not source_of(name):
         return name.partition("/")[0]
@@ -184,7 +184,7 @@ def check_name(model: str) -> str:
 
 
 def local_folder(model: str) -> Path:
-    """The folder of a model, or of an adapter, of the hub or of a folder, for names that start with ``hf:``.
+    """The folder that a name with ``hf:`` means, of a model or an adapter. From the hub it is downloaded.
 
     Raises CheckpointError if there is none, or if it cannot be downloaded.
     """

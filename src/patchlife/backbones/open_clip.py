@@ -7,13 +7,11 @@ Its own ``forward`` and ``forward_intermediates`` run with other modules in the 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from open_clip.transformer import Transformer, VisionTransformer
 from open_clip.utils import feature_take_indices
 from torch import Tensor, nn
 
@@ -21,33 +19,15 @@ from ..data import Preprocess
 from ..errors import ConfigError, UnsupportedModelError
 from . import open_clip_layers as layers
 from .attached import original
-from .backbone import Attend, Backbone, Embedded, Projected, RunBlocks
+from .attention import Attend, Projected
+from .backbone import Backbone, Embedded, RunBlocks
+from .open_clip_checks import check_class
+from .open_clip_names import shared_names
 from .substitution import slots, view
 
 __all__ = ["OpenClipBackbone", "adapt"]
 
 Pair = tuple[int, int]
-
-_RELIED_ON = ("forward", "forward_intermediates", "_embeds", "_pool", "_global_pool")
-
-_NAMES = (  # from names of open_clip to timm's, by regular expressions
-    (r"^conv1\.", "patch_embed.proj."),
-    (r"^class_embedding$", "cls_token"),
-    (r"^positional_embedding$", "pos_embed"),
-    (r"^ln_pre\.", "norm_pre."),
-    (r"^transformer\.resblocks\.", "blocks."),
-    (r"\.attn\.in_proj_", ".attn.qkv."),
-    (r"\.attn\.out_proj\.", ".attn.proj."),
-    (r"\.attn\.ln_(q|k)\.", r".attn.\1_norm."),
-    (r"\.attn\.ln_inner\.", ".attn.norm."),
-    (r"^(blocks\.\d+)\.ln_([12])\.", r"\1.norm\2."),
-    (r"^(blocks\.\d+)\.ls_([12])\.", r"\1.ls\2."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.ln\.", ".mlp.norm."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-    (r"^ln_post\.", "norm."),
-    (r"^proj$", "head.weight"),
-)
 
 
 class OpenClipBackbone(Backbone):
@@ -290,7 +270,7 @@ class OpenClipBackbone(Backbone):
 
     def shared_names(self, weights: Mapping[str, Any]) -> dict[str, list[Any]]:
         """The weights under timm's names and in timm's shapes, each in one part; ``proj`` is the head."""
-        return {_shared(name): [_shaped(name, weight)] for name, weight in weights.items()}
+        return shared_names(weights)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Raises UnsupportedModelError: the model has no classifier."""
@@ -304,21 +284,7 @@ def adapt(model: Any) -> OpenClipBackbone:
 
     Raises UnsupportedModelError, with the reason, for other models.
     """
-    if not isinstance(model, VisionTransformer):
-        raise UnsupportedModelError(f"expected open_clip's VisionTransformer, got {type(model).__name__}{_why(model)}")
-    replaced = [
-        name
-        for name in _RELIED_ON
-        if name in vars(model) or getattr(type(model), name) is not getattr(VisionTransformer, name)
-    ]
-    transformer = model.transformer
-    if type(transformer).forward is not Transformer.forward or "forward" in vars(transformer):
-        replaced.append("transformer.forward")
-    if replaced:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} replaces {', '.join(replaced)} of open_clip's VisionTransformer, so what it "
-            "computes is unknown"
-        )
+    check_class(model)
     backbone = OpenClipBackbone(model)
     for index, block in enumerate(backbone.blocks):
         if type(original(block)) not in layers.BLOCK_TYPES:
@@ -327,35 +293,6 @@ def adapt(model: Any) -> OpenClipBackbone:
                 f"expected {known} as transformer.resblocks.{index}, got {type(original(block)).__name__}"
             )
         layers.check_attention(block, index)
-    layers.check_block(original(backbone.blocks[0]), backbone.dim)
+    for block in {type(original(block)): original(block) for block in backbone.blocks}.values():
+        layers.check_block(block, backbone.dim)
     return backbone
-
-
-def _why(model: Any) -> str:
-    """Why patches of another model of open_clip cannot be dropped."""
-    name = type(model).__name__
-    if name == "ModifiedResNet":
-        return ": it is a convolutional network, and its attention pooling needs the full grid"
-    if "Text" in name:
-        return ": it has no patches"
-    if getattr(model, "visual", None) is not None:
-        return "; wrap the image tower in its place: model.visual = patchlife.wrap(model.visual)"
-    return ". Image towers of timm (TimmModel) are wrapped by visual.trunk = patchlife.wrap(visual.trunk)"
-
-
-def _shared(name: str) -> str:
-    for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _shaped(name: str, weight: Any) -> Any:
-    """A view of a weight in timm's shape: positions and class token have a batch dimension, a head is transposed."""
-    if isinstance(weight, Tensor):
-        if name == "class_embedding":
-            return weight[None, None]
-        if name == "positional_embedding":
-            return weight[None]
-        if name == "proj":
-            return weight.T
-    return weight

@@ -18,7 +18,8 @@ from ..data import Preprocess
 from ..errors import ConfigError, UnsupportedModelError
 from . import timm_blocks
 from .attached import original
-from .backbone import Attend, Backbone, Embedded, Projected
+from .attention import Attend, Projected
+from .backbone import Backbone, Embedded
 
 __all__ = ["FAMILIES", "TimmBackbone", "adapt_timm", "pretrained_cfg"]
 

@@ -26,8 +26,9 @@ from timm.models.vision_transformer import Block, ParallelScalingBlock, Parallel
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
+from . import attention
 from .attached import attachments, gathered, is_plain_linear, original, without_hooks
-from .backbone import Attend, Projected, class_logits, identity_prefix, sdpa
+from .attention import Attend, Projected, check_same, class_logits, identity_prefix, sdpa
 from .skeleton import linear_layers, randomised, skeleton
 
 __all__ = [
@@ -107,7 +108,7 @@ def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> Float[Tensor
     block = original(block)
     if rope is not None or isinstance(block, ParallelScalingBlock) or not _can_skip_keys(block):
         q, k, _ = project(block, x, rope)
-        return torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k)
+        return attention.class_row(q, k)
     with gathered(block):
         attn, y = _attention_input(block, x)
         (w_q, b_q), (w_k, _), _ = _weights(attn)
@@ -287,9 +288,4 @@ def check_block(block: Any, dim: int, prefix: int, rope_width: int | None) -> No
         rope["rope"] = torch.cat((angle.sin(), angle.cos()), -1)
         rope_of_all = identity_prefix(rope["rope"], prefix).unsqueeze(-2)
     expected, got = copy(x, **rope), run_block(copy, x, sdpa, rope_of_all)
-    error = (expected - got).abs().max() / (expected - x).abs().max().clamp(min=1e-6)
-    if not error < 1e-3:
-        raise UnsupportedModelError(
-            f"{type(block).__name__} of the installed timm computes something else than patchlife expects "
-            f"(relative difference {error:.1e}); please report your timm version"
-        )
+    check_same(block, "timm", x, expected, got)

@@ -1,6 +1,7 @@
 """The attention branch and the MLP branch of a timm block, separately.
 
-Only baselines that remove tokens between the two branches use this module. The method runs whole blocks (`blocks.py`).
+Only baselines that remove tokens between the two branches use this module. The method runs whole
+blocks (`timm_blocks.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from .backbone import Attend, Backbone
+from .attention import Attend
+from .backbone import Backbone
 from .timm import TimmBackbone
 from .timm_blocks import _attention, block_flops, head_dim
 

@@ -28,10 +28,11 @@ _ARGUMENTS_OF_TIMM = {*inspect.signature(timm.create_model).parameters} - {"kwar
 def build_timm(
     model: str, checkpoint: str | Path | None, pretrained: bool, image_size: int | None, options: dict[str, Any]
 ) -> tuple[nn.Module, int | None]:
-    """(the model, ``image_size`` if it is not in ``options``). ``options`` gets what the checkpoint and size add.
+    """(the model, ``image_size`` if it is not in ``options``).
 
-    The number of classes is that of the checkpoint, unless ``options`` gives it. The position embeddings are loaded
-    at the image size that they were trained for, and interpolated if another size is requested.
+    The number of classes is that of the checkpoint, unless ``options`` gives it. It and the image size are added to
+    ``options``. The position embeddings are loaded at the image size that they were trained for, and interpolated if
+    another size is requested.
     """
     vit: Any = _created(model, pretrained, options)
     _check_classifier(vit, pretrained, options)

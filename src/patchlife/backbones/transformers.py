@@ -7,6 +7,7 @@ states are the library's.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from ..errors import ConfigError, UnsupportedModelError
 from ..flop_counter import counted
 from . import transformers_layers as layers
 from .attached import original
-from .backbone import Attend, Embedded, Projected, RunBlocks
+from .attention import Attend, Projected
+from .backbone import Embedded, RunBlocks
 from .substitution import RunOnce, Slots, is_current, slots, view
 from .transformers_checks import (
     check_all_present,
@@ -35,6 +37,8 @@ from .transformers_recording import not_recording, recordable, recorded_layers
 __all__ = ["SUPPORTED", "TransformersBackbone", "adapt"]
 
 Pairs = tuple[int, int]
+
+_NO_MASK = "a slimmed model takes no attention_mask; call it without, or use model.unwrap()"
 
 _MARKS = frozenset({"_output_capturing_hooks_installed"})
 """Attributes that mark a model of transformers whose layers have hooks; `slots` do not have them."""
@@ -147,10 +151,13 @@ class TransformersBackbone(Description):
         if self._kind.masked:
             check_all_present(kwargs.get("patch_attention_mask", args[1] if len(args) > 1 else None))
 
+        if torch.compiler.is_exporting():  # the library makes a mask then, also where none is given
+            _check_no_mask(self.model, args, kwargs)
+
         def run_all(tokens: Tensor, *layer_args: Any, **layer_kwargs: Any) -> Mapping[int, Tensor]:
             return self._run_slots(run, size, tokens, layer_args, layer_kwargs)
 
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():  # is_compiling is true in all threads while one exports
             return self._view(run_all, Slots())(*args, **kwargs)
         if self._traced is None:
             raise ConfigError("a copy of a slimmed model must be called once before torch.compile")
@@ -173,8 +180,9 @@ class TransformersBackbone(Description):
     ) -> Mapping[int, Tensor]:
         """What the layers give for the arguments of the first one: the last output, and requested hidden states."""
         mask = args[0] if args else kwargs.get("attention_mask")
-        if mask is not None and not self._kind.masked:  # else it is all zeros: `call` checked what it is made from
-            raise ConfigError("a slimmed model takes no attention_mask; call it without, or use model.unwrap()")
+        by_library = self._kind.masked or torch.compiler.is_exporting()  # it hides nothing then: `call` checked that
+        if mask is not None and not by_library:
+            raise ConfigError(_NO_MASK)
         positions = kwargs.get("position_embeddings")
         rope = None if positions is None else layers.rotary_table(*positions)
         embedded = Embedded(tokens, rope, self._grid(tokens, size), size)
@@ -200,7 +208,7 @@ class TransformersBackbone(Description):
         return (images.shape[-2], images.shape[-1])
 
     def outer_flops(self, image_size: Pairs | None = None) -> Pairs:
-        """As in `Backbone`, with what transformers computes and does not read."""
+        """As in `Backbone`, with the core's pooling where transformers computes it and does not use the result."""
         embedding, classifier = super().outer_flops(image_size)
         if self._head is not None and self._head.pools_unread:
             copy = self.skeleton()
@@ -234,6 +242,12 @@ def adapt(model: Any) -> TransformersBackbone:
             raise UnsupportedModelError(f"expected layers of {', '.join(layers.LAYERS)}, got {kind.__name__}")
         layers.check_layer(original(layer), backbone.dim, backbone.prefix, backbone._rotary)
     return backbone
+
+
+def _check_no_mask(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise ConfigError if ``attention_mask`` is among the arguments of ``model``."""
+    if inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments.get("attention_mask") is not None:
+        raise ConfigError(_NO_MASK)
 
 
 def _prefixes(path: str) -> list[str]:

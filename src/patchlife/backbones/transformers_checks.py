@@ -36,10 +36,26 @@ def check_class(model: Any) -> None:
         raise UnsupportedModelError(
             f"patches of transformers' {name} cannot be dropped: {reason}. Supported of transformers: {SUPPORTED}"
         )
+    _check_forward(model, known)
+    if known in HEADS:
+        core = getattr(model, HEADS[known].core)
+        known_core = class_name(core, CORES)
+        if not known_core:
+            raise UnsupportedModelError(
+                f"expected a {HEADS[known].core} of transformers inside {name}, got {type(core).__name__}; put the "
+                "original one in its place"
+            )
+        _check_forward(core, known_core)
+
+
+def _check_forward(model: Any, known: str) -> None:
+    """Raise UnsupportedModelError if ``model`` does not have the ``forward`` of transformers' class ``known``."""
     defined: Any = next(kind for kind in type(model).__mro__ if kind.__name__ == known)
     replaced = "forward" in vars(model) and "_hf_hook" not in vars(model)  # accelerate's has its own check
     if type(model).forward is not defined.forward or replaced:
-        raise UnsupportedModelError(f"{name} replaces forward of transformers' {known}, so what it computes is unknown")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} replaces forward of transformers' {known}, so what it computes is unknown"
+        )
 
 
 def check_attention(core: Any) -> None:

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_PEFT = "adapter_config.json"
 _INDEX = f"{_WEIGHTS}.index.json"
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _FILES = [CONFIG, *_PROCESSORS, _WEIGHTS, _INDEX, "model-*-of-*.safetensors"]
@@ -102,6 +103,11 @@ def checked_settings(name: str, folder: Path) -> tuple[dict[str, Any], str]:
         raise CheckpointError(
             f"hf:{name}: expected a folder of transformers with {CONFIG}, got "
             f"{'other content in' if (folder / CONFIG).is_file() else 'no'} {CONFIG}"
+        )
+    if (folder / _PEFT).is_file():  # transformers would apply it where peft is installed, and ignore it elsewhere
+        raise UnsupportedModelError(
+            f"hf:{name} holds an adapter of peft ({_PEFT}) beside the model; merge it and save the result: "
+            "peft.PeftModel.from_pretrained(MODEL, ADAPTER).merge_and_unload().save_pretrained(FOLDER), or remove it"
         )
     kinds = settings.get("architectures")
     if "architecture" in settings and not kinds:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +19,8 @@ from ..errors import CheckpointError, ConfigError, UnsupportedModelError, shorte
 from ..extras import need
 from .transformers import adapt
 from .transformers_files import CONFIG, check_files, checked_settings, first_line, folder_of, has_processor
-from .transformers_models import CORES, HEADS, SUPPORTED
+from .transformers_models import CORES, HEADS, REFUSED, SUPPORTED
+from .transformers_towers import reason_of
 
 __all__ = ["build_transformers", "processor_of"]
 
@@ -51,7 +52,7 @@ def build_transformers(name: str, image_size: int | None) -> nn.Module:
     with _quiet(transformers):
         config = _config(transformers, name, folder, settings, kind, built)
         if built not in (*CORES, *HEADS):
-            _refuse(transformers, name, config, settings, built)
+            _refuse(getattr(transformers, built), name, settings)
         model = _loaded(getattr(transformers, built), name, folder, config, left_out)
     model.name_or_path = Path(name.partition("@")[0]).name if Path(name).is_dir() else name
     _set_image_size(model, name, folder, image_size)
@@ -85,7 +86,7 @@ def processor_of(name: str) -> Mapping[str, Any]:
 
 def _config(transformers: Any, name: str, folder: Path, settings: Mapping[str, Any], kind: str, built: str) -> Any:
     """The configuration of the part that is built. Raises UnsupportedModelError if transformers does not know it."""
-    if not hasattr(transformers, built):
+    if not _is_model_class(transformers, built):
         code = "code of its own repository, which is never run" if settings.get("auto_map") else "another version"
         raise UnsupportedModelError(
             f"hf:{name}: transformers {transformers.__version__} has no class {built}: the model needs {code}. "
@@ -95,6 +96,11 @@ def _config(transformers: Any, name: str, folder: Path, settings: Mapping[str, A
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises several kinds
         raise UnsupportedModelError(f"hf:{name}: {CONFIG} cannot be read: {first_line(error)}") from None
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedModelError(
+            f"hf:{name} has quantised weights ({CONFIG} has a quantization_config); give the model in float32, float16 "
+            "or bfloat16, or load it in Python and wrap it: patchlife.wrap(model)"
+        )
     if kind in ("CLIPModel", "SiglipModel"):
         width = getattr(config, "projection_dim", None)
         config = config.vision_config
@@ -104,9 +110,15 @@ def _config(transformers: Any, name: str, folder: Path, settings: Mapping[str, A
     return config
 
 
-def _refuse(transformers: Any, name: str, config: Any, settings: Mapping[str, Any], built: str) -> None:
+def _is_model_class(transformers: Any, name: str) -> bool:
+    """Whether transformers has a class of models of this name. Nothing else that a file names is ever called."""
+    found = getattr(transformers, name, None)
+    return isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+
+
+def _refuse(built: type[nn.Module], name: str, settings: Mapping[str, Any]) -> NoReturn:
     """Raise UnsupportedModelError with the reason why this class is not supported."""
-    what = f"hf:{name} is a {built} ({settings.get('model_type')})"
+    what = f"hf:{name} is a {built.__name__} ({settings.get('model_type')})"
     if "vision_config" in settings:
         raise UnsupportedModelError(
             f"{what}, a model of images and text. Its vision tower can be slimmed in Python: load the model, and wrap "
@@ -114,9 +126,9 @@ def _refuse(transformers: Any, name: str, config: Any, settings: Mapping[str, An
         )
     if not {"patch_size", "image_size", "num_channels"} & settings.keys():
         raise UnsupportedModelError(f"{what}, which takes no images; give a Vision Transformer. Supported: {SUPPORTED}")
-    with torch.device("meta"):
-        adapt(getattr(transformers, built)(config))
-    raise UnsupportedModelError(f"{what}, which is not supported. Supported: {SUPPORTED}")
+    reason = reason_of([kind.__name__ for kind in built.__mro__], REFUSED)
+    why = f"; patches of this model cannot be dropped: {reason}" if reason else ", which is not supported"
+    raise UnsupportedModelError(f"{what}{why}. Supported: {SUPPORTED}")
 
 
 def _loaded(kind: Any, name: str, folder: Path, config: Any, left_out: Collection[str]) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError, shortened
 from .adapt import adapt
+from .attached import compute_weights
 from .backbone import Backbone
 from .comparison import changed_weights
 from .identity import CLASSIFIERS, plain_name, signature, weights_of
@@ -156,6 +157,8 @@ def apply_delta(model: nn.Module, delta: dict[str, Tensor], classes: int | None 
 
     Raises AdapterError if the delta is of another model.
     """
+    for module in model.modules():
+        compute_weights(module)  # without a graph: torch copies no tensor that a hook computed with one
     result = copy.deepcopy(model)
     backbone = adapt(result)
     if classes is not None and backbone.num_classes != classes and not _fits_head(backbone, delta):

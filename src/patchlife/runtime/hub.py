@@ -199,10 +199,10 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _without_local_paths(model: SlimModel) -> Iterator[None]:
-    """Within it, the model records nothing of this machine: a file or folder of weights means nothing elsewhere."""
+    """Within it, the model records no path of this machine, because other machines do not have it."""
     own = {name: model.__dict__[name] for name in ("origin", "base", "delta")}
     if model.origin is not None:
-        local = is_path(model.origin.model.partition(":")[2])  # local-dir:FOLDER
+        local = is_path(model.origin.model.partition(":")[2].removeprefix("local-dir:"))  # as in open_clip:local-dir:
         model.origin = None if local else dataclasses.replace(model.origin, checkpoint=None)
     model.base = _without_path(model.base)
     if model.delta is not None:

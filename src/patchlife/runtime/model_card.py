@@ -22,7 +22,6 @@ Results = Mapping[str, Mapping[float, float | str]]
 
 _BUDGETS = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4)
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_PACKAGES = {"timm": "timm", "transformers": "transformers", "open_clip": "open_clip_torch"}
 _MODES = {
     "fixed": "Every image keeps the same number of patches.",
     "adaptive": "Each image keeps its own number of patches; the table has means over images.",
@@ -158,7 +157,7 @@ def _usage(model: SlimModel, repo_id: str, base_model: str | None) -> str:
     origin = model.origin
     if origin is not None and origin.pretrained:
         return f'import patchlife\n\nmodel = patchlife.from_hub("{repo_id}")'
-    if base_model and _library(model) == "transformers":
+    if base_model and model.backbone.library == "transformers":
         kind = type(model.wrapped).__name__
         first, vit = "import transformers\n\n", f'transformers.{kind}.from_pretrained("{base_model}")'
     else:
@@ -167,11 +166,5 @@ def _usage(model: SlimModel, repo_id: str, base_model: str | None) -> str:
 
 
 def _versions(model: SlimModel) -> str:
-    packages = ("torch", _PACKAGES[_library(model)])
+    packages = ("torch", model.backbone.library)
     return ", ".join([f"patchlife {__version__}", *(f"{name} {importlib.metadata.version(name)}" for name in packages)])
-
-
-def _library(model: SlimModel) -> str:
-    """Name of the package that the backbone's class comes from."""
-    packages = (kind.__module__.partition(".")[0] for kind in type(model.wrapped).__mro__)
-    return next((name for name in packages if name in _PACKAGES), "timm")

@@ -186,9 +186,10 @@ def _open_demo(config: ModelConfig) -> SlimModel:
 
 
 def adapter_folder(model: str) -> Path | None:
-    """The folder of an adapter; None for names of models and folders of transformers. Of the hub it is downloaded.
+    """The folder of an adapter; None for names of models and folders of transformers. From the hub it is downloaded.
 
-    It is any path that is nothing else. A timm name wins over a folder of the same name without an adapter.
+    A path that is not a model counts as the folder of an adapter, also if there is none. A timm name wins over a folder
+    of the same name without an adapter.
     """
     if source_of(model) == "hf":
         folder = local_folder(model)

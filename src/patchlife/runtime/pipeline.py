@@ -23,7 +23,7 @@ class Pipeline(Generic[Model]):
     """A model, its preprocessing and its class names.
 
     Attributes:
-        name: of the backbone: its timm name, or demo.
+        name: of the backbone, for people and for names of files.
         model: a `SlimModel` in eval mode on its device, or an `EngineClassifier`.
         preprocess: from a photo to the model's input.
         labels: names of the classes; none for a model without a classifier.

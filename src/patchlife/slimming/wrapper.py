@@ -60,6 +60,9 @@ class BackboneWrapper(nn.Module):
         elif name in self.__dict__.get("_copied", ()):
             setattr(self.wrapped, name, value)
             self.__dict__[name] = value
+        elif self._is_a_property_of_the_backbone(name):
+            setattr(self.wrapped, name, value)  # the library's forward runs on the backbone
+            super().__setattr__(name, value)
         elif self._is_the_backbones(name) and not isinstance(value, Tensor | nn.Module):
             setattr(self.wrapped, name, value)
         else:
@@ -72,6 +75,11 @@ class BackboneWrapper(nn.Module):
         """Whether to set this attribute on the backbone: the backbone has it and the wrapper does not."""
         own = name in self.__dict__ or hasattr(type(self), name) or name.startswith("_")
         return not own and "wrapped" in self.__dict__ and hasattr(self.wrapped, name)
+
+    def _is_a_property_of_the_backbone(self, name: str) -> bool:
+        """Whether the name is a property of the backbone's class that can be set, such as ``loss_function``."""
+        found = getattr(type(self.__dict__.get("wrapped")), name, None)
+        return isinstance(found, property) and found.fset is not None and getattr(type(self), name, None) is found
 
     # ---- the scorer as a child module, and training mode
 
