@@ -216,6 +216,14 @@ def test_metadata_of_a_model_that_embeds(exported):
     assert "mean cosine 1.000000" in str(result.parity)
 
 
+def test_a_file_knows_that_its_model_is_a_multi_label_one(tmp_path):
+    model = wrapped("vit-classifier", problem_type="multi_label_classification")
+    path = export(model, tmp_path / "vit.pt2", "torch", preprocess=PREPROCESS, lives=False).path
+    assert open_exported(ModelConfig(str(path)), trust=True).multi_label
+    other = export(wrapped("vit-classifier"), tmp_path / "o.pt2", "torch", preprocess=PREPROCESS, lives=False).path
+    assert not open_exported(ModelConfig(str(other)), trust=True).multi_label
+
+
 def test_classes_without_names_get_numbers():
     metadata = metadata_of(patchlife.wrap(transformers_classifier_without_names(), LifeConfig(start=1)), "onnx")
     assert metadata.labels == ("0", "1", "2", "3", "4")
