@@ -31,6 +31,11 @@ from patchlife.runtime.demo_model import demo_backbone, demo_folder
 from patchlife.slimming.regressor import LifeRegressor
 
 CONFIG = LifeConfig(budget=0.7, start=2, drops=(2, 3))
+SOME = [
+    pytest.param(name, marks=() if name in ("vit", "dinov2-swiglu", "siglip") else pytest.mark.slow) for name in PAIRS
+]
+"""All pairs, of which a few run in the fast suite."""
+
 CLASSIFIERS = [name for name in PAIRS if "num_classes" not in PAIRS[name][1]]
 DIRECTIONS = ("from timm", "from transformers")
 
@@ -110,7 +115,7 @@ def with_low_rank_delta(base: nn.Module) -> SlimModel:
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", SOME)
 def test_a_low_rank_delta_crosses(tmp_path: Path, name: str, direction: str) -> None:
     one, other = sides(name, direction)
     model = with_low_rank_delta(one)

@@ -39,8 +39,8 @@ def read(paths: list[Path]) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def few(shared: Path) -> list[Tensor]:
-    """Batches of 63 photos of all classes."""
-    return read(photos_of(shared, 16))
+    """A batch of 20 photos, one of each class."""
+    return read(photos_of(shared, 50))
 
 
 def answers(model: SlimModel, batches: list[Tensor]) -> dict[tuple[str, float], Tensor]:
@@ -88,7 +88,7 @@ def test_all_photos_have_timms_answers(models: tuple[Any, Any], shared: Path) ->
     assert_same_answers(one, other, batches, imagenet_labels().classes_of(paths))
 
 
-@pytest.mark.parametrize("adapter", ["head", "adapter"])
+@pytest.mark.parametrize("adapter", [pytest.param("head", marks=pytest.mark.slow), "adapter"])
 def test_a_committed_adapter_that_was_fitted_on_timm_loads(
     models: tuple[Any, Any], few: list[Tensor], adapter: str
 ) -> None:

@@ -228,6 +228,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_after_kill_9_the_run_continues_without_repeating_a_photo(finished, tmp_path, patchlife, monkeypatch):
     line, files, _ = finished
     out = tmp_path / "e.npy"

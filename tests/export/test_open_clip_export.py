@@ -66,6 +66,7 @@ def test_a_file_has_the_embeddings_of_open_clip_at_every_batch_size(tmp_path, na
     assert (model(images(3)) - dense).abs().max() > 1e-3, "patches must be dropped in this test"
 
 
+@pytest.mark.slow
 def test_int8_rounds_the_attention_of_torch_as_a_whole():
     import onnx
 
