@@ -25,7 +25,7 @@ def load(folder: str | Path, vit: nn.Module | None = None, scorer: Scorer | type
 
     Args:
         folder: as `patchlife.save` wrote it.
-        vit: the backbone; if not given, it is built again from its origin (name of the model, file of weights).
+        vit: the backbone; if not given, it is built again from its origin (timm name and weights file).
         scorer: for a scorer that is not one of patchlife's: its class, which is called with the saved settings, or an
             instance, a copy of which gets the saved weights.
 
