@@ -1,8 +1,8 @@
-"""Generates the table in ``docs/support.md`` from the tests: ``python bench/support_matrix.py``.
+"""Generates the tables in ``docs/support.md`` from the tests: ``python bench/support_matrix.py``.
 
-A test of one family carries the mark ``contract(COLUMN)``; ``{variant}`` in it is replaced by the test's parameter. The
-table has a ✓ where such a test exists. With ``--check`` nothing is written, and the exit code is 1 if the page does not
-match the tests.
+A test of one family carries the mark ``contract(COLUMN, library=...)``; ``{variant}`` in COLUMN is replaced by the
+test's parameter. The tables have a ✓ where such a test exists. With ``--check`` nothing is written, and the exit code
+is 1 if the page does not match the tests.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def page(text: str, support: Support, models: Mapping[str, Mapping[str, Any]]) -
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     tables = [_table(library, support[library], models[library]) for library in models if library in support]
-    return before + BEGIN + "\n".join(tables) + END + after
+    return before + BEGIN + "".join(tables) + END + after
 
 
 def _table(library: str, families: Mapping[str, set[str]], models: Mapping[str, Any]) -> str:
@@ -94,10 +94,24 @@ def _models() -> dict[str, dict[str, str]]:
     sys.path.insert(0, str(ROOT / "tests" / "backbones"))
     import families
     import open_clip_models
+    import transformers_families
+    import vision_language_models
 
-    timm = {name: f"`{family.entry}`{_changes(family.overrides)}" for name, family in families.FAMILIES.items()}
-    open_clip = {name: f"`VisionTransformer`{_changes(more)}" for name, more in open_clip_models.MODELS.items()}
-    return {"timm": timm, "open_clip": open_clip}
+    return {
+        "timm": {name: f"`{one.entry}`{_changes(one.overrides)}" for name, one in families.FAMILIES.items()},
+        "transformers": {name: _of_transformers(one) for name, one in transformers_families.FAMILIES.items()},
+        "vision-language models of transformers": {
+            name: f"`{one.tower}` of `{type(one.make()).__name__}`"
+            for name, one in vision_language_models.MODELS.items()
+        },
+        "open_clip": {name: f"`VisionTransformer`{_changes(more)}" for name, more in open_clip_models.MODELS.items()},
+    }
+
+
+def _of_transformers(family: Any) -> str:
+    settings = {name: value for name, value in family.settings.items() if name not in ("num_labels", "projection_dim")}
+    attention = {"attn_implementation": family.attention} if family.attention != "sdpa" else {}
+    return f"`{family.kind}`{_changes({**settings, **family.make, **attention})}"
 
 
 def _changes(overrides: Mapping[str, Any]) -> str:

@@ -286,9 +286,26 @@ def test_copies_and_pickles_are_of_the_same_class() -> None:
         assert_close(other.forward_intermediates(images, 2), model.forward_intermediates(images, 2))
 
 
+@pytest.mark.contract("half", library="open_clip")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", ["fixed", "adaptive"])  # rounding changes which patches are the most similar
+@pytest.mark.parametrize("name", ["plain", *(pytest.param(n, marks=pytest.mark.slow) for n in MODELS if n != "plain")])
+def test_all_weights_in_half_precision(name: str, variant: str, dtype: torch.dtype) -> None:
+    vit, images = fresh(name).to(dtype), photos(name).to(dtype)
+    model = slim(name, variant, vit, drops=(2, 4))
+    output, lives = model.predict(images)
+    assert output.dtype == dtype
+    expected = outputs_of(vit, slow(vit, images, lives, merge=False)[-1])
+    assert_close(output, expected[0] if vit.output_tokens else expected, 0.05)
+
+
 @pytest.mark.slow
-def test_a_compiled_model_gives_the_same() -> None:
-    model, images = slim("plain", "fixed, merge"), photos("plain")
+@pytest.mark.contract("compile", library="open_clip")
+@pytest.mark.parametrize("name", MODELS)
+def test_a_compiled_model_gives_the_same(name: str) -> None:
+    model, images = slim(name, "fixed, merge"), photos(name)
     expected = model(images)
     assert_close(torch.compile(model, backend="eager")(images), expected)
+    graph = torch.compile(model.output, fullgraph=True, dynamic=False, backend="aot_eager")
+    assert_close(graph(images), model.output(images))
     torch.compiler.reset()

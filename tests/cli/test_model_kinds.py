@@ -106,7 +106,7 @@ def test_a_name_of_the_hub_without_network(patchlife, photos, monkeypatch):
     )
 
 
-def test_embeddings_of_an_image_tower_of_open_clip(patchlife, photos, tmp_path):
+def test_embeddings_of_an_image_tower_of_open_clip(patchlife, photos, data, tmp_path):
     register_open_clip(tmp_path / "configs", trunk="test_vit")
     whole = lively(open_clip.create_model(ARCH))
     open_clip_weights(tmp_path / "weights.safetensors", whole)
@@ -120,6 +120,9 @@ def test_embeddings_of_an_image_tower_of_open_clip(patchlife, photos, tmp_path):
         expected = whole.encode_image(torch.stack([transform(Image.open(path)) for path in photos]))
     np.testing.assert_allclose(np.load(out), expected, atol=1e-4)
     assert "has no classifier" in patchlife("predict", name, photos[0]).err
+    result = patchlife("eval", name, data, "--budgets", 0.8, "--neighbours", 1, "--device", "cpu")
+    assert result.code == 0, result.err
+    assert "cosine to the dense embedding" in result.out
 
 
 # ---- number formats

@@ -23,17 +23,18 @@ from patchlife.runtime.tensor_module import tensor_module
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # open_clip imports timm by an old path
-    open_clip: Any = pytest.importorskip("open_clip", reason="needs the extra patchlife[open-clip]")
+    open_clip: Any = pytest.importorskip("open_clip", reason="needs the extra patchlife[open_clip]")
     from open_clip.transformer import VisionTransformer
 
 SMALL = {"image_size": 48, "patch_size": 8, "width": 48, "layers": 3, "heads": 4, "mlp_ratio": 2.0, "output_dim": 24}
-MODELS: dict[str, dict[str, Any]] = {
+MODELS: dict[str, dict[str, Any]] = {  # names of open_clip_models
     "plain": {},
-    "three heads": {"heads": 3},
+    "odd heads": {"heads": 3},
     "quick gelu": {"act_layer": open_clip.transformer.QuickGELU},
     "average": {"pool_type": "avg"},
     "attentional pool": {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 4},
-    "custom blocks": {"qk_norm": True, "scale_attn": True},
+    "custom, qk norm": {"qk_norm": True},
+    "custom, scales": {"scale_heads": True, "scale_attn": True, "scale_attn_inner": True, "scale_fc": True},
 }
 FAST = [("attentional pool", "torch")]
 SLOW = [(name, kind) for name in MODELS for kind in FORMATS if (name, kind) not in FAST]
@@ -49,6 +50,7 @@ def images(count: int) -> Tensor:
     return torch.randn(count, 3, 48, 48, generator=draw) * torch.linspace(0.3, 1.5, count)[:, None, None, None]
 
 
+@pytest.mark.contract("{kind}", library="open_clip")
 @pytest.mark.parametrize(("name", "kind"), [*FAST, *(pytest.param(*c, marks=pytest.mark.slow) for c in SLOW)])
 def test_a_file_has_the_embeddings_of_open_clip_at_every_batch_size(tmp_path, name, kind):
     model = wrapped(name)

@@ -49,26 +49,31 @@ SIZES = {
 }
 CLASSES = {"num_labels": 7, "id2label": {i: f"class {i}" for i in range(7)}}
 DINOV3 = {"num_register_tokens": 4}
-MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+EAGER = {"attn_implementation": "eager"}
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {  # names of transformers_families
     "vit": ("ViTModel", "ViTConfig", {}),
     "vit-classifier": ("ViTForImageClassification", "ViTConfig", CLASSES),
     "deit-classifier": ("DeiTForImageClassification", "DeiTConfig", CLASSES),
+    "deit": ("DeiTModel", "DeiTConfig", EAGER),
     "deit-teacher": ("DeiTForImageClassificationWithTeacher", "DeiTConfig", CLASSES),
     "dinov2": ("Dinov2Model", "Dinov2Config", {}),
-    "dinov2-swiglu": ("Dinov2Model", "Dinov2Config", {"use_swiglu_ffn": True}),
+    "dinov2-swiglu": ("Dinov2Model", "Dinov2Config", {"use_swiglu_ffn": True} | EAGER),
     "dinov2-classifier": ("Dinov2ForImageClassification", "Dinov2Config", CLASSES),
-    "dinov2-registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {}),
-    "dinov2-registers-classifier": (
+    "registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {"use_swiglu_ffn": True}),
+    "registers-classifier": (
         "Dinov2WithRegistersForImageClassification",
         "Dinov2WithRegistersConfig",
-        CLASSES,
+        CLASSES | EAGER,
     ),
     "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", DINOV3),
-    "dinov3-gated": ("DINOv3ViTModel", "DINOv3ViTConfig", DINOV3 | {"use_gated_mlp": True}),
+    "dinov3-gated": ("DINOv3ViTModel", "DINOv3ViTConfig", DINOV3 | {"use_gated_mlp": True} | EAGER),
     "clip": ("CLIPVisionModel", "CLIPVisionConfig", {}),
-    "clip-projection": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {"projection_dim": 24}),
+    "clip-projection": (
+        "CLIPVisionModelWithProjection",
+        "CLIPVisionConfig",
+        {"projection_dim": 24, "hidden_act": "gelu"} | EAGER,
+    ),
     "siglip": ("SiglipVisionModel", "SiglipVisionConfig", {}),
-    "eager-attention": ("SiglipVisionModel", "SiglipVisionConfig", {"attn_implementation": "eager"}),
     "mae": ("ViTMAEModel", "ViTMAEConfig", {"mask_ratio": 0.0}),
 }
 PREPROCESS = Preprocess(size=(48, 48), mean=(0.1, 0.2, 0.3))
@@ -126,6 +131,7 @@ def opened(result: Exported) -> Engine:
     return open_engine(result.path, threads=1, trust=True)
 
 
+@pytest.mark.contract("{kind}", library="transformers")
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_a_file_has_the_outputs_of_transformers_at_every_batch_size(exported, name, kind):
     model, result = exported(name, kind)
@@ -208,6 +214,14 @@ def test_metadata_of_a_model_that_embeds(exported):
     assert stored["difference"] < 1e-5
     assert Parity(**stored) == result.parity
     assert "mean cosine 1.000000" in str(result.parity)
+
+
+def test_a_file_knows_that_its_model_is_a_multi_label_one(tmp_path):
+    model = wrapped("vit-classifier", problem_type="multi_label_classification")
+    path = export(model, tmp_path / "vit.pt2", "torch", preprocess=PREPROCESS, lives=False).path
+    assert open_exported(ModelConfig(str(path)), trust=True).multi_label
+    other = export(wrapped("vit-classifier"), tmp_path / "o.pt2", "torch", preprocess=PREPROCESS, lives=False).path
+    assert not open_exported(ModelConfig(str(other)), trust=True).multi_label
 
 
 def test_classes_without_names_get_numbers():

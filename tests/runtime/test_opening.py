@@ -70,6 +70,15 @@ def test_an_unknown_tag(vit_file):
             open_pipeline(config)
 
 
+def test_an_exported_file_or_bundle(tmp_path):
+    (tmp_path / "vit.onnx").touch()
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/bundle.json").touch()
+    for name in ("vit.onnx", "bundle"):
+        with pytest.raises(ConfigError, match=f"got the file or bundle .*{name}; only predict, embed and eval run"):
+            open_pipeline(ModelConfig(str(tmp_path / name)), random_weights=True)
+
+
 def test_an_unknown_name():
     with pytest.raises(UnsupportedModelError, match="timm has no model named 'vit_tiny_patch15'"):
         open_pipeline(ModelConfig("vit_tiny_patch15"), random_weights=True)

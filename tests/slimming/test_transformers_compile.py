@@ -37,6 +37,7 @@ def check(name: str, backend: str, variant: str = "fixed, merge") -> None:
     assert any(far_apart(t, dense[place]) for place, t in tensors(compiled(**given)).items())
 
 
+@pytest.mark.contract("compile", library="transformers")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_compiles_to_one_graph(name: str) -> None:
     check(name, "aot_eager")

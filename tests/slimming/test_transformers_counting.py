@@ -25,6 +25,7 @@ def test_stated_dense_flops_equal_executed_ones(name: str) -> None:
     assert stated.dense == pytest.approx(measured(run(name, built(name)), images), rel=WITHIN)
 
 
+@pytest.mark.contract("flops", library="transformers")
 @pytest.mark.parametrize("variant", ["fixed, merge", "adaptive"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stated_flops_equal_executed_ones(name: str, variant: str) -> None:

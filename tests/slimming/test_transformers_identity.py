@@ -39,6 +39,7 @@ def test_small_models_depend_on_content_and_position(name: str) -> None:
     assert all(far_apart(t, moved[place]) for place, t in outputs.items() if place not in ("mask", "ids_restore"))
 
 
+@pytest.mark.contract("identity", library="transformers")
 @pytest.mark.parametrize("variant", ["fixed", "adaptive, merge"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_budget_one_gives_the_librarys_outputs(name: str, variant: str) -> None:
@@ -140,6 +141,7 @@ def assert_same_step(model: nn.Module, other: nn.Module, backbone: nn.Module, gi
             assert_close(found, gradient, 1e-4)
 
 
+@pytest.mark.contract("training", library="transformers")
 @pytest.mark.parametrize(
     ("name", "checkpointing", "learned"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -64,10 +65,18 @@ def _siglip() -> nn.Module:
     return _made("SiglipVisionModel", "SiglipVisionConfig")()
 
 
+def _open_clip() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # open_clip imports timm by an old path
+        tower = pytest.importorskip("open_clip.transformer").VisionTransformer
+    return liven(tower(image_size=48, patch_size=8, width=48, layers=5, heads=3, mlp_ratio=2.0, output_dim=24)).eval()
+
+
 HEADLESS: dict[str, Callable[[], nn.Module]] = {
     "dinov2": _made("Dinov2Model", "Dinov2Config"),
     "siglip": _siglip,
     "clip": _made("CLIPVisionModelWithProjection", "CLIPVisionConfig", projection_dim=24),
+    "open_clip": _open_clip,
     "timm": lambda: fresh("no-classifier"),
 }
 CLASSIFIER = _made("ViTForImageClassification", "ViTConfig", num_labels=10)
@@ -201,7 +210,7 @@ def test_the_result_is_of_the_librarys_class_and_survives_saving(headless: tuple
     model, fitted, out, held_out = headless
     images = images_of(held_out)
     assert isinstance(fitted.model, SlimModel)
-    if type(model).__module__.startswith("transformers"):
+    if type(model).__module__.startswith(("transformers", "open_clip")):
         assert isinstance(fitted.model, type(model))
         assert type(fitted.model(images)) is type(model(images))
     again = patchlife.load(out, model)

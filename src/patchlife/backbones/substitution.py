@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -69,10 +68,15 @@ def slots(kind: Any, depth: int, run: RunOnce | None, state: Slots | None = None
     return nn.ModuleList(made)
 
 
-@functools.cache  # making a class takes longer than the rest of a call
+_slot_classes: dict[Any, Any] = {}
+"""By class of block, because making a class takes longer than the rest of a call. torch.compile warns of functools."""
+
+
 def _slot_class(kind: Any) -> Any:
-    kind = next(k for k in kind.__mro__ if "FSDPModule" not in (base.__name__ for base in k.__mro__))  # not sharded
-    return type(kind.__name__, (kind,), {"forward": _slot_forward})
+    if kind not in _slot_classes:
+        own = next(k for k in kind.__mro__ if "FSDPModule" not in (base.__name__ for base in k.__mro__))  # not sharded
+        _slot_classes[kind] = type(own.__name__, (own,), {"forward": _slot_forward})
+    return _slot_classes[kind]
 
 
 def _slot_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

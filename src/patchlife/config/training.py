@@ -19,9 +19,8 @@ class TrainingConfig:
     """How the scorer and, optionally, the backbone are trained.
 
     Training has two stages. Stage 1 trains the scorer on features of the dense model, which are computed once and
-    cached. Stage 2, off by default, trains the backbone by distillation from the
-    dense model, and the scorer along with it. It distils the logits, or for a model without a classifier the embedding
-    and the patch tokens.
+    cached. Stage 2, off by default, trains the backbone by distillation from the dense model, and the scorer along with
+    it. It distils the logits, or for a model without a classifier the embedding and the patch tokens.
 
     Attributes:
         photos: Train on at most N photos, drawn at random. Default: all photos.

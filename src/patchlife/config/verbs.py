@@ -28,7 +28,8 @@ class BackboneConfig:
         model: Name of a timm model; hf-hub:ORG/NAME (timm's models of the Hugging Face hub) or local-dir:FOLDER (saved
             by timm); hf:ORG/NAME[@REVISION] (transformers' models of the hub) or a FOLDER that transformers saved, with
             config.json, safetensors files and preprocessor_config.json; open_clip:ARCH/TAG, open_clip:ARCH/FILE or
-            open_clip:hf-hub:ORG/NAME; the folder of an adapter; or demo, the small model that comes with patchlife.
+            open_clip:hf-hub:ORG/NAME; the folder of an adapter, or its hf:ORG/NAME; for predict, embed and eval an
+            exported file or bundle; or demo, the small model that comes with patchlife.
         checkpoint: Weights of the backbone, a safetensors file, for a name of timm or open_clip:ARCH. For an adapter:
             the present path of that file, or a folder of transformers with the same weights. The number of classes and
             the image size are read from the file.
@@ -322,8 +323,9 @@ class EvalConfig:
         model: Model and weights.
         data: Folder with one subfolder of photos per class (see --class-order). For a model without a classifier any
             folder of photos; neighbours are compared only if it has several subfolders, whose names are the classes.
-        labels_from: CSV file with the columns path and label, which replaces the subfolders. A label is a class name, a
-            WordNet id or a class number. Several labels of a photo, with --multi-label, are separated by ; or |.
+        labels_from: CSV file with the columns path and label, which replaces the subfolders, for a model with a
+            classifier. A label is a class name, a WordNet id or a class number. Several labels of a photo, with
+            --multi-label, are separated by ; or |.
         budgets: Budgets, as fractions of the dense model's FLOPs.
         modes: fixed, adaptive, or both as fixed,adaptive.
         every: Use every N-th photo.

@@ -118,7 +118,8 @@ def open_exported(config: ModelConfig, trust: bool = False) -> Pipeline[EngineCl
         labels = read_labels(config.labels, len(labels.names))
     weights = {"sha256": torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8)}
     model = EngineClassifier(engine_for, LifeConfig.from_dict(metadata.config), weights)
-    return Pipeline(metadata.model, model, metadata.read_preprocess(), labels, config.multi_label)
+    multi_label = config.multi_label or metadata.multi_label
+    return Pipeline(metadata.model, model, metadata.read_preprocess(), labels, multi_label)
 
 
 def _at_budget(path: Path, budget: float | None, trust: bool) -> tuple[Engine, Callable[[LifeConfig], Engine], str]:

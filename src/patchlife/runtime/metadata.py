@@ -52,6 +52,7 @@ class Metadata:
         grid: (rows, cols) of the patches. flops, dense_flops: per image.
         outputs: logits, or embedding for a model without a classifier; then life (number of blocks each patch takes
             part in) unless it was left out.
+        multi_label: whether an image can be of several classes (see `Pipeline`).
         int8_from: in an int8 file, the first block that computes in integers.
         integers: in an int8 file, the integer formats, and the processors on which products are exact.
         parity: how close the graph came to the model when it was exported (see `Parity`): ``images`` compared;
@@ -78,6 +79,7 @@ class Metadata:
     flops: int
     dense_flops: int
     outputs: tuple[str, ...]
+    multi_label: bool = False
     int8_from: int = 0
     integers: str = ""
     parity: dict[str, Any] = field(default_factory=dict)
@@ -170,6 +172,7 @@ def metadata_of(
         flops=cost.slimmed,
         dense_flops=cost.dense,
         outputs=(backbone.output_name, "life") if lives else (backbone.output_name,),
+        multi_label=backbone.multi_label,
         integers=integers,
         versions={name: _version(name) for name in ("torch", backbone.library, *_EXPORTERS[kind])},
     )

@@ -27,6 +27,7 @@ from ..config import Device, LifeConfig, ModelConfig, Precision
 from ..data import Preprocess
 from ..data.labels import Labels, imagenet_labels, numbered_labels, read_labels
 from ..errors import AdapterError, CheckpointError, ConfigError, PatchLifeError
+from ..io.exported_files import is_exported
 from ..io.files import sha256_of
 from ..slimming import SlimModel, slim_model, wrap
 from .demo_model import DEMO, demo_backbone, demo_folder
@@ -54,6 +55,7 @@ def open_pipeline(
         MissingExtraError: the library of the model is not installed.
     """
     torch_device = pick_device(device)
+    _check_not_exported(config.model)
     if config.model == DEMO:
         model = _open_demo(config)
     elif folder := adapter_folder(config.model):
@@ -69,6 +71,15 @@ def open_pipeline(
         _labels_of(backbone, config.labels),
         config.multi_label or backbone.multi_label,
     )
+
+
+def _check_not_exported(model: str) -> None:
+    """Raise ConfigError for a file or a bundle. A timm name wins over a file of the same name."""
+    if is_exported(model) and not timm.is_model(model):
+        raise ConfigError(
+            f"expected a model, got the file or bundle {model}; only predict, embed and eval run exported models. Give "
+            "the MODEL that it was exported from; weights are given with --checkpoint FILE"
+        )
 
 
 # ---- the kinds of MODEL argument

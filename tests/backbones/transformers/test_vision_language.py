@@ -104,6 +104,7 @@ def _kept(life: Tensor, index: int, tokens: Tensor) -> Tensor:
     return torch.cat((kept.new_ones(len(kept), tokens.shape[1] - kept.shape[1]), kept), dim=1)
 
 
+@pytest.mark.contract("identity", library="vision-language models of transformers")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", MODELS)
 def test_at_budget_one_logits_and_generation_do_not_change(name: str, attention: str) -> None:
@@ -118,6 +119,7 @@ def test_at_budget_one_logits_and_generation_do_not_change(name: str, attention:
     assert (of_found - of_tokens).abs().max() <= 1e-5
 
 
+@pytest.mark.contract("{mode}", library="vision-language models of transformers")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
 @pytest.mark.parametrize("name", MODELS)
