@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from patchlife.data.labels import Labels, imagenet_labels, numbered_labels, read_labels
+from patchlife.data.labels import Labels, imagenet_labels, named_labels, numbered_labels, read_labels
 from patchlife.errors import ConfigError
 
 COMPOSED = "café"
@@ -192,3 +192,13 @@ def test_labels_of_samples_that_are_not_classes(label):
         f"x.tar/1.jpg has the label {label!r}, which is not a class of this model; its classes are 0 to 2, with the "
         "names cat, dog, eel, ...: correct the label, or give the class names with --labels FILE"
     )
+
+
+def test_names_of_imagenets_classes_have_wordnet_ids() -> None:
+    names = imagenet_labels().names
+    with_synonyms = tuple(f"{name}, {name} of another list" for name in names)
+    assert named_labels(with_synonyms).ids == imagenet_labels().ids
+    assert named_labels(with_synonyms).names == with_synonyms
+    assert named_labels(names[1:] + names[:1]).ids == ()
+    assert named_labels(names[:10]).ids == ()
+    assert named_labels(()).ids == ()

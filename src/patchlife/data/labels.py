@@ -11,7 +11,9 @@ from pathlib import Path
 from ..config import ClassOrder
 from ..errors import ConfigError
 
-__all__ = ["Labels", "folder_labels", "imagenet_labels", "numbered_labels", "read_labels"]
+__all__ = ["Labels", "folder_labels", "imagenet_labels", "named_labels", "numbered_labels", "read_labels"]
+
+_SAME_NAMES = 0.7  # of the names must be ImageNet's at their places; lists of its names differ in single names
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,22 @@ def imagenet_labels() -> Labels:
     names = [description.partition(",")[0] for description in info.label_descriptions()]
     unique = [f"{name} ({i})" if names.count(name) > 1 else name for name, i in zip(names, ids, strict=True)]
     return Labels(tuple(unique), ids)
+
+
+def named_labels(names: tuple[str, ...]) -> Labels:
+    """Labels of these names; with WordNet ids if they are those of ImageNet's classes, in ImageNet's order.
+
+    A name may be one of several synonyms, separated by commas, as in models of transformers ("tench, Tinca tinca").
+    """
+    imagenet = imagenet_labels()
+    pairs = list(zip(names, imagenet.names, strict=False))
+    same = sum(bool(_synonyms(own) & _synonyms(other)) for own, other in pairs)
+    is_imagenet = len(names) == len(imagenet.names) and same >= _SAME_NAMES * len(names)
+    return Labels(names, imagenet.ids if is_imagenet else ())
+
+
+def _synonyms(name: str) -> set[str]:
+    return {part.strip().casefold() for part in name.split(",")}
 
 
 def numbered_labels(classes: int) -> Labels:

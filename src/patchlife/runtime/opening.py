@@ -25,7 +25,7 @@ from ..backbones import (
 )
 from ..config import Device, LifeConfig, ModelConfig, Precision
 from ..data import Preprocess
-from ..data.labels import Labels, imagenet_labels, numbered_labels, read_labels
+from ..data.labels import Labels, imagenet_labels, named_labels, numbered_labels, read_labels
 from ..errors import AdapterError, CheckpointError, ConfigError, PatchLifeError
 from ..io.exported_files import is_exported
 from ..io.files import sha256_of
@@ -282,5 +282,5 @@ def _labels_of(backbone: Backbone, path: Path | None) -> Labels:
     if path:
         return read_labels(path, count)
     if count and len(backbone.label_names) == count:
-        return Labels(backbone.label_names)
+        return named_labels(backbone.label_names)
     return imagenet_labels() if count == 1000 else numbered_labels(count)
