@@ -102,11 +102,17 @@ def test_a_photo_without_a_row(patchlife, model, photos, tmp_path):
     assert f"has no row for 2 of the 7 photos (the first: {photos[5]})" in result.err
 
 
-def test_eval_of_a_model_without_classifier_takes_no_table(patchlife, photos, tmp_path):
+def test_eval_of_a_model_without_classifier_takes_the_classes_of_the_table(patchlife, photos, tmp_path):
     model = [NAME, "--checkpoint", checkpoint(tmp_path / "headless.safetensors", num_classes=0)]
-    result = patchlife("eval", *model, photos[0].parent, "--labels-from", table(tmp_path, photos, [0] * 7))
-    assert result.code == 2
-    assert "--labels-from has no effect for a model without a classifier" in result.err
+    line = ["eval", *model, photos[0].parent, "--budgets", "0.8", "--labels-from"]
+    result = patchlife(
+        *line, table(tmp_path, photos, ["red panda", "tram", "tram", "tram", "tram", "tram", "red panda"])
+    )
+    assert result.code == 0, result.err
+    assert "kNN dense" in result.out
+    result = patchlife(*line, table(tmp_path, photos, ["tram"] * 7))
+    assert "has no photos of several classes" in result.err
+    assert "kNN" not in result.out
 
 
 # ---- multi-label models

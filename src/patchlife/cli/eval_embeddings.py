@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..config import EvalConfig
 from ..errors import ConfigError
-from .common import classes_of, find_photos, say
+from .common import find_photos, say
 
 if TYPE_CHECKING:
     import torch
@@ -56,29 +56,40 @@ def embedding_scores(
 
 
 def _classes(config: EvalConfig, photos: Sequence[Path], gallery: Sequence[Path]) -> tuple[list[int], list[int]]:
-    """The class of each photo, and of each photo of the gallery: its folder; -1 if all photos are in one folder."""
-    from ..data.labels import folder_labels
-
+    """The class of each photo, and of each photo of the gallery; -1 if all photos have one class."""
     if config.model.class_order:
         raise ConfigError(
-            "--class-order has no effect for a model without a classifier, whose classes are the names of the folders; "
-            "remove it"
+            "--class-order has no effect for a model without a classifier, whose classes are the names of the folders "
+            "or the labels of --labels-from; remove it"
         )
-    if config.labels_from:
-        raise ConfigError(
-            "--labels-from has no effect for a model without a classifier, whose classes are the names of the folders; "
-            "remove it"
-        )
-    labels = folder_labels(gallery or photos)
-    if not gallery and len(labels.names) < 2:
-        say(f"{config.data} has no subfolders of several classes, so neighbours are not compared, only the cosine")
+    own, others = _labels(config, photos, gallery)
+    names = sorted({*(others or own)})
+    if not gallery and len(names) < 2:
+        where = config.labels_from or config.data
+        say(f"{where} has no photos of several classes, so neighbours are not compared, only the cosine")
         return [-1] * len(photos), []
-    if missing := sorted(set(folder_labels(photos).names) - set(labels.names)):
+    if missing := sorted({*own} - {*names}):
         raise ConfigError(
-            f"--gallery {config.gallery} has no photos of {missing[0]}, a folder of {config.data}; give a gallery with "
-            "the same folders"
+            f"--gallery {config.gallery} has no photos of {missing[0]}, a class of {config.data}; give a gallery with "
+            "photos of the same classes"
         )
-    return classes_of(labels, photos, None), labels.classes_of(gallery)
+    index = {name: place for place, name in enumerate(names)}
+    return [index[name] for name in own], [index[name] for name in others]
+
+
+def _labels(config: EvalConfig, photos: Sequence[Path], gallery: Sequence[Path]) -> tuple[list[str], list[str]]:
+    """The name of the class of each photo, and of each photo of the gallery, from the table or from the folders."""
+    both = [*photos, *gallery]
+    if config.labels_from:
+        from ..data.label_table import read_label_table
+
+        found = [row.label for row in read_label_table(config.labels_from, both)]
+    else:
+        from ..data.labels import folder_labels
+
+        labels = folder_labels(both)
+        found = [labels.names[place] for place in labels.classes_of(both)]
+    return found[: len(photos)], found[len(photos) :]
 
 
 def embedding_table(scores: Sequence[EmbeddingScore], photos: int, neighbours: int) -> str:

@@ -323,8 +323,8 @@ class EvalConfig:
         model: Model and weights.
         data: Folder with one subfolder of photos per class (see --class-order). For a model without a classifier any
             folder of photos; neighbours are compared only if it has several subfolders, whose names are the classes.
-        labels_from: CSV file with the columns path and label, which replaces the subfolders, for a model with a
-            classifier. A label is a class name, a WordNet id or a class number. Several labels of a photo, with
+        labels_from: CSV file with the columns path and label, which replaces the subfolders. A label is a class name, a
+            WordNet id or a class number; for a model without a classifier any text. Several labels of a photo, with
             --multi-label, are separated by ; or |.
         budgets: Budgets, as fractions of the dense model's FLOPs.
         modes: fixed, adaptive, or both as fixed,adaptive.
