@@ -1,6 +1,8 @@
-"""Skipping tests of features that the installed timm does not have yet."""
+"""Skipping tests of features that the installed timm or transformers does not have yet."""
 
 from __future__ import annotations
+
+from importlib.metadata import version
 
 import timm
 
@@ -16,6 +18,15 @@ def needs_timm(version: str, feature: str) -> None:
         import pytest  # imported here: the GPU script uses the small models without pytest
 
         pytest.skip(f"{feature} needs timm {version}, got {timm.__version__}")
+
+
+def needs_transformers(since: str, feature: str) -> None:
+    """Skip the calling test if the installed transformers is older than ``since``, with which ``feature`` works."""
+    installed = version("transformers")
+    if _numbers(installed) < _numbers(since):
+        import pytest
+
+        pytest.skip(f"{feature} needs transformers {since}, got {installed}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from .transformers_checks import (
     check_all_present,
     check_attention,
     check_class,
+    check_countable,
     check_images,
     check_not_dispatched,
     check_one_device,
@@ -231,6 +232,8 @@ def adapt(model: Any) -> TransformersBackbone:
     check_not_dispatched(backbone.containers())
     check_one_device(model)
     check_attention(backbone.core)
+    if backbone._kind.masked:
+        check_countable(backbone)
     ratio = getattr(backbone.core.config, "mask_ratio", 0)
     if ratio and backbone._core_class == "ViTMAEModel":
         raise UnsupportedModelError(

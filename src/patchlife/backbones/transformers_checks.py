@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ __all__ = [
     "check_all_present",
     "check_attention",
     "check_class",
+    "check_countable",
     "check_images",
     "check_not_dispatched",
     "check_one_device",
@@ -56,6 +58,21 @@ def _check_forward(model: Any, known: str) -> None:
         raise UnsupportedModelError(
             f"{type(model).__name__} replaces forward of transformers' {known}, so what it computes is unknown"
         )
+
+
+def check_countable(backbone: Backbone) -> None:
+    """Raise UnsupportedModelError if the embedding needs values, so that its FLOPs cannot be counted without weights.
+
+    Idefics encoders of older releases of transformers choose positions by a boolean index.
+    """
+    copy = backbone.skeleton()
+    try:
+        copy.embed(copy.blank())
+    except NotImplementedError:
+        raise UnsupportedModelError(
+            f"{type(backbone.model).__name__} of the installed transformers {version('transformers')} cannot be "
+            "counted; upgrade transformers: pip install -U 'transformers>=5.24'"
+        ) from None
 
 
 def check_attention(core: Any) -> None:

@@ -12,7 +12,7 @@ from ..extras import need
 from .files import replace_file
 from .jsonl import printable
 from .table import Table
-from .vectors import VECTOR, packed, unpacked, width_of
+from .vectors import VECTOR, packed, unpacked
 
 __all__ = ["EMBEDDINGS", "PREDICTIONS"]
 
@@ -29,9 +29,9 @@ def _write_predictions(path: Path, records: Callable[[], Iterator[Record]], _: i
 
 
 def _write_embeddings(path: Path, records: Callable[[], Iterator[Record]], _: int) -> None:
-    """Write packed vectors as lists of a fixed size, null for a photo that failed."""
+    """Write packed vectors as lists, null for a photo that failed (before pyarrow 26 not possible in fixed sizes)."""
     pa = need("pyarrow", _WHAT)
-    vectors = pa.list_(pa.float32(), width_of(records()))
+    vectors = pa.list_(pa.float32())
     unpacked_records = (r | {VECTOR: unpacked(r[VECTOR])} if VECTOR in r else r for r in records())
     _write(path, unpacked_records, [(VECTOR, vectors), *_cost(pa), *_outcome(pa)])
 
