@@ -18,6 +18,7 @@ from .transformers_names import shared_names
 __all__ = ["Description"]
 
 Pairs = tuple[int, int]
+_SEQUENCES = (list, tuple)  # not list | tuple: torch.compile of torch 2.9 cannot trace it
 
 _IMAGE_SIZE = "patchlife_image_size"  # attribute of a model: copies of the model and new backbones have it too
 
@@ -171,5 +172,5 @@ class Description(Backbone):
 
 
 def _pair(value: Any) -> Pairs:
-    height, width = value if isinstance(value, list | tuple) else (value, value)
+    height, width = value if isinstance(value, _SEQUENCES) else (value, value)
     return (height, width)
