@@ -11,10 +11,10 @@ from torch import nn
 from ..errors import UnsupportedModelError
 from .backbone import Backbone
 
-__all__ = ["LIBRARIES", "adapt"]
+__all__ = ["adapt"]
 
-LIBRARIES = {"transformers": "transformers", "open_clip": "open_clip"}
-"""Module of this package, by the top package that a model's class comes from; timm's is the default."""
+_LIBRARIES = ("transformers", "open_clip")
+"""Top packages of the classes of models, and the modules here that know them; the module of timm is the default."""
 
 
 class _Container(NamedTuple):
@@ -24,7 +24,6 @@ class _Container(NamedTuple):
     advice: str
 
 
-_IN_PLACE = "wrap the vision encoder in its place: "
 _CONTAINERS = {  # by the name of the submodule that is the Vision Transformer
     "_orig_mod": _Container(
         ("OptimizedModule",), "wrap the model before torch.compile: torch.compile(patchlife.wrap(model._orig_mod))"
@@ -47,10 +46,10 @@ _CONTAINERS = {  # by the name of the submodule that is the Vision Transformer
         ("TimmModel",), "wrap the timm model in its place: visual.trunk = patchlife.wrap(visual.trunk)"
     ),
     "model": _Container(("FeatureGetterNet",), "wrap the model inside: model.model = patchlife.wrap(model.model)"),
-    "vision_model": _Container(
-        ("CLIPModel", "SiglipModel"), f"{_IN_PLACE}model.vision_model = patchlife.wrap(model.vision_model)"
+    "visual": _Container(
+        ("CLIP", "CustomTextCLIP", "CoCa"),
+        "wrap the vision encoder in its place: model.visual = patchlife.wrap(model.visual)",
     ),
-    "visual": _Container(("CLIP", "CustomTextCLIP", "CoCa"), f"{_IN_PLACE}model.visual = patchlife.wrap(model.visual)"),
 }
 
 
@@ -63,8 +62,9 @@ def adapt(model: Any) -> Backbone:
         raise UnsupportedModelError(advice)
     with torch.autocast("cpu", enabled=False):  # blocks are compared with their parts in full precision
         for kind in type(model).__mro__:  # a user's subclass comes from another package
-            if module := LIBRARIES.get(kind.__module__.partition(".")[0]):
-                return importlib.import_module(f".{module}", __package__).adapt(model)
+            library = kind.__module__.partition(".")[0]
+            if library in _LIBRARIES:
+                return importlib.import_module(f".{library}", __package__).adapt(model)
         from .timm import adapt_timm
 
         return adapt_timm(model)
