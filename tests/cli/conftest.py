@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from small import NAME, checkpoint, write_photos
 
 from patchlife.cli.main import main
+from patchlife.runtime import inference
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,26 @@ def patchlife(capfd) -> Callable[..., CommandResult]:
         return CommandResult(code, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def interrupted(monkeypatch) -> Callable[[], AbstractContextManager[pytest.MonkeyPatch]]:
+    """A function that gives a context in which a run on photos is interrupted (Ctrl-C) after three of them."""
+    real = inference.predict_photos
+
+    def after_three(*args: Any) -> Iterator[Any]:
+        for count, prediction in enumerate(real(*args)):
+            if count == 3:
+                raise KeyboardInterrupt
+            yield prediction
+
+    @contextmanager
+    def context() -> Iterator[pytest.MonkeyPatch]:
+        with monkeypatch.context() as patched:
+            patched.setattr(inference, "predict_photos", after_three)
+            yield patched
+
+    return context
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from small import NAME, write_photos
 
-import patchlife.runtime.inference as inference
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, vit_file) -> tuple[list[str], Path, list[dict]]:
@@ -36,19 +34,10 @@ def test_a_table_has_the_records_of_the_json_lines(finished):
     assert len(records[0]["top"]) == 2
 
 
-def test_an_interrupted_run_leaves_a_journal_and_continues(finished, tmp_path, patchlife, monkeypatch):
+def test_an_interrupted_run_leaves_a_journal_and_continues(finished, tmp_path, patchlife, interrupted):
     line, file, records = finished
     out = tmp_path / "p.parquet"
-    real = inference.predict_photos
-
-    def interrupted(*args):
-        for count, prediction in enumerate(real(*args)):
-            if count == 3:
-                raise KeyboardInterrupt
-            yield prediction
-
-    with monkeypatch.context() as patched:
-        patched.setattr(inference, "predict_photos", interrupted)
+    with interrupted():
         result = patchlife(*line, "--out", out)
     assert result.code == 130
     assert "3 of 5 photos are done; continue with --resume" in result.err

@@ -9,8 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small import checkpoint, write_photos
 
-import patchlife.runtime.inference as inference
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, vit_file):
@@ -84,19 +82,10 @@ def test_resuming_another_kind_of_file_is_refused(finished, tmp_path, patchlife)
     assert out.read_bytes() == b"\xff\xd8\xff precious"
 
 
-def test_ctrl_c_keeps_all_records(finished, tmp_path, patchlife, monkeypatch):
+def test_ctrl_c_keeps_all_records(finished, tmp_path, patchlife, interrupted):
     line, whole = finished
     out = tmp_path / "out.jsonl"
-    real = inference.predict_photos
-
-    def interrupted(*args):
-        for count, prediction in enumerate(real(*args)):
-            if count == 3:
-                raise KeyboardInterrupt
-            yield prediction
-
-    with monkeypatch.context() as patched:
-        patched.setattr(inference, "predict_photos", interrupted)
+    with interrupted():
         result = patchlife(*line, "--out", out)
     assert result.code == 130
     assert "3 of 5 photos are done; continue with --resume" in result.err

@@ -226,6 +226,11 @@ class Backbone(nn.Module):
         Raises ConfigError if ``images`` is not a batch of an image size and channels that the model takes.
         """
 
+    def present_grid(self, tokens: Float[Tensor, "batch tokens dim"], grid: tuple[int, int]) -> tuple[int, int]:
+        """``grid`` (rows, cols); one row if patch dropout in training left random patches, which have no grid."""
+        present = tokens.shape[1] - self.prefix
+        return grid if grid[0] * grid[1] == present else (1, present)
+
     @abstractmethod
     def block(self, index: int, x: Tensor, rope: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The output of block ``index`` for tokens ``x``, with gradient checkpointing if the model uses it.

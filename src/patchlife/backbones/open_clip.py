@@ -175,7 +175,7 @@ class OpenClipBackbone(Backbone):
         """Patch tokens with positions, after the class token. Raises ConfigError for images of another size."""
         size = self._checked_size(images)
         tokens = self.model._embeds(images)
-        return Embedded(tokens, None, self._grid(tokens), size)
+        return Embedded(tokens, None, self.present_grid(tokens, self.grid), size)
 
     def _checked_size(self, images: Tensor) -> Pair:
         self.check_batch(images)
@@ -186,12 +186,6 @@ class OpenClipBackbone(Backbone):
                 f"{size[1]}; resize them, or build the model with force_image_size"
             )
         return size
-
-    def _grid(self, tokens: Tensor) -> Pair:
-        """The patch grid; in training patch dropout leaves random patches, and there is no grid."""
-        rows, cols = self.grid
-        present = tokens.shape[1] - self.prefix
-        return (rows, cols) if rows * cols == present else (1, present)
 
     def block(self, index: int, x: Tensor, rope: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The output of block ``index``, with gradient checkpointing if the model uses it."""
@@ -239,7 +233,9 @@ class OpenClipBackbone(Backbone):
             taps = dict.fromkeys(wanted, tokens)
             all_tokens = bool(wanted) or self.model.output_tokens or not self.reads_class
             taps.pop(self.depth - 1, None)
-            last = run(Embedded(tokens, None, self._grid(tokens), size), all_tokens, taps)  # fills in taps
+            last = run(
+                Embedded(tokens, None, self.present_grid(tokens, self.grid), size), all_tokens, taps
+            )  # fills in taps
             outputs = {**taps, self.depth - 1: last}
             return {index: x.transpose(0, 1) for index, x in outputs.items()} if sequence_first else outputs
 

@@ -155,10 +155,7 @@ class TimmBackbone(Backbone):
             rope = None if rope is None else _per_block(rope, getattr(vit, "rope_mixed", False))
         else:
             x = vit.patch_drop(vit._pos_embed(x))
-        patches = x.shape[1] - self.prefix
-        if patches != grid[0] * grid[1]:  # patch dropout in training leaves random patches: there is no grid
-            grid = (1, patches)
-        return Embedded(vit.norm_pre(x), rope, grid, (images.shape[-2], images.shape[-1]))
+        return Embedded(vit.norm_pre(x), rope, self.present_grid(x, grid), (images.shape[-2], images.shape[-1]))
 
     def block(self, index: int, x: Tensor, rope: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The output of block ``index`` for tokens ``x``, with gradient checkpointing if the model uses it.

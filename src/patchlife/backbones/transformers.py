@@ -108,8 +108,7 @@ class TransformersBackbone(Description):
 
     def _grid(self, tokens: Tensor, size: Pairs) -> Pairs:
         rows, cols = size[0] // self.patch_size[0], size[1] // self.patch_size[1]
-        present = tokens.shape[1] - self.prefix
-        return (rows, cols) if rows * cols == present else (1, present)
+        return self.present_grid(tokens, (rows, cols))
 
     def check_batch(self, images: Tensor) -> None:
         """As in `Backbone`; also checks the size of the images and that the weights are loaded."""
