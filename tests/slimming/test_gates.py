@@ -38,7 +38,7 @@ def test_values_equal_those_of_the_fixed_run(name: str, merge: bool) -> None:
     model, tokens, embedded, scores = scored(name, merge)
     keep_dropped = not model.backbone.reads_class
     plan = fixed_plan(
-        scores.score, scores.similarities() if merge else None, model.schedule(embedded.image_size), embedded.grid
+        scores.score, scores.embedding if merge else None, model.schedule(embedded.image_size), embedded.grid
     )
     fixed = run_fixed(model.backbone, tokens, embedded.rope, plan, keep_dropped)
     gated = run_gated(model.backbone, tokens, embedded.rope, plan, scores.embedding, keep_dropped)
@@ -48,7 +48,7 @@ def test_values_equal_those_of_the_fixed_run(name: str, merge: bool) -> None:
 def test_every_parameter_of_the_scorer_gets_a_gradient() -> None:
     with torch.enable_grad():
         model, tokens, embedded, scores = scored("vit", merge=True)
-        plan = fixed_plan(scores.score, scores.similarities(), model.schedule(embedded.image_size), embedded.grid)
+        plan = fixed_plan(scores.score, scores.embedding, model.schedule(embedded.image_size), embedded.grid)
         out = run_gated(model.backbone, tokens, embedded.rope, plan, scores.embedding, keep_dropped=False)
         model.classify(out, plan).square().sum().backward()
     without = [name for name, p in model.scorer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -61,7 +61,7 @@ def test_scores_of_kept_and_of_merged_patches_get_gradients(merge: bool) -> None
         model, tokens, embedded, scores = scored("vit", merge)
         score = scores.score.detach().requires_grad_()
         schedule = model.schedule(embedded.image_size)
-        plan = fixed_plan(score, scores.similarities() if merge else None, schedule, embedded.grid)
+        plan = fixed_plan(score, scores.embedding if merge else None, schedule, embedded.grid)
         out = run_gated(model.backbone, tokens, embedded.rope, plan, scores.embedding, keep_dropped=False)
         model.classify(out, plan).square().sum().backward()
     assert score.grad is not None

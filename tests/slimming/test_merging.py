@@ -9,7 +9,6 @@ import patchlife
 from patchlife.flop_counter import counted
 from patchlife.slimming.merging import MergeTargets, adaptive_merge_targets, fixed_merge_targets, merge
 from patchlife.slimming.schedule import Schedule
-from patchlife.slimming.similarity import Similarity
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
@@ -88,17 +87,17 @@ def test_flops_of_merging_are_counted(mode):
     assert stated == alone
     assert sum(stated) == executed
     assert (len(set(stated)) > 1) == (mode == "adaptive")
-    # adaptive mode adds the dropped tokens without matrix products, so torch's formulas count nothing
+    # in adaptive mode the cosines of all pairs belong to the decision
     assert model.cost().merge == (2 * model.backbone.dim if mode == "fixed" else 0)
 
 
 def test_merge_targets_are_the_most_similar_kept_patches():
     embedding = nn.functional.normalize(torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(3)), dim=-1)
     kept = (12, 12, 7, 7, 3)
-    similarity, order = Similarity.of(embedding), torch.arange(12).expand(2, -1)
-    targets = fixed_merge_targets(similarity, order, Schedule(kept, 2))
+    order = torch.arange(12).expand(2, -1)
+    targets = fixed_merge_targets(embedding, order, Schedule(kept, 2))
     counts = torch.tensor(kept).expand(2, -1)
-    for fixed, adaptive in zip(targets, adaptive_merge_targets(similarity, order, counts), strict=True):
+    for fixed, adaptive in zip(targets, adaptive_merge_targets(embedding, order, counts), strict=True):
         torch.testing.assert_close(fixed, adaptive)
     for b in range(2):
         for rank in range(12):

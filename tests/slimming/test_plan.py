@@ -17,7 +17,6 @@ from patchlife import Lives, Plan
 from patchlife.slimming import Schedule
 from patchlife.slimming.plan import adaptive_plan, fixed_plan
 from patchlife.slimming.run.adaptive import stages
-from patchlife.slimming.similarity import Similarity
 
 
 class Case(NamedTuple):
@@ -46,12 +45,12 @@ def cases(draw: st.DrawFn) -> Case:
             st.sampled_from([torch.nan, -torch.inf, torch.inf])
         )
     embedding = normalize(torch.randn(batch, patches, 4, generator=generator), dim=-1)
-    similarity = Similarity.of(embedding) if draw(st.booleans()) else None
+    embedding = embedding if draw(st.booleans()) else None
     if draw(st.booleans()):
-        return Case(score, schedule, fixed_plan(score, similarity, schedule, (rows, cols)), None)
+        return Case(score, schedule, fixed_plan(score, embedding, schedule, (rows, cols)), None)
     levels = torch.randn(depth - start, generator=generator).sort().values
     thresholds = torch.cat((torch.full((start,), -torch.inf), levels))
-    plan = adaptive_plan(score, similarity, schedule, (rows, cols), thresholds)
+    plan = adaptive_plan(score, embedding, schedule, (rows, cols), thresholds)
     return Case(score, schedule, plan, thresholds)
 
 

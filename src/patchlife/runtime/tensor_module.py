@@ -12,7 +12,6 @@ from ..errors import ConfigError
 from ..slimming import SlimModel
 from ..slimming.plan import fixed_plan
 from ..slimming.schedule import Schedule
-from ..slimming.similarity import Similarity
 
 __all__ = ["DecisionModule", "TensorModule", "tensor_module"]
 
@@ -52,7 +51,7 @@ class DecisionModule(nn.Module):
 
         ``scores`` holds for each patch its score, followed by its similarity embedding.
         """
-        plan = fixed_plan(scores[..., 0], Similarity.of(scores[..., 1:]), self.schedule, self.grid)
+        plan = fixed_plan(scores[..., 0], scores[..., 1:], self.schedule, self.grid)
         assert plan.merge_targets is not None
         return plan.lives().life, plan.order, plan.merge_targets.rank
 

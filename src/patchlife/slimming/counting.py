@@ -7,26 +7,28 @@ import torch
 from ..backbones import Backbone, Embedded
 from ..flop_counter import counted
 from .scorers import Scorer, Scores
+from .similarity import windows
 
 __all__ = ["count_parts"]
 
 
 def count_parts(
-    backbone: Backbone, scorer: Scorer, start: int, image_size: tuple[int, int], merge: bool, products: bool
+    backbone: Backbone, scorer: Scorer, start: int, image_size: tuple[int, int], merge: bool, fixed: bool
 ) -> tuple:
     """The fields of `Cost` for images of this size (height, width), counted on a copy without weights.
 
-    ``merge``: dropped patches are merged; ``products``: by matrix products (adaptive mode only adds).
+    ``merge``: dropped patches are merged; ``fixed``: in fixed mode, which compares dropped patches with kept ones only.
     """
     skeleton = backbone.skeleton()
     embedded = skeleton.embed(skeleton.blank(image_size))
     decision, scores = _counted_scorer(backbone, skeleton, scorer, start, embedded)
     patches, embedding_dim = scores.embedding.shape[1:]
-    if merge and scores.similarity is None:
-        decision += 2 * embedding_dim * patches**2
+    cut, pair = windows(patches), 2 * embedding_dim
+    if merge and not (fixed and len(cut) == 1):
+        decision += sum(pair * (w.stop - w.start) ** 2 for w in cut)
     blocks = tuple(backbone.block_flops(i) for i in range(backbone.depth))
     outer = sum(backbone.outer_flops(image_size))
-    return patches, backbone.prefix, outer, decision, blocks, 2 * backbone.dim if merge and products else 0
+    return patches, backbone.prefix, outer, decision, blocks, pair if merge and fixed and len(cut) == 1 else 0
 
 
 def _counted_scorer(

@@ -9,34 +9,43 @@ of two equal patches is 0. (Facility location as a submodular function: Nemhause
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from .plan import longest_first
-from .similarity import Similarity, cosines
+from .similarity import comparable, row_blocks, take, windows
 
 __all__ = ["coverage_gain", "running_max"]
 
 
 def coverage_gain(
-    importance: Float[Tensor, "batch patches"], embedding: Float[Tensor, "batch patches embedding_dim"]
-) -> tuple[Float[Tensor, "batch patches"], Similarity]:
-    """(gain of each patch over the more important ones, similarities of all patches).
+    importance: Float[Tensor, "batch patches"], embedding: Float[Tensor, "batch patches k"]
+) -> Float[Tensor, "batch patches"]:
+    """The gain of each patch over the more important ones of its window (`similarity.windows`).
 
     ``embedding`` has vectors of unit length. Where ``importance`` sums to 1 over an image, the gains of an image sum
     to at most 1 and compare across images.
     """
+    each = [_gain(importance[:, window], embedding[:, window]) for window in windows(importance.shape[1])]
+    return each[0] if len(each) == 1 else torch.cat(each, dim=1)
+
+
+def _gain(
+    importance: Float[Tensor, "batch patches"], embedding: Float[Tensor, "batch patches k"]
+) -> Float[Tensor, "batch patches"]:
     _, order = longest_first(importance)
-    image = torch.arange(order.shape[0], device=order.device)[:, None]
-    cosine = cosines(embedding[image, order])
-    weight = importance[image, order].to(cosine.dtype)
-    covered = running_max(cosine.clamp(min=0))  # [.., i, r]: how well ranks 0..r cover rank i
-    # differences first, then the sum: a difference of two sums near 1 would keep only rounding noise of a small gain
-    later = weight[:, None] @ (covered[..., 1:] - covered[..., :-1])
-    gain = torch.cat((weight[:, None] @ covered[..., :1], later), dim=2).squeeze(1)
-    rank = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    place = torch.zeros_like(order).scatter(1, order, rank)
-    return gain.gather(1, place), Similarity(cosine, place)
+    ranked = take(comparable(embedding), order)
+    weight = importance.gather(1, order).to(ranked.dtype)[:, None]
+    # the zero vector before the first patch covers nothing; it also makes each running maximum at least 0
+    columns = F.pad(ranked, (0, 0, 1, 0)).transpose(1, 2)
+    gains = []
+    for rows in row_blocks(order.shape[1], order.shape[1]):
+        covered = running_max(ranked[:, rows] @ columns)  # [.., i, r]: how well the first r patches cover patch i
+        # differences first, then the sum: a difference of two sums near 1 would lose a small gain in rounding noise
+        gains.append((weight[..., rows] @ (covered[..., 1:] - covered[..., :-1])).squeeze(1))
+    gain = gains[0] if len(gains) == 1 else torch.stack(gains).sum(dim=0)
+    return torch.zeros_like(gain).scatter(1, order, gain)
 
 
 def running_max(x: Float[Tensor, "*batch ranks"]) -> Float[Tensor, "*batch ranks"]:

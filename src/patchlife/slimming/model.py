@@ -88,15 +88,15 @@ class SlimModel(FeatureExtraction, SlimSettings):
 
         Raises ConfigError in adaptive mode, in training or without thresholds for images of this size.
         """
-        with without_autocast(scores.score):
-            similarity = scores.similarities() if self.settings.merge else None
-        schedule = self._schedule_of(embedded)
+        embedding, schedule = scores.embedding if self.settings.merge else None, self._schedule_of(embedded)
         if self.settings.mode == "fixed":
-            return fixed_plan(scores.score, similarity, schedule, embedded.grid)
+            with without_autocast(scores.score):
+                return fixed_plan(scores.score, embedding, schedule, embedded.grid)
         if self.training:
             raise ConfigError("adaptive mode is for inference: call .eval() first, or train in fixed mode")
         thresholds = self._thresholds(schedule, scores.score.shape[1], embedded.image_size)
-        return adaptive_plan(scores.score, similarity, schedule, embedded.grid, thresholds)
+        with without_autocast(scores.score):
+            return adaptive_plan(scores.score, embedding, schedule, embedded.grid, thresholds)
 
     def _adaptive_run(self, tokens: Tensor, embedded: Embedded, plan: Plan, taps: Taps | None) -> Tensor:
         return run_adaptive(self.backbone, tokens, embedded.rope, plan, taps=taps)

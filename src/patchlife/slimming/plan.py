@@ -11,7 +11,7 @@ from torch import Tensor
 from .lives import Lives
 from .merging import MergeTargets, adaptive_merge_targets, fixed_merge_targets
 from .schedule import Schedule
-from .similarity import Similarity
+from .similarity import take
 
 __all__ = ["Plan", "adaptive_plan", "fixed_plan", "longest_first"]
 
@@ -57,8 +57,7 @@ class Plan:
     ) -> Float[Tensor, "batch tokens dim"]:
         """Tokens of a run by this plan (all of them), with the patches back in grid order."""
         rank = self.rank()
-        image = torch.arange(rank.shape[0], device=rank.device)[:, None]
-        return torch.cat((tokens[:, :prefix], tokens[image, prefix + rank]), dim=1)
+        return torch.cat((tokens[:, :prefix], take(tokens[:, prefix:], rank)), dim=1)
 
 
 def longest_first(score: Float[Tensor, "batch patches"]) -> tuple[Tensor, Int[Tensor, "batch patches"]]:
@@ -72,29 +71,29 @@ def longest_first(score: Float[Tensor, "batch patches"]) -> tuple[Tensor, Int[Te
 
 def fixed_plan(
     score: Float[Tensor, "batch patches"],
-    similarity: Similarity | None,
+    embedding: Float[Tensor, "batch patches k"] | None,
     schedule: Schedule,
     grid: tuple[int, int],
 ) -> Plan:
-    """Every image keeps its own highest-scored patches, as many as the schedule says; no ``similarity``: no merging."""
+    """Every image keeps its own highest-scored patches, as many as the schedule says; no ``embedding``: no merging."""
     score, order = longest_first(score)
-    targets = None if similarity is None else fixed_merge_targets(similarity, order, schedule)
+    targets = None if embedding is None else fixed_merge_targets(embedding, order, schedule)
     return Plan(score, order, schedule, grid, merge_targets=targets)
 
 
 def adaptive_plan(
     score: Float[Tensor, "batch patches"],
-    similarity: Similarity | None,
+    embedding: Float[Tensor, "batch patches k"] | None,
     schedule: Schedule,
     grid: tuple[int, int],
     thresholds: Float[Tensor, "depth"],
 ) -> Plan:
     """A patch enters a block while its score is above the threshold of that block, whatever its image's other scores.
 
-    The highest-scored patch of an image is never dropped. No ``similarity``: no merging.
+    The highest-scored patch of an image is never dropped. No ``embedding``: no merging.
     """
     score, order = longest_first(score)
     counts = (score[:, :, None] > thresholds.to(score)).sum(dim=1).clamp(min=1)
     counts = counts.cummin(dim=1).values
-    targets = None if similarity is None else adaptive_merge_targets(similarity, order, counts)
+    targets = None if embedding is None else adaptive_merge_targets(embedding, order, counts)
     return Plan(score, order, schedule, grid, counts, targets)

@@ -60,5 +60,4 @@ class LifeRegressor(Scorer):
         """Score the patches of ``tokens``, the input of block ``start`` of ``backbone``."""
         logits, embedding = self.regress(tokens.to(self.norm.weight.dtype))
         importance = logits.float().softmax(dim=1)
-        score, similarity = coverage_gain(importance, embedding)
-        return Scores(score, embedding, similarity)
+        return Scores(coverage_gain(importance, embedding), embedding)

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones import Backbone
 from .coverage import coverage_gain
-from .similarity import Similarity
+from .similarity import comparable, subspace
 
 __all__ = ["AttentionScorer", "Scorer", "Scores", "attention_received"]
+
+_WHOLE_TOKENS = 512
+"""Up to this number of patches similarities are those of whole tokens; they cost little there."""
+_WIDTH = 48
+"""Dimensions of the similarity embeddings above it."""
+_QUERIES = 256
+"""Number of tokens, evenly spaced, whose attention stands for that of all."""
 
 
 class Scores(NamedTuple):
@@ -25,16 +31,10 @@ class Scores(NamedTuple):
     Attributes:
         score: a higher score means a longer life.
         embedding: similarity embeddings, vectors of unit length.
-        similarity: the cosines of ``embedding``, if the scorer has computed them already.
     """
 
     score: Float[Tensor, "batch patches"]
     embedding: Float[Tensor, "batch patches embedding_dim"]
-    similarity: Similarity | None = None
-
-    def similarities(self) -> Similarity:
-        """The cosines of ``embedding``."""
-        return Similarity.of(self.embedding) if self.similarity is None else self.similarity
 
 
 class Scorer(nn.Module):
@@ -64,7 +64,8 @@ class Scorer(nn.Module):
 class AttentionScorer(Scorer):
     """The training-free scorer: the coverage gain of the attention that a patch receives in the start block.
 
-    Importance is the attention received, mean over the heads; embeddings are the normalised tokens. See `coverage.py`.
+    Importance is the attention received, mean over the heads; embeddings are the normalised tokens, of large images in
+    few dimensions. See `coverage.py`.
     """
 
     kind = "attention-coverage"  # change it whenever scores change: calibrations hold thresholds on scores
@@ -78,9 +79,10 @@ class AttentionScorer(Scorer):
     ) -> Scores:
         """Score the patches of ``tokens``, the input of block ``start`` of ``backbone``."""
         received = attention_received(tokens, rope, backbone, start).float().sum(dim=1)
-        embedding = nn.functional.normalize(tokens[:, backbone.prefix :], dim=-1)
-        score, similarity = coverage_gain(received / received.sum(dim=1, keepdim=True), embedding)
-        return Scores(score, embedding, similarity)
+        embedding = nn.functional.normalize(comparable(tokens[:, backbone.prefix :]), dim=-1)
+        if embedding.shape[1] > _WHOLE_TOKENS:
+            embedding = nn.functional.normalize(subspace(embedding, _WIDTH), dim=-1)
+        return Scores(coverage_gain(received / received.sum(dim=1, keepdim=True), embedding), embedding)
 
 
 def attention_received(
@@ -89,13 +91,11 @@ def attention_received(
     """Attention that patches receive in block ``index``, whose input is ``tokens``.
 
     In models that classify from the class token it is that token's row of the attention matrix; in others, the mean
-    over the rows of all tokens.
+    over the rows of all tokens, of which at most `_QUERIES` evenly spaced ones are computed.
     """
     rotation = backbone.token_rope(rope, index)
     if backbone.reads_class:
         return backbone.class_row(index, tokens, rotation).softmax(dim=-1)[..., backbone.prefix :]
     q, k, _ = backbone.project(index, tokens, rotation)
-    scale, heads = q.shape[-1] ** -0.5, range(q.shape[2])
-    # one head at a time, to bound the memory
-    each = [(q[:, :, h] * scale @ k[:, :, h].transpose(1, 2)).softmax(dim=-1).mean(dim=1) for h in heads]
-    return torch.stack(each, dim=1)[..., backbone.prefix :]
+    q = q[:, :: -(-q.shape[1] // _QUERIES)].transpose(1, 2) * q.shape[-1] ** -0.5
+    return (q @ k.permute(0, 2, 3, 1)).softmax(dim=-1).mean(dim=2)[..., backbone.prefix :]

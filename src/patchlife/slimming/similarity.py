@@ -1,45 +1,79 @@
-"""Cosine similarities between the patches of an image, computed once for coverage gains and for merging."""
+"""Cosine similarities between the patches of an image, computed a block of rows at a time.
+
+The cosines of all pairs are never held together: memory grows linearly with the number of patches. Time grows with its
+square up to `WINDOW` patches. A larger image is cut into windows, runs of rows of its grid, and patches are compared
+within their window only, so that time grows linearly too.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Similarity", "cosines"]
+__all__ = ["WINDOW", "comparable", "most_similar", "row_blocks", "subspace", "take", "windows"]
+
+WINDOW = 4096
+"""Largest number of patches that are compared with each other."""
+
+_BLOCK = 2**20  # cosines of an image that are held at a time
 
 
-class Similarity(NamedTuple):
-    """Cosines between the patches of each image.
+def windows(patches: int) -> list[slice]:
+    """Windows of nearly equal size, at most `WINDOW` patches each, in grid order; one for most images."""
+    count = -(-patches // WINDOW)
+    return [slice(i * patches // count, (i + 1) * patches // count) for i in range(count)]
 
-    Attributes:
-        cosine: rows and columns are patches, both in the same order (any order).
-        place: the row, and column, of each patch.
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of ``rows``, so that a block of rows by ``columns`` is not too large."""
+    step = max(1, _BLOCK // max(1, columns))
+    return (slice(begin, min(begin + step, rows)) for begin in range(0, rows, step))
+
+
+def comparable(embedding: Tensor) -> Tensor:
+    """``embedding`` in float32 or wider: half precision would order near-equal pairs by rounding noise."""
+    return embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+
+
+def subspace(vectors: Float[Tensor, "batch patches dim"], width: int) -> Float[Tensor, "batch patches width"]:
+    """Coordinates of ``vectors`` in a subspace of ``width`` dimensions that holds most of their length.
+
+    One step of subspace iteration (Halko, Martinsson and Tropp, 2011), from the vectors of evenly spaced patches.
+    Cosines in few dimensions cost a fraction of those of whole tokens, and differ little (recipes/NOTES.md).
     """
-
-    cosine: Float[Tensor, "batch patches patches"]
-    place: Int[Tensor, "batch patches"]
-
-    @classmethod
-    def of(cls, embedding: Float[Tensor, "batch patches embedding_dim"]) -> Similarity:
-        """In grid order, from vectors of unit length."""
-        batch, patches, _ = embedding.shape
-        return cls(cosines(embedding), torch.arange(patches, device=embedding.device).expand(batch, -1))
-
-    def ordered(self, order: Int[Tensor, "batch patches"]) -> Similarity:
-        """The same cosines, with ``place`` for the patches of rank 0, 1, 2, ... in ``order``."""
-        return Similarity(self.cosine, self.place.gather(1, order))
-
-    def between(self, rows: slice, columns: slice) -> Float[Tensor, "batch rows columns"]:
-        """Cosines of some ranks with others; call it on the result of `ordered`."""
-        image = torch.arange(self.place.shape[0], device=self.place.device)[:, None]
-        row, column = self.place[:, rows], self.place[:, columns]
-        return self.cosine[image, row].gather(2, column[:, None].expand(-1, row.shape[1], -1))
+    patches = vectors.shape[1]
+    spaced = [(2 * i + 1) * patches // (2 * width) for i in range(width)]
+    directions = vectors.transpose(1, 2) @ (vectors @ vectors[:, spaced].transpose(1, 2))
+    return vectors @ _orthonormal(directions)
 
 
-def cosines(embedding: Float[Tensor, "batch patches embedding_dim"]) -> Float[Tensor, "batch patches patches"]:
-    """Of all pairs of patches, in float32 or wider: half precision would order near-equal pairs by rounding noise."""
-    embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
-    return embedding @ embedding.transpose(1, 2)
+def _orthonormal(columns: Float[Tensor, "batch dim width"]) -> Float[Tensor, "batch dim width"]:
+    """An orthonormal basis of the columns. ONNX has no such operator: there by the Gram-Schmidt process."""
+    if not torch.onnx.is_in_onnx_export():
+        return torch.linalg.qr(columns).Q
+    basis = columns[..., :0]
+    for index in range(columns.shape[-1]):
+        column = columns[..., index : index + 1]
+        for _ in range(2):  # the second time removes what rounding has left
+            column = column - basis @ (basis.transpose(1, 2) @ column)
+        basis = torch.cat((basis, F.normalize(column, dim=1)), dim=2)
+    return basis
+
+
+def most_similar(
+    rows: Float[Tensor, "batch rows k"], columns: Float[Tensor, "batch columns k"]
+) -> tuple[Int[Tensor, "batch rows"], Float[Tensor, "batch rows"]]:
+    """(the most similar column of each row, their cosine); both hold vectors of unit length."""
+    transposed = columns.transpose(1, 2)
+    best = [(rows[:, block] @ transposed).max(dim=2) for block in row_blocks(rows.shape[1], columns.shape[1])]
+    return torch.cat([b.indices for b in best], dim=1), torch.cat([b.values for b in best], dim=1)
+
+
+def take(rows: Float[Tensor, "batch rows dim"], index: Int[Tensor, "batch taken"]) -> Float[Tensor, "batch taken dim"]:
+    """Rows of each image by their index. One copy of whole rows: several times faster than `torch.gather`."""
+    first = torch.arange(rows.shape[0], device=rows.device)[:, None] * rows.shape[1]
+    return rows.flatten(0, 1).index_select(0, (first + index).flatten()).unflatten(0, (-1, index.shape[1]))

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...backbones import Backbone
 from ..merging import initial_sizes, key_bias, merge
 from ..plan import Plan
+from ..similarity import take
 
 __all__ = ["Taps", "reorder", "run_fixed"]
 
@@ -55,9 +56,8 @@ def run_fixed(
 
 def reorder(tokens: Tensor, rope: Tensor | None, order: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:
     """The one gather: prefix tokens, then the patches of ``order``; rotary tables are gathered with their patches."""
-    image = torch.arange(order.shape[0], device=order.device)[:, None]
     front = torch.arange(prefix, device=order.device).expand(order.shape[0], -1)
-    x = tokens[image, torch.cat((front, order + prefix), dim=1)]
+    x = take(tokens, torch.cat((front, order + prefix), dim=1))
     if rope is not None:
         index = order[None, :, None, :, None].expand(rope.shape[0], -1, rope.shape[2], -1, rope.shape[-1])
         rope = rope.expand(-1, order.shape[0], -1, -1, -1).gather(3, index)
