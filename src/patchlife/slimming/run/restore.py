@@ -56,17 +56,28 @@ def dropped_patches(
 
 def restored(tokens: Float[Tensor, "batch tokens_kept dim"], drops: list[Dropped]) -> Float[Tensor, "batch tokens dim"]:
     """``tokens`` after some block, then the patches of ``drops`` (first drop point first), in the plan's order."""
-    own = [drop.own for drop in reversed(drops) if drop.target is None and drop.own is not None]
-    if len(own) == len(drops):
-        return torch.cat((tokens, *own), dim=1) if drops else tokens
+    parts = [tokens]
     for drop in reversed(drops):
-        assert drop.target is not None
-        states = _at(tokens, drop.target)
-        if drop.slope is not None:
-            patches = tokens[:, tokens.shape[1] - drop.slope.shape[1] :].detach()
-            states = states + drop.slope.transpose(1, 2).to(patches.dtype) @ patches  # adds 0
-        tokens = torch.cat((tokens, states if drop.own is None else drop.own + states), dim=1)
-    return tokens
+        if drop.target is not None:
+            parts = [_joined(parts)]
+        parts.append(_states(drop, parts[0]))
+    return _joined(parts)
+
+
+def _states(drop: Dropped, tokens: Float[Tensor, "batch tokens_kept dim"]) -> Float[Tensor, "batch dropped dim"]:
+    """The restored patches of a drop point; ``tokens`` are all that were kept there, themselves restored."""
+    if drop.target is None:
+        assert drop.own is not None
+        return drop.own
+    states = _at(tokens, drop.target)
+    if drop.slope is not None:
+        kept = tokens[:, tokens.shape[1] - drop.slope.shape[1] :].detach()
+        states = states + drop.slope.transpose(1, 2).to(kept.dtype) @ kept  # adds 0
+    return states if drop.own is None else drop.own + states
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 def _at(
