@@ -38,6 +38,10 @@ def test_the_text_has_the_numbers_of_the_json(patchlife, model):
         assert f"\n{index:>5}  {kept:>7}" in text
 
 
+def test_the_setting_of_dropped_patches_is_shown(patchlife, model):
+    assert "merging, restore residual" in patchlife("info", *model, "--restore", "residual").out
+
+
 def test_random_weights_are_enough(patchlife):
     result = patchlife("info", "test_vit")
     assert result.code == 0
@@ -62,6 +66,7 @@ def test_an_unsupported_model_is_named(patchlife):
         (["--start", 9], "start must be a block from 1 to 5"),
         (["--drops", "4,2"], "drops must increase"),
         (["--kept", "100,50"], "kept must be 6 numbers that begin with 100"),
+        (["--no-merge", "--restore", "target"], "restore='target' needs merging"),
         (["--device", "cpu"], "unrecognized arguments: --device cpu"),
     ],
 )
