@@ -97,9 +97,15 @@ def test_the_number_of_threads_is_restored_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         alternate({"a": lambda: 1 / 0}, rounds=5, threads={"a": present + 2})
     assert torch.get_num_threads() == present
-    with pytest.raises(ZeroDivisionError), cpu_threads(present + 2):
+
+
+def test_threads_of_a_block_of_code() -> None:
+    present = torch.get_num_threads()
+    with cpu_threads(present + 2):
         assert torch.get_num_threads() == present + 2
-        raise ZeroDivisionError
+    assert torch.get_num_threads() == present
+    with pytest.raises(ZeroDivisionError), cpu_threads(present + 2):
+        _ = 1 / 0
     assert torch.get_num_threads() == present
 
 
