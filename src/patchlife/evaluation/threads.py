@@ -54,7 +54,7 @@ def usable_cores() -> int:
 
 
 def thread_counts(cores: int | None = None) -> tuple[int, ...]:
-    """Numbers of threads worth trying: the powers of two up to ``cores``, and ``cores`` itself (1, 2, 4, 6 of six).
+    """Numbers of threads to try: the powers of two up to ``cores``, and ``cores`` itself (1, 2, 4, 6 of six).
 
     ``cores`` is `usable_cores` if it is not given. Raises ConfigError if it is less than 1.
     """
