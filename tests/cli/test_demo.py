@@ -82,7 +82,7 @@ def test_it_writes_numbers_pictures_and_a_report(settings, stand_in, patchlife, 
 def test_dense_and_slimmed_each_run_on_their_best_number_of_threads(stand_in, patchlife, tmp_path, monkeypatch):
     tried = []
 
-    def fastest(runs, counts, **_):
+    def fastest(runs, counts, *_):
         tried.append(tuple(counts))
         times = {1: Spread(0.002, 0.002, 0.002), 3: Spread(0.001, 0.001, 0.001)}
         return {"dense": ThreadTimes(times, 3), "slimmed": ThreadTimes(times, 1)}

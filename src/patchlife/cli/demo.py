@@ -159,12 +159,19 @@ def time_against_dense(
     batch = next(load_batches(photos[:batch_size], pipeline.preprocess, batch_size))
     images = batch.images.to(pipeline.device)
     runs = {_DENSE: lambda: pipeline.model.backbone.output(images), _SLIMMED: lambda: pipeline.model.output(images)}
-    conditions = {"model": pipeline.name, "batch": len(images), "dtype": str(images.dtype).removeprefix("torch.")}
+    conditions: dict[str, object] = {
+        "model": pipeline.name,
+        "batch": len(images),
+        "dtype": str(images.dtype).removeprefix("torch."),
+    }
     best = None
     if pipeline.device.type == "cpu":
-        tried = fastest_threads(runs, (threads,) if threads else thread_counts(), patience=_PATIENCE)
-        best = {name: times.best for name, times in tried.items()}
-        conditions["ms_by_threads"] = {name: times.milliseconds() for name, times in tried.items()}
+        counts = (threads,) if threads else thread_counts()
+        best = dict.fromkeys(runs, counts[0])
+        if len(counts) > 1:
+            tried = fastest_threads(runs, counts, 5, _PATIENCE)
+            best = {name: times.best for name, times in tried.items()}
+            conditions["ms_by_threads"] = {name: times.milliseconds() for name, times in tried.items()}
     return alternate(runs, rounds, device=pipeline.device, patience=_PATIENCE, metadata=conditions, threads=best)
 
 
