@@ -32,8 +32,9 @@ def keep_freed_memory() -> bool:
     """Keep freed memory in the process, so that later allocations use it again without page faults.
 
     Call it before large tensors are allocated. The process then holds its largest amount of memory until it ends.
-    Blocks of 2 GiB and more are still returned; in threads other than the main one, blocks of 64 MiB and more; in
-    versions of glibc that accept no larger threshold, blocks of 32 MiB and more.
+    That amount can be larger than by default, by a few copies of the largest block. Blocks of 2 GiB and more are still
+    returned; in threads other than the main one, blocks of 64 MiB and more; in versions of glibc that accept no larger
+    threshold, blocks of 32 MiB and more.
 
     Returns:
         Whether it is in force. False, and nothing is changed: without glibc, or if the user has set one of the
