@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from families import built, photos
 
 from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.backbones import adapt
 from patchlife.benchmarks import schedule_search
 from patchlife.benchmarks.schedule_search import BlockTimes, advise, candidates, fastest, settings_text, verdict
+from patchlife.evaluation.threads import ThreadTimes
 from patchlife.evaluation.timing import Spread, Timing
 from patchlife.slimming.regressor import LifeRegressor
 
@@ -108,3 +110,54 @@ def test_advice_names_the_schedule_that_was_measured_to_be_fastest(monkeypatch: 
     advice = advise(wrap(vit), images, 0.65, few=2)
     assert advice["pays"]
     assert advice["verdict"].startswith(f"{settings_text(advice['schedules']['second'])}: 2.00x the dense speed")
+
+
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+def test_schedules_are_compared_on_the_best_number_of_threads(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code is made for one number of threads, so no other number is tried for it."""
+    vit, images, present = built("vit"), photos("vit", 2), torch.get_num_threads()
+    used: list[dict[str, int]] = []
+
+    def given_times(runs: dict, threads: dict[str, int] | None = None, **_: object) -> Timing:
+        used.append(threads or dict.fromkeys(runs, torch.get_num_threads()))
+        spreads = {name: around(1.0) for name in runs}
+        return Timing(spreads, spreads, {})
+
+    def given_threads(runs: dict[str, dict]) -> dict[str, ThreadTimes]:
+        assert {name: list(by_count) for name, by_count in runs.items()} == {"dense": [1, 3], "slimmed": [1, 3]}
+        times = {1: around(2.0), 3: around(1.0)}
+        return {"dense": ThreadTimes(times, 3), "slimmed": ThreadTimes(times, 1)}
+
+    monkeypatch.setattr(schedule_search, "thread_counts", lambda: (1, 3))
+    monkeypatch.setattr(schedule_search, "alternate", given_times)
+    monkeypatch.setattr(schedule_search, "fastest_of", given_threads)
+    monkeypatch.setattr(schedule_search, "prepared", lambda module, engine, images: lambda: module(images))
+    advice = advise(wrap(vit), images, 0.65, engine)
+    blocks, schedules = used
+    dense, slimmed = (3, 1) if engine == "eager" else (present, present)
+    assert set(blocks.values()) == {slimmed}
+    assert schedules.pop("dense") == dense
+    assert set(schedules.values()) == {slimmed}
+    assert advice["threads"] == {"dense": dense, "slimmed": slimmed}
+    assert advice["ms_by_threads"] == (
+        {name: {"1": 2000.0, "3": 1000.0} for name in ("dense", "slimmed")} if engine == "eager" else {}
+    )
+    assert torch.get_num_threads() == present
+
+
+def test_an_exported_graph_is_opened_for_each_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def open_graph(*_: object) -> object:
+        opened.append(torch.get_num_threads())
+        return lambda: None
+
+    def given_times(runs: dict, **_: object) -> Timing:
+        spreads = {name: around(1.0) for name in runs}
+        return Timing(spreads, spreads, {})
+
+    monkeypatch.setattr(schedule_search, "thread_counts", lambda: (1, 3))
+    monkeypatch.setattr(schedule_search, "prepared", open_graph)
+    monkeypatch.setattr(schedule_search, "alternate", given_times)
+    advise(wrap(built("vit")), photos("vit", 2), 0.65, "onnx", few=0)
+    assert opened[:4] == [1, 3, 1, 3]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from test_result import a_result
 
-from patchlife.benchmarks.tables import findings, main_table, speed_table, target_rows
+from patchlife.benchmarks.tables import advice_lines, findings, main_table, speed_table, target_rows
 from patchlife.evaluation.timing import Spread
 
 
@@ -53,3 +53,17 @@ def test_ratios_to_the_bound_to_the_best_baseline_and_to_tome() -> None:
     _, rows = target_rows(a_result())
     assert rows[1] == ["16", "0.6", "0.97", "", "1.07", "1.14", f"{100 * (1 - 1 / 1.6) / 0.4:.0f} %"]
     assert float(rows[0][4]) == pytest.approx(1.38 / 1.4, abs=0.01)
+
+
+def test_advice_names_the_fastest_number_of_threads_of_each_model() -> None:
+    advice = {"batch": 1, "target": 0.6, "threads": {"dense": 2, "slimmed": 1}, "verdict": "take it"}
+    times = {"dense": {"1": 9.5, "2": 6.0}, "slimmed": {"1": 4.0, "2": 4.25}}
+    old = {"batch": 16, "target": 0.6, "verdict": "of an old file"}
+    alone = {**advice, "batch": 4, "ms_by_threads": {}}
+    assert advice_lines(a_result(advice=[{**advice, "ms_by_threads": times}, alone, old])) == [
+        "batch 1, 0.6 of the FLOPs: the dense model is fastest on 2 threads (6 ms; 9.5 ms on 1), the slimmed model is "
+        "fastest on 1 thread (4 ms; 4.25 ms on 2); the next line compares them at these numbers.",
+        "batch 1, 0.6 of the FLOPs: take it.",
+        "batch 4, 0.6 of the FLOPs: take it.",
+        "batch 16, 0.6 of the FLOPs: of an old file.",
+    ]

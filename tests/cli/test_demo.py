@@ -15,11 +15,14 @@ from small import write_photos
 from timm.models import VisionTransformer
 
 import patchlife
+import patchlife.evaluation.threads as threads
 import patchlife.runtime.demo_model as demo_model
 import patchlife.runtime.opening as opening
 from patchlife import wrap
 from patchlife.config import ModelConfig
 from patchlife.data import read_photo
+from patchlife.evaluation.threads import ThreadTimes
+from patchlife.evaluation.timing import Spread
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.slimming.scorers import AttentionScorer
 
@@ -65,7 +68,7 @@ def test_it_writes_numbers_pictures_and_a_report(settings, stand_in, patchlife, 
     assert sorted(p.name for p in out.iterdir()) == ["contact-sheet.png", "demo.json", "report.html", "strips.png"]
     assert f"open {out / 'report.html'}" in result.out
     assert re.search(r"^dense .* 100.0 %", result.out, re.MULTILINE)
-    assert re.search(r"^1 +[\d.]+ ms +[\d.]+ ms +", result.out, re.MULTILINE)
+    assert re.search(r"^1 +[\d.]+ ms +1 +[\d.]+ ms +1 +", result.out, re.MULTILINE)
     numbers = json.loads((out / "demo.json").read_text())
     dense, slimmed, *others = numbers["outcomes"]
     assert (dense["name"], dense["photos"], dense["agreeing"], dense["fraction_of_dense"]) == ("dense", 6, 6, 1)
@@ -74,6 +77,33 @@ def test_it_writes_numbers_pictures_and_a_report(settings, stand_in, patchlife, 
     assert {o["name"] for o in others} >= {"budget 0.8", "budget 0.45", "budget 0.35"}
     assert set(numbers["timings"]) == {"1", "4"}
     assert numbers["timings"]["4"]["conditions"]["batch"] == 4
+
+
+def test_dense_and_slimmed_each_run_on_their_best_number_of_threads(stand_in, patchlife, tmp_path, monkeypatch):
+    tried = []
+
+    def fastest(runs, counts, *_):
+        tried.append(tuple(counts))
+        times = {1: Spread(0.002, 0.002, 0.002), 3: Spread(0.001, 0.001, 0.001)}
+        return {"dense": ThreadTimes(times, 3), "slimmed": ThreadTimes(times, 1)}
+
+    monkeypatch.setattr(threads, "fastest_threads", fastest)
+    monkeypatch.setattr(threads, "thread_counts", lambda: (1, 3))
+    present = torch.get_num_threads()
+    result = patchlife("demo", "--out", tmp_path / "report", "--rounds", 5, "--batch-size", 1)
+    assert tried == [(1, 3)]
+    assert re.search(r"^batch +dense +threads +slimmed +threads +speed-up$", result.out, re.MULTILINE)
+    assert re.search(r"^1 +[\d.]+ ms +3 +[\d.]+ ms +1 +", result.out, re.MULTILINE)
+    conditions = json.loads((tmp_path / "report" / "demo.json").read_text())["timings"]["1"]["conditions"]
+    assert conditions["threads"] == {"dense": 3, "slimmed": 1}
+    assert conditions["ms_by_threads"]["dense"] == {"1": 2, "3": 1}
+    assert "malloc" in conditions
+    assert torch.get_num_threads() == present
+
+
+def test_a_given_number_of_threads_is_not_changed(stand_in, patchlife, tmp_path):
+    result = patchlife("demo", "--out", tmp_path / "report", "--rounds", 5, "--batch-size", 1, "--threads", 2)
+    assert re.search(r"^1 +[\d.]+ ms +2 +[\d.]+ ms +2 +", result.out, re.MULTILINE)
 
 
 def test_the_report_needs_no_network_or_script(stand_in, patchlife, tmp_path):

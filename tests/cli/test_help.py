@@ -102,6 +102,7 @@ def test_without_a_verb_it_lists_the_verbs(capsys):
         ("predict m p --top 0", "top must be at least 1, got 0"),
         ("predict m p --batch-size 0", "batch_size must be at least 1, got 0"),
         ("predict m p --workers 0", "workers must be at least 1, got 0"),
+        ("predict m p --threads 0", "threads must be at least 1, got 0"),
         ("predict m p --budget 60", "budget must be in (0, 1], got 60; did you mean 0.6?"),
         ("predict m p --budget lots", "argument --budget: expected a number, got 'lots'"),
         ("predict m p --speedup 0.5", "speedup must be at least 1, got 0.5"),

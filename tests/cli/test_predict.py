@@ -48,6 +48,13 @@ def test_there_is_a_record_for_each_photo_in_the_order_of_the_paths(patchlife, m
     assert "photos/s" in result.err
 
 
+@pytest.mark.parametrize(("verb", "file"), [("predict", "records.jsonl"), ("embed", "vectors.npy")])
+def test_the_number_of_cpu_threads_is_set(verb, file, patchlife, model, photos, tmp_path):
+    assert torch.get_num_threads() == 1
+    assert patchlife(verb, *model, photos[0], "--threads", 2, "--out", tmp_path / file).code == 0
+    assert torch.get_num_threads() == 2
+
+
 def test_budget_1_gives_the_probabilities_of_the_backbone(patchlife, model, photos, vit_file):
     result = patchlife("predict", *model, *photos, "--budget", 1, "--top", 10)
     vit = timm.create_model(NAME, num_classes=10).eval()

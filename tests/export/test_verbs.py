@@ -8,6 +8,7 @@ import exported_models
 import pytest
 import small as photos_and_weights
 import timm
+import torch
 from safetensors.torch import save_file
 
 from patchlife.cli.export import _default_path
@@ -71,6 +72,13 @@ def test_a_file_has_the_predictions_of_the_model(desk, file, capsys):
         assert a["kept"] == b["kept"]
         assert a["flops"] == b["flops"]
         assert a["fraction_of_dense"] == b["fraction_of_dense"]
+
+
+def test_a_file_runs_on_the_given_number_of_threads(desk, file, capsys):
+    assert torch.get_num_threads() == 1
+    assert main(["predict", str(file), str(desk / "photos"), "--trust", "--threads", "2"]) == 0
+    assert len(_lines(capsys)) == 4
+    assert torch.get_num_threads() == 2
 
 
 def test_export_reports_its_result(desk, capsys, monkeypatch):

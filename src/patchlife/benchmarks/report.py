@@ -74,6 +74,7 @@ def conditions_line(result: Result) -> str:
     parts = [f"{c.get('device')} ({c.get('cpu')})" if c.get("device") == "cpu" else str(c.get("device"))]
     parts += [f"{c.get('threads')} threads", str(c.get("dtype")), f"engine {c.get('engine')}"]
     parts += [f"{name} {c[name]}" for name in ("onnxruntime", "openvino") if name in c]
+    parts += [f"malloc {c['malloc']}"] if "malloc" in c else []
     parts += [f"torch {c.get('torch')}", f"timm {c.get('timm')}", f"load {c.get('load')} at the start"]
     if result.speed:
         parts.append(f"timed on {c.get('images')}, methods in turn, up to {c.get('rounds')} rounds, medians")

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones import Backbone, sdpa
 from ..errors import ConfigError
-from ..evaluation.timing import Spread, alternate
+from ..evaluation.threads import ThreadTimes, fastest_of, thread_counts
+from ..evaluation.timing import Spread, alternate, cpu_threads
 from ..slimming import Schedule, SlimModel
 from ..slimming.schedule import solve
 from .baselines.dense import Dense
@@ -33,6 +34,7 @@ FRACTIONS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1)
 MIN_SPEEDUP = 1.03
 """The least speed-up at which slimming, or another schedule than the default, is advised."""
 
+_DENSE, _SLIMMED = "dense", "slimmed"
 _RANKS = ("fastest", "second", "third")
 """Names of schedules by predicted time."""
 
@@ -97,34 +99,59 @@ def candidates(depth: int) -> Iterator[Key]:
 def advise(model: SlimModel, images: Tensor, target: float, engine: str = "eager", few: int = 1) -> dict[str, Any]:
     """The fastest schedule on this device for batches like ``images`` at a fraction ``target`` of the dense FLOPs.
 
-    Blocks are timed eagerly. The ``few`` (at most 3) schedules with the least predicted time, and the model's own, are
-    then timed in ``engine``. The model's scorer scores in all of them.
+    The dense model and the slimmed one run on the number of CPU threads at which each is fastest. Blocks are timed
+    eagerly. The ``few`` (at most 3) schedules with the least predicted time, and the model's own, are then timed in
+    ``engine``. The model's scorer scores in all of them.
 
     Returns:
         An entry of `Result.advice`: plain values for JSON.
     """
-    times = measure_blocks(model.backbone, images)
-    default = scheduled(model, target, (model.start, model.drops))
-    models = {"default": default}
-    for name, key in zip(_RANKS, fastest(times, default, target)[:few], strict=False):
-        if key != (model.start, model.drops):
+    own = (model.start, model.drops)
+    models = {"default": scheduled(model, target, own)}
+    dense = scheduled(model, 1.0, own) if engine in EXPORTED else Dense(model.backbone)
+    tried = _thread_times({_DENSE: dense, _SLIMMED: models["default"]}, engine, images)
+    best = {name: tried[name].best if tried else torch.get_num_threads() for name in (_DENSE, _SLIMMED)}
+    with cpu_threads(best[_SLIMMED]):
+        blocks = measure_blocks(model.backbone, images)
+    for name, key in zip(_RANKS, fastest(blocks, models["default"], target)[:few], strict=False):
+        if key != own:
             models[name] = scheduled(model, target, key)
-    own = scheduled(model, 1.0, (model.start, model.drops))
-    runs = {"dense": prepared(own if engine in EXPORTED else Dense(model.backbone), engine, images)}
-    runs |= {name: prepared(candidate, engine, images) for name, candidate in models.items()}
-    timing = alternate(runs, rounds=15, device=images.device, patience=60)
+    threads = {_DENSE: best[_DENSE], **dict.fromkeys(models, best[_SLIMMED])}
+    runs = {
+        name: _prepared_for(threads[name], module, engine, images) for name, module in {_DENSE: dense, **models}.items()
+    }
+    timing = alternate(runs, rounds=15, device=images.device, patience=60, threads=threads)
     schedules = {name: _to_dict(candidate) for name, candidate in models.items()}
     text, worthwhile = verdict({name: timing.ratios[name] for name in models}, schedules)
     return {
         "batch": len(images),
         "target": target,
         "engine": engine,
-        "block_ms": {n: round(1000 * s, 4) for n, s in zip(times.counts, times.seconds, strict=True)},
+        "threads": {name: best[name] for name in (_DENSE, _SLIMMED)},
+        "ms_by_threads": {name: times.milliseconds() for name, times in tried.items()},
+        "block_ms": {n: round(1000 * s, 4) for n, s in zip(blocks.counts, blocks.seconds, strict=True)},
         "schedules": schedules,
         "ratios": {name: vars(timing.ratios[name]) for name in models},
         "pays": worthwhile,
         "verdict": text,
     }
+
+
+def _thread_times(modules: Mapping[str, nn.Module], engine: str, images: Tensor) -> dict[str, ThreadTimes]:
+    """The times of each module at several numbers of CPU threads; empty if there is no choice.
+
+    There is none on a GPU, with one core, and for compiled code, which would be compiled again for each number.
+    """
+    counts = thread_counts()
+    if images.device.type != "cpu" or len(counts) == 1 or engine not in ("eager", *EXPORTED):
+        return {}
+    return fastest_of({name: {n: _prepared_for(n, m, engine, images) for n in counts} for name, m in modules.items()})
+
+
+def _prepared_for(threads: int, module: nn.Module, engine: str, images: Tensor) -> Callable[[], object]:
+    """`prepared` for a number of CPU threads: an exported graph keeps the number that it is opened with."""
+    with cpu_threads(threads):
+        return prepared(module, engine, images)
 
 
 def scheduled(model: SlimModel, target: float, key: Key) -> SlimModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..evaluation.threads import threads_text
 from ..evaluation.timing import NOISY
 from .result import Accuracy, Result, Speed
 
@@ -122,12 +123,26 @@ def target_rows(result: Result) -> Table:
 
 
 def advice_lines(result: Result) -> list[str]:
-    """The advised schedule at each batch size: at each FLOPs target, and within the allowed drop of top-1."""
-    lines = [f"batch {e['batch']}, {e['target']:g} of the FLOPs: {e['verdict']}." for e in result.advice]
+    """The advised schedule, and threads, at each batch size: at each FLOPs target, and within the allowed drop."""
+    lines = []
+    for e in result.advice:
+        where = f"batch {e['batch']}, {e['target']:g} of the FLOPs"
+        lines += [f"{where}: {_threads_text(e)}."] if e.get("ms_by_threads") else []
+        lines.append(f"{where}: {e['verdict']}.")
     return lines + [
         f"batch {e['batch']}, at most {e['max_drop']:g} points of top-1 lost: {e['verdict']}."
         for e in result.within_max_drop
     ]
+
+
+def _threads_text(entry: dict[str, Any]) -> str:
+    """The best number of threads of the dense and the slimmed model, with the times at the other numbers."""
+    parts = []
+    for name, times in entry["ms_by_threads"].items():
+        best = entry["threads"][name]
+        others = ", ".join(f"{ms:g} ms on {n}" for n, ms in times.items() if n != str(best))
+        parts.append(f"the {name} model is fastest on {threads_text(best)} ({times[str(best)]:g} ms; {others})")
+    return f"{', '.join(parts)}; the next line compares them at these numbers"
 
 
 def within_max_drop_table(entry: dict[str, Any]) -> Table:

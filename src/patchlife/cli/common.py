@@ -32,6 +32,7 @@ __all__ = [
     "say",
     "say_left_out",
     "size_note",
+    "use_threads",
 ]
 
 T = TypeVar("T")
@@ -148,10 +149,19 @@ def progress(items: Iterable[T], total: int, wanted: bool | None, done: int = 0,
     return tqdm(items, total=total, initial=done, unit=unit, disable=not shown, smoothing=0.05)
 
 
+def use_threads(run: RunConfig) -> None:
+    """Set the number of CPU threads of torch, and of engines that are opened afterwards; nothing without --threads."""
+    if run.threads:
+        import torch
+
+        torch.set_num_threads(run.threads)
+
+
 def open_model(config: ModelConfig, run: RunConfig) -> Pipeline:
     """Open a model on its device, in its number format; prints if its image processor changed its image size."""
     from ..runtime.opening import open_pipeline
 
+    use_threads(run)
     pipeline = open_pipeline(config, run.device, dtype=run.dtype)
     if note := size_note(pipeline, config):
         say(note)

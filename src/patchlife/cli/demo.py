@@ -14,7 +14,7 @@ from ..config import DemoConfig, LifeConfig, ModelConfig
 from ..data import list_photos, load_batches, read_photo
 from ..errors import ImageError
 from ..io.files import write_atomic
-from .common import calibrate_if_needed, progress, say
+from .common import calibrate_if_needed, progress, say, use_threads
 from .draw import caption, save_png, tile
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def run(config: DemoConfig) -> int:
     from ..runtime.opening import open_pipeline
 
     photos = list_photos(demo_folder() / "photos")
+    use_threads(config.run)
     pipeline = open_pipeline(ModelConfig(DEMO, life=config.life), config.run.device)
     measurements = measure(pipeline, photos, config)
     say(f"drawing the life maps of {len(photos)} photos")
@@ -99,7 +100,7 @@ def measure(pipeline: Pipeline, photos: Sequence[Path], config: DemoConfig) -> M
     settings = f"{requested.mode} mode, patches that enter each block: {model.schedule()}"
     say(f"timing dense and slimmed in turns on {pipeline.device}")
     sizes = sorted({1, config.run.batch_size})
-    timings = {size: time_against_dense(pipeline, photos, size, config.rounds) for size in sizes}
+    timings = {size: time_against_dense(pipeline, photos, size, config.rounds, config.run.threads) for size in sizes}
     say(f"classifying {len(photos)} photos at several budgets")
     slimmed = predict_all(pipeline, photos, config)
     model.set_budget(1.0)
@@ -145,15 +146,33 @@ def outcome_of(
     )
 
 
-def time_against_dense(pipeline: Pipeline, photos: Sequence[Path], batch_size: int, rounds: int) -> Timing:
-    """Time the slimmed model and the dense model in turns, on one batch of the photos; loading is not included."""
+def time_against_dense(
+    pipeline: Pipeline, photos: Sequence[Path], batch_size: int, rounds: int, threads: int | None = None
+) -> Timing:
+    """Time the slimmed model and the dense model in turns, on one batch of the photos; loading is not included.
+
+    On a CPU each of the two runs on ``threads`` CPU threads; if None, on the number at which it is fastest.
+    """
+    from ..evaluation.threads import fastest_threads, thread_counts
     from ..evaluation.timing import alternate
 
     batch = next(load_batches(photos[:batch_size], pipeline.preprocess, batch_size))
     images = batch.images.to(pipeline.device)
     runs = {_DENSE: lambda: pipeline.model.backbone.output(images), _SLIMMED: lambda: pipeline.model.output(images)}
-    conditions = {"model": pipeline.name, "batch": len(images), "dtype": str(images.dtype).removeprefix("torch.")}
-    return alternate(runs, rounds, device=pipeline.device, patience=_PATIENCE, metadata=conditions)
+    conditions: dict[str, object] = {
+        "model": pipeline.name,
+        "batch": len(images),
+        "dtype": str(images.dtype).removeprefix("torch."),
+    }
+    best = None
+    if pipeline.device.type == "cpu":
+        counts = (threads,) if threads else thread_counts()
+        best = dict.fromkeys(runs, counts[0])
+        if len(counts) > 1:
+            tried = fastest_threads(runs, counts, 5, _PATIENCE)
+            best = {name: times.best for name, times in tried.items()}
+            conditions["ms_by_threads"] = {name: times.milliseconds() for name, times in tried.items()}
+    return alternate(runs, rounds, device=pipeline.device, patience=_PATIENCE, metadata=conditions, threads=best)
 
 
 def _classes(predictions: Sequence[Prediction]) -> list[int]:
@@ -170,12 +189,20 @@ def _outcome_table(measurements: Measurements) -> Table:
 
 
 def _time_table(measurements: Measurements) -> Table:
-    """Time per call and speed-up at each batch size."""
+    """Time per call, on how many CPU threads, and speed-up at each batch size."""
     rows = []
     for size, timing in measurements.timings.items():
-        dense, slimmed = (f"{1000 * timing.seconds[name].median:.1f} ms" for name in (_DENSE, _SLIMMED))
-        rows.append([str(size), dense, slimmed, timing.verdict(_SLIMMED)])
-    return ["batch", _DENSE, _SLIMMED, "speed-up"], rows
+        cells = [str(size)]
+        for name in (_DENSE, _SLIMMED):
+            cells += [f"{1000 * timing.seconds[name].median:.1f} ms", _threads_of(timing, name)]
+        rows.append([*cells, timing.verdict(_SLIMMED)])
+    return ["batch", _DENSE, "threads", _SLIMMED, "threads", "speed-up"], rows
+
+
+def _threads_of(timing: Timing, name: str) -> str:
+    """The number of CPU threads of a run; a dash on a GPU."""
+    threads = timing.conditions["threads"]
+    return str(threads[name]) if isinstance(threads, dict) else "-"
 
 
 def _text(columns: list[str], rows: list[list[str]]) -> str:
@@ -267,8 +294,9 @@ def _conditions(measurements: Measurements) -> str:
     values = next(iter(measurements.timings.values())).conditions
     rounds = ", ".join(f"{t.conditions['rounds']} at batch {size}" for size, t in measurements.timings.items())
     return (
-        "Times: median of a call; dense and slimmed run in turns. Speed-up: median of the ratio within a round, with "
-        f"the 10th and 90th percentile in brackets. Rounds: {rounds}. {values['device']} ({values['cpu']}), "
-        f"{values['threads']} threads of {values['cores']} cores, {values['dtype']}, load {values['load']}, "
-        f"OMP_WAIT_POLICY {values['omp_wait_policy']}, torch {values['torch']}, timm {values['timm']}."
+        "Times: median of a call; dense and slimmed run in turns, each on the number of CPU threads at which it was "
+        "fastest (or on --threads). Speed-up: median of the ratio within a round, with the 10th and 90th percentile in "
+        f"brackets. Rounds: {rounds}. {values['device']} ({values['cpu']}), {values['cores']} cores, "
+        f"{values['dtype']}, load {values['load']}, OMP_WAIT_POLICY {values['omp_wait_policy']}, "
+        f"malloc {values['malloc']}, torch {values['torch']}, timm {values['timm']}."
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..config import EmbedConfig
 from ..errors import ConfigError
 from ..io.exported_files import is_exported
-from .common import calibrate_if_needed, check_engine, find_photos, open_model, say
+from .common import calibrate_if_needed, check_engine, find_photos, open_model, say, use_threads
 from .recording import Tally, run_identity, write_results
 from .results import KEY, Record, results_in
 
@@ -74,6 +74,7 @@ def _open(config: EmbedConfig) -> Pipeline:
     if is_exported(config.model.model):
         from ..runtime.exported import open_exported
 
+        use_threads(config.run)
         exported = open_exported(config.model, config.trust)
         if exported.labels.names:
             raise ConfigError(

@@ -13,7 +13,7 @@ from ..errors import ConfigError, ImageError, MissingExtraError
 from ..extras import installed
 from ..io.exported_files import is_exported
 from ..io.files import write_atomic
-from .common import calibrate_if_needed, check_engine, classes_of, find_photos, open_model, progress, say
+from .common import calibrate_if_needed, check_engine, classes_of, find_photos, open_model, progress, say, use_threads
 from .eval_embeddings import embedding_scores, embedding_table
 from .eval_multi_label import multi_label_scores, multi_label_table
 
@@ -128,6 +128,7 @@ def _open_bundle(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
         raise ConfigError(
             f"{bundle} is an exported model, which runs fixed mode only, got adaptive; give --modes fixed"
         )
+    use_threads(config.run)
     try:
         dense = open_engine(bundle, budget=1.0, trust=config.trust)
     except ConfigError as error:

@@ -30,6 +30,7 @@ from ..config import (
     PredictConfig,
 )
 from ..errors import PatchLifeError
+from ..malloc import keep_freed_memory
 from ..version import __version__
 from .arguments import Parser, add_options, from_options
 
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         verb, config = _parse(sys.argv[1:] if argv is None else argv)
+        keep_freed_memory()  # before torch allocates
         code = importlib.import_module(f".{verb}", __package__).run(config)
         sys.stdout.flush()  # here, so that a closed output raises BrokenPipeError inside this try
         return code

@@ -18,6 +18,7 @@ from .common import (
     find_photos,
     label_sets_of,
     open_classifier,
+    use_threads,
 )
 from .recording import Tally, run_identity, write_results
 from .results import KEY, Record, results_in
@@ -53,6 +54,7 @@ def _open(config: PredictConfig) -> Pipeline:
     if is_exported(config.model.model):
         from ..runtime.exported import open_exported
 
+        use_threads(config.run)
         pipeline: Pipeline = open_exported(config.model, config.trust)
         check_has_classes(pipeline)
         return pipeline

@@ -89,6 +89,8 @@ class RunConfig:
         dtype: Number format of weights and images. bfloat16 and float16 are for GPUs; on many CPUs they are slower.
         batch_size: Photos per batch.
         workers: Threads that read photos. Default: one per CPU core, at most 8.
+        threads: CPU threads of the model. Default: the environment variable OMP_NUM_THREADS, else as many as torch
+            chooses; demo chooses the fastest number. bench --advice measures which number is fastest.
         progress: Show a progress bar. Default: only on a terminal.
     """
 
@@ -96,10 +98,11 @@ class RunConfig:
     dtype: Precision = "float32"
     batch_size: int = 16
     workers: int | None = None
+    threads: int | None = None
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        _check_at_least(1, batch_size=self.batch_size, workers=self.workers)
+        _check_at_least(1, batch_size=self.batch_size, workers=self.workers, threads=self.threads)
 
 
 @dataclass(frozen=True)
@@ -394,8 +397,9 @@ class BenchConfig(BackboneConfig):
         patience: Start no new round after N seconds, for each batch size and budget. At least five rounds are run.
         predictors: Trained predictors of DynamicViT, a safetensors file. Without it, only the speed of DynamicViT is
             measured.
-        advice: Also time single blocks at several token counts and report the fastest schedule on this machine, or that
-            slimming does not pay. With --data, also report the fastest of all budgets and schedules within --max-drop.
+        advice: Also report on how many CPU threads the dense and the slimmed model are fastest, and the fastest
+            schedule on this machine at these numbers, or that slimming does not pay. With --data, also report the
+            fastest of all budgets and schedules within --max-drop.
         max_drop: Largest loss of top-1 accuracy against the dense model, in percentage points, of the schedule that
             --advice reports.
         report: Draw the report of earlier result files again, without measuring.

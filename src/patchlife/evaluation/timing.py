@@ -27,13 +27,15 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from ..malloc import malloc_setting
 
-__all__ = ["Spread", "Timing", "alternate", "conditions", "synchronise"]
+__all__ = ["Spread", "Timing", "alternate", "conditions", "cpu_threads", "synchronise"]
 
 NOISY = 1.5
 """A ratio is too noisy if its p90 is more than this many times its p10."""
 
 _MIN_ROUNDS = 5  # fewer values give no percentiles
+_SHARE = 2**16  # elements per thread; torch starts a thread for 2**15 elements or more
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def alternate(
     device: torch.device | str = "cpu",
     patience: float = math.inf,
     metadata: Mapping[str, Any] | None = None,
+    threads: Mapping[str, int] | None = None,
 ) -> Timing:
     """Time functions in turns, round after round. The first function is the reference of the ratios.
 
@@ -108,6 +111,8 @@ def alternate(
         device: where the functions run; it is synchronised before and after every call.
         patience: in seconds; no round begins after that, but five are always run.
         metadata: conditions that only the caller has: batch size, dtype, model.
+        threads: CPU threads of torch during each function, by name; they are started before the time is taken. A
+            function without an entry runs on the present number, which is set again afterwards.
 
     Raises:
         ConfigError: no functions, or fewer than 5 rounds.
@@ -120,17 +125,20 @@ def alternate(
     turns = _turns(first, others)
     taken: dict[str, list[float]] = {name: [] for name in runs}
     ratios: dict[str, list[float]] = {name: [] for name in runs}
-    with _no_garbage_collection():
+    threads_of = {name: (threads or {}).get(name, torch.get_num_threads()) for name in runs}
+    with _no_garbage_collection(), cpu_threads(threads_of[first]):
         for _ in range(warmup):
-            list(_round(runs, turns, device))
+            list(_round(runs, turns, device, threads_of))
         deadline = time.perf_counter() + patience
         for done in range(rounds):
             if done >= _MIN_ROUNDS and time.perf_counter() > deadline:
                 break
-            for name, seconds, ratio in _round(runs, turns[:: -1 if done % 2 else 1], device):
+            for name, seconds, ratio in _round(runs, turns[:: -1 if done % 2 else 1], device, threads_of):
                 taken[name].append(seconds)
                 ratios[name].append(ratio)
-    protocol = {"rounds": min(map(len, ratios.values())), "warmup": warmup, "reference": first}
+    protocol: dict[str, Any] = {"rounds": min(map(len, ratios.values())), "warmup": warmup, "reference": first}
+    if threads:
+        protocol["threads"] = threads_of
     return Timing(
         {name: Spread.of(values) for name, values in taken.items()},
         {name: Spread.of(values) for name, values in ratios.items()},
@@ -147,10 +155,16 @@ def _turns(first: str, others: Sequence[str]) -> list[str]:
 
 
 def _round(
-    runs: Mapping[str, Callable[[], object]], turns: Sequence[str], device: torch.device | str
+    runs: Mapping[str, Callable[[], object]],
+    turns: Sequence[str],
+    device: torch.device | str,
+    threads: Mapping[str, int],
 ) -> Iterator[tuple[str, float, float]]:
     """(name, seconds, ratio of the neighbouring reference's seconds to these) of each turn."""
-    seconds, first = [_seconds(runs[name], device) for name in turns], next(iter(runs))
+    seconds, first = [], next(iter(runs))
+    for name in turns:
+        _use_threads(threads[name])
+        seconds.append(_seconds(runs[name], device))
     for position, name in enumerate(turns):
         around = (position, position - 1, position + 1)
         reference = next(p for p in around if 0 <= p < len(turns) and turns[p] == first)
@@ -166,12 +180,24 @@ def conditions(device: torch.device | str = "cpu") -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "malloc": malloc_setting(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
         "timm": version("timm"),
         "python": platform.python_version(),
         "system": platform.system(),
     }
+
+
+@contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """Let torch run on ``number`` CPU threads, and on the present number again afterwards."""
+    present = torch.get_num_threads()
+    try:
+        _use_threads(number)
+        yield
+    finally:
+        _use_threads(present)
 
 
 def synchronise(device: torch.device | str) -> None:
@@ -189,6 +215,13 @@ def _seconds(run: Callable[[], object], device: torch.device | str) -> float:
     run()
     synchronise(device)
     return time.perf_counter() - start
+
+
+def _use_threads(number: int) -> None:
+    """Let torch run on ``number`` threads, which are started here."""
+    if number != torch.get_num_threads():
+        torch.set_num_threads(number)
+        torch.empty(number * _SHARE).fill_(0)
 
 
 @contextmanager
