@@ -25,11 +25,11 @@ LOOK = {  # run: label, line, colour
 
 
 def plot(records: list[dict[str, Any]]) -> Image.Image:
-    """Two panels, both axes logarithmic: milliseconds of one image, and megabytes of the first call."""
+    """Two panels, both axes logarithmic: seconds of one image, and megabytes of the first call."""
     figure = new_figure(10.4, 4.6, dpi=130)
     left, right = figure.subplots(1, 2)
     budget, threads = (records[0]["conditions"][name] for name in ("budget", "threads"))
-    left.set(ylabel="ms per image", title=f"time, batch 1, {_counted(threads, 'thread')}")
+    left.set(ylabel="seconds per image", title=f"time, batch 1, {_counted(threads, 'thread')}")
     right.set(ylabel="MB", title="peak memory of the first call, weights left out")
     for run, (label, line, colour) in LOOK.items():
         style = {"label": label, "color": colour, "markersize": 5, "linewidth": 1.5}
@@ -38,9 +38,11 @@ def plot(records: list[dict[str, Any]]) -> Image.Image:
                 axes.loglog(*zip(*sorted(points), strict=True), line, **style)
     ticks = sorted({record["patches"] for record in records})
     for axes in (left, right):
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=8)
         axes.set_xticks([], minor=True)
+        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
         axes.set_xlabel("patches")
         axes.grid(alpha=0.25)
     handles, labels = (left if left.lines else right).get_legend_handles_labels()
@@ -54,10 +56,10 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _times(records: list[dict[str, Any]], run: str) -> list[tuple[int, float]]:
-    """(patches, ms) of a run; the bound is timed beside the dense model."""
+    """(patches, seconds) of a run; the bound is timed beside the dense model."""
     beside = "dense" if run == BOUND else run
     found = [r for r in records if (r["measure"], r["run"]) == ("time", beside)]
-    return [(r["patches"], 1e3 * r["seconds"][run]["median"]) for r in found]
+    return [(r["patches"], r["seconds"][run]["median"]) for r in found]
 
 
 def _memory(records: list[dict[str, Any]], run: str) -> list[tuple[int, float]]:
