@@ -30,11 +30,12 @@ class NoDecisionBound(Baseline):
         x, rope, tails = embedded.tokens, embedded.rope, []
         for index, n in enumerate(self.schedule.kept):
             if bb.prefix + n < x.shape[1]:
-                tails.append(x[:, bb.prefix + n :])
+                if not bb.reads_class:
+                    tails.append(x[:, bb.prefix + n :])
                 x = x[:, : bb.prefix + n].contiguous()
                 rope = None if rope is None else rope[..., :n, :]
             x = bb.block(index, x, bb.rope_of(rope, index))
-        if not bb.reads_class:  # pooling reads the dropped patches too, in their last state
+        if tails:  # pooling reads the dropped patches too, in their last state
             x = torch.cat((x, *reversed(tails)), dim=1)
         return bb.classify(bb.norm(x))
 
