@@ -45,14 +45,16 @@ def class_logits(
     each row, which softmax ignores.
     """
     q = q * q.shape[-1] ** -0.5
-    return torch.einsum("bhd,hdc->bhc", q, w_k.unflatten(0, (q.shape[1], -1))) @ y.transpose(1, 2)
+    per_head = torch.bmm(q.transpose(0, 1), w_k.unflatten(0, (q.shape[1], -1)))  # (heads, batch, dim)
+    return per_head.transpose(0, 1) @ y.transpose(1, 2)
 
 
 def class_row(
     q: Float[Tensor, "batch tokens heads head_dim"], k: Float[Tensor, "batch tokens heads head_dim"]
 ) -> Float[Tensor, "batch heads tokens"]:
     """Attention logits of the class token, the first one, for all keys."""
-    return torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k)
+    q = q[:, 0] * q.shape[-1] ** -0.5
+    return (k.transpose(1, 2) @ q[..., None]).squeeze(-1)
 
 
 def identity_prefix(rope: Tensor, prefix: int) -> Tensor:

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .plan import longest_first
-from .similarity import comparable, row_blocks, take, windows
+from .similarity import comparable, falling, row_blocks, take, windows
 
 __all__ = ["coverage_gain", "running_max"]
 
@@ -34,7 +33,7 @@ def coverage_gain(
 def _gain(
     importance: Float[Tensor, "batch patches"], embedding: Float[Tensor, "batch patches k"]
 ) -> Float[Tensor, "batch patches"]:
-    _, order = longest_first(importance)
+    order = falling(importance)
     ranked = take(comparable(embedding), order)
     weight = importance.gather(1, order).to(ranked.dtype)[:, None]
     # the zero vector before the first patch covers nothing; it also makes each running maximum at least 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from .lives import Lives
 from .merging import MergeTargets, adaptive_merge_targets, fixed_merge_targets
 from .schedule import Schedule
-from .similarity import take
+from .similarity import falling, take
 
 __all__ = ["Plan", "adaptive_plan", "fixed_plan", "longest_first"]
 
@@ -64,9 +64,7 @@ def longest_first(score: Float[Tensor, "batch patches"]) -> tuple[Tensor, Int[Te
     """(cleaned score, patch indices by falling score): NaN counts as the lowest, ties go to the lower patch index."""
     lowest = torch.finfo(torch.float32).min
     score = torch.nan_to_num(score.float(), nan=lowest, posinf=-lowest, neginf=lowest)
-    if torch.onnx.is_in_onnx_export():  # a stable sort does not export; ONNX's TopK takes the lower index of a tie
-        return score, score.topk(score.shape[1], dim=1).indices
-    return score, score.sort(dim=1, descending=True, stable=True).indices
+    return score, falling(score)
 
 
 def fixed_plan(

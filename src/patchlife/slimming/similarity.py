@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["WINDOW", "comparable", "most_similar", "row_blocks", "subspace", "take", "windows"]
+__all__ = ["WINDOW", "comparable", "falling", "most_similar", "row_blocks", "subspace", "take", "windows"]
 
 WINDOW = 4096
 """Largest number of patches that are compared with each other."""
@@ -73,7 +73,15 @@ def most_similar(
     return torch.cat([b.indices for b in best], dim=1), torch.cat([b.values for b in best], dim=1)
 
 
+def falling(values: Float[Tensor, "batch patches"]) -> Int[Tensor, "batch patches"]:
+    """Patch indices by falling value; ties go to the lower patch index."""
+    if torch.onnx.is_in_onnx_export():  # a stable sort does not export; ONNX's TopK takes the lower index of a tie
+        return values.topk(values.shape[1], dim=1).indices
+    return values.sort(dim=1, descending=True, stable=True).indices
+
+
 def take(rows: Float[Tensor, "batch rows dim"], index: Int[Tensor, "batch taken"]) -> Float[Tensor, "batch taken dim"]:
     """Rows of each image by their index. One copy of whole rows: several times faster than `torch.gather`."""
-    first = torch.arange(rows.shape[0], device=rows.device)[:, None] * rows.shape[1]
-    return rows.flatten(0, 1).index_select(0, (first + index).flatten()).unflatten(0, (-1, index.shape[1]))
+    batch, count = rows.shape[:2]
+    place = index if batch == 1 else index + torch.arange(batch, device=rows.device)[:, None] * count
+    return rows.flatten(0, 1).index_select(0, place.flatten()).unflatten(0, (batch, -1))

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...config import Restore
+from ..similarity import take
 
 __all__ = ["Dropped", "DroppedRows", "dropped_patches", "dropped_rows", "restored", "restored_rows"]
 
@@ -51,7 +52,7 @@ def dropped_patches(
     if how == "last":
         return Dropped(last, None)
     assert target is not None, "LifeConfig refuses this setting without merging"
-    return Dropped(last - _at(kept, target) if how == "residual" else None, target, slope)
+    return Dropped(last - take(kept, target) if how == "residual" else None, target, slope)
 
 
 def restored(tokens: Float[Tensor, "batch tokens_kept dim"], drops: list[Dropped]) -> Float[Tensor, "batch tokens dim"]:
@@ -69,7 +70,7 @@ def _states(drop: Dropped, tokens: Float[Tensor, "batch tokens_kept dim"]) -> Fl
     if drop.target is None:
         assert drop.own is not None
         return drop.own
-    states = _at(tokens, drop.target)
+    states = take(tokens, drop.target)
     if drop.slope is not None:
         kept = tokens[:, tokens.shape[1] - drop.slope.shape[1] :].detach()
         states = states + drop.slope.transpose(1, 2).to(kept.dtype) @ kept  # adds 0
@@ -78,12 +79,6 @@ def _states(drop: Dropped, tokens: Float[Tensor, "batch tokens_kept dim"]) -> Fl
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-
-
-def _at(
-    tokens: Float[Tensor, "batch tokens dim"], places: Int[Tensor, "batch some"]
-) -> Float[Tensor, "batch some dim"]:
-    return tokens[torch.arange(places.shape[0], device=places.device)[:, None], places]
 
 
 class DroppedRows(NamedTuple):
