@@ -154,7 +154,9 @@ def bands(scores: Sequence[Float[Tensor, "patches"]]) -> Iterator[list[Float[Ten
         yield band
 
 
-def images_in(batch: Any) -> Float[Tensor, "batch channels height width"] | list[Float[Tensor, "channels height width"]]:
+def images_in(
+    batch: Any,
+) -> Float[Tensor, "batch channels height width"] | list[Float[Tensor, "channels height width"]]:
     """The images of a batch from a data loader: a tensor, a tuple that begins with one, or a dict with one.
 
     A list of single images, which may have different sizes, takes the place of the tensor.

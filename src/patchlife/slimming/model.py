@@ -20,7 +20,7 @@ from .plan import Plan, adaptive_plan, fixed_plan
 from .run.adaptive import run_adaptive
 from .run.fixed import Taps, run_fixed
 from .run.gated import run_gated
-from .run.mixed import SizeGroup, before_start, by_size, from_start, in_order, is_image_list, lives_in_order
+from .run.mixed import SizeGroup, before_start, by_size, from_start, in_order, lives_in_order
 from .scorers import Scores
 from .settings import SlimSettings
 
@@ -51,7 +51,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
 
         Raises ConfigError for images that the model does not take; and for different sizes in training mode.
         """
-        if is_image_list(images):
+        if not isinstance(images, Tensor):
             return in_order(self._run_list(images), self.classify)
         tokens, plan = self._run(images, keep_dropped=not self.backbone.reads_class)
         return self.classify(tokens, plan)
@@ -158,7 +158,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
     def predict(self, images: ImageList) -> tuple[Tensor, list[Lives]]: ...
     def predict(self, images: ImageBatch | ImageList) -> tuple[Tensor, Lives | list[Lives]]:
         """(logits, lives) from one forward pass. For a list of images the lives are a list, each of one image."""
-        if is_image_list(images):
+        if not isinstance(images, Tensor):
             groups = self._run_list(images)
             return in_order(groups, self.classify), lives_in_order(groups, self.backbone.depth)
         tokens, plan = self._run(images, keep_dropped=not self.backbone.reads_class)
@@ -168,9 +168,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
     def embedding(self, images: ImageBatch) -> tuple[Tensor, Lives]: ...
     @overload
     def embedding(self, images: ImageList) -> tuple[Tensor, list[Lives]]: ...
-    def embedding(
-        self, images: ImageBatch | ImageList
-    ) -> tuple[Float[Tensor, "batch width"], Lives | list[Lives]]:
+    def embedding(self, images: ImageBatch | ImageList) -> tuple[Float[Tensor, "batch width"], Lives | list[Lives]]:
         """(embedding, lives) from one forward pass: the vector that the classifier reads.
 
         For a model without a classifier the embedding is `output`. For a list of images see `predict`.
@@ -182,7 +180,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
                 "this model gives a vector for each patch, not one for the image; build it with pooling, for example "
                 "global_pool='avg'"
             )
-        if is_image_list(images):
+        if not isinstance(images, Tensor):
             groups = self._run_list(images)
             return in_order(groups, self._pooled), lives_in_order(groups, self.backbone.depth)
         tokens, plan = self._run(images, keep_dropped=not self.backbone.reads_class)
@@ -215,7 +213,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
 
         For a list of images a list of lives, each of one image.
         """
-        if is_image_list(images):
+        if not isinstance(images, Tensor):
             return lives_in_order(self._decide_list(by_size(images)), self.backbone.depth)
         return self.plan(images).lives()
 
@@ -244,14 +242,15 @@ class SlimModel(FeatureExtraction, SlimSettings):
         mixed: list[Tensor] = []
         for batch in batches:
             images = images_in(batch)
-            if is_image_list(images):
+            if not isinstance(images, Tensor):
                 mixed += [score for _, of_size in by_size(images) for score in self._scores_of(of_size)]
             else:
                 score = self._scores_of(images)
                 scores.setdefault(score.shape[1], []).append(score)
-        found = [torch.cat(of_size) for of_size in scores.values()]
-        for each in [*found, *bands(mixed)] if found or mixed else [torch.empty(0, 1)]:
-            self.use_calibration(Calibration.of(each))
+        for found in scores.values() if scores or mixed else [[torch.empty(0, 1)]]:
+            self.use_calibration(Calibration.of(torch.cat(found)))
+        for band in bands(mixed):
+            self.use_calibration(Calibration.of(band))
         return self
 
     def _scores_of(self, images: ImageBatch) -> Float[Tensor, "batch patches"]:

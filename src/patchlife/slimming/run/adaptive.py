@@ -29,8 +29,8 @@ __all__ = ["RunStage", "Stage", "rotations", "run_adaptive", "run_packed", "run_
 class Stage:
     """Consecutive blocks that the same tokens enter.
 
-    Tokens are given as row numbers of the full layout: all tokens of all images, image after image, prefix tokens first,
-    then patches in the plan's order.
+    Tokens are given as row numbers of the full layout: all tokens, image after image, prefix tokens first, then patches
+    in the plan's order.
 
     Attributes:
         blocks: block indices.
@@ -98,9 +98,7 @@ def _rows(first: Int[Tensor, "images"], lengths: Int[Tensor, "images"]) -> Int[T
     return first[image] + within
 
 
-def _merge_rows(
-    plans: Sequence[Plan], prefix: int
-) -> tuple[Int[Tensor, "all"], Float[Tensor, "all"]] | None:
+def _merge_rows(plans: Sequence[Plan], prefix: int) -> tuple[Int[Tensor, "all"], Float[Tensor, "all"]] | None:
     """(the row that each row is merged into when it is dropped, its merge weight); None without merging."""
     if all(plan.merge_targets is None for plan in plans):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from ..plan import Plan
 from ..schedule import Schedule
 from .adaptive import Stage, rotations, run_packed, run_stage, split_rows
 
-__all__ = ["SizeGroup", "before_start", "by_size", "from_start", "in_order", "is_image_list", "lives_in_order"]
+__all__ = ["SizeGroup", "before_start", "by_size", "from_start", "in_order", "lives_in_order"]
 
 Image = Float[Tensor, "channels height width"]
 
@@ -39,18 +39,16 @@ class SizeGroup:
     plan: Plan | None = None
 
 
-def is_image_list(images: Any) -> TypeGuard[Sequence[Tensor]]:
-    """Whether ``images`` is a list or tuple, which may hold images of different sizes."""
-    return isinstance(images, (list, tuple))  # noqa: UP038 - torch.compile reads the tuple
-
-
 def by_size(images: Sequence[Tensor]) -> list[tuple[list[int], Float[Tensor, "batch channels height width"]]]:
     """(positions in the list, batch) of the images of each size, in the order in which the sizes occur.
 
     Raises ConfigError for an empty list, and for entries that are not single images.
     """
-    if not len(images):
-        raise ConfigError("expected a list of images, got an empty one")
+    if not isinstance(images, list | tuple) or not images:
+        got = "an empty one" if isinstance(images, list | tuple) else type(images).__name__
+        raise ConfigError(
+            f"expected images as one tensor (batch, channels, height, width) or as a list of images, got {got}"
+        )
     places: dict[tuple[int, ...], list[int]] = {}
     each = [_single(position, image) for position, image in enumerate(images)]
     for position, image in enumerate(each):
@@ -114,7 +112,9 @@ def _unchanged(group: SizeGroup, start: int, backbone: Backbone) -> Plan:
 # ---- results, in the order of the list
 
 
-def in_order(groups: Sequence[SizeGroup], outputs: Callable[[Tensor, Plan | None], Tensor]) -> Float[Tensor, "images _"]:
+def in_order(
+    groups: Sequence[SizeGroup], outputs: Callable[[Tensor, Plan | None], Tensor]
+) -> Float[Tensor, "images _"]:
     """``outputs`` of each group's tokens and plan, one row for each image."""
     results = torch.cat([outputs(group.tokens, group.plan) for group in groups])
     places = torch.tensor([place for group in groups for place in group.places], device=results.device)
@@ -126,5 +126,6 @@ def lives_in_order(groups: Sequence[SizeGroup], depth: int) -> list[Lives]:
     found: dict[int, Lives] = {}
     for group in groups:
         full = Lives.full(len(group.places), group.embedded.grid, depth, group.tokens.device)
-        found |= zip(group.places, group.plan.lives() if group.plan else full, strict=True)
+        lives = group.plan.lives() if group.plan else full
+        found |= {place: lives[image] for image, place in enumerate(group.places)}
     return [found[place] for place in sorted(found)]
