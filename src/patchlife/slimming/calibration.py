@@ -8,7 +8,7 @@ tokens, so unequal numbers cost more than equal ones of the same mean). Any budg
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,8 +24,7 @@ __all__ = ["Calibration", "bands", "images_in", "nearest"]
 _KEYS = ("pixel_values", "image", "images")  # of batches that are dicts: transformers' name, and data sets'
 LEVELS = 513  # fractions 0, 1/512, ..., 1
 NEAR = 1.25
-"""Thresholds serve images whose number of patches is at most this many times larger or smaller. Scores of more patches
-are smaller: the mean cost then misses the budget by a few percent (docs/how_to/sizes.md)."""
+"""Thresholds serve images whose number of patches is at most this many times larger or smaller."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,12 @@ class Calibration:
         counts = [(image > threshold[:, None]).sum(dim=1).clamp(min=1) for image in each]
         squares = torch.stack([(count / len(image)).square() for count, image in zip(counts, each, strict=True)])
         return cls(threshold, squares.mean(dim=0), len(each), round(pooled.numel() / len(each)))
+
+    def of_patches(self, patches: int) -> Calibration:
+        """For images of another number of patches, if scores are shares of an image: of more patches each gets less."""
+        if patches == self.patches:
+            return self
+        return replace(self, threshold=self.threshold * (self.patches / patches), patches=patches)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, exact."""
@@ -133,25 +138,28 @@ class Calibration:
 
 
 def nearest(calibrations: Mapping[int, Calibration], patches: int) -> Calibration | None:
-    """The calibration for images of so many patches, else of the nearest number within `NEAR`; None without one."""
+    """The calibration for images of so many patches, else from the nearest number within `NEAR`; None without one."""
 
     def apart(number: int) -> float:
         return max(number, patches) / min(number, patches)
 
     number = min(calibrations, key=apart, default=None)
-    return calibrations[number] if number is not None and apart(number) <= NEAR else None
+    return calibrations[number].of_patches(patches) if number is not None and apart(number) <= NEAR else None
 
 
 def bands(scores: Sequence[Float[Tensor, "patches"]]) -> Iterator[list[Float[Tensor, "patches"]]]:
-    """The scores of images of different sizes, grouped so that numbers of patches in a group are within `NEAR`."""
-    band: list[Tensor] = []
+    """The scores of images of different sizes, grouped so that numbers of patches in a group are within `NEAR`.
+
+    The scores of a group are those of images of its mean number of patches, see `Calibration.of_patches`.
+    """
+    groups: list[list[Tensor]] = []
     for score in sorted(scores, key=len, reverse=True):
-        if band and len(band[0]) > NEAR * len(score):
-            yield band
-            band = []
-        band.append(score)
-    if band:
-        yield band
+        if not groups or len(groups[-1][0]) > NEAR * len(score):
+            groups.append([])
+        groups[-1].append(score)
+    for group in groups:
+        mean = round(sum(map(len, group)) / len(group))
+        yield [score * (len(score) / mean) for score in group]
 
 
 def images_in(
