@@ -93,6 +93,21 @@ def test_intermediates_have_the_librarys_arguments_and_shapes(arguments: dict[st
     assert_close(first, vit.forward_intermediates(images, [1], intermediates_only=True))  # before the start block
 
 
+@pytest.mark.parametrize("variant", ["fixed, merge", "adaptive, merge"])
+@pytest.mark.parametrize("how", ["target", "residual"])
+def test_the_librarys_intermediates_are_those_of_the_slimmed_run(how: str, variant: str) -> None:
+    """tests/slimming/test_restore.py compares such a run with a slow reference."""
+    model, images = slim("plain", variant, drops=(2, 4), restore=how), photos("plain")
+    taps = dict.fromkeys(range(2, 5), images)
+    plan = model._run(images, keep_dropped=True, taps=taps)[1]
+    expected = [plan.in_grid_order(taps[block], 1)[:, 1:] for block in (2, 3, 4)]
+    features = model.forward_intermediates(images, [2, 3, 4], output_fmt="NLC")["image_intermediates"]
+    assert_close(features, expected)
+    with model.temporarily(restore="last"):
+        last = model.forward_intermediates(images, [2, 3, 4], output_fmt="NLC")["image_intermediates"]
+    assert all(far_apart(a, b) for a, b in zip(features, last, strict=True))
+
+
 def test_features_by_timms_names() -> None:
     images, model = photos("plain"), slim("plain")
     (features,) = model.get_intermediate_layers(images, [3], reshape=True)

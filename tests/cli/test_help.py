@@ -72,7 +72,7 @@ def test_help_shows_options_and_defaults(verb, capsys):
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     docs = {name: doc for config in configs(VERBS[verb]) for name, doc in attribute_docs(config).items()}
-    for name in ("budget", "mode", "merge"):
+    for name in ("budget", "mode", "merge", "restore"):
         assert docs[name] in text
     assert "(default: 0.6)" in text
     assert "--no-merge" in text

@@ -112,11 +112,21 @@ def test_blocks_and_counts_of_numpy_and_torch(sequence: Any) -> None:
         ({"kept": np.ones((2, 2), int)}, "kept must be several whole numbers"),
         ({"merge": "no"}, "merge must be True or False, got 'no'"),
         ({"merge": 1}, "merge must be True or False, got 1"),
+        ({"restore": "first"}, "restore must be one of last, target, residual, got 'first'"),
+        ({"restore": "target", "merge": False}, "restore='target' needs merging, .*, got merge=False; use restore="),
+        ({"restore": "residual", "merge": np.bool_(False)}, "restore='residual' needs merging"),
     ],
 )
 def test_invalid_blocks_counts_and_switches_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LifeConfig(**settings)
+
+
+def test_settings_stored_before_restore_was_one_keep_the_last_state() -> None:
+    stored = LifeConfig(restore="residual").to_dict()
+    assert LifeConfig.from_dict(stored).restore == "residual"
+    del stored["restore"]
+    assert LifeConfig.from_dict(stored).restore == "last"
 
 
 def test_a_switch_of_numpy() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import exported_models
 import numpy as np
 import pytest
+import timm
 import torch
+from families import liven
 
 import patchlife
 from patchlife.errors import ConfigError, ExportError, MissingExtraError
@@ -101,6 +103,21 @@ def test_budget_one_and_no_lives(tmp_path):
     assert output.life is None
     with pytest.raises(ExportError, match="exported without lives"):
         engine.predict(exported_models.images(2))
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_restored_patches_are_exported(tmp_path, kind):
+    """For a model that pools patches; the comparison of `export` runs, too."""
+    vit = timm.create_model("vit_tiny_patch16_224", **exported_models.SMALL, global_pool="avg")
+    settings = {"budget": 0.7, "start": 1, "drops": (1, 2)}
+    model = patchlife.wrap(liven(vit).eval(), patchlife.LifeConfig(**settings, restore="residual"))
+    images = exported_models.images(3)
+    exported = export(model, tmp_path / f"gap.{kind}", kind, images=exported_models.images(9))
+    logits = open_engine(exported.path, trust=kind == "torch")(images.numpy()).logits
+    np.testing.assert_allclose(logits, model(images).numpy(), atol=1e-4)
+    with model.temporarily(restore="last"):
+        assert np.abs(logits - model(images).numpy()).max() > 1e-3
+    assert exported.metadata.config["restore"] == "residual"
 
 
 # ---- what cannot be exported

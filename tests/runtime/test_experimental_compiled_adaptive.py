@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
+from patchlife import LifeConfig, wrap
 from patchlife.errors import ConfigError
 from patchlife.runtime.experimental_compiled_adaptive import ExperimentalCompiledAdaptive, rounded_up
 from patchlife.slimming import SlimModel
@@ -68,6 +69,18 @@ def test_it_has_the_outputs_of_models_of_transformers(name: str) -> None:
         images = exported_models.images(5)
         expected = model.set_budget(budget).output(images)
         torch.testing.assert_close(fast(images, budget), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_it_restores_dropped_patches_as_the_model_does() -> None:
+    """For a model that pools patches; the packed sequence has a row that belongs to no image."""
+    vit, images = exported_models.small_of_transformers("embedding").unwrap(), exported_models.images(5)
+    results = []
+    for how in ("last", "residual"):
+        model = wrap(vit, LifeConfig(budget=0.7, start=1, drops=(1, 2), restore=how))
+        model.calibrate([exported_models.images(16, seed=9)]).set_mode("adaptive")
+        results.append(ExperimentalCompiledAdaptive(model, backend="eager", kernel=kernel)(images, 0.7))
+        torch.testing.assert_close(results[-1], model.output(images), atol=1e-5, rtol=1e-4)
+    assert (results[0] - results[1]).abs().max() > 1e-3
 
 
 def test_lengths_are_few_and_each_compiles_once() -> None:

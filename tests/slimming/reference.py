@@ -3,7 +3,7 @@
 timm's model runs on all tokens in grid order by its own code. Hooks on its blocks mask dropped patches out of attention
 as keys, and restore their tokens to what they were before the block. With merging, the hooks also average the token of
 a dropped patch into the most similar kept patch, weighted by their cosine. From patchlife come only the lives and the
-factor of the key bias.
+factor of the key bias. `restored_tokens` fills the places of dropped patches, one by one.
 """
 
 from __future__ import annotations
@@ -40,12 +40,16 @@ class GivenScores(Scorer):
 class PatchDropper:
     """Hooks that drop the patches of one batch.
 
-    ``life`` is (batch, patches) in blocks. Similarities are those of the tokens that enter block ``start``.
+    ``life`` is (batch, patches) in blocks. Similarities are those of the tokens that enter block ``start``. ``entered``
+    and ``left`` get the tokens before and after each block, ``target`` the merge target by (image, patch).
     """
 
     def __init__(self, life: Tensor, prefix: int, start: int, merge: bool, targets: MergeTargets | None) -> None:
         self.life, self.prefix, self.start, self.merge, self.targets = life, prefix, start, merge, targets
         self.size = torch.ones_like(life, dtype=torch.float64)
+        self.entered: dict[int, Tensor] = {}
+        self.left: dict[int, Tensor] = {}
+        self.target: dict[tuple[int, int], int] = {}
 
     def before(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """(tokens, what attention adds to each key's logit) of block ``index``."""
@@ -56,7 +60,13 @@ class PatchDropper:
         if self.merge and index >= self.start:
             patches = torch.stack([self.merged(index, image, row) for image, row in enumerate(patches)])
         bias = torch.where(kept, BIAS * self.size.log(), -torch.inf).to(x.dtype)
-        return torch.cat((x[:, : self.prefix], patches), dim=1), self.with_prefix(bias, 0)
+        self.entered[index] = torch.cat((x[:, : self.prefix], patches), dim=1)
+        return self.entered[index], self.with_prefix(bias, 0)
+
+    def after(self, index: int, x: Tensor, out: Tensor) -> Tensor:
+        """The output of block ``index``, of which ``x`` was the input: dropped patches keep their state."""
+        self.left[index] = torch.where(self.with_prefix(self.life > index, True)[..., None], out, x)
+        return self.left[index]
 
     def merged(self, index: int, image: int, patches: Tensor) -> Tensor:
         """One image's patches (patches, dim) after those dropped before block ``index`` were merged."""
@@ -67,6 +77,7 @@ class PatchDropper:
         for patch in dropped.nonzero().flatten():
             target = self.target_of(image, patch, kept)
             weight = self.weight_of(image, patch, target)
+            self.target[image, int(patch)] = int(target)
             mass = mass.index_add(0, target[None], mass[patch][None] * weight.to(mass.dtype))
             new_size = new_size.index_add(0, target[None], (size[patch] * weight)[None].to(new_size.dtype))
         self.size = torch.cat((self.size[:image], new_size[None], self.size[image + 1 :]))
@@ -92,24 +103,23 @@ class PatchDropper:
 @contextmanager
 def dropping(
     vit: nn.Module, life: Tensor, start: int = 0, merge: bool = False, targets: MergeTargets | None = None
-) -> Iterator[None]:
+) -> Iterator[PatchDropper]:
     """Within it, a patch takes part in block ``l`` of ``vit`` only while ``l < life`` (batch, patches)."""
     dropper = PatchDropper(life, vit.num_prefix_tokens, start, merge, targets)
     handles = []
     for index, block in enumerate(vit.blocks):
-        kept = dropper.with_prefix(life > index, True)[..., None]
 
         def mask(_: nn.Module, args: tuple, kwargs: dict, index: int = index) -> tuple:
             x, bias = dropper.before(index, args[0])
             return (x, *args[1:]), {**kwargs, "attn_mask": bias[:, None, None]}
 
-        def restore(_: nn.Module, args: tuple, out: Tensor, kept: Tensor = kept) -> Tensor:
-            return torch.where(kept, out, args[0])
+        def keep(_: nn.Module, args: tuple, out: Tensor, index: int = index) -> Tensor:
+            return dropper.after(index, args[0], out)
 
         handles.append(block.register_forward_pre_hook(mask, with_kwargs=True))
-        handles.append(block.register_forward_hook(restore))
+        handles.append(block.register_forward_hook(keep))
     try:
-        yield
+        yield dropper
     finally:
         for handle in handles:
             handle.remove()
@@ -124,6 +134,24 @@ def masked(model: SlimModel, images: Tensor, lives: Lives, plan: Plan | None = N
     with dropping(vit, lives.life, model.start, model.settings.merge, targets_of(plan)):
         features = vit.forward_features(images)
     return vit.forward_head(features), features
+
+
+def restored_tokens(dropper: PatchDropper, block: int, how: str) -> Tensor:
+    """All tokens (batch, tokens, dim) after ``block`` of a run within `dropping`, with dropped patches restored."""
+    prefix, out = dropper.prefix, dropper.left[block].clone()
+
+    def state(image: int, patch: int) -> Tensor:
+        own, life = dropper.left[block][image, prefix + patch], int(dropper.life[image, patch])
+        if life > block or how == "last":
+            return own
+        target = dropper.target[image, patch]
+        now, merged = state(image, target), dropper.entered[life][image, prefix + target]
+        return now if how == "target" else own + (now - merged)
+
+    for image in range(out.shape[0]):
+        for patch in range(out.shape[1] - prefix):
+            out[image, prefix + patch] = state(image, patch)
+    return out
 
 
 def targets_of(plan: Plan | None) -> MergeTargets | None:

@@ -78,6 +78,8 @@ def test_a_new_budget_replaces_an_explicit_schedule() -> None:
 def test_a_config_survives_a_round_trip_through_json() -> None:
     config = LifeConfig(budget=0.7, mode="adaptive", drops=(2, 4), kept=(36, 36, 9, 9, 9), merge=False)
     assert LifeConfig.from_dict(config.to_dict()) == config
+    config = LifeConfig(restore="residual")
+    assert LifeConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ConfigError, match=r"\['until'\]"):
         LifeConfig.from_dict({"until": 3})
 

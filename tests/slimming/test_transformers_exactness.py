@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from reference import GivenScores
+from reference import GivenScores, assert_close, restored_tokens, targets_of
 from slim_models import assert_some_dropped, far_apart
 from transformers_families import (
     ANY_SIZE,
@@ -22,7 +22,7 @@ from transformers_families import (
     slim,
     tensors,
 )
-from transformers_reference import assert_same_outputs, masked
+from transformers_reference import assert_same_outputs, dropping, masked
 
 from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.backbones.transformers_models import CORES, HEADS
@@ -97,6 +97,31 @@ def test_merging_changes_the_output_and_not_the_lives(name: str) -> None:
     merging = slim(name, "fixed, merge", kept=(36, 36, 9, 9, 9))
     assert torch.equal(plain.lives(images).life, merging.lives(images).life)
     assert far_apart(plain.output(images), merging.output(images))
+
+
+# ---- what the places of dropped patches hold
+
+
+@pytest.mark.parametrize("how", ["target", "residual"])
+@pytest.mark.parametrize("variant", ["fixed, merge", "adaptive, merge"])
+@pytest.mark.parametrize("name", ["vit-classifier", "siglip", "dinov2-backbone"])
+def test_dropped_patches_are_restored_in_hidden_states_and_feature_maps(name: str, variant: str, how: str) -> None:
+    model, images = slim(name, variant, drops=(2, 4), restore=how), photos(name)
+    plan, backbone = model.plan(images), model.backbone
+    life, given = plan.lives().life, arguments(name, images, output_hidden_states=True)
+    with dropping(backbone.blocks, backbone.prefix, life, model.start, True, targets_of(plan)) as dropper:
+        backbone.model(**given)
+    expected = [restored_tokens(dropper, block, how) for block in range(backbone.depth)]
+    outputs = model(**given)
+    for state, wanted in zip(outputs.hidden_states[1:-1], expected[:-1], strict=True):
+        assert_close(state, wanted)
+    if name == "dinov2-backbone":
+        for feature_map, block in zip(outputs.feature_maps, (1, 3, 4), strict=True):
+            assert_close(feature_map.flatten(2).transpose(1, 2), backbone.norm(expected[block])[:, 1:])
+    else:
+        assert_close(model.output(images), backbone.classify(backbone.norm(expected[-1])))
+    with model.temporarily(restore="last"):
+        assert far_apart(model(**given).hidden_states[4], outputs.hidden_states[4])
 
 
 # ---- one image among others, ties, defects

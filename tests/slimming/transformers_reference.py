@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from reference import PatchDropper, assert_close, targets_of
 from torch import Tensor, nn
 from transformers_families import tensors
@@ -21,25 +20,24 @@ from patchlife.slimming.merging import MergeTargets
 @contextmanager
 def dropping(
     layers: Any, prefix: int, life: Tensor, start: int, merge: bool, targets: MergeTargets | None
-) -> Iterator[None]:
+) -> Iterator[PatchDropper]:
     """Within it, a patch takes part in layer ``l`` only while ``l < life`` (batch, patches)."""
     dropper = PatchDropper(life, prefix, start, merge, targets)
     handles = []
     for index, layer in enumerate(layers):
-        kept = dropper.with_prefix(life > index, True)[..., None]
 
         def mask(_: nn.Module, args: tuple, kwargs: dict, index: int = index) -> tuple:
             assert args[1:] in ((), (None,))
             x, bias = dropper.before(index, args[0])
             return (x,), {**kwargs, "attention_mask": bias[:, None, None]}
 
-        def restore(_: nn.Module, args: tuple, out: Tensor, kept: Tensor = kept) -> Tensor:
-            return torch.where(kept, out, args[0])
+        def keep(_: nn.Module, args: tuple, out: Tensor, index: int = index) -> Tensor:
+            return dropper.after(index, args[0], out)
 
         handles.append(layer.register_forward_pre_hook(mask, with_kwargs=True))
-        handles.append(layer.register_forward_hook(restore, prepend=True))  # before transformers records its output
+        handles.append(layer.register_forward_hook(keep, prepend=True))  # before transformers records its output
     try:
-        yield
+        yield dropper
     finally:
         for handle in handles:
             handle.remove()

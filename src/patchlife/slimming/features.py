@@ -1,4 +1,4 @@
-"""Feature extraction with the methods of timm's models: tokens in grid order, dropped patches at their last state."""
+"""Feature extraction with the methods of timm's models: tokens in grid order, dropped patches as `restore` says."""
 
 from __future__ import annotations
 

@@ -84,6 +84,7 @@ def _stage2_settings(model: SlimModel, photos: Sequence[Photo], config: Training
     settings: dict[str, Any] = {
         "drops": list(model.drops),
         "merge": model.settings.merge,
+        "restore": model.settings.restore,
         "lowest_budget": config.lowest_budget,
         "label_weight": config.label_weight,
     }

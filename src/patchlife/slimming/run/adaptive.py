@@ -17,10 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...backbones import Backbone
+from ...config import Restore
 from ..merging import initial_sizes, log_size
 from ..plan import Plan
 from .fixed import Taps, reorder
 from .packed import packed_attention
+from .restore import DroppedRows, dropped_rows, restored_rows
 
 __all__ = ["RunStage", "Stage", "rotations", "run_adaptive", "run_packed", "run_stage", "split_rows", "stages"]
 
@@ -137,9 +139,10 @@ def run_adaptive(
     run: RunStage = run_stage,
     length_of: Callable[[int], int] | None = None,
     taps: Taps | None = None,
+    restore: Restore = "last",
 ) -> Float[Tensor, "batch tokens dim"]:
     """`run_packed` for images of one size."""
-    return run_packed(backbone, [tokens], [rope], [plan], run, length_of, taps)[0]
+    return run_packed(backbone, [tokens], [rope], [plan], run, length_of, taps, restore)[0]
 
 
 def run_packed(
@@ -150,11 +153,12 @@ def run_packed(
     run: RunStage = run_stage,
     length_of: Callable[[int], int] | None = None,
     taps: Taps | None = None,
+    restore: Restore = "last",
 ) -> list[Float[Tensor, "batch tokens dim"]]:
     """Blocks ``start`` to the end, each image on its own number of patches.
 
     ``tokens``, ``ropes`` and ``plans`` have one entry for each image size. Returns all tokens in the plan's order for
-    each size, dropped patches at their last state; ``taps``, for one size only, gets the same after each block that it
+    each size, dropped patches as ``restore`` says; ``taps``, for one size only, gets the same after each block that it
     names. Gradients flow through it. ``run`` and ``length_of`` (see `stages`) are for compiled blocks.
     """
     taps = {} if taps is None else taps
@@ -164,15 +168,22 @@ def run_packed(
     if length_of is not None:
         rows = torch.cat((rows, torch.zeros_like(rows[:1])))
     size = None if all(plan.merge_targets is None for plan in plans) else initial_sizes(rows.shape[:1], rows)
+    drops: list[DroppedRows] = []
+
+    def all_tokens() -> list[Tensor]:
+        return split_rows(restored_rows(rows, drops) if drops else rows, ordered)
+
     for stage in stages(plans, backbone.prefix, length_of, taps):
         if size is not None and len(stage.dropped):
             rows, size = _merge(rows, size, stage)
+            if restore != "last":  # which the rows hold anyway
+                drops.append(dropped_rows(restore, rows, stage.dropped, stage.targets))
         x = rows[stage.tokens]
         bias = None if size is None else log_size(size[stage.tokens]).to(x.dtype)
         rows = _put(rows, stage.tokens, run(backbone, stage, x, bias, rotations(backbone, ropes, stage)))
         if stage.blocks[-1] in taps:
-            taps[stage.blocks[-1]] = split_rows(rows, ordered)[0].clone()
-    return split_rows(rows, ordered)
+            taps[stage.blocks[-1]] = all_tokens()[0] if drops else all_tokens()[0].clone()
+    return all_tokens()
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...backbones import Backbone, Embedded
+from ...config import Restore
 from ...errors import ConfigError
 from ..lives import Lives
 from ..plan import Plan
@@ -74,13 +75,18 @@ def before_start(
     return _run_all_tokens(backbone, groups, range(start))
 
 
-def from_start(backbone: Backbone, groups: Sequence[SizeGroup], start: int) -> list[SizeGroup]:
-    """Tokens after the last block, in the order of each plan; without plans, blocks ``start`` to the end on all."""
+def from_start(
+    backbone: Backbone, groups: Sequence[SizeGroup], start: int, restore: Restore = "last"
+) -> list[SizeGroup]:
+    """Tokens after the last block, in the order of each plan, dropped patches as ``restore`` says.
+
+    Without plans, blocks ``start`` to the end run on all tokens.
+    """
     if all(group.plan is None for group in groups):
         return _run_all_tokens(backbone, groups, range(start, backbone.depth))
     plans = [group.plan or _unchanged(group, start, backbone) for group in groups]
     tokens = [group.tokens for group in groups]
-    done = run_packed(backbone, tokens, [group.embedded.rope for group in groups], plans)
+    done = run_packed(backbone, tokens, [group.embedded.rope for group in groups], plans, restore=restore)
     return [replace(group, tokens=x) for group, x in zip(groups, done, strict=True)]
 
 
