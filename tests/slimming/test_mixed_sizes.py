@@ -266,3 +266,13 @@ def test_attachments_that_would_have_no_effect_are_refused() -> None:
 def test_places_are_those_of_the_list() -> None:
     groups = mixed.by_size(pictures([(8, 8), (16, 8), (8, 8)]))
     assert [(places, tuple(batch.shape)) for places, batch in groups] == [([0, 2], (2, 3, 8, 8)), ([1], (1, 3, 16, 8))]
+
+
+@pytest.mark.parametrize("restore", ["target", "residual"])
+@pytest.mark.parametrize("variant", ["fixed, merge", "adaptive, merge"])
+def test_dropped_patches_are_restored_before_pooling(variant: str, restore: str) -> None:
+    model, images = model_of("gap", variant, restore=restore), pictures(SIZES)
+    assert_close(model(images), solo(model, images))
+    with model.temporarily(restore="last"):
+        last = model(images)
+    assert far_apart(model(images), last)
