@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,8 +188,42 @@ def test_thresholds_belong_to_an_image_size() -> None:
         for budget in (0.6, 0.8):
             assert spent_by(model.set_budget(budget), images_of(side)) == pytest.approx(budget, rel=0.05), side
     assert spent_by(model.set_budget(0.7), images_of(128)) == pytest.approx(0.7, rel=0.02)
-    model.calibrations = {256: model.calibrations[64]}  # the thresholds of another size
+    model.calibrations = {256: replace(model.calibrations[64], patches=256)}  # the thresholds of another size
     assert abs(spent_by(model.set_budget(0.7), images_of(128)) - 0.7) > 0.05
+
+
+@pytest.mark.parametrize("size", [(120, 120), (136, 136), (112, 144)])
+def test_thresholds_serve_sizes_with_about_as_many_patches(size: tuple[int, int]) -> None:
+    """Scores are shares of an image, so thresholds are scaled by the number of patches."""
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=128, patch_size=8, embed_dim=48, num_heads=3, dynamic_img_size=True
+    )
+    model = wrap(liven(vit).eval(), LifeConfig(mode="adaptive", budget=0.7)).calibrate([images_of(128)])
+    images = torch.nn.functional.interpolate(images_of(128), size, mode="nearest")
+    assert spent_by(model, images) == pytest.approx(0.7, rel=0.04)
+    with pytest.raises(ConfigError, match=r"96 x 96 pixels \(144 patches; calibrated for: 256\).*model\.calibrate"):
+        model(images_of(96))
+    model.calibrations = {256: replace(model.calibrations[256], threshold=model.calibrations[256].threshold * 1.25)}
+    assert abs(spent_by(model, images) - 0.7) > 0.04
+
+
+def test_images_of_different_sizes_are_calibrated_together() -> None:
+    """Each meets the budget at its own size on average; far apart sizes get thresholds of their own."""
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=128, patch_size=8, embed_dim=48, num_heads=3, dynamic_img_size=True
+    )
+    model = wrap(liven(vit).eval(), LifeConfig(mode="adaptive", budget=0.7))
+    sizes = [(128, 128), (112, 144), (120, 128), (64, 64), (56, 72)]
+    images = [
+        torch.nn.functional.interpolate(images_of(64, 8, seed), size)[:, :, : size[0], : size[1]]
+        for seed, size in enumerate(sizes)
+    ]
+    lists = [[batch[i] for batch in images] for i in range(8)]
+    model.calibrate(lists)
+    assert {patches: found.images for patches, found in model.calibrations.items()} == {249: 24, 64: 16}
+    for first, end in ((0, 3), (3, 5)):
+        spent = [spent_by(model, batch) for batch in images[first:end]]
+        assert sum(spent) / len(spent) == pytest.approx(0.7, rel=0.02)
 
 
 class Batch(dict):

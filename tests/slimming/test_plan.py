@@ -112,7 +112,7 @@ def test_stages_hold_the_rows_that_are_kept_and_dropped(case: Case, prefix: int)
     plan, counts = case.plan, case.plan.lives().kept
     batch, patches = case.score.shape
     layout = torch.arange(batch * (prefix + patches)).reshape(batch, prefix + patches)
-    packed = stages(plan, prefix)
+    packed = stages([plan], prefix)
     blocks = [block for stage in packed for block in stage.blocks]
     assert blocks == list(range(case.schedule.start, len(case.schedule.kept)))
     before = torch.full((batch,), patches)

@@ -352,6 +352,11 @@ class Backbone(nn.Module):
 
     def check_batch(self, images: Tensor) -> None:
         """Raise ConfigError unless ``images`` is a batch of images with the model's channels."""
+        if not isinstance(images, Tensor):
+            raise ConfigError(
+                f"images must be a tensor (batch, channels, height, width), got {type(images).__name__}; only output, "
+                "predict, embedding and lives of a slimmed model take lists of images"
+            )
         if images.ndim != 4:
             raise ConfigError(f"images must be (batch, channels, height, width), got shape {tuple(images.shape)}")
         if images.shape[1] != self.channels:

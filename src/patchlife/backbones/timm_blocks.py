@@ -71,7 +71,8 @@ def check_openable(block: Any, index: int, opened: bool) -> None:
             attached = "weight offloading"
         if attached:
             where = f"blocks.{index}" + (f".{name}" if name else "")
-            remedy = "use fixed mode, which calls whole blocks" if opened else "switch merging off (merge=False)"
+            whole = "use fixed mode with images of one size, which calls whole blocks"
+            remedy = whole if opened else "switch merging off (merge=False)"
             raise UnsupportedModelError(
                 f"the modules inside {where} are called one by one, so {attached} on {where} would have no effect; "
                 f"remove it, attach it to a module inside (qkv, proj, mlp, norm1, ...), or {remedy}"

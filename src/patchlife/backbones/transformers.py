@@ -203,7 +203,8 @@ class TransformersBackbone(Description):
         images = kwargs.get("pixel_values", args[0] if args else None)
         if not isinstance(images, Tensor):
             got = "nothing" if images is None else type(images).__name__
-            raise ConfigError(f"expected pixel_values (batch, channels, height, width), got {got}")
+            advice = "; for a list of images call output(images) or predict(images)" if got in ("list", "tuple") else ""
+            raise ConfigError(f"expected pixel_values (batch, channels, height, width), got {got}{advice}")
         self.check_batch(images)
         return (images.shape[-2], images.shape[-1])
 

@@ -167,9 +167,9 @@ def check_openable(layer: nn.Module, index: int) -> None:
     for name, module in (("", layer), (f".{_names(inner).attention}", inner.get_submodule(_names(inner).attention))):
         if attached := attachments(module):
             raise UnsupportedModelError(
-                f"the modules inside layer {index} are called one by one in adaptive mode, so {attached} on layer "
-                f"{index}{name} would have no effect; remove it, attach it to a module inside (q_proj, mlp, ...), or "
-                "use fixed mode, which calls whole layers"
+                f"the modules inside layer {index} are called one by one in adaptive mode and for images of different "
+                f"sizes, so {attached} on layer {index}{name} would have no effect; remove it, attach it to a module "
+                "inside (q_proj, mlp, ...), or use fixed mode with images of one size, which calls whole layers"
             )
 
 

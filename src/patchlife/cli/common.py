@@ -23,6 +23,7 @@ __all__ = [
     "calibrate_if_needed",
     "check_engine",
     "check_has_classes",
+    "check_takes_any_size",
     "classes_of",
     "find_photos",
     "label_sets_of",
@@ -157,22 +158,31 @@ def use_threads(run: RunConfig) -> None:
         torch.set_num_threads(run.threads)
 
 
-def open_model(config: ModelConfig, run: RunConfig) -> Pipeline:
+def open_model(config: ModelConfig, run: RunConfig, keep_aspect: bool = False) -> Pipeline:
     """Open a model on its device, in its number format; prints if its image processor changed its image size."""
     from ..runtime.opening import open_pipeline
 
     use_threads(run)
-    pipeline = open_pipeline(config, run.device, dtype=run.dtype)
+    pipeline = open_pipeline(config, run.device, dtype=run.dtype, keep_aspect=keep_aspect)
     if note := size_note(pipeline, config):
         say(note)
     return pipeline
 
 
-def open_classifier(config: ModelConfig, run: RunConfig) -> Pipeline:
+def open_classifier(config: ModelConfig, run: RunConfig, keep_aspect: bool = False) -> Pipeline:
     """`open_model`. Raises ConfigError if it has no classifier."""
-    pipeline = open_model(config, run)
+    pipeline = open_model(config, run, keep_aspect)
     check_has_classes(pipeline)
     return pipeline
+
+
+def check_takes_any_size(model: str, keep_aspect: bool) -> None:
+    """Raise ConfigError for --keep-aspect with an exported MODEL."""
+    if keep_aspect:
+        raise ConfigError(
+            f"{model} is an exported model, which takes images of one size; remove --keep-aspect, or give the model or "
+            "adapter that it was exported from"
+        )
 
 
 def check_has_classes(pipeline: Pipeline) -> None:

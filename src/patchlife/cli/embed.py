@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 from ..config import EmbedConfig
 from ..errors import ConfigError
 from ..io.exported_files import is_exported
-from .common import calibrate_if_needed, check_engine, find_photos, open_model, say, use_threads
+from .common import (
+    calibrate_if_needed,
+    check_engine,
+    check_takes_any_size,
+    find_photos,
+    open_model,
+    say,
+    use_threads,
+)
 from .recording import Tally, run_identity, write_results
 from .results import KEY, Record, results_in
 
@@ -48,14 +56,13 @@ def embed(
     """Compute embeddings; yields one record for each photo, in their order.
 
     A record has ``path`` and either ``error`` or these fields: ``embedding`` (packed, see `io.vectors`; of length 1
-    with ``normalize``), ``flops`` and ``fraction_of_dense`` (of the dense model's FLOPs).
+    with ``normalize``), ``flops`` and ``fraction_of_dense`` (of the dense model's FLOPs for its size).
     """
     from torch.nn.functional import normalize as to_length_1
 
     from ..io.vectors import VECTOR, packed
     from ..runtime.inference import Failure, embed_photos
 
-    dense = pipeline.model.dense_flops
     for result in embed_photos(pipeline, photos, batch_size, workers):
         if isinstance(result, Failure):
             yield {KEY: str(result.path), "error": result.error}
@@ -65,13 +72,14 @@ def embed(
             KEY: str(result.path),
             VECTOR: packed(vector.numpy()),
             "flops": result.flops,
-            "fraction_of_dense": round(result.flops / dense, 6),
+            "fraction_of_dense": round(result.flops / result.dense_flops, 6),
         }
 
 
 def _open(config: EmbedConfig) -> Pipeline:
     """Open the model, or the exported file or bundle. Raises ConfigError if it does not give embeddings."""
     if is_exported(config.model.model):
+        check_takes_any_size(config.model.model, config.keep_aspect)
         from ..runtime.exported import open_exported
 
         use_threads(config.run)
@@ -82,7 +90,7 @@ def _open(config: EmbedConfig) -> Pipeline:
                 "it was exported from, or export a model without classifier"
             )
         return exported
-    pipeline = open_model(config.model, config.run)
+    pipeline = open_model(config.model, config.run, config.keep_aspect)
     if not pipeline.model.backbone.pools:
         raise ConfigError(
             f"{pipeline.name} gives a vector for each patch, not one for the photo; choose a pooling, for example "

@@ -14,6 +14,7 @@ from .common import (
     calibrate_if_needed,
     check_engine,
     check_has_classes,
+    check_takes_any_size,
     classes_of,
     find_photos,
     label_sets_of,
@@ -52,13 +53,14 @@ def run(config: PredictConfig) -> int:
 def _open(config: PredictConfig) -> Pipeline:
     """Open the model with the requested engine, or the exported file or bundle."""
     if is_exported(config.model.model):
+        check_takes_any_size(config.model.model, config.keep_aspect)
         from ..runtime.exported import open_exported
 
         use_threads(config.run)
         pipeline: Pipeline = open_exported(config.model, config.trust)
         check_has_classes(pipeline)
         return pipeline
-    pipeline = open_classifier(config.model, config.run)
+    pipeline = open_classifier(config.model, config.run, config.keep_aspect)
     if config.engine in (None, "eager"):
         return pipeline
     from ..export.on_the_fly import with_engine
@@ -72,12 +74,11 @@ def predict(
     """Classify photos; yields one record for each, in their order.
 
     A record has ``path`` and either ``error`` or these fields: ``top`` (class, label and probability of the most
-    likely classes), ``flops``, ``fraction_of_dense`` (of the dense model's FLOPs) and ``kept`` (patches that enter
-    each block).
+    likely classes), ``flops``, ``fraction_of_dense`` (of the dense model's FLOPs for its size) and ``kept``
+    (patches that enter each block).
     """
     from ..runtime.inference import Failure, predict_photos
 
-    dense = pipeline.model.dense_flops
     for result in predict_photos(pipeline, photos, batch_size, workers):
         if isinstance(result, Failure):
             yield {KEY: str(result.path), "error": result.error}
@@ -86,7 +87,7 @@ def predict(
             KEY: str(result.path),
             "top": _top_classes(result, pipeline.labels, top),
             "flops": result.flops,
-            "fraction_of_dense": round(result.flops / dense, 6),
+            "fraction_of_dense": round(result.flops / result.dense_flops, 6),
             "kept": result.lives.kept[0].tolist(),
         }
 

@@ -125,6 +125,10 @@ class PredictConfig:
         engine: Engine that runs the model. onnx and openvino export the model on the first run and keep the file in a
             cache folder (environment variable PATCHLIFE_CACHE). Default: eager, or the engine of an exported file or
             bundle.
+        keep_aspect: Photos keep their own shape. Each is scaled to as many pixels as the model's input has, at most,
+            and cut to whole patches, less than one at each edge; photos of different sizes run together. Position
+            embeddings are interpolated for each size. For models of timm, the demo, adapters on them, and models of
+            transformers that interpolate.
         trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
             you trust its source.
         run: Device, number format and batches.
@@ -138,11 +142,17 @@ class PredictConfig:
     labelled: bool = False
     labels_from: Path | None = field(default=None, metadata={"metavar": "CSV"})
     engine: EngineName | None = None
+    keep_aspect: bool = False
     trust: bool = False
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         _check_at_least(1, top=self.top)
+        if self.keep_aspect and self.engine not in (None, "eager"):
+            raise ConfigError(
+                f"--keep-aspect gives images of different sizes, and --engine {self.engine} runs images of one size; "
+                "remove one of the two"
+            )
         if self.resume and self.out is None:
             raise ConfigError("--resume needs the file to continue, got none; give it with --out FILE")
         _check_dtype(self.engine, self.run.dtype)
@@ -164,6 +174,7 @@ class EmbedConfig:
             columns. Until the run ends, the results are in a JSON lines file beside it.
         resume: Continue an interrupted run. Photos that it has done are skipped, also those with an error.
         normalize: Scale each embedding to length 1, so that the product of two is their cosine.
+        keep_aspect: Photos keep their own shape; as for predict.
         trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
             you trust its source.
         run: Device, number format and batches.
@@ -174,6 +185,7 @@ class EmbedConfig:
     out: Path = Path("embeddings.parquet")
     resume: bool = False
     normalize: bool = False
+    keep_aspect: bool = False
     trust: bool = False
     run: RunConfig = field(default_factory=RunConfig)
 

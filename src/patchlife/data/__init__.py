@@ -1,7 +1,7 @@
 """From paths to tensors: find photos, read them safely, preprocess and batch them; class names and labels."""
 
 from .listing import PHOTO_SUFFIXES, by_suffix, list_photos
-from .loading import Batch, load_batches
+from .loading import Batch, load_batches, load_mixed_batches
 from .preprocess import Preprocess
 from .reading import MAX_BYTES, MAX_PIXELS, AnyPhoto, Sample, as_rgb, read_photo
 from .sampling import evenly_spaced
@@ -21,5 +21,6 @@ __all__ = [
     "list_photos",
     "list_samples",
     "load_batches",
+    "load_mixed_batches",
     "read_photo",
 ]

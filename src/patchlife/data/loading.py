@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from ..errors import ConfigError, ImageError
 from .preprocess import Preprocess
@@ -18,20 +18,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["Batch", "load_batches"]
+__all__ = ["Batch", "load_batches", "load_mixed_batches"]
+
+Images = TypeVar("Images")
 
 
-class Batch(NamedTuple):
+class Batch(NamedTuple, Generic[Images]):
     """A batch of consecutive photos.
 
     Attributes:
         indices: positions in the list of paths of the photos in ``images``, ascending.
-        images: one for each index; an empty tensor if no photo of the batch could be read.
+        images: one for each index, (good, channels, height, width), or a list of images; empty if no photo of the
+            batch could be read.
         failures: (index, error) of each photo that could not be read, ascending.
     """
 
     indices: list[int]
-    images: Float[Tensor, "good channels height width"]
+    images: Images
     failures: list[tuple[int, ImageError]]
 
 
@@ -40,7 +43,7 @@ def load_batches(
     preprocess: Preprocess,
     batch_size: int,
     workers: int | None = None,
-) -> Generator[Batch, None, None]:
+) -> Generator[Batch[Tensor], None, None]:
     """Read and preprocess photos in order, ``batch_size`` paths at a time (the last batch may be smaller).
 
     Threads decode at most two batches ahead, so memory is bounded. Every path appears exactly once, among the images
@@ -48,22 +51,50 @@ def load_batches(
 
     Args:
         paths: the photos. May be a lazy iterable: at most two batches are taken ahead.
-        preprocess: turns a photo into the model's input.
+        preprocess: turns a photo into the model's input; for images of one size (without ``keep_aspect``).
         batch_size: paths per batch.
         workers: decoding threads; by default one per core, at most 8.
 
     Raises:
         ConfigError: ``batch_size`` or ``workers`` is below 1.
     """
+    return _checked(iter(paths), preprocess, batch_size, workers, preprocess.normalise)
+
+
+def load_mixed_batches(
+    paths: Iterable[AnyPhoto],
+    preprocess: Preprocess,
+    batch_size: int,
+    workers: int | None = None,
+) -> Generator[Batch[list[Float[Tensor, "channels height width"]]], None, None]:
+    """`load_batches` for images that may have different sizes: the images of a batch are a list."""
+
+    def separate(shown: Sequence[Image]) -> list[Tensor]:
+        return [preprocess.normalise([picture])[0] for picture in shown]
+
+    return _checked(iter(paths), preprocess, batch_size, workers, separate)
+
+
+def _checked(
+    paths: Iterator[AnyPhoto],
+    preprocess: Preprocess,
+    batch_size: int,
+    workers: int | None,
+    normalise: Callable[[Sequence[Image]], Images],
+) -> Generator[Batch[Images], None, None]:
     workers = min(os.cpu_count() or 1, 8) if workers is None else workers
     if batch_size < 1 or workers < 1:
         raise ConfigError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
-    return _batches(iter(paths), preprocess, batch_size, workers)
+    return _batches(paths, preprocess, batch_size, workers, normalise)
 
 
 def _batches(
-    paths: Iterator[AnyPhoto], preprocess: Preprocess, batch_size: int, workers: int
-) -> Generator[Batch, None, None]:
+    paths: Iterator[AnyPhoto],
+    preprocess: Preprocess,
+    batch_size: int,
+    workers: int,
+    normalise: Callable[[Sequence[Image]], Images],
+) -> Generator[Batch[Images], None, None]:
     def read(path: AnyPhoto) -> Image:
         # Threads return 8-bit pictures; the caller's thread normalises a whole batch at once. Torch operations in
         # these threads would start one OpenMP thread pool per thread.
@@ -78,13 +109,13 @@ def _batches(
             if not ahead:
                 return
             count = min(batch_size, len(ahead))
-            yield _gather(start, [ahead.popleft() for _ in range(count)], preprocess)
+            yield _gather(start, [ahead.popleft() for _ in range(count)], normalise)
             start += count
     finally:  # also when the caller stops early: cancel photos that are no longer needed
         pool.shutdown(cancel_futures=True)
 
 
-def _gather(start: int, photos: list[Future[Image]], preprocess: Preprocess) -> Batch:
+def _gather(start: int, photos: list[Future[Image]], normalise: Callable[[Sequence[Image]], Images]) -> Batch[Images]:
     """Wait for the photos of a batch; collect images and failures."""
     indices, shown, failures = [], [], []
     for index, photo in enumerate(photos, start):
@@ -94,4 +125,4 @@ def _gather(start: int, photos: list[Future[Image]], preprocess: Preprocess) -> 
         except ImageError as error:
             # A new error: the traceback of the raised one would keep the whole file in memory.
             failures.append((index, ImageError(str(error))))
-    return Batch(indices, preprocess.normalise(shown), failures)
+    return Batch(indices, normalise(shown), failures)

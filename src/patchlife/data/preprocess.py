@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 from typing import Literal as OneOf
 
@@ -47,6 +47,8 @@ class Preprocess:
         std: per channel, on the same scale, divided by.
         crop_offset: how the position of the crop is rounded to whole pixels: "nearest" (timm, torchvision; halves to
             even numbers) or "floor" (transformers).
+        keep_aspect: None, or the model's patch size (height, width) in pixels. With it each photo keeps its own shape,
+            see `for_photo`; then inputs have different sizes, and ``size`` says only how many pixels they have.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -56,6 +58,7 @@ class Preprocess:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     crop_offset: CropOffset = "nearest"
+    keep_aspect: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_setting(len(self.size) == 2 and min(self.size) >= 1, "size must be (height, width)", self.size)
@@ -75,6 +78,9 @@ class Preprocess:
         wanted = "one positive number" if self.channels == 1 else "three positive numbers"
         fits = len(self.std) == self.channels and min(self.std) > 0
         check_setting(fits, f"std must be {wanted}, because mean has {self.channels}", self.std)
+        patch = self.keep_aspect
+        fits = patch is None or (len(patch) == 2 and min(patch) >= 1)
+        check_setting(fits, "keep_aspect must be None or a patch size (height, width)", patch)
 
     @property
     def channels(self) -> int:
@@ -146,16 +152,38 @@ class Preprocess:
             raise ConfigError(f"preprocessing: expected numbers, got {dict(values)}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values for JSON; ``crop_offset`` only if it is not the default, as in older files."""
+        """The settings as plain values for JSON; without defaults that older files do not have."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-        return {name: v for name, v in values.items() if (name, v) != ("crop_offset", "nearest")}
+        newer = (("crop_offset", "nearest"), ("keep_aspect", None))
+        return {name: v for name, v in values.items() if (name, v) not in newer}
 
     def __call__(self, photo: Image.Image) -> Float[Tensor, "channels height width"]:
         """Turn one photo into the backbone's input."""
         return self.normalise([self.shown(photo)])[0]
 
+    def for_photo(self, photo_size: tuple[int, int]) -> Preprocess:
+        """These settings for one photo: with ``keep_aspect`` at the size that this photo gets, else unchanged.
+
+        The size has as many pixels as ``size`` at most, in whole patches. Of the sizes next to the photo's own shape
+        it is the one that shows most of the photo; the rest, less than a patch at each edge, is cut off. A photo that
+        is longer than a row of all patches is cut to that row.
+
+        Args:
+            photo_size: (width, height) of the photo, in pixels.
+        """
+        if self.keep_aspect is None:
+            return self
+        rows, cols = self.keep_aspect
+        size = _grid_like(photo_size[1] / rows, photo_size[0] / cols, (self.size[0] // rows) * (self.size[1] // cols))
+        return replace(
+            self, size=(size[0] * rows, size[1] * cols), crop_fraction=1.0, crop_mode="center", keep_aspect=None
+        )
+
     def normalise(self, shown: Sequence[Image.Image]) -> Float[Tensor, "batch channels height width"]:
-        """Turn pictures of `shown`, which are already resized and cropped, into the backbone's input."""
+        """Turn pictures of `shown`, which are already resized and cropped, into the backbone's input.
+
+        The pictures have one size: with ``keep_aspect`` give those of one photo.
+        """
         import numpy as np
         import torch
 
@@ -169,6 +197,8 @@ class Preprocess:
 
     def shown(self, photo: Image.Image) -> Image.Image:
         """The photo, resized and cropped to ``size``, before normalisation; in RGB mode even for a grey model."""
+        if self.keep_aspect:
+            return self.for_photo(photo.size).shown(photo)
         photo = self._trimmed(photo if photo.mode == "RGB" else as_rgb(photo))
         if self.channels == 1:
             photo = photo.convert("L").convert("RGB")
@@ -189,7 +219,7 @@ class Preprocess:
             (left, top, right, bottom) in pixels of the photo, not rounded. The box extends beyond the photo where the
             photo is padded.
         """
-        (width, height), (left, top, right, bottom) = self._geometry(photo_size)
+        (width, height), (left, top, right, bottom) = self.for_photo(photo_size)._geometry(photo_size)
         x, y = photo_size[0] / width, photo_size[1] / height
         return left * x, top * y, right * x, bottom * y
 
@@ -234,6 +264,27 @@ class Preprocess:
         """The padding colour."""
         colour = self.mean if self.channels == 3 else 3 * self.mean
         return tuple(round(255 * m) for m in colour) if self.crop_mode == "border" else (0, 0, 0)
+
+
+def _grid_like(height: float, width: float, patches: int) -> tuple[int, int]:
+    """(rows, cols) of at most ``patches`` patches, in the shape of a photo of this size in patches.
+
+    Rows and columns are rounded down or up, whichever cuts the least of the photo.
+    """
+    patches, aspect = max(patches, 1), height / width
+    exact = math.sqrt(patches * aspect), math.sqrt(patches / aspect)
+    rows, cols = ({_within(math.floor(n), patches), _within(math.ceil(n), patches)} for n in exact)
+    grids = [(r, c) for r in rows for c in cols if r * c <= patches]
+
+    def shown(grid: tuple[int, int]) -> tuple[float, int]:
+        ratio = grid[0] / grid[1] / aspect
+        return min(ratio, 1 / ratio), grid[0] * grid[1]
+
+    return max(grids, key=shown)
+
+
+def _within(number: int, largest: int) -> int:
+    return min(max(number, 1), largest)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

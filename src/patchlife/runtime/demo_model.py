@@ -25,8 +25,11 @@ def demo_folder() -> Path:
     return Path(str(files("patchlife") / "assets" / "demo"))
 
 
-def demo_backbone() -> nn.Module:
-    """The demo Vision Transformer in eval mode. Raises CheckpointError if its files are missing or damaged."""
+def demo_backbone(any_size: bool = False) -> nn.Module:
+    """The demo Vision Transformer in eval mode; with ``any_size`` it takes images of any size.
+
+    Raises CheckpointError if its files are missing or damaged.
+    """
     folder = demo_folder()
     try:
         model_card = json.loads((folder / "model.json").read_text("utf-8"))
@@ -36,7 +39,7 @@ def demo_backbone() -> nn.Module:
         raise CheckpointError(f"the demo's model in {folder} is incomplete ({error}); reinstall patchlife") from None
     if not intact:
         raise CheckpointError(f"{weights} is damaged: its sha256 is not the one in model.json; reinstall patchlife")
-    vit: Any = timm.models.VisionTransformer(**model_card["architecture"])
+    vit: Any = timm.models.VisionTransformer(**model_card["architecture"], dynamic_img_size=any_size)
     vit.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
     preprocessing = {**model_card["input"], "input_size": model_card["input"]["size"]}
     vit.pretrained_cfg = {"architecture": DEMO, "label_names": model_card["classes"], **preprocessing}

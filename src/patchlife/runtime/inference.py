@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data import evenly_spaced, load_batches
+from ..data import Batch, evenly_spaced, load_batches, load_mixed_batches
+from ..data.reading import AnyPhoto
 from ..errors import NumericalError
-from ..slimming import Lives
+from ..slimming import Lives, SlimModel
 from .pipeline import Pipeline
 
 __all__ = ["CALIBRATION_PHOTOS", "Embedding", "Failure", "Prediction", "calibrate", "embed_photos", "predict_photos"]
@@ -34,12 +35,14 @@ class Prediction:
         probabilities: of the classes; of a multi-label model each in [0, 1] by itself, else their sum is 1.
         lives: of the patches, as a batch of one.
         flops: FLOPs spent on this photo.
+        dense_flops: FLOPs that the dense model spends on a photo of this size.
     """
 
     path: Path
     probabilities: Float[Tensor, "classes"]
     lives: Lives
     flops: int
+    dense_flops: float
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,13 @@ class Embedding:
         path: the photo.
         vector: in float32.
         flops: FLOPs spent on this photo.
+        dense_flops: FLOPs that the dense model spends on a photo of this size.
     """
 
     path: Path
     vector: Float[Tensor, "width"]
     flops: int
+    dense_flops: float
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ def predict_photos(
 
     A photo that cannot be read, or whose logits are not finite, gives a `Failure` and does not affect the others. If a
     whole batch fails (for example out of memory), it is halved again and again, down to single photos.
+
+    Photos that keep their own shape (``keep_aspect`` of the pipeline's preprocessing) run as images of different sizes.
     """
     return _run_on_photos(_predictions, pipeline, photos, batch_size, workers)
 
@@ -97,41 +104,63 @@ def calibrate(pipeline: Pipeline, photos: Sequence[Path], workers: int | None = 
     first = next(batches, None)
     if first is None:
         return 0
-    pipeline.model.calibrate(chain([first], batches))
-    assert pipeline.model.calibration is not None
-    return pipeline.model.calibration.images
+    used = 0
+
+    def counted() -> Iterator[Images]:
+        nonlocal used
+        for images in chain([first], batches):
+            used += len(images)
+            yield images
+
+    pipeline.model.calibrate(counted())
+    return used
 
 
-def _calibration_batches(
-    pipeline: Pipeline, photos: Sequence[Path], workers: int | None
-) -> Iterator[Float[Tensor, "batch channels height width"]]:
+def _calibration_batches(pipeline: Pipeline, photos: Sequence[Path], workers: int | None) -> Iterator[Images]:
     # the evenly spaced photos first; the others replace those that cannot be read
     candidates = dict.fromkeys([*evenly_spaced(photos, CALIBRATION_PHOTOS), *photos])
     missing = CALIBRATION_PHOTOS
-    for batch in load_batches(candidates, pipeline.preprocess, _CALIBRATION_BATCH, workers):
+    for batch in _load(candidates, pipeline, _CALIBRATION_BATCH, workers):
         images = batch.images[:missing]
         missing -= len(images)
         if len(images):
-            yield images.to(pipeline.device, pipeline.dtype)
+            yield _moved(images, pipeline)
         if not missing:
             return
 
 
-RunBatch = Callable[[Pipeline, Sequence[Path], Tensor], list[R | Failure]]
+Images = Float[Tensor, "batch channels height width"] | list[Float[Tensor, "channels height width"]]
+"""A batch of one size, or a list of images of different sizes."""
+
+RunBatch = Callable[[Pipeline, Sequence[Path], Images], list[R | Failure]]
 """From a batch of images and their paths to one result per image."""
+
+
+def _load(
+    photos: Iterable[AnyPhoto], pipeline: Pipeline, batch_size: int, workers: int | None
+) -> Iterator[Batch[Tensor]] | Iterator[Batch[list[Tensor]]]:
+    """Batches of images; lists of images if photos keep their own shape."""
+    load = load_mixed_batches if pipeline.preprocess.keep_aspect else load_batches
+    return load(photos, pipeline.preprocess, batch_size, workers)
+
+
+def _moved(images: Images, pipeline: Pipeline) -> Images:
+    """The images on the model's device, in its number format."""
+    to = pipeline.device, pipeline.dtype
+    return images.to(*to) if isinstance(images, Tensor) else [image.to(*to) for image in images]
 
 
 def _run_on_photos(
     run: RunBatch[R], pipeline: Pipeline, photos: Sequence[Path], batch_size: int, workers: int | None
 ) -> Iterator[R | Failure]:
-    for batch in load_batches(photos, pipeline.preprocess, batch_size, workers):
+    for batch in _load(photos, pipeline, batch_size, workers):
         images_results = _results(run, pipeline, [photos[index] for index in batch.indices], batch.images)
         results: dict[int, R | Failure] = dict(zip(batch.indices, images_results, strict=True))
         results |= {index: Failure(photos[index], str(error)) for index, error in batch.failures}
         yield from (results[index] for index in sorted(results))
 
 
-def _results(run: RunBatch[R], pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[R | Failure]:
+def _results(run: RunBatch[R], pipeline: Pipeline, paths: Sequence[Path], images: Images) -> list[R | Failure]:
     """One result per image. A batch that fails is halved until only single images fail."""
     if not len(images):
         return []
@@ -146,13 +175,13 @@ def _results(run: RunBatch[R], pipeline: Pipeline, paths: Sequence[Path], images
 
 
 @torch.inference_mode()
-def _predictions(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Prediction | Failure]:
-    logits, on_device = pipeline.model.predict(images.to(pipeline.device, pipeline.dtype))
-    logits, lives = logits.float(), _on_cpu(on_device)
+def _predictions(pipeline: Pipeline, paths: Sequence[Path], images: Images) -> list[Prediction | Failure]:
+    logits, on_device = pipeline.model.predict(_moved(images, pipeline))
+    logits, lives = logits.float(), _each_on_cpu(on_device)
     probabilities = (logits.sigmoid() if pipeline.multi_label else logits.softmax(dim=-1)).cpu()
-    flops = pipeline.model.flops_of(lives, (images.shape[-2], images.shape[-1]))
+    flops = _flops(pipeline, images, lives)
     return [
-        Prediction(path, probabilities[i], lives[i], flops[i])
+        Prediction(path, probabilities[i], lives[i], *flops[i])
         if probabilities[i].isfinite().all()
         else Failure(path, f"{path}: the model's probabilities are NaN or infinite; check the weights and the photo")
         for i, path in enumerate(paths)
@@ -160,16 +189,34 @@ def _predictions(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> l
 
 
 @torch.inference_mode()
-def _embeddings(pipeline: Pipeline, paths: Sequence[Path], images: Tensor) -> list[Embedding | Failure]:
-    vectors, lives = pipeline.model.embedding(images.to(pipeline.device, pipeline.dtype))
+def _embeddings(pipeline: Pipeline, paths: Sequence[Path], images: Images) -> list[Embedding | Failure]:
+    vectors, lives = pipeline.model.embedding(_moved(images, pipeline))
     vectors = vectors.float().cpu()
-    flops = pipeline.model.flops_of(_on_cpu(lives), (images.shape[-2], images.shape[-1]))
+    flops = _flops(pipeline, images, _each_on_cpu(lives))
     return [
-        Embedding(path, vectors[i], flops[i])
+        Embedding(path, vectors[i], *flops[i])
         if vectors[i].isfinite().all()
         else Failure(path, f"{path}: the model's embedding is NaN or infinite; check the weights and the photo")
         for i, path in enumerate(paths)
     ]
+
+
+def _flops(pipeline: Pipeline, images: Images, lives: Sequence[Lives]) -> list[tuple[int, float]]:
+    """(FLOPs spent, FLOPs of the dense model at this size) of each image."""
+    model, found = pipeline.model, []
+    for image, own in zip(images, lives, strict=True):
+        size = (image.shape[-2], image.shape[-1])
+        dense = model.cost(size).dense if isinstance(model, SlimModel) else model.dense_flops
+        found.append((model.flops_of(own, size)[0], dense))
+    return found
+
+
+def _each_on_cpu(lives: Lives | list[Lives]) -> list[Lives]:
+    """The lives of each image, as batches of one."""
+    if isinstance(lives, Lives):
+        moved = _on_cpu(lives)
+        return [moved[image] for image in range(len(moved))]
+    return [_on_cpu(own) for own in lives]
 
 
 def _on_cpu(lives: Lives) -> Lives:

@@ -37,7 +37,11 @@ __all__ = ["adapter_folder", "backbone_config", "open_pipeline"]
 
 
 def open_pipeline(
-    config: ModelConfig, device: Device = "cpu", random_weights: bool = False, dtype: Precision = "float32"
+    config: ModelConfig,
+    device: Device = "cpu",
+    random_weights: bool = False,
+    dtype: Precision = "float32",
+    keep_aspect: bool = False,
 ) -> Pipeline[SlimModel]:
     """The pipeline of the model that ``config`` describes.
 
@@ -46,6 +50,7 @@ def open_pipeline(
         device: of the model.
         random_weights: accept a name of an architecture without weights, for example to count FLOPs.
         dtype: number format of the weights, and of the images that the model takes.
+        keep_aspect: photos keep their own shape, so the model is built for images of different sizes.
 
     Raises:
         UnsupportedModelError: there is no such model, or its patches cannot be dropped exactly.
@@ -57,17 +62,22 @@ def open_pipeline(
     torch_device = pick_device(device)
     _check_not_exported(config.model)
     if config.model == DEMO:
-        model = _open_demo(config)
+        model = _open_demo(config, keep_aspect)
     elif folder := adapter_folder(config.model):
-        model = _open_adapter(config, folder)
+        model = _open_adapter(config, folder, keep_aspect)
     else:
-        model = _open_backbone(config, random_weights)
+        model = _open_backbone(config, random_weights, keep_aspect)
+    if keep_aspect and not model.backbone.any_size:
+        raise ConfigError(
+            f"{config.model} takes images of {model.backbone.image_size[0]} x {model.backbone.image_size[1]} pixels "
+            "only, so photos cannot keep their own shape; remove --keep-aspect, or give a model of timm"
+        )
     backbone, origin = model.backbone, model.origin
     preprocess = (preprocess_of(origin, backbone.channels) if origin else None) or backbone.preprocess or Preprocess()
     return Pipeline(
         _name_of(backbone, origin),
         model.to(torch_device, getattr(torch, dtype)).eval(),
-        replace(preprocess, size=backbone.image_size),
+        replace(preprocess, size=backbone.image_size, keep_aspect=backbone.patch_size if keep_aspect else None),
         _labels_of(backbone, config.labels),
         config.multi_label or backbone.multi_label,
     )
@@ -85,12 +95,12 @@ def _check_not_exported(model: str) -> None:
 # ---- the kinds of MODEL argument
 
 
-def _open_backbone(config: ModelConfig, random_weights: bool) -> SlimModel:
+def _open_backbone(config: ModelConfig, random_weights: bool, any_size: bool) -> SlimModel:
     """A model of timm, transformers or open_clip."""
     name = check_name(config.model)
     if not (config.checkpoint or config.pretrained or random_weights or brings_weights(name)):
         raise ConfigError(_random_weights(name))
-    vit, origin = _build(name, config)
+    vit, origin = _build(name, config, any_size)
     model = wrap(vit, LifeConfig.from_dict(config.life))
     model.origin = origin
     return model
@@ -106,10 +116,10 @@ def _random_weights(name: str) -> str:
     )
 
 
-def _open_adapter(config: ModelConfig, folder: Path) -> SlimModel:
+def _open_adapter(config: ModelConfig, folder: Path, any_size: bool) -> SlimModel:
     """An adapter on the backbone that it names. A ``config.checkpoint`` must hold the same weights."""
     settings = backbone_config(config)
-    vit, origin = _build(settings.model, settings)
+    vit, origin = _build(settings.model, settings, any_size)
     manifest, _ = read_adapter(folder)
     if manifest["origin"] and source_of(manifest["origin"]["model"]) == "hf":
         check_weights(Origin(**manifest["origin"]), origin)
@@ -180,13 +190,13 @@ def _suggestion(model: str) -> str:
     return ""
 
 
-def _open_demo(config: ModelConfig) -> SlimModel:
+def _open_demo(config: ModelConfig, any_size: bool) -> SlimModel:
     """The demo model with its trained adapter, or with the attention scorer if another start block is set."""
     if config.checkpoint or config.pretrained or config.image_size or config.model_args:
         raise ConfigError(
             "demo has its own weights and image size; remove --checkpoint, --pretrained, --image-size, --model-args"
         )
-    vit = demo_backbone()
+    vit = demo_backbone(any_size)
     untrained, trained = wrap(vit, LifeConfig.from_dict(config.life)), load(demo_folder() / "adapter", vit)
     if untrained.start != trained.start:
         return untrained
@@ -215,10 +225,13 @@ def adapter_folder(model: str) -> Path | None:
     return folder if folder.name != model or (folder.is_dir() and not timm.is_model(model)) else None
 
 
-def _build(name: str, config: ModelConfig) -> tuple[Any, Origin]:
-    """(the backbone with its weights at the requested image size, its origin)."""
+def _build(name: str, config: ModelConfig, any_size: bool) -> tuple[Any, Origin]:
+    """(the backbone with its weights at the requested image size, its origin); ``any_size``: for models of timm."""
+    options = config.model_args
+    if any_size and source_of(name) in ("", "hf-hub", "local-dir"):
+        options = {**options, "dynamic_img_size": True}
     try:
-        return build(name, config.checkpoint, config.pretrained, config.image_size, config.model_args)
+        return build(name, config.checkpoint, config.pretrained, config.image_size, options)
     except PatchLifeError:
         raise
     except Exception as error:  # the hub client and timm raise many kinds

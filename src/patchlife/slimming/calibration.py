@@ -7,7 +7,8 @@ tokens, so unequal numbers cost more than equal ones of the same mean). Any budg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from ..errors import ConfigError, NumericalError
 from .cost import Cost
 from .schedule import Schedule, floor, largest, solve
 
-__all__ = ["Calibration", "images_in"]
+__all__ = ["Calibration", "bands", "images_in", "nearest"]
 
 _KEYS = ("pixel_values", "image", "images")  # of batches that are dicts: transformers' name, and data sets'
 LEVELS = 513  # fractions 0, 1/512, ..., 1
+NEAR = 1.25
+"""Thresholds serve images whose number of patches is at most this many times larger or smaller."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Calibration:
         threshold: score above which a patch is kept, for the fractions ``i / (levels - 1)``; falling.
         square: mean over the images of the squared fraction that each keeps at that threshold.
         images: number of images.
-        patches: number of patches of each. Scores of other image sizes are distributed differently.
+        patches: number of patches of each, or their mean. Scores of other image sizes are distributed differently.
     """
 
     threshold: Float[Tensor, "levels"]
@@ -41,25 +44,32 @@ class Calibration:
     patches: int
 
     @classmethod
-    def of(cls, score: Float[Tensor, "images patches"]) -> Calibration:
-        """Calibrate on the scores of unlabelled images.
+    def of(cls, score: Float[Tensor, "images patches"] | Sequence[Float[Tensor, "patches"]]) -> Calibration:
+        """Calibrate on the scores of unlabelled images, whose numbers of patches may differ a little (see `bands`).
 
         Raises NumericalError if a score is not finite, ConfigError if there are none.
         """
         if not len(score):
             raise ConfigError("calibration needs at least one image, got none")
-        if not torch.isfinite(score).all():
+        each = [image.detach().float().cpu() for image in score]
+        pooled = torch.cat(each)
+        if not torch.isfinite(pooled).all():
             raise NumericalError("calibration images gave scores that are not finite; check pixels and weights")
-        score = score.detach().float().cpu()
-        images, patches = score.shape
-        pooled = score.flatten().sort(descending=True).values
+        pooled = pooled.sort(descending=True).values
         kept = torch.linspace(0, pooled.numel(), LEVELS).round().long()
         # halfway between the last score kept and the first one dropped, so that rounding noise has no effect
         beyond = 1 + 1e-5 * pooled.abs().max()  # large enough for float32 at any scale
         padded = torch.cat((pooled[:1] + beyond, pooled, pooled[-1:] - beyond))
         threshold = (padded[kept] + padded[kept + 1]) / 2
-        counts = torch.stack([(score > t).sum(dim=1).clamp(min=1) for t in threshold])
-        return cls(threshold, (counts / patches).square().mean(dim=1), images, patches)
+        counts = [(image > threshold[:, None]).sum(dim=1).clamp(min=1) for image in each]
+        squares = torch.stack([(count / len(image)).square() for count, image in zip(counts, each, strict=True)])
+        return cls(threshold, squares.mean(dim=0), len(each), round(pooled.numel() / len(each)))
+
+    def of_patches(self, patches: int) -> Calibration:
+        """For images of another number of patches, if scores are shares of an image: of more patches each gets less."""
+        if patches == self.patches:
+            return self
+        return replace(self, threshold=self.threshold * (self.patches / patches), patches=patches)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, exact."""
@@ -127,16 +137,47 @@ class Calibration:
         return torch.lerp(table[low], table[high], place - low)
 
 
-def images_in(batch: Any) -> Float[Tensor, "batch channels height width"]:
+def nearest(calibrations: Mapping[int, Calibration], patches: int) -> Calibration | None:
+    """The calibration for images of so many patches, else from the nearest number within `NEAR`; None without one."""
+
+    def apart(number: int) -> float:
+        return max(number, patches) / min(number, patches)
+
+    number = min(calibrations, key=apart, default=None)
+    return calibrations[number].of_patches(patches) if number is not None and apart(number) <= NEAR else None
+
+
+def bands(scores: Sequence[Float[Tensor, "patches"]]) -> Iterator[list[Float[Tensor, "patches"]]]:
+    """The scores of images of different sizes, grouped so that numbers of patches in a group are within `NEAR`.
+
+    The scores of a group are those of images of its mean number of patches, see `Calibration.of_patches`.
+    """
+    groups: list[list[Tensor]] = []
+    for score in sorted(scores, key=len, reverse=True):
+        if not groups or len(groups[-1][0]) > NEAR * len(score):
+            groups.append([])
+        groups[-1].append(score)
+    for group in groups:
+        mean = round(sum(map(len, group)) / len(group))
+        yield [score * (len(score) / mean) for score in group]
+
+
+def images_in(
+    batch: Any,
+) -> Float[Tensor, "batch channels height width"] | list[Float[Tensor, "channels height width"]]:
     """The images of a batch from a data loader: a tensor, a tuple that begins with one, or a dict with one.
+
+    A list of single images, which may have different sizes, takes the place of the tensor.
 
     Raises ConfigError for anything else.
     """
     found = batch
     if isinstance(batch, dict) or hasattr(batch, "keys"):
         found = next((batch[key] for key in _KEYS if key in batch), None)
-    elif isinstance(batch, list | tuple) and batch:
+    elif isinstance(batch, list | tuple) and batch and not _are_images(batch):
         found = batch[0]
+    if _are_images(found):
+        return list(found)
     if not isinstance(found, Tensor) or found.ndim != 4:
         got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(batch).__name__
         raise ConfigError(
@@ -144,3 +185,10 @@ def images_in(batch: Any) -> Float[Tensor, "batch channels height width"]:
             f"one as {', '.join(_KEYS)}; got {got}"
         )
     return found
+
+
+def _are_images(value: Any) -> bool:
+    """Whether ``value`` is a list of single images (channels, height, width)."""
+    return (
+        isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(i, Tensor) and i.ndim == 3 for i in value)
+    )

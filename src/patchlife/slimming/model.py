@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Self, cast
+from typing import Any, Self, cast, overload
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..backbones import Embedded, resident
 from ..config import Restore
 from ..errors import ConfigError
-from .calibration import Calibration, images_in
+from .calibration import Calibration, bands, images_in
 from .features import FeatureExtraction
 from .lives import Lives
 from .merging import without_autocast
@@ -21,12 +21,15 @@ from .plan import Plan, adaptive_plan, fixed_plan
 from .run.adaptive import run_adaptive
 from .run.fixed import Taps, run_fixed
 from .run.gated import run_gated
+from .run.mixed import SizeGroup, before_start, by_size, from_start, in_order, lives_in_order
 from .scorers import Scores
 from .settings import SlimSettings
 
 __all__ = ["SlimModel"]
 
 ImageBatch = Float[Tensor, "batch channels height width"]
+ImageList = Sequence[Float[Tensor, "channels height width"]]
+"""Images of any sizes, for a model that takes them (`Backbone.any_size`)."""
 
 
 class SlimModel(FeatureExtraction, SlimSettings):
@@ -37,12 +40,20 @@ class SlimModel(FeatureExtraction, SlimSettings):
     are in `settings.py`, feature extraction in `features.py`; this file has the forward pass.
     """
 
-    def forward(self, images: ImageBatch) -> Any:
-        """What the backbone gives; for a model of timm the logits."""
+    def forward(self, images: ImageBatch | ImageList) -> Any:
+        """What the backbone gives; for a model of timm the logits. Images of different sizes: see `output`."""
         return self.output(images)
 
-    def output(self, images: ImageBatch) -> Tensor:
-        """Logits; for a model without a classifier, the embedding."""
+    def output(self, images: ImageBatch | ImageList) -> Tensor:
+        """Logits; for a model without a classifier, the embedding.
+
+        ``images`` may be a list of images of different sizes. They run together, without padding or resizing. Each
+        gets the result that it gets alone, at the budget of its own size; results are in the order of the list.
+
+        Raises ConfigError for images that the model does not take; and for different sizes in training mode.
+        """
+        if not isinstance(images, Tensor):
+            return in_order(self._run_list(images), self.classify)
         tokens, plan = self._run(images, keep_dropped=not self.backbone.reads_class)
         return self.classify(tokens, plan)
 
@@ -52,6 +63,38 @@ class SlimModel(FeatureExtraction, SlimSettings):
             embedded = self.backbone.embed(images)
             tokens = self.before_start(embedded, taps)
             return self._run_from_start(tokens, embedded, keep_dropped, taps)
+
+    def _run_list(self, images: ImageList) -> list[SizeGroup]:
+        """A list of images after the last block."""
+        if not self.backbone.pools:
+            raise ConfigError(
+                "this model gives a prediction for each patch, so results of different sizes do not form one tensor; "
+                "give one batch for each size"
+            )
+        keep_dropped = not self.backbone.reads_class
+        if len(batches := by_size(images)) == 1:
+            places, batch = batches[0]
+            with self._prepared():
+                embedded = self.backbone.embed(batch)
+                tokens, plan = self._run_from_start(self.before_start(embedded), embedded, keep_dropped)
+            return [SizeGroup(places, embedded, tokens, plan)]
+        groups = self._decide_list(batches)
+        with self._prepared(packed=True):
+            return from_start(self.backbone, groups, self.start, self.settings.restore if keep_dropped else "last")
+
+    def _decide_list(self, batches: Sequence[tuple[list[int], Tensor]]) -> list[SizeGroup]:
+        """Images of different sizes at the start block, with the decisions."""
+        if self.training:
+            raise ConfigError(
+                "expected images of one size in training mode, got several; call .eval() first, or train on batches of "
+                "one size"
+            )
+        with self._prepared(packed=True):
+            groups = before_start(self.backbone, batches, self.start)
+            for group in groups:
+                if self._schedule_of(group.embedded).drops:
+                    group.plan = self.decide(group.tokens, group.embedded)
+        return groups
 
     def _run_from_start(
         self, tokens: Tensor, embedded: Embedded, keep_dropped: bool, taps: Taps | None = None
@@ -113,15 +156,26 @@ class SlimModel(FeatureExtraction, SlimSettings):
 
     # ---- parts of a forward pass, and its decision
 
-    def predict(self, images: ImageBatch) -> tuple[Tensor, Lives]:
-        """(logits, lives) from one forward pass."""
+    @overload
+    def predict(self, images: ImageBatch) -> tuple[Tensor, Lives]: ...
+    @overload
+    def predict(self, images: ImageList) -> tuple[Tensor, list[Lives]]: ...
+    def predict(self, images: ImageBatch | ImageList) -> tuple[Tensor, Lives | list[Lives]]:
+        """(logits, lives) from one forward pass. For a list of images the lives are a list, each of one image."""
+        if not isinstance(images, Tensor):
+            groups = self._run_list(images)
+            return in_order(groups, self.classify), lives_in_order(groups, self.backbone.depth)
         tokens, plan = self._run(images, keep_dropped=not self.backbone.reads_class)
         return self.classify(tokens, plan), self._lives_of(images, plan, tokens.device)
 
-    def embedding(self, images: ImageBatch) -> tuple[Float[Tensor, "batch width"], Lives]:
+    @overload
+    def embedding(self, images: ImageBatch) -> tuple[Tensor, Lives]: ...
+    @overload
+    def embedding(self, images: ImageList) -> tuple[Tensor, list[Lives]]: ...
+    def embedding(self, images: ImageBatch | ImageList) -> tuple[Float[Tensor, "batch width"], Lives | list[Lives]]:
         """(embedding, lives) from one forward pass: the vector that the classifier reads.
 
-        For a model without a classifier the embedding is `output`.
+        For a model without a classifier the embedding is `output`. For a list of images see `predict`.
 
         Raises ConfigError for a model that gives one vector per patch.
         """
@@ -130,8 +184,14 @@ class SlimModel(FeatureExtraction, SlimSettings):
                 "this model gives a vector for each patch, not one for the image; build it with pooling, for example "
                 "global_pool='avg'"
             )
+        if not isinstance(images, Tensor):
+            groups = self._run_list(images)
+            return in_order(groups, self._pooled), lives_in_order(groups, self.backbone.depth)
         tokens, plan = self._run(images, keep_dropped=not self.backbone.reads_class)
-        return self.backbone.pooled(self.backbone.norm(tokens)), self._lives_of(images, plan, tokens.device)
+        return self._pooled(tokens, plan), self._lives_of(images, plan, tokens.device)
+
+    def _pooled(self, tokens: Tensor, _: Plan | None) -> Float[Tensor, "batch width"]:
+        return self.backbone.pooled(self.backbone.norm(tokens))
 
     def _lives_of(self, images: Tensor, plan: Plan | None, device: torch.device) -> Lives:
         if plan is not None:
@@ -147,9 +207,18 @@ class SlimModel(FeatureExtraction, SlimSettings):
         tokens, plan = self._run_from_start(tokens, embedded, keep_dropped=not self.backbone.reads_class)
         return self.classify(tokens, plan)
 
+    @overload
+    def lives(self, images: ImageBatch) -> Lives: ...
+    @overload
+    def lives(self, images: ImageList) -> list[Lives]: ...
     @torch.no_grad()
-    def lives(self, images: ImageBatch) -> Lives:
-        """The life of every patch; runs the blocks before the start block and the scorer only."""
+    def lives(self, images: ImageBatch | ImageList) -> Lives | list[Lives]:
+        """The life of every patch; runs the blocks before the start block and the scorer only.
+
+        For a list of images a list of lives, each of one image.
+        """
+        if not isinstance(images, Tensor):
+            return lives_in_order(self._decide_list(by_size(images)), self.backbone.depth)
         return self.plan(images).lives()
 
     def plan(self, images: ImageBatch) -> Plan:
@@ -168,28 +237,41 @@ class SlimModel(FeatureExtraction, SlimSettings):
 
         ``batches`` yields (batch, channels, height, width) tensors, or what data loaders give: tuples that begin with
         one, or dicts that hold one as ``pixel_values``, ``image`` or ``images``. A few hundred images are enough. Give
-        images of each size that will be run.
+        images of each size that will be run; thresholds also serve numbers of patches that differ by at most a quarter.
+        Lists of images of different sizes are calibrated together where their numbers of patches are as near as that.
 
         Raises ConfigError when there are no images.
         """
         scores: dict[int, list[Tensor]] = {}
+        mixed: list[Tensor] = []
         for batch in batches:
             images = images_in(batch)
-            images = images if self.backbone.device.type == "meta" else images.to(self.backbone.device)
-            with self._prepared():
-                embedded = self.backbone.embed(images)
-                tokens = self.before_start(embedded)
-            score = self.score(tokens, embedded).score
-            scores.setdefault(score.shape[1], []).append(score)
-        for found in scores.values() if scores else [[torch.empty(0, 1)]]:
+            if not isinstance(images, Tensor):
+                mixed += [score for _, of_size in by_size(images) for score in self._scores_of(of_size)]
+            else:
+                score = self._scores_of(images)
+                scores.setdefault(score.shape[1], []).append(score)
+        for found in scores.values() if scores or mixed else [[torch.empty(0, 1)]]:
             self.use_calibration(Calibration.of(torch.cat(found)))
+        for band in bands(mixed):
+            self.use_calibration(Calibration.of(band))
         return self
 
-    def _prepared(self) -> AbstractContextManager[object]:
-        """Around a forward pass: check what is attached to the backbone, and load offloaded weights."""
+    def _scores_of(self, images: ImageBatch) -> Float[Tensor, "batch patches"]:
+        images = images if self.backbone.device.type == "meta" else images.to(self.backbone.device)
+        with self._prepared():
+            embedded = self.backbone.embed(images)
+            tokens = self.before_start(embedded)
+        return self.score(tokens, embedded).score
+
+    def _prepared(self, packed: bool = False) -> AbstractContextManager[object]:
+        """Around a forward pass: check what is attached to the backbone, and load offloaded weights.
+
+        ``packed``: images of different sizes, whose blocks are not called as modules.
+        """
         if torch.compiler.is_compiling():
             return nullcontext()
-        self._check_attached(self.settings)
+        self._check_attached(self.settings, packed)
         return resident(self) if self.backbone.device.type == "meta" else nullcontext()
 
     def _trains_scorer(self) -> bool:

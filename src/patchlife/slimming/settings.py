@@ -14,7 +14,7 @@ from ..backbones import Backbone, Embedded, Origin, signature
 from ..backbones.weight_delta import WeightDelta
 from ..config import LifeConfig, Mode
 from ..errors import ConfigError
-from .calibration import Calibration
+from .calibration import Calibration, nearest
 from .cost import Cost
 from .counting import count_parts
 from .lives import Lives
@@ -39,7 +39,8 @@ class SlimSettings(BackboneWrapper):
             them; those of loaded adapters do not.
         settings: budget, mode, drop points. Change them by `set_budget`, `set_mode` and `temporarily`.
         start: the start block. drops: the drop points.
-        calibrations: the thresholds of adaptive mode, by the number of patches of an image.
+        calibrations: the thresholds of adaptive mode, by the number of patches of an image. An image of another number
+            uses the nearest one, if the numbers differ by at most a quarter.
         origin: where the backbone came from, if known.
         base: the backbone's signature when it was wrapped; `patchlife.save` compares with it what was trained since.
         delta: the weight delta that an adapter merged into the backbone; None for an unchanged backbone.
@@ -101,9 +102,9 @@ class SlimSettings(BackboneWrapper):
             self.settings, self._schedules = previous
             raise
 
-    def _check_attached(self, config: LifeConfig) -> None:
-        adaptive = config.mode == "adaptive"
-        self.backbone.check_attached(opened=adaptive, masked=config.merge and not adaptive)
+    def _check_attached(self, config: LifeConfig, packed: bool = False) -> None:
+        opened = packed or config.mode == "adaptive"
+        self.backbone.check_attached(opened=opened, masked=config.merge and not opened)
 
     # ---- schedules and costs
 
@@ -155,8 +156,8 @@ class SlimSettings(BackboneWrapper):
                     f"kept must be {cost.depth} numbers that begin with {cost.patches}, got {len(asked)}: {asked}"
                 )
             return Schedule(asked, self.start)
-        if self.settings.mode == "adaptive" and cost.patches in self.calibrations:
-            return self.calibrations[cost.patches].solve(cost, self.settings.budget, self.start, self.drops)
+        if self.settings.mode == "adaptive" and (calibration := nearest(self.calibrations, cost.patches)):
+            return calibration.solve(cost, self.settings.budget, self.start, self.drops)
         return solve(cost, self.settings.budget, self.start, self.drops)
 
     def _schedule_of(self, embedded: Embedded) -> Schedule:
@@ -174,7 +175,7 @@ class SlimSettings(BackboneWrapper):
         """Thresholds for the model's own image size, or for the only size that was calibrated; None without any."""
         rows, cols = self.backbone.grid
         only = next(iter(self.calibrations.values())) if len(self.calibrations) == 1 else None
-        return self.calibrations.get(rows * cols, only)
+        return nearest(self.calibrations, rows * cols) or only
 
     def use_calibration(self, calibration: Calibration) -> Self:
         """Use the thresholds of ``calibration``, which must be of this scorer on this backbone."""
@@ -188,14 +189,15 @@ class SlimSettings(BackboneWrapper):
 
     def _thresholds(self, schedule: Schedule, patches: int, image_size: ImageSize) -> Tensor:
         """The score that a patch must exceed to enter each block (depth). Raises ConfigError for an unknown size."""
-        if patches not in self.calibrations:
+        calibration = nearest(self.calibrations, patches)
+        if calibration is None:
             known = ", ".join(map(str, self.calibrations)) or "none"
             raise ConfigError(
                 f"adaptive mode has no thresholds for images of {image_size[0]} x {image_size[1]} pixels ({patches} "
                 f"patches; calibrated for: {known}); call model.calibrate(batches) with a few hundred unlabelled "
                 "images of this size, or use fixed mode"
             )
-        return self.calibrations[patches].thresholds(schedule.kept, patches)
+        return calibration.thresholds(schedule.kept, patches)
 
     # ---- changes of the backbone that timm's models offer
 

@@ -19,7 +19,7 @@ __all__ = ["WINDOW", "comparable", "falling", "most_similar", "row_blocks", "sub
 WINDOW = 4096
 """Largest number of patches that are compared with each other."""
 
-_BLOCK = 2**20  # cosines of an image that are held at a time
+_BLOCK = 2**18  # cosines of an image that are held at a time: they stay in the cache of a core
 
 
 def windows(patches: int) -> list[slice]:

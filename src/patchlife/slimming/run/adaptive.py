@@ -1,16 +1,18 @@
-"""Adaptive mode: each image keeps its own number of patches, without padding.
+"""Packed runs: each image has its own number of patches, without padding, and keeps its own number of them.
 
 The tokens of all images are concatenated into one packed sequence. Norms, linear layers and MLPs work on single tokens,
-so they run on the packed sequence; attention runs image by image (`packed.py`).
+so they run on the packed sequence; attention runs image by image (`packed.py`). Adaptive mode runs so, and images of
+different sizes in either mode (`mixed.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -22,19 +24,20 @@ from .fixed import Taps, reorder
 from .packed import packed_attention
 from .restore import DroppedRows, dropped_rows, restored_rows
 
-__all__ = ["RunStage", "Stage", "run_adaptive", "run_stage", "stages"]
+__all__ = ["RunStage", "Stage", "rotations", "run_adaptive", "run_packed", "run_stage", "split_rows", "stages"]
 
 
 @dataclass(frozen=True)
 class Stage:
     """Consecutive blocks that the same tokens enter.
 
-    Tokens are given as row numbers of the full layout (batch * tokens rows, patches in the plan's order).
+    Tokens are given as row numbers of the full layout: all tokens, image after image, prefix tokens first, then patches
+    in the plan's order.
 
     Attributes:
         blocks: block indices.
         tokens: rows that enter these blocks, image after image.
-        offsets: where each image begins in the packed sequence, and the end: batch + 1 numbers, and one more where the
+        offsets: where each image begins in the packed sequence, and the end: images + 1 numbers, and one more where the
             sequence is filled up.
         dropped: rows that entered the stage before and do not enter this one.
         targets: the row that each of them is merged into. weights: its merge weight.
@@ -53,48 +56,68 @@ RunStage = Callable[[Backbone, Stage, Tensor, Tensor | None, list[Tensor]], Tens
 
 
 def stages(
-    plan: Plan, prefix: int, length_of: Callable[[int], int] | None = None, ends: Iterable[int] = ()
+    plans: Sequence[Plan], prefix: int, length_of: Callable[[int], int] | None = None, ends: Iterable[int] = ()
 ) -> list[Stage]:
-    """The packed layout of every stage, from the plan's counts (read once: the only host sync of a run).
+    """The packed layout of every stage, from the counts of the plans (read once: the only host sync of a run).
 
-    A stage ends where counts change, and after each block of ``ends``.
+    Each plan is of images of one size; their images follow each other. A stage ends where counts change, and after each
+    block of ``ends``.
 
     With ``length_of`` a packed sequence of n tokens is filled up to ``length_of(n)`` with copies of a spare row, the
     last one of the layout, which belongs to no image and attends to itself only.
     """
-    counts = plan.kept().cpu()
-    batch, patches = plan.order.shape
-    width = prefix + patches
-    device, start = plan.order.device, plan.schedule.start
+    counts = torch.cat([plan.kept() for plan in plans]).cpu()
+    patches = torch.cat([torch.full((len(plan.order),), plan.order.shape[1]) for plan in plans])
+    width = prefix + patches  # rows of each image
+    first = width.cumsum(0) - width  # the row at which it begins
+    device, start = plans[0].order.device, plans[0].schedule.start
+    merging = _merge_rows(plans, prefix)
     changes = [
         b for b in range(start + 1, counts.shape[1]) if b - 1 in ends or not torch.equal(counts[:, b], counts[:, b - 1])
     ]
-    before = torch.full((batch,), patches)
+    before = patches
     result = []
-    for first, end in pairwise([start, *changes, counts.shape[1]]):
-        after = counts[:, first]
-        present = _rows(torch.zeros(batch, dtype=torch.long), prefix + after, width).to(device)
-        dropped = _rows(prefix + after, prefix + before, width).to(device)
+    for block, end in pairwise([start, *changes, counts.shape[1]]):
+        after = counts[:, block]
+        present = _rows(first, prefix + after).to(device)
+        dropped = _rows(first + prefix + after, before - after).to(device)
         targets, weights = dropped, torch.ones(len(dropped), device=device)
-        if plan.merge_targets is not None:
-            image, rank = dropped // width, dropped % width - prefix
-            targets = image * width + prefix + plan.merge_targets.rank[image, rank]
-            weights = plan.merge_targets.weight[image, rank]
+        if merging is not None:
+            targets, weights = merging[0][dropped], merging[1][dropped]
         offsets = (0, *(prefix + after).cumsum(0).tolist())
         if length_of is not None:
-            spare = present.new_full((length_of(offsets[-1]) - offsets[-1],), batch * width)
+            spare = present.new_full((length_of(offsets[-1]) - offsets[-1],), int(width.sum()))
             present, offsets = torch.cat((present, spare)), (*offsets, offsets[-1] + len(spare))
-        result.append(Stage(range(first, end), present, offsets, dropped, targets, weights))
+        result.append(Stage(range(block, end), present, offsets, dropped, targets, weights))
         before = after
     return result
 
 
-def _rows(first: Int[Tensor, "batch"], end: Int[Tensor, "batch"], width: int) -> Int[Tensor, "packed"]:
-    """Rows ``first`` to ``end`` of each image, in a layout of ``width`` rows per image."""
-    lengths = end - first
+def _rows(first: Int[Tensor, "images"], lengths: Int[Tensor, "images"]) -> Int[Tensor, "packed"]:
+    """``lengths`` rows of each image, from its row ``first`` on."""
     image = torch.arange(len(lengths)).repeat_interleave(lengths)
     within = torch.arange(len(image)) - (lengths.cumsum(0) - lengths)[image]
-    return image * width + first[image] + within
+    return first[image] + within
+
+
+def _merge_rows(plans: Sequence[Plan], prefix: int) -> tuple[Int[Tensor, "all"], Float[Tensor, "all"]] | None:
+    """(the row that each row is merged into when it is dropped, its merge weight); None without merging."""
+    if all(plan.merge_targets is None for plan in plans):
+        return None
+    targets, weights, first = [], [], 0
+    for plan in plans:
+        batch, patches = plan.order.shape
+        width, device = prefix + patches, plan.order.device
+        begin = first + width * torch.arange(batch, device=device)[:, None]
+        own = torch.arange(width, device=device).expand(batch, -1)
+        weight = torch.ones(batch, width, device=device)
+        if plan.merge_targets is not None:
+            own = torch.cat((own[:, :prefix], prefix + plan.merge_targets.rank), dim=1)
+            weight = F.pad(plan.merge_targets.weight, (prefix, 0), value=1.0)
+        targets.append((begin + own).flatten())
+        weights.append(weight.flatten())
+        first += batch * width
+    return torch.cat(targets), torch.cat(weights)
 
 
 def run_stage(backbone: Backbone, stage: Stage, x: Tensor, bias: Tensor | None, tables: list[Tensor]) -> Tensor:
@@ -118,34 +141,62 @@ def run_adaptive(
     taps: Taps | None = None,
     restore: Restore = "last",
 ) -> Float[Tensor, "batch tokens dim"]:
+    """`run_packed` for images of one size."""
+    return run_packed(backbone, [tokens], [rope], [plan], run, length_of, taps, restore)[0]
+
+
+def run_packed(
+    backbone: Backbone,
+    tokens: Sequence[Float[Tensor, "batch tokens dim"]],
+    ropes: Sequence[Tensor | None],
+    plans: Sequence[Plan],
+    run: RunStage = run_stage,
+    length_of: Callable[[int], int] | None = None,
+    taps: Taps | None = None,
+    restore: Restore = "last",
+) -> list[Float[Tensor, "batch tokens dim"]]:
     """Blocks ``start`` to the end, each image on its own number of patches.
 
-    Returns all tokens in the plan's order, dropped patches as ``restore`` says; ``taps`` gets the same after each block
-    that it names. Gradients flow through it. ``run`` and ``length_of`` (see `stages`) are for compiled blocks.
+    ``tokens``, ``ropes`` and ``plans`` have one entry for each image size. Returns all tokens in the plan's order for
+    each size, dropped patches as ``restore`` says; ``taps``, for one size only, gets the same after each block that it
+    names. Gradients flow through it. ``run`` and ``length_of`` (see `stages`) are for compiled blocks.
     """
     taps = {} if taps is None else taps
-    ordered, rope = reorder(tokens, rope, plan.order, backbone.prefix)
-    rows = ordered.flatten(0, 1)
+    pairs = [reorder(x, r, plan.order, backbone.prefix) for x, r, plan in zip(tokens, ropes, plans, strict=True)]
+    ordered, ropes = [x for x, _ in pairs], [rope for _, rope in pairs]
+    rows = _joined([x.flatten(0, 1) for x in ordered])
     if length_of is not None:
         rows = torch.cat((rows, torch.zeros_like(rows[:1])))
-    size = None if plan.merge_targets is None else initial_sizes(rows.shape[:1], rows)
+    size = None if all(plan.merge_targets is None for plan in plans) else initial_sizes(rows.shape[:1], rows)
     drops: list[DroppedRows] = []
 
-    def all_tokens() -> Tensor:
-        shown = restored_rows(rows, drops) if drops else rows
-        return shown[: ordered.shape[:2].numel()].unflatten(0, ordered.shape[:2])
+    def all_tokens() -> list[Tensor]:
+        return split_rows(restored_rows(rows, drops) if drops else rows, ordered)
 
-    for stage in stages(plan, backbone.prefix, length_of, taps):
+    for stage in stages(plans, backbone.prefix, length_of, taps):
         if size is not None and len(stage.dropped):
             rows, size = _merge(rows, size, stage)
             if restore != "last":  # which the rows hold anyway
                 drops.append(dropped_rows(restore, rows, stage.dropped, stage.targets))
         x = rows[stage.tokens]
         bias = None if size is None else log_size(size[stage.tokens]).to(x.dtype)
-        rows = _put(rows, stage.tokens, run(backbone, stage, x, bias, _rotations(backbone, rope, stage)))
+        rows = _put(rows, stage.tokens, run(backbone, stage, x, bias, rotations(backbone, ropes, stage)))
         if stage.blocks[-1] in taps:
-            taps[stage.blocks[-1]] = all_tokens() if drops else all_tokens().clone()
+            taps[stage.blocks[-1]] = all_tokens()[0] if drops else all_tokens()[0].clone()
     return all_tokens()
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def split_rows(
+    rows: Float[Tensor, "all dim"], like: Sequence[Float[Tensor, "batch tokens dim"]]
+) -> list[Float[Tensor, "batch tokens dim"]]:
+    """The rows of the layout as one tensor for each image size, of the shapes of ``like``; without the spare row."""
+    lengths = [x.shape[0] * x.shape[1] for x in like]
+    parts = rows[: sum(lengths)].split(lengths)
+    return [part.unflatten(0, x.shape[:2]) for part, x in zip(parts, like, strict=True)]
 
 
 def _put(rows: Tensor, places: Tensor, values: Tensor) -> Tensor:
@@ -153,13 +204,18 @@ def _put(rows: Tensor, places: Tensor, values: Tensor) -> Tensor:
     return rows.index_copy(0, places, values) if torch.is_grad_enabled() else rows.index_copy_(0, places, values)
 
 
-def _rotations(backbone: Backbone, rope: Tensor | None, stage: Stage) -> list[Tensor]:
-    """Rotary tables of the stage's tokens: one for each block that has its own, one for all, or none."""
+def rotations(backbone: Backbone, ropes: Sequence[Tensor | None], stage: Stage) -> list[Tensor]:
+    """Rotary tables of the stage's tokens: one for each block that has its own, one for all, or none.
+
+    ``ropes`` are the tables of each image size, with an entry for each image.
+    """
     tables = []
-    for index in stage.blocks if rope is not None and rope.shape[0] > 1 else stage.blocks[:1]:
-        table = backbone.token_rope(rope, index)
-        if table is not None:
-            rows = table.flatten(0, 1)
+    known = ropes[0]
+    for index in stage.blocks if known is not None and known.shape[0] > 1 else stage.blocks[:1]:
+        parts = [backbone.token_rope(rope, index) for rope in ropes]
+        found = [part.flatten(0, 1) for part in parts if part is not None]
+        if found:
+            rows = _joined(found)
             tables.append(rows[stage.tokens.clamp(max=len(rows) - 1)])  # the rotation of the spare row does not matter
     return tables
 
