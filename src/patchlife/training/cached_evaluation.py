@@ -85,7 +85,7 @@ Score = CachedScore | CachedEmbeddingScore | CachedDenseScore
 
 @torch.no_grad()
 def measured(model: SlimModel, cache: TargetCache, dense: DenseTarget | None = None) -> Score:
-    """Evaluate ``model`` as it is set on all photos of ``cache``, whose targets are those of ``dense`` if it is given."""
+    """Evaluate ``model`` as it is set on all photos of ``cache``, which has the targets of ``dense`` if it is given."""
     embedded = model.backbone.embed(model.backbone.blank(cache.image_size))
     if dense is not None:
         return evaluate_cached_dense(model, cache, dense, embedded)

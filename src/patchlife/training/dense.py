@@ -97,9 +97,7 @@ class DenseTarget:
         return settings
 
     @torch.no_grad()
-    def slimmed(
-        self, model: SlimModel, targets: Targets, embedded: Embedded
-    ) -> Float[Tensor, "batch patches all_dim"]:
+    def slimmed(self, model: SlimModel, targets: Targets, embedded: Embedded) -> Float[Tensor, "batch patches all_dim"]:
         """The patch features of ``model`` as it is set; ``targets`` has the input of its start block."""
         late = model.resume_intermediates(targets.tokens, embedded, self.late)
         return self.with_late(targets.patches, patch_features(model.backbone, late))

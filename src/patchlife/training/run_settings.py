@@ -95,6 +95,8 @@ def _stage2_settings(
         "lowest_budget": config.lowest_budget,
         "label_weight": config.label_weight,
     }
+    if model.settings.restore != "last":  # as before there was a choice: earlier checkpoints stay valid
+        settings["restore"] = model.settings.restore
     if config.finetune == "adapter":
         settings["rank"] = config.rank
     if dense.head is not None if dense else distils_features(model, config):

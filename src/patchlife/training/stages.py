@@ -125,8 +125,9 @@ class Slimming(Stage):
             return x, None
         scores = model.score(x, embedded)
         plan = model.make_plan(scores, embedded)
-        keep_dropped = not backbone.reads_class or self._distils_patches
-        return run_gated(backbone, x, embedded.rope, plan, scores.embedding, keep_dropped, taps), plan
+        keep_dropped = bool(taps) or not backbone.reads_class or self._distils_patches
+        run = backbone, x, embedded.rope, plan, scores.embedding, keep_dropped
+        return run_gated(*run, taps, model.settings.restore), plan
 
     def _late_features(
         self, x: Float[Tensor, "batch tokens dim"], dense: DenseTarget
@@ -139,7 +140,7 @@ class Slimming(Stage):
 
     @property
     def _distils_patches(self) -> bool:
-        return self.features is not None and self.features.patch_weight > 0
+        return isinstance(self.features, FeatureDistillation) and self.features.patch_weight > 0
 
     def _patches(self, tokens: Tensor, plan: Plan | None) -> Float[Tensor, "batch patches dim"] | None:
         """The patches after the last norm, in grid order; None if they are not distilled."""
@@ -153,7 +154,7 @@ class Slimming(Stage):
 class FeatureDistillation(nn.Module):
     """What is distilled of a model without a classifier: its output, and the patches after the last norm.
 
-    Dropped patches count too, at their last state, so that dense features stay useful.
+    Dropped patches count too, as `LifeConfig.restore` fills their places, so that dense features stay useful.
 
     Args:
         cache: the targets; the scales of the features come from its first photos.

@@ -49,9 +49,7 @@ class Validation:
         dense: what they are targets of, for dense prediction; else None.
     """
 
-    def __init__(
-        self, model: SlimModel, sets: Mapping[str, TargetCache], dense: DenseTarget | None = None
-    ) -> None:
+    def __init__(self, model: SlimModel, sets: Mapping[str, TargetCache], dense: DenseTarget | None = None) -> None:
         self.model, self.sets, self.dense = model, dict(sets), dense
 
     @classmethod
