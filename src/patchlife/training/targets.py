@@ -22,11 +22,11 @@ class Targets(NamedTuple):
 
     Attributes:
         tokens: the input of the start block, which is the input of the scorer.
-        importance: how much the later blocks read from each patch; for dense prediction, how wrong the answers are
-            without its own change. Sums to 1 over an image.
+        importance: how much the later blocks read from each patch; for dense prediction, how wrong its answers or
+            features are if they skip it. Sums to 1 over an image.
         embedding: the patches that enter the middle block, minus their mean. Patches that are similar there can be
             merged at the start block; the similarity at the start block itself predicts this poorly. For dense
-            prediction, the change of the patches from the start block on, minus its mean.
+            prediction, the change of the patches from the start block on, with a head also their answers.
         output: logits of the dense model; for a model without a classifier its embedding. Empty for dense prediction.
         patches: the patches after the last norm, in grid order; without patches (batch, 0, dim) unless requested. For
             dense prediction, of several blocks if several are distilled, one block after the other.
