@@ -10,12 +10,13 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..evaluation.agreement import kl_divergence
 from .dense import DenseTarget, patch_features
-from .targets import Targets
+from .targets import Targets, block_importance
 
 __all__ = ["answer_errors", "compute_dense_targets", "feature_errors", "importance_of"]
 
 _FLOOR = 0.01  # of the mean of an image; no patch has the importance 0, whose logarithm the scorer cannot learn
 _ANSWER_POWER, _FEATURE_POWER = 0.25, 0.5  # of the errors: a few patches have very large ones
+_READ_POWER = 0.5  # of what other patches read from a patch
 _AT_ONCE = 4  # images whose answers are in memory: those of a head at full resolution are large
 
 
@@ -25,8 +26,9 @@ def compute_dense_targets(
 ) -> Targets:
     """The targets of ``images`` for dense prediction, from one forward pass of the dense model ``backbone``.
 
-    The importance of a patch is the error where its later blocks are skipped: its features are those of its state at
-    the start block. With a head it is the error of the answers, without one of the features.
+    The importance of a patch follows from the error where its later blocks are skipped: its features are those of its
+    state at the start block. Without a head it is the error of the features, with one that of the answers, times what
+    other patches read from the patch (the importance for a classifier), each to a power.
 
     The similarity embedding is the change of the patch from the start block to the last distilled block, which a
     dropped patch takes from its merge target, and with a head its answer too: the cosine of two patches is the mean of
@@ -35,9 +37,11 @@ def compute_dense_targets(
     """
     embedded, prefix = backbone.embed(images), backbone.prefix
     x = tokens = embedded.tokens
-    tapped = {}
+    tapped, read = {}, []
     for index in range(dense.end):
         tokens = x if index == dense.start else tokens
+        if index >= dense.start and dense.head is not None:
+            read.append(block_importance(x, embedded.rope, backbone, index))
         x = backbone.block(index, x, backbone.rope_of(embedded.rope, index))
         if index in dense.blocks:
             tapped[index] = x
@@ -48,7 +52,7 @@ def compute_dense_targets(
         importance, embedding = importance_of(feature_errors(features, skipped, dense), _FEATURE_POWER), change
     else:
         errors, probability = answer_errors(features, skipped, dense, embedded.grid)
-        importance = importance_of(errors, _ANSWER_POWER)
+        importance = importance_of(errors, _ANSWER_POWER, torch.stack(read).mean(dim=0) ** _READ_POWER)
         embedding = torch.cat((F.normalize(change.float(), dim=2), probability.sqrt()), dim=2)
     return Targets(tokens, importance, embedding, tokens[:, 0, :0], features)
 
@@ -88,8 +92,10 @@ def feature_errors(
     return ((expected - found) / scale).square().mean(dim=(2, 3))
 
 
-def importance_of(errors: Float[Tensor, "batch patches"], power: float) -> Float[Tensor, "batch patches"]:
-    """A power of the errors, with a floor, as shares of their sum over the image; equal shares if all errors are 0."""
+def importance_of(
+    errors: Float[Tensor, "batch patches"], power: float, factor: Float[Tensor, "batch patches"] | float = 1.0
+) -> Float[Tensor, "batch patches"]:
+    """A power of the errors, with a floor, times ``factor``, as shares of their sum over the image."""
     raised = errors**power
-    raised = raised + _FLOOR * raised.mean(dim=1, keepdim=True).clamp(min=1e-6)
+    raised = (raised + _FLOOR * raised.mean(dim=1, keepdim=True).clamp(min=1e-6)) * factor
     return raised / raised.sum(dim=1, keepdim=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..slimming.scorers import attention_received
 
-__all__ = ["Targets", "compute_targets", "middle_block"]
+__all__ = ["Targets", "block_importance", "compute_targets", "middle_block"]
 
 
 class Targets(NamedTuple):
@@ -69,7 +69,7 @@ def compute_targets(
         if index == middle:
             embedding = x[:, backbone.prefix :]
         if index >= start:
-            importances.append(_block_importance(x, rope, backbone, index))
+            importances.append(block_importance(x, rope, backbone, index))
         x = backbone.block(index, x, backbone.rope_of(rope, index))
     importance = torch.stack(importances).mean(dim=0)
     final = backbone.norm(x)
@@ -82,7 +82,7 @@ def compute_targets(
     )
 
 
-def _block_importance(
+def block_importance(
     x: Float[Tensor, "batch tokens dim"], rope: Tensor | None, backbone: Backbone, index: int
 ) -> Float[Tensor, "batch patches"]:
     """How much block ``index`` reads from each patch: attention x value norm, summed over heads; sums to 1."""
