@@ -263,6 +263,14 @@ def test_another_head_is_another_run_and_has_other_targets(tmp_path: Path, monke
         run(tmp_path / "out", photos, replace(config, target="features"))
 
 
+def test_other_blocks_are_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchlife.training.fit.write_report", lambda *args: None)
+    photos, config = some_photos(tmp_path / "photos"), replace(FEATURES, finetune="none")
+    run(tmp_path / "out", photos, config)
+    with pytest.raises(CheckpointError, match=r"feature_blocks was \[4\], now \[3, 4\]"):
+        run(tmp_path / "out", photos, replace(config, feature_blocks=(3, 4)))
+
+
 def test_targets_of_a_classifier_keep_their_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patchlife.training.fit.write_report", lambda *args: None)
     photos, plain = some_photos(tmp_path / "photos"), replace(QUICK, cache=tmp_path / "cache")
