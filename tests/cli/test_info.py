@@ -31,7 +31,7 @@ def test_the_text_has_the_numbers_of_the_json(patchlife, model):
     text = patchlife("info", *model).out
     assert "test_vit: VisionTransformer" in text
     assert f"{description['flops']['fraction_of_dense']:.3f} of the dense" in text
-    assert f"{description['scorer']}, budget 0.6, fixed mode, merging, not calibrated" in text
+    assert f"{description['scorer']}, budget 0.6, fixed mode, merging, restore last, not calibrated" in text
     assert f"before blocks {', '.join(map(str, description['drops']))}" in text
     assert "100 (10 x 10) of 16 x 16 pixels" in text
     for index, kept in enumerate(description["kept"]):

@@ -12,7 +12,7 @@ from patchlife.slimming.merging import MergeTargets
 from patchlife.slimming.plan import fixed_plan
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.slimming.run.fixed import run_fixed
-from patchlife.slimming.run.gated import _gate, _gated_merge, _slope, _soft_weights, run_gated
+from patchlife.slimming.run.gated import _choice, _gate, _gated_merge, _slope, _soft_weights, run_gated
 from patchlife.slimming.scorers import Scores
 
 
@@ -106,7 +106,7 @@ def test_the_choice_of_a_merge_target_has_the_slope_of_a_softmax() -> None:
     w = 0.25
     targets = MergeTargets(torch.tensor([[1]]), torch.tensor([[w]], dtype=torch.float64))
     with torch.enable_grad():
-        weights = _soft_weights(embedding, targets, kept=2)
+        weights = _soft_weights(_slope(_choice(embedding, kept=2)), targets)
         weights[0, 1, 0].backward()
     assert weights.flatten().tolist() == [0.0, w]
     chosen = torch.sigmoid(torch.tensor((0.8 - 0.6) / 0.1, dtype=torch.float64))

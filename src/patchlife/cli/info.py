@@ -126,7 +126,7 @@ def _table(description: dict[str, Any]) -> list[str]:
 def _settings(description: dict[str, Any]) -> list[str]:
     settings, images = description["settings"], description["calibration_images"]
     texts = [description["scorer"], f"budget {settings['budget']:g}", f"{settings['mode']} mode"]
-    texts.append("merging" if settings["merge"] else "no merging")
+    texts += ["merging" if settings["merge"] else "no merging", f"restore {settings['restore']}"]
     return [*texts, f"calibrated on {images} images" if images else "not calibrated"]
 
 

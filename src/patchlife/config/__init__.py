@@ -3,7 +3,7 @@
 This package does not import torch, so that ``--help`` is fast.
 """
 
-from .slimming import MODES, LifeConfig, Mode
+from .slimming import MODES, RESTORES, LifeConfig, Mode, Restore
 from .training import Finetune, TrainingConfig
 from .verbs import (
     BackboneConfig,
@@ -26,6 +26,7 @@ from .verbs import (
 
 __all__ = [
     "MODES",
+    "RESTORES",
     "BackboneConfig",
     "BenchConfig",
     "ClassOrder",
@@ -44,6 +45,7 @@ __all__ = [
     "ModelConfig",
     "Precision",
     "PredictConfig",
+    "Restore",
     "RunConfig",
     "TrainingConfig",
 ]

@@ -9,10 +9,13 @@ from typing import Any, Literal
 from ..errors import ConfigError
 from .checks import check_budget, check_speedup, check_switch, check_whole, check_wholes
 
-__all__ = ["MODES", "LifeConfig", "Mode"]
+__all__ = ["MODES", "RESTORES", "LifeConfig", "Mode", "Restore"]
 
 Mode = Literal["fixed", "adaptive"]
 MODES = ("fixed", "adaptive")
+
+Restore = Literal["last", "target", "residual"]
+RESTORES = ("last", "target", "residual")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class LifeConfig:
         speedup: Alternative to the budget: a speedup of 1.6 means a budget of 1 / 1.6 = 0.625.
         merge: Merge each dropped patch into the most similar kept patch. If off, later blocks get no information from
             dropped patches.
+        restore: What the place of a dropped patch holds in dense features, and in models that pool patches. last: the
+            state with which the patch was dropped. target: the state of the patch that it was merged into. residual:
+            its last state, plus what later blocks changed in the patch that it was merged into. target and residual
+            need merging.
     """
 
     budget: float = 0.6
@@ -40,6 +47,7 @@ class LifeConfig:
     kept: tuple[int, ...] | None = None
     speedup: float | None = None
     merge: bool = True
+    restore: Restore = "last"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -49,11 +57,21 @@ class LifeConfig:
             self._set("speedup", None)
         self._set("budget", check_budget(self.budget))
         self._set("merge", check_switch(self.merge, "merge"))
+        self._check_restore()
         if self.start is not None:
             self._set("start", check_whole(self.start, "start"))
         for name in ("drops", "kept"):
             if getattr(self, name) is not None:
                 self._set(name, check_wholes(getattr(self, name), name))
+
+    def _check_restore(self) -> None:
+        if self.restore not in RESTORES:
+            raise ConfigError(f"restore must be one of {', '.join(RESTORES)}, got {self.restore!r}")
+        if self.restore != "last" and not self.merge:
+            raise ConfigError(
+                f"restore={self.restore!r} needs merging, which gives each dropped patch a target, got merge=False; "
+                "use restore='last', or merge=True"
+            )
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

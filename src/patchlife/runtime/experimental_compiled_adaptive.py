@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones import Backbone, Embedded
+from ..config import Restore
 from ..errors import ConfigError
 from ..slimming import SlimModel
 from ..slimming.plan import Plan
@@ -141,9 +142,9 @@ class _CompiledStages(SlimModel):
         self.set_mode("adaptive")
         self.run = run
 
-    def _adaptive_run(self, x: Tensor, embedded: Embedded, plan: Plan, taps: Taps | None) -> Tensor:
+    def _adaptive_run(self, x: Tensor, embedded: Embedded, plan: Plan, taps: Taps | None, restore: Restore) -> Tensor:
         run = partial(self.run, self.backbone.prefix + plan.order.shape[1])
-        return run_adaptive(self.backbone, x, embedded.rope, plan, run, rounded_up, taps)
+        return run_adaptive(self.backbone, x, embedded.rope, plan, run, rounded_up, taps, restore)
 
 
 class _BlocksBeforeStart(nn.Module):

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones import Embedded, resident
+from ..config import Restore
 from ..errors import ConfigError
 from .calibration import Calibration, images_in
 from .features import FeatureExtraction
@@ -60,12 +61,13 @@ class SlimModel(FeatureExtraction, SlimSettings):
             tokens = self._run_all_patches(tokens, embedded, range(self.start, self.backbone.depth), taps)
             return (_with_zero_gradient(self.scorer, tokens) if self._trains_scorer() else tokens), None
         scores = self.score(tokens, embedded)
-        plan = self.make_plan(scores, embedded)
+        plan, restore = self.make_plan(scores, embedded), self.settings.restore
         if plan.counts is not None:
-            return self._adaptive_run(tokens, embedded, plan, taps), plan
-        if self._trains_scorer() and not taps:
-            return run_gated(self.backbone, tokens, embedded.rope, plan, scores.embedding, keep_dropped), plan
-        return run_fixed(self.backbone, tokens, embedded.rope, plan, keep_dropped, taps), plan
+            return self._adaptive_run(tokens, embedded, plan, taps, restore if keep_dropped else "last"), plan
+        run = self.backbone, tokens, embedded.rope, plan
+        if self._trains_scorer():
+            return run_gated(*run, scores.embedding, keep_dropped, taps, restore), plan
+        return run_fixed(*run, keep_dropped, taps, restore), plan
 
     def before_start(self, embedded: Embedded, taps: Taps | None = None) -> Float[Tensor, "batch tokens dim"]:
         """The input of the start block: all tokens."""
@@ -98,8 +100,10 @@ class SlimModel(FeatureExtraction, SlimSettings):
         thresholds = self._thresholds(schedule, scores.score.shape[1], embedded.image_size)
         return adaptive_plan(scores.score, similarity, schedule, embedded.grid, thresholds)
 
-    def _adaptive_run(self, tokens: Tensor, embedded: Embedded, plan: Plan, taps: Taps | None) -> Tensor:
-        return run_adaptive(self.backbone, tokens, embedded.rope, plan, taps=taps)
+    def _adaptive_run(
+        self, tokens: Tensor, embedded: Embedded, plan: Plan, taps: Taps | None, restore: Restore
+    ) -> Tensor:
+        return run_adaptive(self.backbone, tokens, embedded.rope, plan, taps=taps, restore=restore)
 
     def classify(self, tokens: Float[Tensor, "batch tokens dim"], plan: Plan | None) -> Tensor:
         """Logits from the tokens after the last block, in the order of ``plan``."""

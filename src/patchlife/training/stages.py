@@ -106,7 +106,8 @@ class Slimming(Stage):
         scores = model.score(x, embedded)
         plan = model.make_plan(scores, embedded)
         keep_dropped = not backbone.reads_class or self._distils_patches
-        return run_gated(backbone, x, embedded.rope, plan, scores.embedding, keep_dropped), plan
+        restore = model.settings.restore
+        return run_gated(backbone, x, embedded.rope, plan, scores.embedding, keep_dropped, restore=restore), plan
 
     @property
     def _distils_patches(self) -> bool:
@@ -124,7 +125,7 @@ class Slimming(Stage):
 class FeatureDistillation(nn.Module):
     """What is distilled of a model without a classifier: its output, and the patches after the last norm.
 
-    Dropped patches count too, at their last state, so that dense features stay useful.
+    Dropped patches count too, as `LifeConfig.restore` fills their places, so that dense features stay useful.
 
     Args:
         cache: the targets; the scales of the features come from its first photos.

@@ -15,10 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...backbones import Backbone
+from ...config import Restore
 from ..merging import initial_sizes, log_size
 from ..plan import Plan
 from .fixed import Taps, reorder
 from .packed import packed_attention
+from .restore import DroppedRows, dropped_rows, restored_rows
 
 __all__ = ["RunStage", "Stage", "run_adaptive", "run_stage", "stages"]
 
@@ -114,10 +116,11 @@ def run_adaptive(
     run: RunStage = run_stage,
     length_of: Callable[[int], int] | None = None,
     taps: Taps | None = None,
+    restore: Restore = "last",
 ) -> Float[Tensor, "batch tokens dim"]:
     """Blocks ``start`` to the end, each image on its own number of patches.
 
-    Returns all tokens in the plan's order, dropped patches at their last state; ``taps`` gets the same after each block
+    Returns all tokens in the plan's order, dropped patches as ``restore`` says; ``taps`` gets the same after each block
     that it names. Gradients flow through it. ``run`` and ``length_of`` (see `stages`) are for compiled blocks.
     """
     taps = {} if taps is None else taps
@@ -126,15 +129,23 @@ def run_adaptive(
     if length_of is not None:
         rows = torch.cat((rows, torch.zeros_like(rows[:1])))
     size = None if plan.merge_targets is None else initial_sizes(rows.shape[:1], rows)
+    drops: list[DroppedRows] = []
+
+    def all_tokens() -> Tensor:
+        shown = restored_rows(rows, drops) if drops else rows
+        return shown[: ordered.shape[:2].numel()].unflatten(0, ordered.shape[:2])
+
     for stage in stages(plan, backbone.prefix, length_of, taps):
         if size is not None and len(stage.dropped):
             rows, size = _merge(rows, size, stage)
+            if restore != "last":  # which the rows hold anyway
+                drops.append(dropped_rows(restore, rows, stage.dropped, stage.targets))
         x = rows[stage.tokens]
         bias = None if size is None else log_size(size[stage.tokens]).to(x.dtype)
         rows = _put(rows, stage.tokens, run(backbone, stage, x, bias, _rotations(backbone, rope, stage)))
         if stage.blocks[-1] in taps:
-            taps[stage.blocks[-1]] = rows[: ordered.shape[:2].numel()].unflatten(0, ordered.shape[:2]).clone()
-    return rows[: ordered.shape[:2].numel()].unflatten(0, ordered.shape[:2])
+            taps[stage.blocks[-1]] = all_tokens() if drops else all_tokens().clone()
+    return all_tokens()
 
 
 def _put(rows: Tensor, places: Tensor, values: Tensor) -> Tensor:

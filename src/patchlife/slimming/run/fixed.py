@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...backbones import Backbone
+from ...config import Restore
 from ..merging import initial_sizes, key_bias, merge
 from ..plan import Plan
+from .restore import Dropped, dropped_patches, restored
 
 __all__ = ["Taps", "reorder", "run_fixed"]
 
@@ -23,34 +25,39 @@ def run_fixed(
     plan: Plan,
     keep_dropped: bool,
     taps: Taps | None = None,
+    restore: Restore = "last",
 ) -> Float[Tensor, "batch tokens_out dim"]:
     """Blocks ``start`` to the end, on fewer and fewer patches.
 
     Returns the prefix tokens, then patches in the plan's order: the kept ones, or with ``keep_dropped`` all of them,
-    dropped ones at their last state. ``taps`` (with ``keep_dropped``) gets all tokens after each block that it names.
+    dropped ones as ``restore`` says. ``taps`` (with ``keep_dropped``) gets all tokens after each block that it names.
     """
     taps = {} if taps is None else taps
     prefix, start, kept = backbone.prefix, plan.schedule.start, plan.schedule.kept
     all_needed = keep_dropped or plan.merge_targets is not None
     x, rope = reorder(tokens, rope, plan.order if all_needed else plan.order[:, : kept[start]], prefix)
     size = initial_sizes(plan.order.shape, x)
-    bias, dropped = None, []
+    bias = None
+    drops: list[Dropped] = []
     for index in range(start, backbone.depth):
         before, n = x.shape[1] - prefix, kept[index]
         if n < before:
-            if keep_dropped:
-                dropped.append(x[:, prefix + n :])
+            last, target = x[:, prefix + n :], None
             if plan.merge_targets is not None:
-                patches, size = merge(x[:, prefix:], size, plan.merge_targets.of(n, before))
+                targets = plan.merge_targets.of(n, before)
+                target = prefix + targets.rank
+                patches, size = merge(x[:, prefix:], size, targets)
                 x = torch.cat((x[:, :prefix], patches), dim=1)
                 bias = key_bias(size, prefix).to(x.dtype)
             else:
                 x = x[:, : prefix + n].contiguous()  # once per drop point: a strided slice slows blocks by up to 25 %
+            if keep_dropped:
+                drops.append(dropped_patches(restore, last, x, target))
             rope = None if rope is None else rope[..., :n, :]
         x = backbone.block(index, x, backbone.rope_of(rope, index), bias)
         if index in taps:
-            taps[index] = torch.cat((x, *reversed(dropped)), dim=1)
-    return torch.cat((x, *reversed(dropped)), dim=1) if dropped else x
+            taps[index] = restored(x, drops)
+    return restored(x, drops)
 
 
 def reorder(tokens: Tensor, rope: Tensor | None, order: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,8 @@ Gradients come from three places:
 
 * the gate of a kept patch weights its token, as an attention key and in the mean with what is merged into it;
 * one minus the gate of a dropped patch is the weight with which it is merged into its target;
-* the choice of a target has the slope of a softmax over cosines, and a merge weight is a cosine: embeddings learn too.
+* the choice of a target has the slope of a softmax over cosines, in merging and where a dropped patch is restored from
+  its target, and a merge weight is a cosine: embeddings learn too.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...backbones import Backbone
+from ...config import Restore
 from ..merging import MergeTargets, initial_sizes, key_bias
 from ..plan import Plan
-from .fixed import reorder
+from .fixed import Taps, reorder
+from .restore import Dropped, dropped_patches, restored
 
 __all__ = ["run_gated"]
 
@@ -34,31 +37,37 @@ def run_gated(
     plan: Plan,
     embedding: Float[Tensor, "batch patches embedding_dim"],
     keep_dropped: bool,
+    taps: Taps | None = None,
+    restore: Restore = "last",
 ) -> Float[Tensor, "batch tokens_out dim"]:
-    """Blocks ``start`` to the end, as `run_fixed`.
+    """Blocks ``start`` to the end, as `run_fixed`, ``taps`` and ``restore`` too.
 
     ``plan`` and ``embedding`` (unit length, grid order) come from one call of the scorer, whose graph is kept.
     """
+    taps = {} if taps is None else taps
     prefix, start, kept = backbone.prefix, plan.schedule.start, plan.schedule.kept
     x, rope = reorder(tokens, rope, plan.order, prefix)
     score = plan.score.gather(1, plan.order)
     embedding = embedding.gather(1, plan.order[:, :, None].expand_as(embedding))
     size = initial_sizes(score.shape, x)
-    dropped = []
+    drops: list[Dropped] = []
     for index in range(start, backbone.depth):
         before, n = x.shape[1] - prefix, kept[index]
         if n < before:
-            if keep_dropped:
-                dropped.append(x[:, prefix + n :])
-            slope = _slope(_gate(score[:, :before], n))
-            weights = None
+            last, target, choice, weights = x[:, prefix + n :], None, None, None
             if plan.merge_targets is not None:
-                weights = _soft_weights(embedding, plan.merge_targets.of(n, before), n)
-            patches, size = _gated_merge(x[:, prefix:], size, slope, weights, n)
+                targets = plan.merge_targets.of(n, before)
+                target, choice = prefix + targets.rank, _slope(_choice(embedding[:, :before], n))
+                weights = _soft_weights(choice, targets)
+            patches, size = _gated_merge(x[:, prefix:], size, _slope(_gate(score[:, :before], n)), weights, n)
             x = torch.cat((x[:, :prefix], patches), dim=1)
+            if keep_dropped:
+                drops.append(dropped_patches(restore, last, x, target, choice))
             rope = None if rope is None else rope[..., :n, :]
         x = backbone.block(index, x, backbone.rope_of(rope, index), key_bias(size, prefix).to(x.dtype))
-    return torch.cat((x, *reversed(dropped)), dim=1) if dropped else x
+        if index in taps:
+            taps[index] = restored(x, drops)
+    return restored(x, drops)
 
 
 def _gate(score: Float[Tensor, "batch patches"], kept: int) -> Float[Tensor, "batch patches"]:
@@ -73,14 +82,17 @@ def _slope(x: Tensor) -> Tensor:
     return x - x.detach()
 
 
+def _choice(embedding: Float[Tensor, "batch before embedding_dim"], kept: int) -> Float[Tensor, "batch kept dropped"]:
+    """A softmax over the kept patches for each dropped one, by cosine: how likely each is its merge target."""
+    return (embedding[:, :kept] @ embedding[:, kept:].transpose(1, 2) / _TARGET_WIDTH).softmax(dim=1)
+
+
 def _soft_weights(
-    embedding: Float[Tensor, "batch patches embedding_dim"], targets: MergeTargets, kept: int
+    choice: Float[Tensor, "batch kept dropped"], targets: MergeTargets
 ) -> Float[Tensor, "batch kept dropped"]:
-    """How much each kept patch takes of each dropped one: the merge weight or 0, with the slope of a softmax."""
-    dropped = embedding[:, kept : kept + targets.rank.shape[1]]
-    soft = (embedding[:, :kept] @ dropped.transpose(1, 2) / _TARGET_WIDTH).softmax(dim=1)
-    hard = targets.rank[:, None, :] == torch.arange(kept, device=soft.device)[:, None]
-    return (hard.to(soft.dtype) + _slope(soft)) * targets.weight[:, None, :]
+    """How much each kept patch takes of each dropped one: the merge weight or 0, with the slope of ``choice``."""
+    hard = targets.rank[:, None, :] == torch.arange(choice.shape[1], device=choice.device)[:, None]
+    return (hard.to(choice.dtype) + choice) * targets.weight[:, None, :]
 
 
 def _gated_merge(
