@@ -10,7 +10,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from data import CLASSES, INPUT
+from camvid import CLASSES, INPUT
 
 BLOCKS = (2, 5, 8, 11)  # the head reads the normed patch features behind these
 DETAIL = 4  # the head answers on a grid this many times finer than the patches

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import data
+import camvid
 import dense_model
 
 # The size of each epoch's photos, height x width. Small photos first: the same scenes at half the cost. It also
@@ -24,32 +24,32 @@ LEARNING_RATE = {"backbone": 1.5e-4, "head": 1e-3}
 
 
 def augmented(
-    scenes: data.Scenes, chosen: Tensor, size: tuple[int, int], random: torch.Generator
+    scenes: camvid.Scenes, chosen: Tensor, size: tuple[int, int], random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Photos and labels of a batch: one window of 70 to 100 % of each side, mirrored or not, brightness +-25 %."""
     images, labels = [], []
     for scene in chosen.tolist():
         u = torch.rand(6, generator=random)
         share = 0.7 + 0.3 * float(u[0])
-        height, width = (int(share * side) for side in data.PIXELS)
-        top, left = int(u[1] * (data.PIXELS[0] - height + 1)), int(u[2] * (data.PIXELS[1] - width + 1))
+        height, width = (int(share * side) for side in camvid.PIXELS)
+        top, left = int(u[1] * (camvid.PIXELS[0] - height + 1)), int(u[2] * (camvid.PIXELS[1] - width + 1))
         photo = scenes.photos[scene : scene + 1, :, top : top + height, left : left + width]
         label = scenes.labels[scene : scene + 1, None, top : top + height, left : left + width].float()
         label = F.interpolate(label, [side // 2 for side in size], mode="nearest-exact")
-        image = data.as_input(photo, size) * (0.75 + 0.5 * u[3]) + 0.3 * (u[4] - 0.5)
+        image = camvid.as_input(photo, size) * (0.75 + 0.5 * u[3]) + 0.3 * (u[4] - 0.5)
         images.append(image.flip(3) if u[5] < 0.5 else image)
         labels.append(label.flip(3) if u[5] < 0.5 else label)
     return torch.cat(images), torch.cat(labels)[:, 0].long()
 
 
-def train(scenes: data.Scenes, backbone: nn.Module, head: nn.Module, out: Path) -> None:
+def train(scenes: camvid.Scenes, backbone: nn.Module, head: nn.Module, out: Path) -> None:
     """Train both in place; `out/dense.pt` holds the state after each epoch, `out/dense.safetensors` the result."""
     groups = [
         {"params": list(module.parameters()), "lr": LEARNING_RATE[name], "start": LEARNING_RATE[name]}
         for name, module in (("backbone", backbone), ("head", head))
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
-    weights, steps, first, seconds = data.class_weights(scenes.labels), len(scenes) // BATCH, 0, 0.0
+    weights, steps, first, seconds = camvid.class_weights(scenes.labels), len(scenes) // BATCH, 0, 0.0
     if (out / "dense.pt").exists():
         state = torch.load(out / "dense.pt", weights_only=True)
         backbone.load_state_dict(state["backbone"]), head.load_state_dict(state["head"])
@@ -64,8 +64,8 @@ def train(scenes: data.Scenes, backbone: nn.Module, head: nn.Module, out: Path) 
             chosen = order[step * BATCH : (step + 1) * BATCH]
             images, labels = augmented(scenes, chosen, SIZES[epoch], random)
             logits = head(dense_model.maps_of(backbone, images))
-            logits = data.as_pixels(logits, tuple(labels.shape[1:]))
-            loss = F.cross_entropy(logits, labels, weights, ignore_index=data.IGNORE)
+            logits = camvid.as_pixels(logits, tuple(labels.shape[1:]))
+            loss = F.cross_entropy(logits, labels, weights, ignore_index=camvid.IGNORE)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_([*backbone.parameters(), *head.parameters()], 1.0)
@@ -100,7 +100,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     head = dense_model.Head()
-    train(data.load(options.data, "train", options.limit), dense_model.pretrained(options.weights), head, options.out)
+    train(camvid.load(options.data, "train", options.limit), dense_model.pretrained(options.weights), head, options.out)
 
 
 if __name__ == "__main__":
