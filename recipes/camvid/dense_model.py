@@ -1,5 +1,7 @@
 """The dense model: timm's ViT-Tiny at 352 x 480 pixels and a small convolutional head on four of its blocks."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Judge segmentations on CamVid's val split: mIoU, IoU of each class, and how far the answers are from the dense ones.
+"""Judge segmentations of CamVid's scenes: mIoU, IoU of each class, and how far the answers are from the dense ones.
 
     python recipes/camvid/evaluate.py --dense runs/camvid/dense.safetensors --methods untrained,tome --budgets 0.6,0.5
 
@@ -105,11 +105,11 @@ def _miou(matrices: Tensor) -> float:
 def main() -> None:
     options = arguments().parse_args()
     backbone, head = dense_model.load(options.dense)
-    scenes = camvid.load(options.data, "val", options.limit)
+    scenes = camvid.load(options.data, options.split, options.limit).judged()
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"scores": []}
     judge = Judge(scenes, head, methods.dense(backbone, head))
     result["dense"] = judge.summary(judge.dense, judge.matrices)
-    result |= {"scenes": len(scenes), "pixels": camvid.PIXELS, "input": camvid.INPUT, "conditions": conditions()}
+    result |= {"scenes": len(scenes), "split": options.split, "input": camvid.INPUT, "conditions": conditions()}
     settings = json.loads(options.settings)
     for name in options.methods.split(","):
         for budget in map(float, options.budgets.split(",")):
@@ -138,6 +138,7 @@ def arguments() -> argparse.ArgumentParser:
     """Command-line options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/camvid"))
+    parser.add_argument("--split", default="val", help="folder of --data that is judged")
     parser.add_argument("--dense", type=Path, default=Path("runs/camvid/dense.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("runs/camvid/scores.json"))
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated: " + ", ".join(METHODS))

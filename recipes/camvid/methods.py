@@ -27,7 +27,7 @@ class Method:
     """A model that is judged.
 
     Attributes:
-        maps: from photos (batch, 3, 360, 480) of bytes to the head's input.
+        maps: from photos (batch, 3, 352, 480) of bytes to the head's input.
         flops: per image, head included. backbone_flops: without it.
         setting: what meets the budget, as text. size: height, width that the backbone reads.
         model: the slimmed model, where it is one of patchlife's.

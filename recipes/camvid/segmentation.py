@@ -1,5 +1,7 @@
 """Scores of segmentations: confusion matrices, intersection over union, and how far two models' answers are apart."""
 
+from __future__ import annotations
+
 import torch
 from camvid import CLASSES, IGNORE
 from jaxtyping import Float, Int

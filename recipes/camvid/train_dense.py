@@ -5,6 +5,8 @@
 An interrupted run goes on behind its last finished epoch.
 """
 
+from __future__ import annotations
+
 import argparse
 import time
 from pathlib import Path
@@ -31,8 +33,8 @@ def augmented(
     for scene in chosen.tolist():
         u = torch.rand(6, generator=random)
         share = 0.7 + 0.3 * float(u[0])
-        height, width = (int(share * side) for side in camvid.PIXELS)
-        top, left = int(u[1] * (camvid.PIXELS[0] - height + 1)), int(u[2] * (camvid.PIXELS[1] - width + 1))
+        height, width = (int(share * side) for side in camvid.PHOTO)
+        top, left = int(u[1] * (camvid.PHOTO[0] - height + 1)), int(u[2] * (camvid.PHOTO[1] - width + 1))
         photo = scenes.photos[scene : scene + 1, :, top : top + height, left : left + width]
         label = scenes.labels[scene : scene + 1, None, top : top + height, left : left + width].float()
         label = F.interpolate(label, [side // 2 for side in size], mode="nearest-exact")

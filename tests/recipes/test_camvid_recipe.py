@@ -129,7 +129,7 @@ def scenes_on_disk(folder: Path, count: int) -> Path:
         for kind in ("images", "labels"):
             (folder / split / kind).mkdir(parents=True)
         for index in range(count):
-            photo = generator.integers(0, 255, (*camvid.PIXELS, 3), np.uint8)
+            photo = generator.integers(0, 255, (*camvid.PHOTO, 3), np.uint8)
             Image.fromarray(photo).save(folder / split / "images" / f"{index}.jpg")
             Image.fromarray(photo[..., 0] % 12).save(folder / split / "labels" / f"{index}.png")
     return folder

@@ -2,7 +2,6 @@
 
 from .maps import draw, strip
 from .palette import colours
-from .segmentation import segmentation_row
 from .sheet import contact_sheet
 
-__all__ = ["colours", "contact_sheet", "draw", "segmentation_row", "strip"]
+__all__ = ["colours", "contact_sheet", "draw", "strip"]

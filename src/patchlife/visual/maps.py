@@ -20,7 +20,7 @@ from .palette import colours
 if TYPE_CHECKING:
     from ..slimming.lives import Lives
 
-__all__ = ["Photo", "draw", "opened", "strip"]
+__all__ = ["Photo", "draw", "strip"]
 
 Photo = Image.Image | np.ndarray | AnyPhoto
 Pixels = Float[np.ndarray, "height width 3"]
@@ -106,11 +106,10 @@ def _prepared(
         raise ConfigError(f"width must be within {_WIDTHS[0]}..{_WIDTHS[1]} pixels, got {width}")
     if preprocess is None:  # square patches, the largest possible crop
         preprocess = Preprocess(size=lives.grid, crop_fraction=1.0)
-    return opened(photo), lives[image], preprocess
+    return _opened(photo), lives[image], preprocess
 
 
-def opened(photo: Photo) -> Image.Image:
-    """The photo as an RGB image. Raises ImageError where it cannot be read."""
+def _opened(photo: Photo) -> Image.Image:
     if isinstance(photo, Image.Image):
         return as_rgb(photo)
     if isinstance(photo, str | os.PathLike | Sample):
