@@ -44,7 +44,7 @@ def run(config: FitConfig) -> int:
         notes = [photo_set.class_note for photo_set in (photos, *validation.values())]
         for note in dict.fromkeys(filter(None, notes)):
             say(note)
-    required = bool(pipeline.labels.names)
+    required = bool(pipeline.labels.names) and config.training.target != "features"
     chosen = {name: _validation_photos(photo_set, required) for name, photo_set in validation.items()}
     try:
         fitted = fit(pipeline.model, photos, pipeline.preprocess, config.out, config.training, accelerator, chosen)

@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 
 from ..errors import ConfigError
 
-__all__ = ["Finetune", "TrainingConfig"]
+__all__ = ["Finetune", "Target", "TrainingConfig"]
 
 Finetune = Literal["none", "adapter", "full"]
+Target = Literal["logits", "features", "pixels"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class TrainingConfig:
 
     Training has two stages. Stage 1 trains the scorer on features of the dense model, which are computed once and
     cached. Stage 2, off by default, trains the backbone by distillation from the dense model, and the scorer along with
-    it. It distils the logits, or for a model without a classifier the embedding and the patch tokens.
+    it. It distils the logits, or for a model without a classifier the embedding and the patch tokens, unless a target
+    says otherwise.
 
     Attributes:
         photos: Train on at most N photos, drawn at random. Default: all photos.
@@ -35,10 +37,17 @@ class TrainingConfig:
         finetune_epochs: Epochs of stage 2.
         finetune_learning_rate: Peak learning rate of stage 2. Default: 1e-3 for adapter, 1e-4 for full.
         rank: Rank of the low-rank deltas (--finetune adapter).
+        target: What training is for. logits: the classifier. features: patch features, for dense prediction with any
+            head. pixels: the answers of a dense head, which only the Python function can be given. features and pixels
+            change what the scorer learns too. Default: logits, or for a model without a classifier its embedding and
+            patch tokens.
+        feature_blocks: Blocks whose patch features are distilled (--target features), counted from 0, or from the end
+            if negative. Default: the last block.
         label_weight: Weight of the cross-entropy with the labels in the loss of stage 2, in [0, 1]. The distillation
             loss has weight 1 - X. 0 needs no labels.
-        patch_weight: Weight of the patch tokens in the loss of stage 2 of a model without a classifier, in [0, 1]. The
-            loss of the model's output, its embedding, has weight 1 - X. 0 does not cache the patch tokens.
+        patch_weight: Weight of the patch tokens in the loss of stage 2 of a model without a classifier or with a dense
+            head, in [0, 1]. The loss of the output, the embedding or the answers of the head, has weight 1 - X. 0 does
+            not cache the patch tokens of a model without a classifier.
         lowest_budget: Stage 2 draws the budget of every step at random between this value and 1.
         max_unreadable: Stop if more than this fraction of the photos cannot be read.
         save_every: Seconds between checkpoints.
@@ -58,6 +67,8 @@ class TrainingConfig:
     finetune_epochs: int = 3
     finetune_learning_rate: float | None = None
     rank: int = 16
+    target: Target | None = None
+    feature_blocks: tuple[int, ...] | None = None
     label_weight: float = 0.0
     patch_weight: float = 0.5
     lowest_budget: float = 0.35
@@ -70,6 +81,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.finetune not in get_args(Finetune):
             raise ConfigError(f"finetune must be one of {', '.join(get_args(Finetune))}, got {self.finetune!r}")
+        if self.target is not None and self.target not in get_args(Target):
+            raise ConfigError(f"target must be one of {', '.join(get_args(Target))}, got {self.target!r}")
         for name in ("batch_size", "rank"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         self._check("photos", self.photos is None or self.photos >= 1, "at least 1")

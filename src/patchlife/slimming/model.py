@@ -147,6 +147,18 @@ class SlimModel(FeatureExtraction, SlimSettings):
         tokens, plan = self._run_from_start(tokens, embedded, keep_dropped=not self.backbone.reads_class)
         return self.classify(tokens, plan)
 
+    def resume_intermediates(
+        self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded, blocks: Iterable[int]
+    ) -> list[Float[Tensor, "batch tokens dim"]]:
+        """Tokens after each of ``blocks``, in grid order, from ``tokens``; see `resume`. No norm is applied.
+
+        ``blocks`` are from the start block on, in rising order.
+        """
+        taps: Taps = dict.fromkeys(blocks, tokens)
+        _, plan = self._run_from_start(tokens, embedded, keep_dropped=True, taps=taps)
+        prefix = self.backbone.prefix
+        return [tapped if plan is None else plan.in_grid_order(tapped, prefix) for tapped in taps.values()]
+
     @torch.no_grad()
     def lives(self, images: ImageBatch) -> Lives:
         """The life of every patch; runs the blocks before the start block and the scorer only."""

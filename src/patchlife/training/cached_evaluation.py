@@ -9,15 +9,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..backbones import Embedded
 from ..evaluation.agreement import kl_divergence, same_class
 from ..evaluation.embeddings import NEIGHBOURS, cosines, neighbour_classes, one_vector
 from ..slimming import SlimModel
+from .dense import DenseTarget
 from .target_cache import TargetCache
 from .targets import Targets
 
-__all__ = ["CachedEmbeddingScore", "CachedScore", "evaluate_cached", "evaluate_cached_embeddings", "measured"]
+__all__ = [
+    "CachedDenseScore",
+    "CachedEmbeddingScore",
+    "CachedScore",
+    "evaluate_cached",
+    "evaluate_cached_dense",
+    "evaluate_cached_embeddings",
+    "measured",
+]
 
 _BATCH = 50
+_DENSE_BATCH = 4  # answers of a head at full resolution are large
 
 FromTokens = Callable[[Float[Tensor, "batch tokens dim"]], Tensor]
 """From the input of the start block, on the model's device, to the output of the model."""
@@ -53,10 +64,31 @@ class CachedEmbeddingScore(NamedTuple):
     dense_knn: float | None
 
 
+class CachedDenseScore(NamedTuple):
+    """Results of a model that is used for dense prediction, on the photos of a cache.
+
+    Attributes:
+        patch_cosine: similarity to the patch features of the dense model, mean over patches and blocks from the start
+            block on. low_patch_cosine: its 5 % quantile.
+        pixel_agreement: fraction of pixels with the same answer as the dense model. None without a head.
+        pixel_kl: KL divergence of the answers from the dense model's, in nats per pixel. None without a head.
+    """
+
+    patch_cosine: float
+    low_patch_cosine: float
+    pixel_agreement: float | None
+    pixel_kl: float | None
+
+
+Score = CachedScore | CachedEmbeddingScore | CachedDenseScore
+
+
 @torch.no_grad()
-def measured(model: SlimModel, cache: TargetCache) -> CachedScore | CachedEmbeddingScore:
-    """Evaluate ``model`` as it is set on all photos of ``cache``."""
+def measured(model: SlimModel, cache: TargetCache, dense: DenseTarget | None = None) -> Score:
+    """Evaluate ``model`` as it is set on all photos of ``cache``, which has the targets of ``dense`` if it is given."""
     embedded = model.backbone.embed(model.backbone.blank(cache.image_size))
+    if dense is not None:
+        return evaluate_cached_dense(model, cache, dense, embedded)
     evaluate = evaluate_cached if model.backbone.num_classes else evaluate_cached_embeddings
     return evaluate(lambda tokens: model.resume(tokens, embedded), cache, embedded.tokens.device)
 
@@ -93,6 +125,27 @@ def evaluate_cached_embeddings(output_of: FromTokens, cache: TargetCache, device
             for vectors in (embeddings, reference)
         )
     return CachedEmbeddingScore(cosine.mean().item(), cosine.quantile(0.05).item(), knn, dense_knn)
+
+
+@torch.no_grad()
+def evaluate_cached_dense(
+    model: SlimModel, cache: TargetCache, dense: DenseTarget, embedded: Embedded
+) -> CachedDenseScore:
+    """Evaluate the patch features of ``model``, and the answers of the head on them, on all photos of ``cache``."""
+    cosine, agreement, divergence = [], [], []
+    for begin in range(0, len(cache), _DENSE_BATCH):
+        targets = cache.targets(range(begin, min(begin + _DENSE_BATCH, len(cache)))).to(embedded.tokens.device)
+        features = dense.slimmed(model, targets, embedded)
+        late = dense.late_part(targets.patches), dense.late_part(features)
+        cosine.append(torch.cosine_similarity(*late, dim=-1).flatten().cpu())
+        if dense.head is not None:
+            answers = [dense.answers(each, embedded.grid).float() for each in (targets.patches, features)]
+            agreement.append(same_class(*answers).double().mean(dim=(1, 2)).cpu())
+            divergence.append(kl_divergence(*answers).double().mean(dim=(1, 2)).cpu())
+    cosines_of_patches = torch.cat(cosine).double()
+    lowest = cosines_of_patches.kthvalue(max(1, round(0.05 * len(cosines_of_patches)))).values
+    of_pixels = [torch.cat(each).mean().item() if each else None for each in (agreement, divergence)]
+    return CachedDenseScore(cosines_of_patches.mean().item(), lowest.item(), *of_pixels)
 
 
 def _outputs(

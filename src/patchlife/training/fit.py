@@ -26,14 +26,16 @@ from ..slimming import Calibration, SlimModel, slim_model
 from ..slimming.regressor import LifeRegressor
 from ..version import __version__
 from .checkpoint import check_settings, discard
+from .dense import DenseHead, DenseTarget, dense_target
+from .dense_targets import compute_dense_targets
 from .log import check_tracker
 from .loop import train
 from .report import write_report
 from .run_settings import REGRESSION, distils_features, stage_configs_of
 from .stage import StageConfig
-from .stages import FeatureDistillation, Regression, Slimming
+from .stages import DenseDistillation, FeatureDistillation, Regression, Slimming
 from .target_cache import Photo, TargetCache, collect
-from .targets import compute_targets
+from .targets import Targets, compute_targets
 from .validation import Validation
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def fit(
     config: TrainingConfig | None = None,
     accelerator: Accelerator | None = None,
     validation: Mapping[str, Sequence[Photo]] | None = None,
+    head: DenseHead | None = None,
 ) -> Fitted:
     """Train the scorer of ``model``, and with stage 2 its blocks, on ``photos``; save the result as an adapter.
 
@@ -87,6 +90,9 @@ def fit(
             `accelerator_for` with ``config.tracker``.
         validation: labelled photos by name, to measure accuracy on during training (see `Validation`). For a model
             without a classifier labels are of any classes, or -1 to measure the cosine to the dense embedding only.
+            For dense prediction labels are not read.
+        head: for dense prediction (target pixels): the head whose answers for every pixel are distilled. It is not
+            trained, and not saved.
 
     Raises:
         ConfigError, ImageError, NumericalError, CheckpointError: see `collect` and `train`.
@@ -100,26 +106,27 @@ def fit(
     if accelerator is None:
         accelerator = accelerator_for(tracker=config.tracker, folder=work_folder(out))
         try:
-            return fit(model, photos, preprocess, out, config, accelerator, validation)
+            return fit(model, photos, preprocess, out, config, accelerator, validation, head)
         finally:
             if accelerator.trackers:
                 accelerator.end_training()
+    dense = dense_target(model, config, head, preprocess.size)
     original, (model, scorer) = model, _initial_model(model, config, preprocess)
     drawn = _random_photos(photos, config)
-    stage_configs = stage_configs_of(model, original.scorer, drawn, preprocess, config)
+    stage_configs = stage_configs_of(model, original.scorer, drawn, preprocess, config, dense)
     _prepare_folder(work_folder(out), stage_configs, config, accelerator)
     if not accelerator.trackers:
         accelerator.init_trackers("patchlife", config.to_dict())
-    cache = _collect(model, drawn, preprocess, work_folder(out), config, accelerator)
+    cache = _collect(model, drawn, preprocess, work_folder(out), config, accelerator, dense)
     if not len(cache):
         raise ConfigError("none of the photos could be read, so there is nothing to train on")
     cache, held_out = cache.split(min(_HELD_OUT, len(cache) // 20))
-    measured = _validation(model, validation or {}, preprocess, work_folder(out), config, accelerator)
+    measured = _validation(model, validation or {}, preprocess, work_folder(out), config, accelerator, dense)
     for stage_config in stage_configs:
         if stage_config.name == REGRESSION:
             train(Regression(scorer), cache, stage_config, work_folder(out), accelerator, measured)
         else:
-            model = _train_slimming(model, cache, stage_config, config, work_folder(out), accelerator, measured)
+            model = _train_slimming(model, cache, stage_config, config, work_folder(out), accelerator, measured, dense)
     model.scorer.eval().requires_grad_(False)  # the flags of the backbone stay as the caller set them
     model.use_calibration(_calibration(model, cache)).set_mode(original.settings.mode)
     model.origin = original.origin
@@ -139,7 +146,13 @@ def fit(
         save(model, out)
         write_atomic(work_folder(out) / "fit.json", json.dumps(summary, indent=2) + "\n")
         write_report(
-            work_folder(out) / "report.html", model, held_out, preprocess, work_folder(out) / "metrics.jsonl", summary
+            work_folder(out) / "report.html",
+            model,
+            held_out,
+            preprocess,
+            work_folder(out) / "metrics.jsonl",
+            summary,
+            dense,
         )
     accelerator.wait_for_everyone()
     return Fitted(model, cache, summary)
@@ -239,12 +252,21 @@ def _collect(
     folder: Path,
     config: TrainingConfig,
     accelerator: Accelerator,
+    dense: DenseTarget | None,
 ) -> TargetCache:
     """The targets of all photos; the first process of each machine computes them, the others read its files."""
     backbone = model.backbone.to(accelerator.device).eval()
     depends_on = {"backbone": signature(backbone), "start": model.start, "preprocess": preprocess.to_dict()}
     patches = distils_features(model, config) and config.patch_weight > 0 and backbone.pools
-    depends_on |= {"patches": True} if patches else {}
+    depends_on |= dense.settings() if dense else {"patches": True} if patches else {}
+    if dense and dense.head is not None:
+        dense.head.to(accelerator.device)
+
+    def targets_of(images: torch.Tensor) -> Targets:
+        images = images.to(accelerator.device)
+        if dense is not None:
+            return compute_dense_targets(backbone, images, dense)
+        return compute_targets(backbone, images, model.start, patches)
 
     def gather(quiet: bool) -> TargetCache:
         with tqdm(total=len(photos), desc="collect", unit="photo", disable=quiet) as bar:
@@ -255,7 +277,7 @@ def _collect(
 
             return collect(
                 photos,
-                lambda images: compute_targets(backbone, images.to(accelerator.device), model.start, patches),
+                targets_of,
                 preprocess,
                 config.cache or folder / "cache",
                 depends_on=depends_on,
@@ -275,12 +297,13 @@ def _validation(
     folder: Path,
     config: TrainingConfig,
     accelerator: Accelerator,
+    dense: DenseTarget | None,
 ) -> Validation | None:
     """The validation sets, in the main process only; the others wait for it at their next step."""
     if not sets or not accelerator.is_main_process:
         return None
     cache = config.cache or folder / "cache"
-    return Validation.from_photos(model, sets, preprocess, cache.with_name(f"{cache.name}-validation"), config)
+    return Validation.from_photos(model, sets, preprocess, cache.with_name(f"{cache.name}-validation"), config, dense)
 
 
 def _train_slimming(
@@ -291,10 +314,15 @@ def _train_slimming(
     folder: Path,
     accelerator: Accelerator,
     validation: Validation | None = None,
+    dense: DenseTarget | None = None,
 ) -> SlimModel:
     """Train stage 2; the model with the weight delta of the student merged."""
-    teacher, student = model.backbone.model, student_of(model, config)
-    features = FeatureDistillation(cache, config.patch_weight) if distils_features(model, config) else None
+    teacher, student = model.backbone.model, student_of(model, config, dense.end if dense else None)
+    features: FeatureDistillation | DenseDistillation | None = None
+    if dense is not None:
+        features = DenseDistillation(cache, dense, config.patch_weight)
+    elif distils_features(model, config):
+        features = FeatureDistillation(cache, config.patch_weight)
     stage = Slimming(student, config.lowest_budget, config.label_weight, features, cache.image_size)
     train(stage, cache, stage_config, folder, accelerator, validation)
     delta = delta_between(student.backbone, model.backbone)
@@ -304,14 +332,15 @@ def _train_slimming(
     return result
 
 
-def student_of(model: SlimModel, config: TrainingConfig) -> SlimModel:
+def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None) -> SlimModel:
     """The student of stage 2: a copy of ``model`` whose blocks from the start block on, and scorer, can be trained.
 
     The scorer is shared with ``model``. With ``finetune="adapter"`` linear layers get a low-rank weight delta.
+    ``end``: the blocks from this one on are not trained, because no target depends on them.
     """
     backbone = adapt(copy.deepcopy(model.backbone.model))
     student = SlimModel(backbone, model.settings, model.scorer).eval().requires_grad_(False)
-    late = [backbone.blocks[index] for index in range(student.start, backbone.depth)]
+    late = [backbone.blocks[index] for index in range(student.start, backbone.depth if end is None else end)]
     for module in (*late, backbone.final_norm, student.scorer):
         module.requires_grad_(True)
     if config.finetune == "adapter":

@@ -21,7 +21,6 @@ from .checkpoint import restore_latest, save_checkpoint
 from .log import Log
 from .stage import Stage, StageConfig, Step
 from .target_cache import TargetCache
-from .targets import Targets
 from .validation import Validation
 
 if TYPE_CHECKING:
@@ -133,8 +132,9 @@ def _shown(numbers: Mapping[str, float], photos_per_s: float) -> dict[str, str]:
 def _local_batch(rows: list[int], cache: TargetCache, random_draw: float, accelerator: Accelerator) -> Step:
     """This process's part of a global batch, on its device."""
     local_rows = rows[accelerator.process_index :: accelerator.num_processes]
-    targets = Targets(*(values.to(accelerator.device) for values in cache.targets(local_rows)))
-    return Step(targets, cache.labels(local_rows).to(accelerator.device), random_draw)
+    return Step(
+        cache.targets(local_rows).to(accelerator.device), cache.labels(local_rows).to(accelerator.device), random_draw
+    )
 
 
 def _check_divisible(stage_config: StageConfig, photos: int, accelerator: Accelerator) -> None:

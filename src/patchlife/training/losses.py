@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["distillation_loss", "feature_loss", "importance_loss", "similarity_loss"]
+__all__ = ["distillation_loss", "feature_loss", "importance_loss", "pixel_distillation_loss", "similarity_loss"]
 
 _POWER = 0.75  # of the divergence; recipes/NOTES.md compares 1 and 0.5
 _FLOOR = 1e-3  # nats; without it the gradient of the power is too large where divergence or error is nearly 0
@@ -52,10 +52,23 @@ def distillation_loss(
     return loss.mean(), divergence.detach().mean()
 
 
+def pixel_distillation_loss(
+    student: Float[Tensor, "batch classes height width"], teacher: Float[Tensor, "batch classes height width"]
+) -> tuple[Tensor, Tensor]:
+    """(loss, KL divergence of the student from the teacher in nats per pixel), means over images.
+
+    The loss is a power below 1 of the mean divergence of the pixels of each image, as in `distillation_loss`.
+    """
+    student, teacher = student.float().log_softmax(1), teacher.float().log_softmax(1)
+    per_pixel = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
+    divergence = per_pixel.mean(dim=(1, 2)).clamp(min=0)
+    return ((divergence + _FLOOR) ** _POWER).mean(), divergence.detach().mean()
+
+
 def feature_loss(
     student: Float[Tensor, "batch *tokens dim"],
     teacher: Float[Tensor, "batch *tokens dim"],
-    scale: Float[Tensor, "dim"],
+    scale: Float[Tensor, "*any dim"],
 ) -> tuple[Tensor, Tensor]:
     """(loss, cosine similarity of student and teacher), means over images; for models without logits.
 

@@ -13,10 +13,12 @@ from PIL import Image
 from ..data import Preprocess
 from ..errors import ConfigError
 from ..slimming import SlimModel
-from ..visual import contact_sheet, draw
+from ..visual import class_colours, contact_sheet, draw, draw_answers
 from ..visual.html import Section, figure, heading, note, paragraph, save_page, table
+from ..visual.layout import stacked
 from ..visual.plots import new_figure, rendered
-from .cached_evaluation import CachedEmbeddingScore, CachedScore, measured
+from .cached_evaluation import CachedDenseScore, CachedScore, Score, measured
+from .dense import DenseTarget
 from .log import Line, lines_of
 from .target_cache import TargetCache
 
@@ -24,7 +26,12 @@ __all__ = ["agreements", "write_report"]
 
 BUDGETS = (1.0, 0.8, 0.6, 0.45)
 _MAPS = 12
+_ANSWERS = 6  # photos whose answers are drawn
 
+_IMPORTANCE = {
+    False: "how much the later blocks of the dense model read from each patch",
+    True: "how wrong the features or answers of the dense model are if the change of a patch is not computed",
+}
 _StageLines = dict[str, list[Line]]
 
 
@@ -35,8 +42,9 @@ def write_report(
     preprocess: Preprocess,
     metrics: Path,
     summary: dict[str, Any],
+    dense: DenseTarget | None = None,
 ) -> Path:
-    """Write the page; ``held_out`` are photos that were not trained on."""
+    """Write the page; ``held_out`` are photos that were not trained on, with targets of ``dense`` if it is given."""
     stages = _stages(metrics, summary["stages"])
     sections: list[Section] = [
         paragraph(
@@ -50,15 +58,15 @@ def write_report(
         ),
         heading("Training"),
         paragraph(
-            "Stage regression trains the scorer to predict how much the later blocks of the dense model read from each "
-            "patch (importance), and which patches are similar. Stage slimming, if it was run, trains the later blocks "
-            "on fewer patches to give the output of the dense model."
+            f"Stage regression trains the scorer to predict {_IMPORTANCE[dense is not None]} (importance), and which "
+            "patches are similar. Stage slimming, if it was run, trains the later blocks on fewer patches to give the "
+            f"{'features' if dense else 'output'} of the dense model."
         ),
         *[figure(picture, caption, lossless=True) for picture, caption in _curves(stages)],
         *[figure(picture, caption, lossless=True) for picture, caption in _validation(stages, summary["validation"])],
     ]
     if len(held_out):
-        columns, rows = _agreement_table(agreements(model, held_out))
+        columns, rows = _agreement_table(agreements(model, held_out, dense))
         sections += [
             heading("Agreement with the dense model"),
             table(
@@ -69,14 +77,16 @@ def write_report(
             heading("Lives of the patches"),
             *_lives(model, held_out, preprocess),
         ]
+        if dense is not None and dense.head is not None:
+            sections += [heading("Answers for every pixel"), _answers(model, held_out, preprocess, dense)]
     sections.append(note(json.dumps(summary["config"] | summary["conditions"])))
     return save_page(path, "PatchLife training report", sections)
 
 
 @torch.no_grad()
 def agreements(
-    model: SlimModel, held_out: TargetCache
-) -> list[tuple[float, float, CachedScore | CachedEmbeddingScore]]:
+    model: SlimModel, held_out: TargetCache, dense: DenseTarget | None = None
+) -> list[tuple[float, float, Score]]:
     """(budget, fraction of the dense FLOPs, score) in fixed mode, by budget."""
     rows = []
     with model.temporarily(mode="fixed"):
@@ -86,12 +96,12 @@ def agreements(
             except ConfigError:  # out of reach, because the start block is late
                 continue
             cost, kept = model.cost(held_out.image_size), model.schedule(held_out.image_size).kept
-            rows.append((budget, cost.total(kept) / cost.dense, measured(model, held_out)))
+            rows.append((budget, cost.total(kept) / cost.dense, measured(model, held_out, dense)))
     return rows
 
 
 def _agreement_table(
-    rows: Sequence[tuple[float, float, CachedScore | CachedEmbeddingScore]],
+    rows: Sequence[tuple[float, float, Score]],
 ) -> tuple[list[str], list[list[str]]]:
     """(titles of the columns after budget and cost, all cells)."""
     columns: list[str] = []
@@ -100,6 +110,12 @@ def _agreement_table(
         if isinstance(score, CachedScore):
             columns = ["same predicted class", "KL divergence, nats"]
             numbers = [f"{100 * score.agreement:.1f} %", f"{score.kl:.3f}"]
+        elif isinstance(score, CachedDenseScore):
+            columns = ["cosine to the dense patch features", "its 5 % quantile"]
+            numbers = [f"{score.patch_cosine:.4f}", f"{score.low_patch_cosine:.4f}"]
+            if score.pixel_agreement is not None:
+                columns = ["pixels with the same answer", "KL divergence, nats per pixel", *columns]
+                numbers = [f"{100 * score.pixel_agreement:.2f} %", f"{score.pixel_kl:.4f}", *numbers]
         else:
             columns = ["cosine to the dense embedding", "its 5 % quantile"]
             numbers = [f"{score.cosine:.4f}", f"{score.low_cosine:.4f}"]
@@ -111,7 +127,7 @@ def _targets(model: SlimModel, held_out: TargetCache) -> tuple[Any, Any]:
     """(targets of all held-out photos, an embedding with image size and rotary tables), on the model's device."""
     targets = held_out.targets(range(len(held_out)))
     embedded = model.backbone.embed(model.backbone.blank(held_out.image_size))
-    return type(targets)(*(values.to(embedded.tokens.device) for values in targets)), embedded
+    return targets.to(embedded.tokens.device), embedded
 
 
 @torch.no_grad()
@@ -136,6 +152,27 @@ def _lives(model: SlimModel, held_out: TargetCache, preprocess: Preprocess) -> l
             f"Life maps at budget {model.settings.budget:g}: the darker a patch, the earlier it is dropped",
         ),
     ]
+
+
+@torch.no_grad()
+def _answers(model: SlimModel, held_out: TargetCache, preprocess: Preprocess, dense: DenseTarget) -> Section:
+    """Photo, answers of the dense and of the slimmed model, and life map of a few photos."""
+    embedded = model.backbone.embed(model.backbone.blank(held_out.image_size))
+    rows = []
+    for row in range(min(_ANSWERS, len(held_out))):
+        targets = held_out.targets([row]).to(embedded.tokens.device)
+        each = [targets.patches, dense.slimmed(model, targets, embedded)]
+        expected, found = (dense.answers(features, embedded.grid)[0] for features in each)
+        answers = [
+            (name, answer.argmax(dim=0).cpu().numpy()) for name, answer in (("dense", expected), ("slimmed", found))
+        ]
+        lives = model.decide(targets.tokens, embedded).lives()
+        rows.append(draw_answers(held_out.photos[row].path, answers, lives, class_colours(len(expected)), preprocess))
+    return figure(
+        stacked(rows, 12),
+        f"Photos that were not trained on, at budget {model.settings.budget:g}: a colour for each class; in the life "
+        "map, the darker a patch, the earlier it is dropped",
+    )
 
 
 def _kept_by_block(model: SlimModel, tokens: torch.Tensor, embedded: Any) -> Image.Image:
@@ -178,7 +215,8 @@ def _curves(stages: _StageLines) -> list[tuple[Image.Image, str]]:
 def _validation(stages: _StageLines, sets: Collection[str]) -> list[tuple[Image.Image, str]]:
     """(plot of accuracy on the validation sets, caption) of each stage; a line for each set and budget.
 
-    Of a model without a classifier it is the accuracy of nearest neighbours, or without labels the cosine.
+    Of a model without a classifier it is the accuracy of nearest neighbours, or without labels the cosine. For dense
+    prediction it is the agreement of the pixels, or without a head the cosine of the patch features.
     """
     pictures = []
     for stage, lines in stages.items():
@@ -209,6 +247,10 @@ def _measure(results: Sequence[Line]) -> tuple[str, str, float]:
     """(name, label of the axis, factor) of the number in these lines that is plotted."""
     if "top1" in results[0]:
         return "top1", "accuracy, %", 100
+    if "patch_cosine" in results[0]:
+        if results[0]["pixel_agreement"] is None:
+            return "patch_cosine", "cosine to the dense patch features", 1
+        return "pixel_agreement", "pixels with the same answer, %", 100
     if all(line["knn"] is not None for line in results):
         return "knn", "accuracy of nearest neighbours, %", 100
     return "cosine", "cosine to the dense embedding", 1

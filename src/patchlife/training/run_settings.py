@@ -11,6 +11,7 @@ from ..config import TrainingConfig
 from ..data import Preprocess, evenly_spaced
 from ..slimming import Scorer, SlimModel
 from ..slimming.regressor import LifeRegressor
+from .dense import DenseTarget
 from .stage import StageConfig
 from .target_cache import Photo, checksum, content_of
 
@@ -23,10 +24,15 @@ _PHOTOS_COMPARED = 1000  # whose content tells whether an earlier run had the sa
 
 
 def stage_configs_of(
-    model: SlimModel, scorer: Scorer, photos: Sequence[Photo], preprocess: Preprocess, config: TrainingConfig
+    model: SlimModel,
+    scorer: Scorer,
+    photos: Sequence[Photo],
+    preprocess: Preprocess,
+    config: TrainingConfig,
+    dense: DenseTarget | None = None,
 ) -> list[StageConfig]:
     """The stages of this run, each with all settings that change its result."""
-    run_settings = _run_settings(model, scorer, photos, preprocess, config)
+    run_settings = _run_settings(model, scorer, photos, preprocess, config) | (dense.settings() if dense else {})
     common: dict[str, Any] = {"batch_size": config.batch_size, "save_every": config.save_every}
     stage_configs = []
     if config.epochs:
@@ -47,7 +53,7 @@ def stage_configs_of(
             learning_rate=config.stage2_learning_rate,
             seed=config.seed + 1,
             prior_stages=tuple(stage_config.name for stage_config in stage_configs),
-            run_settings=run_settings | _stage2_settings(model, photos, config),
+            run_settings=run_settings | _stage2_settings(model, photos, config, dense),
             **common,
         )
         stage_configs.append(second)
@@ -55,7 +61,7 @@ def stage_configs_of(
 
 
 def distils_features(model: SlimModel, config: TrainingConfig) -> bool:
-    """Whether stage 2 distils features, for want of logits."""
+    """Whether stage 2 distils the output and patch features of a model without a classifier, for want of logits."""
     return config.finetune != "none" and not model.backbone.num_classes
 
 
@@ -80,16 +86,20 @@ def _shown_scorer(scorer: Scorer) -> str:
     return f"{scorer.kind}, weights {checksum(fingerprints(scorer.state_dict()))}" if learned else "new"
 
 
-def _stage2_settings(model: SlimModel, photos: Sequence[Photo], config: TrainingConfig) -> dict[str, Any]:
+def _stage2_settings(
+    model: SlimModel, photos: Sequence[Photo], config: TrainingConfig, dense: DenseTarget | None
+) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "drops": list(model.drops),
         "merge": model.settings.merge,
         "lowest_budget": config.lowest_budget,
         "label_weight": config.label_weight,
     }
+    if model.settings.restore != "last":  # as before there was a choice: earlier checkpoints stay valid
+        settings["restore"] = model.settings.restore
     if config.finetune == "adapter":
         settings["rank"] = config.rank
-    if distils_features(model, config):
+    if dense.head is not None if dense else distils_features(model, config):
         settings["patch_weight"] = config.patch_weight
     if config.label_weight:
         settings["labels"] = checksum([photo.label for photo in photos])

@@ -11,8 +11,16 @@ from torch import Tensor, nn
 from ..slimming import SlimModel
 from ..slimming.plan import Plan
 from ..slimming.regressor import LifeRegressor
+from ..slimming.run.fixed import Taps
 from ..slimming.run.gated import run_gated
-from .losses import distillation_loss, feature_loss, importance_loss, similarity_loss
+from .dense import DenseTarget, patch_features
+from .losses import (
+    distillation_loss,
+    feature_loss,
+    importance_loss,
+    pixel_distillation_loss,
+    similarity_loss,
+)
 from .stage import Stage, Step
 from .target_cache import TargetCache
 from .targets import Targets
@@ -21,7 +29,7 @@ _REGRESSION_WEIGHT = 1.0  # of stage 1's loss in stage 2
 _SCORER_LR_MULTIPLIER = 0.1  # in stage 2; at the full learning rate the scorer loses what it learned in stage 1
 _SCALE_PHOTOS = 256  # whose features give their scales
 
-__all__ = ["FeatureDistillation", "Regression", "Slimming"]
+__all__ = ["DenseDistillation", "FeatureDistillation", "Regression", "Slimming"]
 
 
 class Regression(Stage):
@@ -54,7 +62,8 @@ class Slimming(Stage):
         model: see above.
         lowest_budget: the budget of a step is between this value and 1.
         label_weight: of the cross-entropy with labels, see `distillation_loss`.
-        features: what is distilled of a model without a classifier; None for a classifier, of which it is the logits.
+        features: what is distilled. Of a model without a classifier its features, of one that is used for dense
+            prediction those that its head reads; None for a classifier, of which it is the logits.
         image_size: size (height, width) of the images that the targets are of; the model's own if not given.
     """
 
@@ -63,7 +72,7 @@ class Slimming(Stage):
         model: SlimModel,
         lowest_budget: float,
         label_weight: float,
-        features: FeatureDistillation | None = None,
+        features: FeatureDistillation | DenseDistillation | None = None,
         image_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
@@ -78,40 +87,60 @@ class Slimming(Stage):
         """Distillation loss at the step's random budget, plus the loss of stage 1."""
         budget = self.lowest_budget + (1 - self.lowest_budget) * step.random_draw
         with self.model.temporarily(budget=round(budget, 3)):
-            tokens, plan = self._last_tokens(step.targets.tokens)
-        output = self.model.classify(tokens, plan)
-        if self.features is not None:
-            loss, numbers = self.features(output, self._patches(tokens, plan), step.targets)
-        else:
-            loss, divergence = distillation_loss(output, step.targets.output, step.labels, self.label_weight)
-            numbers = {"divergence": divergence.item()}
+            loss, numbers = self._distillation(step)
         regression, _ = self._regression(step)
         return loss + _REGRESSION_WEIGHT * regression, {"budget": budget, **numbers}
+
+    def _distillation(self, step: Step) -> tuple[Tensor, dict[str, float]]:
+        """(loss, numbers to log) at the budget of the model."""
+        if isinstance(self.features, DenseDistillation):
+            late = self._late_features(step.targets.tokens, self.features.dense)
+            return self.features(late, step.targets, self._embedded.grid)
+        tokens, plan = self._last_tokens(step.targets.tokens)
+        output = self.model.classify(tokens, plan)
+        if self.features is not None:
+            return self.features(output, self._patches(tokens, plan), step.targets)
+        loss, divergence = distillation_loss(output, step.targets.output, step.labels, self.label_weight)
+        return loss, {"divergence": divergence.item()}
 
     def lr_multiplier(self, name: str) -> float:
         """Smaller for the scorer, which stage 1 has trained already."""
         return _SCORER_LR_MULTIPLIER if ".scorer." in f".{name}" else 1.0
 
-    def _last_tokens(self, x: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Plan | None]:
+    def _last_tokens(
+        self, x: Float[Tensor, "batch tokens dim"], taps: Taps | None = None
+    ) -> tuple[Tensor, Plan | None]:
         """(tokens after the last block, in the plan's order; the plan, or None if no patch is dropped).
 
-        ``x`` is the input of the start block. Gates are used although the student is in eval mode. `SlimModel.resume`
-        uses them in training mode only, which would also turn dropout and drop path on.
+        ``x`` is the input of the start block. ``taps`` gets the tokens after each block that it names, in the same
+        order. Gates are used although the student is in eval mode. `SlimModel.resume` uses them in training mode only,
+        which would also turn dropout and drop path on.
         """
         model, backbone, embedded = self.model, self.model.backbone, self._embedded
         if not model.schedule(embedded.image_size).drops:
             for index in range(model.start, backbone.depth):
                 x = backbone.block(index, x, backbone.rope_of(embedded.rope, index))
+                if taps and index in taps:
+                    taps[index] = x
             return x, None
         scores = model.score(x, embedded)
         plan = model.make_plan(scores, embedded)
-        keep_dropped = not backbone.reads_class or self._distils_patches
-        restore = model.settings.restore
-        return run_gated(backbone, x, embedded.rope, plan, scores.embedding, keep_dropped, restore=restore), plan
+        keep_dropped = bool(taps) or not backbone.reads_class or self._distils_patches
+        run = backbone, x, embedded.rope, plan, scores.embedding, keep_dropped
+        return run_gated(*run, taps, model.settings.restore), plan
+
+    def _late_features(
+        self, x: Float[Tensor, "batch tokens dim"], dense: DenseTarget
+    ) -> Float[Tensor, "batch patches late_dim"]:
+        """The features of the blocks that slimming changes; ``x`` is the input of the start block."""
+        backbone, taps = self.model.backbone, dict.fromkeys(dense.late, x)
+        _, plan = self._last_tokens(x, taps)
+        each = [tapped if plan is None else plan.in_grid_order(tapped, backbone.prefix) for tapped in taps.values()]
+        return patch_features(backbone, each)
 
     @property
     def _distils_patches(self) -> bool:
-        return self.features is not None and self.features.patch_weight > 0
+        return isinstance(self.features, FeatureDistillation) and self.features.patch_weight > 0
 
     def _patches(self, tokens: Tensor, plan: Plan | None) -> Float[Tensor, "batch patches dim"] | None:
         """The patches after the last norm, in grid order; None if they are not distilled."""
@@ -152,6 +181,46 @@ class FeatureDistillation(nn.Module):
         of_patches, patch_cosine = feature_loss(patches, targets.patches, self.patch_scale)
         loss = (1 - self.patch_weight) * loss + self.patch_weight * of_patches
         return loss, {"cosine": cosine.item(), "patch_cosine": patch_cosine.item()}
+
+
+class DenseDistillation(nn.Module):
+    """What is distilled for dense prediction: patch features and, with a head, its answers for every pixel.
+
+    Dropped patches count as all others.
+
+    Attributes:
+        dense: the blocks and the head.
+        patch_weight: weight of the loss of the features, in [0, 1]; that of the answers has the rest. 1 without a head.
+
+    Args:
+        cache: the targets; the scales of the features come from its first photos.
+        dense: see above.
+        patch_weight: see above.
+    """
+
+    scale: Tensor
+
+    def __init__(self, cache: TargetCache, dense: DenseTarget, patch_weight: float) -> None:
+        super().__init__()
+        self.dense, self.patch_weight = dense, 1.0 if dense.head is None else patch_weight
+        rows = range(min(_SCALE_PHOTOS, len(cache)))
+        scale = _scale(cache.targets([row]).patches for row in rows)
+        self.register_buffer("scale", dense.late_part(scale[None, None])[0, 0])
+
+    def forward(
+        self, late: Float[Tensor, "batch patches late_dim"], targets: Targets, grid: tuple[int, int]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """(loss, numbers for the log); ``late`` are the student's features of the late blocks."""
+        features = self.dense.with_late(targets.patches, late)
+        loss, cosine = feature_loss(self.dense.late_part(features), self.dense.late_part(targets.patches), self.scale)
+        numbers = {"patch_cosine": cosine.item()}
+        if self.dense.head is not None:
+            with torch.no_grad():
+                expected = self.dense.answers(targets.patches, grid)
+            of_pixels, divergence = pixel_distillation_loss(self.dense.answers(features, grid), expected)
+            loss = (1 - self.patch_weight) * of_pixels + self.patch_weight * loss
+            numbers["pixel_divergence"] = divergence.item()
+        return loss, numbers
 
 
 def _scale(features: Iterable[Float[Tensor, "1 *tokens dim"]]) -> Float[Tensor, "dim"]:

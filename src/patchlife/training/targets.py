@@ -1,4 +1,7 @@
-"""Training targets of an image from one forward pass of the dense model. No labels are needed."""
+"""Training targets of an image from one forward pass of the dense model. No labels are needed.
+
+Those of dense prediction are in `dense_targets.py`.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,25 @@ class Targets(NamedTuple):
 
     Attributes:
         tokens: the input of the start block, which is the input of the scorer.
-        importance: how much the later blocks read from each patch; sums to 1 over an image.
+        importance: how much the later blocks read from each patch; for dense prediction, how wrong the answers are
+            without its own change. Sums to 1 over an image.
         embedding: the patches that enter the middle block, minus their mean. Patches that are similar there can be
-            merged at the start block; the similarity at the start block itself predicts this poorly.
-        output: logits of the dense model; for a model without a classifier its embedding.
-        patches: the patches after the last norm, in grid order; without patches (batch, 0, dim) unless requested.
+            merged at the start block; the similarity at the start block itself predicts this poorly. For dense
+            prediction, the change of the patches from the start block on, minus its mean.
+        output: logits of the dense model; for a model without a classifier its embedding. Empty for dense prediction.
+        patches: the patches after the last norm, in grid order; without patches (batch, 0, dim) unless requested. For
+            dense prediction, of several blocks if several are distilled, one block after the other.
     """
 
     tokens: Float[Tensor, "batch tokens dim"]
     importance: Float[Tensor, "batch patches"]
     embedding: Float[Tensor, "batch patches dim"]
     output: Float[Tensor, "batch *tokens classes_or_dim"]
-    patches: Float[Tensor, "batch patches_or_0 dim"]
+    patches: Float[Tensor, "batch patches_or_0 all_dim"]
+
+    def to(self, device: torch.device) -> Targets:
+        """The same targets on ``device``."""
+        return Targets(*(values.to(device) for values in self))
 
 
 def middle_block(start: int, depth: int) -> int:

@@ -1,6 +1,7 @@
 """Evaluation on labelled photos during training; nothing is learned from them.
 
-Of a classifier accuracy is measured; of other models the cosine to the dense embedding, and the accuracy of neighbours.
+Of a classifier accuracy is measured; of other models the cosine to the dense embedding, and the accuracy of neighbours;
+for dense prediction the agreement of patch features and answers with those of the dense model.
 
 Their tokens at the start block are cached, as for the training photos, so an evaluation costs the slimmed blocks only.
 """
@@ -19,6 +20,8 @@ from ..data import Preprocess
 from ..errors import ConfigError
 from ..slimming import SlimModel
 from .cached_evaluation import measured
+from .dense import DenseTarget
+from .dense_targets import compute_dense_targets
 from .log import Log
 from .stage import Stage, StageConfig
 from .target_cache import Photo, TargetCache, collect
@@ -43,10 +46,11 @@ class Validation:
     Attributes:
         model: at the beginning of training; stage 1 trains its scorer in place.
         sets: the targets of the photos of each validation set, by name.
+        dense: what they are targets of, for dense prediction; else None.
     """
 
-    def __init__(self, model: SlimModel, sets: Mapping[str, TargetCache]) -> None:
-        self.model, self.sets = model, dict(sets)
+    def __init__(self, model: SlimModel, sets: Mapping[str, TargetCache], dense: DenseTarget | None = None) -> None:
+        self.model, self.sets, self.dense = model, dict(sets), dense
 
     @classmethod
     def from_photos(
@@ -56,6 +60,7 @@ class Validation:
         preprocess: Preprocess,
         folder: Path,
         config: TrainingConfig,
+        dense: DenseTarget | None = None,
     ) -> Validation:
         """Run the dense model once on all sets; the targets are kept in ``folder``, about 75 kB a photo (ViT-Tiny).
 
@@ -68,10 +73,14 @@ class Validation:
             "start": model.start,
             "preprocess": preprocess.to_dict(),
             "validation": 1,
-        }
+        } | (dense.settings() if dense else {})
 
         def targets_of(images: torch.Tensor) -> Targets:
-            targets = compute_targets(backbone, images.to(device), model.start)
+            images = images.to(device)
+            if dense is not None:
+                targets = compute_dense_targets(backbone, images, dense)
+            else:
+                targets = compute_targets(backbone, images, model.start)
             # importance and embedding are for training only
             return targets._replace(importance=targets.importance[:, :0], embedding=targets.embedding[:, :0])
 
@@ -88,6 +97,7 @@ class Validation:
                 )
                 for name, photos in sets.items()
             },
+            dense,
         )
 
     @property
@@ -111,7 +121,7 @@ class Validation:
         if not log.active or (step % epoch and not (twice and step % epoch == epoch // 2)):
             return
         missing = [(budget, name) for budget in BUDGETS for name in self.sets if not log.has(step, name, budget)]
-        for scores in _evaluated(model or self.model, self.sets, missing):
+        for scores in _evaluated(model or self.model, self.sets, missing, self.dense):
             log.write({"step": step, "epoch": step / epoch, "seconds": log.seconds, **scores})
 
 
@@ -127,7 +137,10 @@ def set_names(folders: Sequence[str]) -> list[str]:
 
 @torch.no_grad()
 def _evaluated(
-    model: SlimModel, sets: Mapping[str, TargetCache], runs: Sequence[tuple[float, str]]
+    model: SlimModel,
+    sets: Mapping[str, TargetCache],
+    runs: Sequence[tuple[float, str]],
+    dense: DenseTarget | None,
 ) -> Iterator[dict[str, str | float]]:
     """Results of each (budget, set), in fixed mode; a budget that the model cannot reach is left out."""
     with model.temporarily(mode="fixed"):
@@ -137,5 +150,5 @@ def _evaluated(
             except ConfigError:
                 continue
             cache = sets[name]
-            score = measured(model, cache)
+            score = measured(model, cache, dense)
             yield {"validation": name, "photos": cache.labelled_content, "budget": budget, **score._asdict()}
