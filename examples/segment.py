@@ -20,6 +20,7 @@ from patchlife.data import Preprocess, list_photos, load_batches
 from patchlife.runtime.demo_model import demo_backbone, demo_folder
 from patchlife.training.dense import DenseHead
 from patchlife.training.fit import fit
+from patchlife.training.target_cache import Photo
 
 BLOCKS = (5, 11)  # the head reads the features behind these
 
@@ -54,7 +55,8 @@ def main(folder: str | None = None) -> None:
     model = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.5, restore="residual"))
     with tempfile.TemporaryDirectory() as work:
         config = TrainingConfig(target="pixels", epochs=20, finetune="adapter", finetune_epochs=5, batch_size=8)
-        fitted = fit(model, paths, preprocess, Path(work) / "adapter", config, head=DenseHead(head, BLOCKS))
+        photos = [Photo(path) for path in paths]
+        fitted = fit(model, photos, preprocess, Path(work) / "adapter", config, head=DenseHead(head, BLOCKS))
     for name, slimmed in (("nothing trained", model), ("trained", fitted.model)):
         agreement = (answers(slimmed, head, images) == dense).float().mean()
         print(f"{name:16} {patchlife.flops(slimmed).budget:.2f} of the FLOPs, {agreement:.1%} of the answers equal")

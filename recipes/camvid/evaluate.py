@@ -27,7 +27,7 @@ from patchlife.io.files import write_atomic
 BATCH = 4
 BUDGETS = (0.75, 0.6, 0.5, 0.4)
 METHODS: dict[str, Callable[..., methods.Method]] = {
-    "untrained": methods.attention_rule,
+    "untrained": methods.untrained,
     "tome": methods.tome,
     "random": methods.random,
     "uniform-grid": methods.uniform_grid,
@@ -111,13 +111,14 @@ def main() -> None:
     result["dense"] = judge.summary(judge.dense, judge.matrices)
     result |= {"scenes": len(scenes), "split": options.split, "input": camvid.INPUT, "conditions": conditions()}
     settings = json.loads(options.settings)
-    for name in options.methods.split(","):
+    builders = METHODS | {folder.name: methods.fitted(folder) for folder in options.adapters}
+    for name in [*filter(None, options.methods.split(",")), *(folder.name for folder in options.adapters)]:
         for budget in map(float, options.budgets.split(",")):
             key = {"method": name, "budget": budget, "settings": settings}
             if any({part: score[part] for part in key} == key for score in result["scores"]):
                 continue
             started = time.perf_counter()
-            score = key | judge.score(METHODS[name](backbone, head, budget, **settings))
+            score = key | judge.score(builders[name](backbone, head, budget, **settings))
             result["scores"].append(score)
             write_atomic(options.out, json.dumps(result, indent=1) + "\n")
             print(line(score), f"{time.perf_counter() - started:.0f} s", flush=True)
@@ -142,6 +143,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--dense", type=Path, default=Path("runs/camvid/dense.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("runs/camvid/scores.json"))
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated: " + ", ".join(METHODS))
+    parser.add_argument("--adapters", type=Path, nargs="*", default=[], help="folders; each is judged by its name")
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--settings", default="{}", help='JSON arguments of the methods, such as {"restore": "target"}')
     parser.add_argument("--limit", type=int, help="judge on this many scenes only")

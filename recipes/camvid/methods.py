@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import camvid
@@ -18,6 +19,7 @@ from patchlife.backbones import Backbone, adapt
 from patchlife.benchmarks.baselines.base import dense_flops
 from patchlife.benchmarks.baselines.tome import pairs_for
 from patchlife.benchmarks.baselines.tome_unmerging import UnmergingToMe
+from patchlife.config import Restore
 from patchlife.flop_counter import counted
 from patchlife.slimming.scorers import Scores
 
@@ -70,18 +72,32 @@ def slimmed(model: Any, head: Head) -> Method:
     )
 
 
-def attention_rule(backbone: nn.Module, head: Head, budget: float, **settings: Any) -> Method:
+def untrained(backbone: nn.Module, head: Head, budget: float, **settings: Any) -> Method:
     """patchlife with nothing trained."""
-    return slimmed(patchlife.wrap(backbone, patchlife.LifeConfig(budget=budget, **settings)).eval(), head)
+    return slimmed(patchlife.wrap(backbone, config_of(budget, settings)).eval(), head)
+
+
+def fitted(folder: Path) -> Callable[..., Method]:
+    """patchlife with a trained adapter: its scorer, and its weight delta if it has one."""
+
+    def build(backbone: nn.Module, head: Head, budget: float, **settings: Any) -> Method:
+        model = patchlife.load(folder, backbone)
+        return slimmed(patchlife.wrap(model.unwrap(), config_of(budget, settings), model.scorer).eval(), head)
+
+    return build
+
+
+def config_of(budget: float, settings: dict[str, Any]) -> patchlife.LifeConfig:
+    """Settings of patchlife; un-merging by residual, which measured best (README.md), unless another is asked for."""
+    return patchlife.LifeConfig(**{"budget": budget, "restore": "residual"} | settings)
 
 
 def random(backbone: nn.Module, head: Head, budget: float, **settings: Any) -> Method:
     """The same run with random scores."""
-    config = patchlife.LifeConfig(budget=budget, **settings)
-    return slimmed(patchlife.wrap(backbone, config, scorer=RandomScores()).eval(), head)
+    return slimmed(patchlife.wrap(backbone, config_of(budget, settings), RandomScores()).eval(), head)
 
 
-def tome(backbone: nn.Module, head: Head, budget: float, restore: str = "target") -> Method:
+def tome(backbone: nn.Module, head: Head, budget: float, restore: Restore = "residual") -> Method:
     """ToMe with un-merging."""
     parts = adapt(backbone)
     model = UnmergingToMe(parts, pairs_for(parts, budget, blank()), restore).eval()

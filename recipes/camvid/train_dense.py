@@ -8,6 +8,7 @@ An interrupted run goes on behind its last finished epoch.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def train(scenes: camvid.Scenes, backbone: nn.Module, head: nn.Module, out: Path
         torch.save(state | {"epochs": epoch + 1, "seconds": seconds}, out / "dense.partial")
         (out / "dense.partial").replace(out / "dense.pt")
         print(f"epoch {epoch} loss {sum(losses) / len(losses):.3f} seconds {seconds:.0f}", flush=True)
+    (out / "dense.fit.json").write_text(json.dumps({"seconds": round(seconds), "photos": len(scenes)}) + "\n")
     dense_model.save(out / "dense.safetensors", backbone, head)
 
 
