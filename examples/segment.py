@@ -48,13 +48,13 @@ def main(folder: str | None = None) -> None:
     vit = demo_backbone()
     head = Head(vit.embed_dim).eval()
     preprocess = Preprocess.from_timm_cfg(vit.pretrained_cfg)
-    paths = list_photos(folder or demo_folder() / "photos")[::2]
+    paths = list_photos(folder or demo_folder() / "photos")[::4]
     images = next(load_batches(paths, preprocess, batch_size=16)).images  # (16, 3, 112, 112)
     dense = answers(vit, head, images)
 
     model = patchlife.wrap(vit, patchlife.LifeConfig(budget=0.5, restore="residual"))
     with tempfile.TemporaryDirectory() as work:
-        config = TrainingConfig(target="pixels", epochs=20, finetune="adapter", finetune_epochs=5, batch_size=8)
+        config = TrainingConfig(target="pixels", epochs=20, finetune="adapter", finetune_epochs=4, batch_size=8)
         photos = [Photo(path) for path in paths]
         fitted = fit(model, photos, preprocess, Path(work) / "adapter", config, head=DenseHead(head, BLOCKS))
     for name, slimmed in (("nothing trained", model), ("trained", fitted.model)):

@@ -47,7 +47,7 @@ class Scenes:
         return len(self.photos)
 
     def judged(self) -> Scenes:
-        """The same scenes with the rows that the model reads, 4 to 355, as the library's own preprocessing cuts them."""
+        """The same scenes with the rows that the model reads, 4 to 355: the cut of the library's own preprocessing."""
         top = (PHOTO[0] - INPUT[0]) // 2
         rows = slice(top, top + INPUT[0])
         return Scenes(self.paths, self.photos[:, :, rows], self.labels[:, rows])
@@ -90,8 +90,8 @@ def as_pixels(
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
-def class_weights(labels: UInt8[Tensor, "scenes height width"]) -> Float[Tensor, " classes"]:
-    """Square root of median frequency over frequency: rare classes count more, without ruling the loss."""
+def class_weights(labels: UInt8[Tensor, "scenes height width"], power: float) -> Float[Tensor, " classes"]:
+    """Median frequency over frequency to some power, at most 6: rare classes count more, without ruling the loss."""
     counts: Int[Tensor, " values"] = torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)
     frequency = counts[:IGNORE].float().clamp(min=1)
-    return (frequency.median() / frequency).sqrt().clamp(max=4)
+    return (frequency.median() / frequency).pow(power).clamp(max=6)

@@ -8,11 +8,10 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from camvid import CLASSES, INPUT
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-
-from camvid import CLASSES, INPUT
 
 BLOCKS = (2, 5, 8, 11)  # the head reads the normed patch features behind these
 DETAIL = 4  # the head answers on a grid this many times finer than the patches

@@ -43,9 +43,7 @@ def interval_of_drop(
     chosen = torch.randint(len(dense), (RESAMPLINGS, len(dense)), generator=generator)
     times = torch.zeros(RESAMPLINGS, len(dense), dtype=torch.double)
     times.scatter_add_(1, chosen, torch.ones_like(times))
-    resampled = [
-        mean_iou((times @ each.double().flatten(1)).reshape(-1, *each.shape[1:])) for each in (dense, slimmed)
-    ]
+    resampled = [mean_iou((times @ each.double().flatten(1)).reshape(-1, *each.shape[1:])) for each in (dense, slimmed)]
     low, high = (resampled[0] - resampled[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
     return low, high
 

@@ -1,6 +1,6 @@
 """Print the tables of README.md from the scores of run.sh, and write them with the seconds of training as one result.
 
-    python recipes/camvid/summary.py OUT
+python recipes/camvid/summary.py OUT
 """
 
 from __future__ import annotations

@@ -69,6 +69,5 @@ def main() -> None:
             print(f"batch {result['batch']} {name:20} {spread}, time over FLOPs saved {share:.3f}, memory {memory:.2f}")
 
 
-
 if __name__ == "__main__":
     main()

@@ -10,20 +10,41 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import camvid
+import dense_model
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import camvid
-import dense_model
 
-# The size of each epoch's photos, height x width. Small photos first: the same scenes at half the cost. It also
-# teaches the model smaller inputs, so that the baseline that shrinks the photo stands on what it was trained for.
-SIZES = ((256, 352), (304, 416), (256, 352), (304, 416), (256, 352), (304, 416), (256, 352), (352, 480), (352, 480))
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs with a learning rate that warms up and then falls.
+
+    Attributes:
+        sizes: height, width of the photos of each epoch.
+        rates: peak learning rates of the backbone and of the head.
+        balance: power of a class's weight in the loss, median frequency over frequency: 0 would ignore rarity.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    rates: dict[str, float]
+    balance: float
+
+
+SMALL, MIDDLE, FULL = (256, 352), (304, 416), camvid.INPUT
+PHASES = (
+    # Small photos first: the same scenes at half the cost. It also teaches the model smaller inputs, so that the
+    # baseline that shrinks the photo stands on what it was trained for.
+    Phase((SMALL, MIDDLE) * 3 + (SMALL, FULL, FULL), {"backbone": 1.5e-4, "head": 1e-3}, 0.5),
+    # then the thin classes, at full size
+    Phase((FULL,) * 4, {"backbone": 6e-5, "head": 6e-4}, 1.0),
+)
+EPOCHS = [(phase, index) for phase in PHASES for index in range(len(phase.sizes))]
 BATCH = 4
-LEARNING_RATE = {"backbone": 1.5e-4, "head": 1e-3}
 
 
 def augmented(
@@ -48,24 +69,26 @@ def augmented(
 def train(scenes: camvid.Scenes, backbone: nn.Module, head: nn.Module, out: Path) -> None:
     """Train both in place; `out/dense.pt` holds the state after each epoch, `out/dense.safetensors` the result."""
     groups = [
-        {"params": list(module.parameters()), "lr": LEARNING_RATE[name], "start": LEARNING_RATE[name]}
+        {"params": list(module.parameters()), "lr": 0.0, "name": name}
         for name, module in (("backbone", backbone), ("head", head))
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
-    weights, steps, first, seconds = camvid.class_weights(scenes.labels), len(scenes) // BATCH, 0, 0.0
+    steps, first, seconds = len(scenes) // BATCH, 0, 0.0
     if (out / "dense.pt").exists():
         state = torch.load(out / "dense.pt", weights_only=True)
         backbone.load_state_dict(state["backbone"]), head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["epochs"], state["seconds"]
-    for epoch in range(first, len(SIZES)):
+    for epoch in range(first, len(EPOCHS)):
+        phase, index = EPOCHS[epoch]
+        weights = camvid.class_weights(scenes.labels, phase.balance)
         started, losses = time.perf_counter(), []
         random = torch.Generator().manual_seed(epoch)
         order = torch.randperm(len(scenes), generator=random)
         for step in range(steps):
-            _set_learning_rate(optimizer, (epoch * steps + step) / (len(SIZES) * steps))
+            _set_learning_rate(optimizer, phase, (index * steps + step) / (len(phase.sizes) * steps))
             chosen = order[step * BATCH : (step + 1) * BATCH]
-            images, labels = augmented(scenes, chosen, SIZES[epoch], random)
+            images, labels = augmented(scenes, chosen, phase.sizes[index], random)
             logits = head(dense_model.maps_of(backbone, images))
             logits = camvid.as_pixels(logits, tuple(labels.shape[1:]))
             loss = F.cross_entropy(logits, labels, weights, ignore_index=camvid.IGNORE)
@@ -85,11 +108,11 @@ def train(scenes: camvid.Scenes, backbone: nn.Module, head: nn.Module, out: Path
     dense_model.save(out / "dense.safetensors", backbone, head)
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, progress: float) -> None:
+def _set_learning_rate(optimizer: torch.optim.Optimizer, phase: Phase, progress: float) -> None:
     """Linear warm-up over the first twentieth, then half a cosine down to 2 %."""
     share = min(progress / 0.05, 1.0) * (0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(progress * torch.pi)))))
     for group in optimizer.param_groups:
-        group["lr"] = group["start"] * share
+        group["lr"] = phase.rates[group["name"]] * share
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchlife.backbones import Backbone, adapt
-from patchlife.benchmarks.baselines.base import Baseline, dense_flops
+from patchlife.backbones import Backbone
+from patchlife.benchmarks.baselines.base import Baseline
 from patchlife.slimming.cost import Cost
 from patchlife.slimming.schedule import solve
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from patchlife.backbones import adapt
 from patchlife.benchmarks.baselines.base import dense_flops
+from patchlife.data import read_photo
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes/camvid"))
 import camvid
@@ -155,6 +156,22 @@ def test_the_evaluation_command_writes_scores_and_resumes(parts, tmp_path, monke
     evaluate.main()
     assert capsys.readouterr().out == ""  # nothing is measured twice
     assert str(tmp_path) not in out.read_text()
+
+
+def test_the_judged_rows_are_those_that_the_librarys_preprocessing_gives(tmp_path) -> None:
+    from fit import PREPROCESS, mirrored
+
+    folder = scenes_on_disk(tmp_path, 2)
+    scenes = camvid.load(folder, "val").judged()
+    for path, photo in zip(scenes.paths, scenes.photos, strict=True):
+        torch.testing.assert_close(PREPROCESS(read_photo(path)), camvid.as_input(photo[None])[0])
+    (file,) = mirrored(scenes.paths[:1], tmp_path / "mirrored")
+    torch.testing.assert_close(PREPROCESS(read_photo(file)), camvid.as_input(scenes.photos[:1])[0].flip(2))
+
+
+def test_some_scenes_are_spread_over_the_split(tmp_path) -> None:
+    folder = scenes_on_disk(tmp_path, 6)
+    assert [path.stem for path in camvid.load(folder, "val", 3).paths] == ["0", "2", "4"]
 
 
 def test_a_folder_without_scenes_is_refused(tmp_path) -> None:

@@ -86,4 +86,6 @@ class _Places:
     def unmerged(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch patches dim"]:
         """The state of every patch of the grid."""
         states = take(tokens, self.token)
-        return torch.where(self.frozen[..., None], self.added, states if self.restore == "last" else states + self.added)
+        return torch.where(
+            self.frozen[..., None], self.added, states if self.restore == "last" else states + self.added
+        )
