@@ -16,6 +16,7 @@ ARGUMENTS = {
     "clip_zero_shot.py": ["a.jpg"],
     "huggingface_classifier.py": ["a.jpg"],
     "dino_retrieval.py": [],
+    "segment.py": [],
     "vision_language.py": [],
 }
 

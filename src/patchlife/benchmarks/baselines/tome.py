@@ -20,12 +20,14 @@ from ...backbones import Backbone, sdpa
 from ...backbones.timm_branches import attention_branch, branch_cost, check_branches, mlp_branch
 from .base import Baseline, Images, Method, check_class_token, check_no_rope, closest, dense_flops, take
 
-__all__ = ["TOME", "ToMe", "match", "merge"]
+__all__ = ["TOME", "Pairs", "ToMe", "match", "merge", "merge_pairs", "pairs_for"]
 
 
-def match(
-    key: Float[Tensor, "batch patches dim"], r: int
-) -> tuple[Int[Tensor, "batch unmerged"], Int[Tensor, "batch r"], Int[Tensor, "batch r"]]:
+Pairs = tuple[Int[Tensor, "batch unmerged"], Int[Tensor, "batch r"], Int[Tensor, "batch r"]]
+"""What `match` returns."""
+
+
+def match(key: Float[Tensor, "batch patches dim"], r: int) -> Pairs:
     """(unmerged, merged, target): indices into the first set, the first set and the second set.
 
     The first set is patches 0, 2, 4 and so on, the second 1, 3, 5 and so on.
@@ -42,7 +44,14 @@ def merge(
     patches: Float[Tensor, "batch patches dim"], size: Float[Tensor, "batch patches"], key: Tensor, r: int
 ) -> tuple[Float[Tensor, "batch fewer dim"], Float[Tensor, "batch fewer"]]:
     """Merge the r most similar pairs into their size-weighted means; returns (patches, size), with sizes added."""
-    unmerged, merged, target = match(key, r)
+    return merge_pairs(patches, size, match(key, r))
+
+
+def merge_pairs(
+    patches: Float[Tensor, "batch patches dim"], size: Float[Tensor, "batch patches"], pairs: Pairs
+) -> tuple[Float[Tensor, "batch fewer dim"], Float[Tensor, "batch fewer"]]:
+    """`merge` for pairs that `match` found: first the unmerged patches of the first set, then the second set."""
+    unmerged, merged, target = pairs
     weight = size[..., None]
     # weighted patches and sizes in one tensor: one gather and one scatter serve both
     both = torch.cat((patches * weight, weight), dim=2)
@@ -92,9 +101,13 @@ class ToMe(Baseline):
         x = x + attention_branch(bb, index, x, attend)
         r = min(self.pairs[index], size.shape[1] // 2)
         if r:
-            patches, size = merge(x[:, bb.prefix :], size, keys[0][:, bb.prefix :].mean(dim=2), r)
+            patches, size = self.merged(x[:, bb.prefix :], size, match(keys[0][:, bb.prefix :].mean(dim=2), r))
             x = torch.cat((x[:, : bb.prefix], patches), dim=1)
         return x + mlp_branch(bb, index, x), size
+
+    def merged(self, patches: Tensor, size: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """(patches, their sizes) after ``pairs`` were merged; un-merging keeps what it needs here."""
+        return merge_pairs(patches, size, pairs)
 
     def flops(self, images: Images) -> float:
         """FLOPs per image."""
@@ -117,14 +130,19 @@ def _pairs(total: int, depth: int) -> tuple[int, ...]:
     return tuple(total // depth + (block < total % depth) for block in range(depth))
 
 
-def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
+def pairs_for(backbone: Backbone, target: float, images: Images) -> tuple[int, ...]:
+    """Pairs to merge in each block, for a cost close to ``target``, a fraction of the dense model's."""
     flops, depth = target * dense_flops(backbone, images), backbone.depth
     rows, cols = backbone.grid_of(images)
 
     def cost(negative_pairs: int) -> float:  # negative, because `closest` needs a cost that grows
         return ToMe(backbone, _pairs(-negative_pairs, depth)).flops(images)
 
-    return ToMe(backbone, _pairs(-closest(cost, flops, -depth * (rows * cols // 2), 0), depth))
+    return _pairs(-closest(cost, flops, -depth * (rows * cols // 2), 0), depth)
+
+
+def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
+    return ToMe(backbone, pairs_for(backbone, target, images))
 
 
 TOME = Method("tome", "ToMe", "arXiv 2210.09461 (ICLR 2023)", "nothing to train", _build)

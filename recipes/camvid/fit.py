@@ -1,0 +1,73 @@
+"""Train adapters for CamVid without labels: the scorer only, then a low-rank weight delta from that scorer.
+
+    python recipes/camvid/fit.py --dense runs/camvid/dense.safetensors --out runs/camvid
+
+The photos of the train split and their mirror images are distilled: patch features of the dense model and its answers
+for every pixel. Writes OUT/scorer and OUT/adapter; a finished one is not trained again, an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import camvid
+import dense_model
+from PIL import Image, ImageOps
+
+import patchlife
+from patchlife.config import LifeConfig, TrainingConfig
+from patchlife.data import Preprocess
+from patchlife.io.files import write_atomic
+from patchlife.training.dense import DenseHead
+from patchlife.training.fit import fit
+from patchlife.training.target_cache import Photo
+
+# cuts 4 rows at the top and the bottom of a 480 x 360 photo, without resizing
+PREPROCESS = Preprocess(camvid.INPUT, crop_fraction=1.0, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/camvid"))
+    parser.add_argument("--dense", type=Path, default=Path("runs/camvid/dense.safetensors"))
+    parser.add_argument("--out", type=Path, default=Path("runs/camvid"))
+    parser.add_argument("--epochs", type=int, default=5, help="of the weight delta")
+    parser.add_argument("--scorer-epochs", type=int, default=TrainingConfig().epochs)
+    parser.add_argument("--limit", type=int, help="train on this many photos only (for a trial)")
+    options = parser.parse_args()
+    backbone, head = dense_model.load(options.dense)
+    files = sorted((options.data / "train" / "images").iterdir())[: options.limit]
+    photos = [Photo(file) for file in (*files, *mirrored(files, options.out / "mirrored"))]
+    dense_head = DenseHead(head, dense_model.BLOCKS)
+    common = {"target": "pixels", "batch_size": 8, "cache": options.out / "cache"}
+    runs = {
+        "scorer": TrainingConfig(**common, epochs=options.scorer_epochs),
+        "adapter": TrainingConfig(**common, epochs=0, finetune="adapter", finetune_epochs=options.epochs),
+    }
+    model = patchlife.wrap(backbone, LifeConfig(restore="residual"))
+    for name, config in runs.items():
+        folder = options.out / name
+        if not folder.is_dir():
+            started = time.perf_counter()
+            fit(model, photos, PREPROCESS, folder, config, head=dense_head)
+            seconds = {"seconds": round(time.perf_counter() - started), "photos": len(photos)}
+            write_atomic(options.out / f"{name}.fit.json", json.dumps(seconds) + "\n")
+        model = patchlife.load(folder, backbone)
+
+
+def mirrored(photos: list[Path], folder: Path) -> list[Path]:
+    """The photos mirrored left to right, as files in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{photo.stem}.png" for photo in photos]
+    for photo, file in zip(photos, files, strict=True):
+        if not file.exists():
+            with Image.open(photo) as image:
+                ImageOps.mirror(image.convert("RGB")).save(file, compress_level=1)
+    return files
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# CamVid from pretrained ViT-Tiny to the tables of README.md: train the dense model, judge every method with nothing
+# trained, train adapters, judge them. Finished parts are not repeated. About two hours on two cores.
+#
+#   recipes/camvid/run.sh SHARED OUT
+#
+# SHARED has weights/vit_tiny_patch16_224.safetensors and data/camvid. Time and memory: time_memory.py, on an idle machine.
+set -euo pipefail
+shared=$1 out=$2
+here=$(dirname "$0") data=$shared/data/camvid
+export OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
+mkdir -p "$out"
+of=(--data "$data" --dense "$out/dense.safetensors")
+
+python "$here/train_dense.py" --data "$data" --weights "$shared/weights/vit_tiny_patch16_224.safetensors" --out "$out"
+
+# every method, nothing trained
+judge=(python "$here/evaluate.py" "${of[@]}" --out "$out/scores.json")
+"${judge[@]}"
+
+# what the place of a dropped patch holds; merging off; the baselines' own choices
+for restore in target last; do "${judge[@]}" --methods untrained,tome,random --settings "{\"restore\": \"$restore\"}"; done
+"${judge[@]}" --methods untrained,random --settings '{"restore": "last", "merge": false}'
+"${judge[@]}" --methods uniform-grid --settings '{"start": 3}'
+"${judge[@]}" --methods uniform-grid --settings '{"residual": false}'
+
+# other drop points
+for drops in '[3]' '[2, 4, 6, 8]' '[2, 5]'; do "${judge[@]}" --methods untrained --settings "{\"drops\": $drops}"; done
+
+# adapters, trained without labels
+python "$here/fit.py" "${of[@]}" --out "$out"
+"${judge[@]}" --methods '' --adapters "$out/scorer" "$out/adapter"
+python "$here/summary.py" "$out"
