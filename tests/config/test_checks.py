@@ -113,8 +113,6 @@ def test_blocks_and_counts_of_numpy_and_torch(sequence: Any) -> None:
         ({"merge": "no"}, "merge must be True or False, got 'no'"),
         ({"merge": 1}, "merge must be True or False, got 1"),
         ({"restore": "first"}, "restore must be one of last, target, residual, got 'first'"),
-        ({"restore": "target", "merge": False}, "restore='target' needs merging, .*, got merge=False; use restore="),
-        ({"restore": "residual", "merge": np.bool_(False)}, "restore='residual' needs merging"),
     ],
 )
 def test_invalid_blocks_counts_and_switches_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -122,11 +120,17 @@ def test_invalid_blocks_counts_and_switches_are_refused(settings: dict[str, Any]
         LifeConfig(**settings)
 
 
-def test_settings_stored_before_restore_was_one_keep_the_last_state() -> None:
-    stored = LifeConfig(restore="residual").to_dict()
-    assert LifeConfig.from_dict(stored).restore == "residual"
-    del stored["restore"]
+def test_without_merging_dropped_patches_keep_their_last_state() -> None:
+    assert LifeConfig(restore="target").restore_by == "target"
+    assert LifeConfig(restore="target", merge=False).restore_by == "last"
+    assert LifeConfig(restore="target", merge=False).replace(merge=True).restore_by == "target"
+
+
+def test_settings_stored_before_restore_was_one_use_the_default() -> None:
+    stored = LifeConfig(restore="last").to_dict()
     assert LifeConfig.from_dict(stored).restore == "last"
+    del stored["restore"]
+    assert LifeConfig.from_dict(stored).restore == LifeConfig().restore
 
 
 def test_a_switch_of_numpy() -> None:

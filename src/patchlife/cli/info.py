@@ -126,7 +126,7 @@ def _table(description: dict[str, Any]) -> list[str]:
 def _settings(description: dict[str, Any]) -> list[str]:
     settings, images = description["settings"], description["calibration_images"]
     texts = [description["scorer"], f"budget {settings['budget']:g}", f"{settings['mode']} mode"]
-    texts += ["merging" if settings["merge"] else "no merging", f"restore {settings['restore']}"]
+    texts += [f"merging, restore {settings['restore']}" if settings["merge"] else "no merging"]
     return [*texts, f"calibrated on {images} images" if images else "not calibrated"]
 
 

@@ -36,8 +36,8 @@ class LifeConfig:
             dropped patches.
         restore: What the place of a dropped patch holds in dense features, and in models that pool patches. last: the
             state with which the patch was dropped. target: the state of the patch that it was merged into. residual:
-            its last state, plus what later blocks changed in the patch that it was merged into. target and residual
-            need merging.
+            its last state, plus what later blocks changed in the patch that it was merged into. Without merging it is
+            always the last state.
     """
 
     budget: float = 0.6
@@ -47,7 +47,7 @@ class LifeConfig:
     kept: tuple[int, ...] | None = None
     speedup: float | None = None
     merge: bool = True
-    restore: Restore = "last"
+    restore: Restore = "residual"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -57,21 +57,18 @@ class LifeConfig:
             self._set("speedup", None)
         self._set("budget", check_budget(self.budget))
         self._set("merge", check_switch(self.merge, "merge"))
-        self._check_restore()
+        if self.restore not in RESTORES:
+            raise ConfigError(f"restore must be one of {', '.join(RESTORES)}, got {self.restore!r}")
         if self.start is not None:
             self._set("start", check_whole(self.start, "start"))
         for name in ("drops", "kept"):
             if getattr(self, name) is not None:
                 self._set(name, check_wholes(getattr(self, name), name))
 
-    def _check_restore(self) -> None:
-        if self.restore not in RESTORES:
-            raise ConfigError(f"restore must be one of {', '.join(RESTORES)}, got {self.restore!r}")
-        if self.restore != "last" and not self.merge:
-            raise ConfigError(
-                f"restore={self.restore!r} needs merging, which gives each dropped patch a target, got merge=False; "
-                "use restore='last', or merge=True"
-            )
+    @property
+    def restore_by(self) -> Restore:
+        """`restore`; without merging ``last``, because no patch has a target."""
+        return self.restore if self.merge else "last"
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

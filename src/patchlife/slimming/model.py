@@ -80,7 +80,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
             return [SizeGroup(places, embedded, tokens, plan)]
         groups = self._decide_list(batches)
         with self._prepared(packed=True):
-            return from_start(self.backbone, groups, self.start, self.settings.restore if keep_dropped else "last")
+            return from_start(self.backbone, groups, self.start, self.settings.restore_by if keep_dropped else "last")
 
     def _decide_list(self, batches: Sequence[tuple[list[int], Tensor]]) -> list[SizeGroup]:
         """Images of different sizes at the start block, with the decisions."""
@@ -104,7 +104,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
             tokens = self._run_all_patches(tokens, embedded, range(self.start, self.backbone.depth), taps)
             return (_with_zero_gradient(self.scorer, tokens) if self._trains_scorer() else tokens), None
         scores = self.score(tokens, embedded)
-        plan, restore = self.make_plan(scores, embedded), self.settings.restore
+        plan, restore = self.make_plan(scores, embedded), self.settings.restore_by
         if plan.counts is not None:
             return self._adaptive_run(tokens, embedded, plan, taps, restore if keep_dropped else "last"), plan
         run = self.backbone, tokens, embedded.rope, plan

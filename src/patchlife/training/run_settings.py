@@ -92,12 +92,12 @@ def _stage2_settings(
     settings: dict[str, Any] = {
         "drops": list(model.drops),
         "merge": model.settings.merge,
-        "restore": model.settings.restore,
+        "restore": model.settings.restore_by,
         "lowest_budget": config.lowest_budget,
         "label_weight": config.label_weight,
     }
-    if model.settings.restore != "last":  # as before there was a choice: earlier checkpoints stay valid
-        settings["restore"] = model.settings.restore
+    if model.settings.restore_by != "last":  # as before there was a choice: earlier checkpoints stay valid
+        settings["restore"] = model.settings.restore_by
     if config.finetune == "adapter":
         settings["rank"] = config.rank
     if dense.head is not None if dense else distils_features(model, config):

@@ -127,7 +127,7 @@ class Slimming(Stage):
         plan = model.make_plan(scores, embedded)
         keep_dropped = bool(taps) or not backbone.reads_class or self._distils_patches
         run = backbone, x, embedded.rope, plan, scores.embedding, keep_dropped
-        return run_gated(*run, taps, model.settings.restore), plan
+        return run_gated(*run, taps, model.settings.restore_by), plan
 
     def _late_features(
         self, x: Float[Tensor, "batch tokens dim"], dense: DenseTarget
