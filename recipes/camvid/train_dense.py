@@ -41,7 +41,7 @@ PHASES = (
     # baseline that shrinks the photo stands on what it was trained for.
     Phase((SMALL, MIDDLE) * 3 + (SMALL, FULL, FULL), {"backbone": 1.5e-4, "head": 1e-3}, 0.0),
     # then the thin classes, at full size
-    Phase((FULL,) * 4, {"backbone": 8e-5, "head": 6e-4}, 1.0),
+    Phase((FULL,) * 2, {"backbone": 8e-5, "head": 6e-4}, 1.0),
 )
 EPOCHS = [(phase, index) for phase in PHASES for index in range(len(phase.sizes))]
 BATCH = 4
