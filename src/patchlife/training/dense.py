@@ -121,7 +121,7 @@ def dense_target(
     _check_settings(model, config, head, target)
     if target not in ("features", "pixels"):
         return None
-    asked = head.blocks if head else config.feature_blocks or (-1,)
+    asked = head.blocks if head else (-1,) if config.feature_blocks is None else config.feature_blocks
     blocks = _blocks(asked, model, "head.blocks" if head else "feature_blocks")
     if head is None:
         return DenseTarget(blocks, model.start)

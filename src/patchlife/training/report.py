@@ -30,7 +30,7 @@ _ANSWERS = 6  # photos whose answers are drawn
 
 _IMPORTANCE = {
     False: "how much the later blocks of the dense model read from each patch",
-    True: "how wrong the features or answers of the dense model are if the change of a patch is not computed",
+    True: "how wrong the features or answers of the dense model are if its later blocks skip a patch",
 }
 _StageLines = dict[str, list[Line]]
 

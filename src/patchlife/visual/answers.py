@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["class_colours", "class_map", "draw_answers"]
 
 _TURN = 0.618034  # of the hue from one class to the next: the golden ratio keeps the hues of any number apart
-_LIGHTNESS = (0.45, 0.68, 0.3)
+_LIGHTNESS = (0.5, 0.72, 0.3)
 
 
 def class_colours(classes: int) -> Float[np.ndarray, "classes 3"]:
