@@ -90,8 +90,8 @@ def as_pixels(
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
-def class_weights(labels: UInt8[Tensor, "scenes height width"], power: float) -> Float[Tensor, " classes"]:
-    """Median frequency over frequency to some power, at most 6: rare classes count more, without ruling the loss."""
+def class_weights(labels: UInt8[Tensor, "scenes height width"]) -> Float[Tensor, " classes"]:
+    """Square root of median frequency over frequency: rare classes count more, without ruling the loss."""
     counts: Int[Tensor, " values"] = torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)
     frequency = counts[:IGNORE].float().clamp(min=1)
-    return (frequency.median() / frequency).pow(power).clamp(max=6)
+    return (frequency.median() / frequency).sqrt()

@@ -28,6 +28,7 @@ BATCH = 4
 BUDGETS = (0.75, 0.6, 0.5, 0.4)
 METHODS: dict[str, Callable[..., methods.Method]] = {
     "untrained": methods.untrained,
+    "equal-importance": methods.equal_importance,
     "tome": methods.tome,
     "random": methods.random,
     "uniform-grid": methods.uniform_grid,

@@ -21,6 +21,7 @@ from patchlife.benchmarks.baselines.tome import pairs_for
 from patchlife.benchmarks.baselines.tome_unmerging import UnmergingToMe
 from patchlife.config import Restore
 from patchlife.flop_counter import counted
+from patchlife.slimming.coverage import coverage_gain
 from patchlife.slimming.scorers import Scores
 
 
@@ -54,6 +55,23 @@ class RandomScores(patchlife.Scorer):
         return Scores(score.expand(len(patches), -1), nn.functional.normalize(patches, dim=-1))
 
 
+class EqualImportance(patchlife.Scorer):
+    """Coverage gains where every patch is worth the same: kept is what represents the others best.
+
+    The class token's attention tells what a photo shows; a street scene's sky and road have labels too. Coverage adds
+    patches in order of importance, here in steps of the golden ratio over the grid, which spreads them evenly.
+    """
+
+    kind = "camvid-equal-importance"
+
+    def forward(self, tokens: Tensor, rope: Tensor | None, backbone: Backbone, start: int) -> Scores:
+        embedding = nn.functional.normalize(tokens[:, backbone.prefix :], dim=-1)
+        batch, patches, _ = embedding.shape
+        order = torch.arange(patches, device=tokens.device) * 0.618034 % 1
+        importance = ((1 - 1e-3 * order) / patches).expand(batch, -1)
+        return Scores(coverage_gain(importance, embedding)[0], embedding)
+
+
 def dense(backbone: nn.Module, head: Head) -> Method:
     """Every patch in every block."""
     flops = dense_flops(adapt(backbone), blank())
@@ -75,6 +93,11 @@ def slimmed(model: Any, head: Head) -> Method:
 def untrained(backbone: nn.Module, head: Head, budget: float, **settings: Any) -> Method:
     """patchlife with nothing trained."""
     return slimmed(patchlife.wrap(backbone, config_of(budget, settings)).eval(), head)
+
+
+def equal_importance(backbone: nn.Module, head: Head, budget: float, **settings: Any) -> Method:
+    """patchlife with nothing trained, and a scorer that does not read the class token's attention."""
+    return slimmed(patchlife.wrap(backbone, config_of(budget, settings), EqualImportance()).eval(), head)
 
 
 def fitted(folder: Path) -> Callable[..., Method]:

@@ -19,13 +19,17 @@ judge=(python "$here/evaluate.py" "${of[@]}" --out "$out/scores.json")
 "${judge[@]}"
 
 # what the place of a dropped patch holds; merging off; the baselines' own choices
-for restore in target last; do "${judge[@]}" --methods untrained,tome,random --settings "{\"restore\": \"$restore\"}"; done
+for restore in target last; do
+  "${judge[@]}" --methods untrained,equal-importance,tome,random --settings "{\"restore\": \"$restore\"}"
+done
 "${judge[@]}" --methods untrained,random --settings '{"restore": "last", "merge": false}'
 "${judge[@]}" --methods uniform-grid --settings '{"start": 3}'
 "${judge[@]}" --methods uniform-grid --settings '{"residual": false}'
 
 # other drop points
-for drops in '[3]' '[2, 4, 6, 8]' '[2, 5]'; do "${judge[@]}" --methods untrained --settings "{\"drops\": $drops}"; done
+for drops in "[2, 5]" "[2, 4, 6, 8]"; do
+  "${judge[@]}" --methods untrained,equal-importance --settings "{\"drops\": $drops}"
+done
 
 # adapters, trained without labels
 python "$here/fit.py" "${of[@]}" --out "$out"

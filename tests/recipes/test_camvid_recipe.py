@@ -23,6 +23,7 @@ import camvid
 import dense_model
 import methods
 import segmentation
+from evaluate import METHODS
 from uniform_grid import UniformGrid, nearest, spread_out
 
 
@@ -107,7 +108,7 @@ def parts() -> tuple[torch.nn.Module, dense_model.Head]:
 def test_every_method_spends_the_budget_on_the_whole_model(parts, budget: float) -> None:
     dense = methods.dense(*parts)
     allowed = budget * dense.backbone_flops + (dense.flops - dense.backbone_flops)
-    for build in (methods.untrained, methods.random, methods.tome, methods.uniform_grid, methods.smaller_input):
+    for build in METHODS.values():
         spent = build(*parts, budget).flops / allowed
         assert 0.95 < spent < 1.005, build.__name__  # ToMe's is the closest number of pairs, above or below
 
@@ -122,6 +123,16 @@ def test_the_smaller_input_is_the_largest_that_fits(parts) -> None:
         allowed = 0.5 * dense.backbone_flops + (dense.flops - dense.backbone_flops)
         ratio = larger[1] / larger[0] / (camvid.INPUT[1] / camvid.INPUT[0])
         assert flops > allowed or abs(ratio - 1) > 0.06
+
+
+def test_equal_importance_keeps_one_of_each_group_of_equal_patches_first() -> None:
+    bb = adapt(built("vit"))
+    groups = torch.nn.functional.one_hot(torch.arange(36) % 4, bb.dim).float()[None]
+    tokens = torch.cat((torch.zeros(1, bb.prefix, bb.dim), groups), dim=1)
+    score = methods.EqualImportance()(tokens, None, bb, 2).score[0]
+    best = score.argsort(descending=True)[:4]
+    assert sorted((best % 4).tolist()) == [0, 1, 2, 3]
+    assert score.sort(descending=True).values[4:].abs().max() < 1e-6
 
 
 def scenes_on_disk(folder: Path, count: int) -> Path:
