@@ -69,7 +69,7 @@ class EqualImportance(patchlife.Scorer):
         batch, patches, _ = embedding.shape
         order = torch.arange(patches, device=tokens.device) * 0.618034 % 1
         importance = ((1 - 1e-3 * order) / patches).expand(batch, -1)
-        return Scores(coverage_gain(importance, embedding)[0], embedding)
+        return Scores(coverage_gain(importance, embedding), embedding)
 
 
 def dense(backbone: nn.Module, head: Head) -> Method:
