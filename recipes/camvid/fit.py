@@ -15,6 +15,7 @@ from pathlib import Path
 
 import camvid
 import dense_model
+import methods
 from PIL import Image, ImageOps
 
 import patchlife
@@ -47,7 +48,7 @@ def main() -> None:
         "scorer": TrainingConfig(**common, epochs=options.scorer_epochs),
         "adapter": TrainingConfig(**common, epochs=0, finetune="adapter", finetune_epochs=options.epochs),
     }
-    model = patchlife.wrap(backbone, LifeConfig(restore="residual"))
+    model = patchlife.wrap(backbone, LifeConfig(start=methods.START, drops=methods.DROPS))
     for name, config in runs.items():
         folder = options.out / name
         if not folder.is_dir():

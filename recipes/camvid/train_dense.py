@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import camvid
@@ -19,31 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Phase:
-    """Some epochs with a learning rate that warms up and then falls.
-
-    Attributes:
-        sizes: height, width of the photos of each epoch.
-        rates: peak learning rates of the backbone and of the head.
-        overlap: weight of the soft Jaccard loss, which counts every class of a batch alike, beside the cross-entropy.
-    """
-
-    sizes: tuple[tuple[int, int], ...]
-    rates: dict[str, float]
-    overlap: float
-
-
 SMALL, MIDDLE, FULL = (256, 352), (304, 416), camvid.INPUT
-PHASES = (
-    # Small photos first: the same scenes at half the cost. It also teaches the model smaller inputs, so that the
-    # baseline that shrinks the photo stands on what it was trained for.
-    Phase((SMALL, MIDDLE) * 3 + (SMALL, FULL, FULL), {"backbone": 1.5e-4, "head": 1e-3}, 0.0),
-    # then the thin classes, at full size
-    Phase((FULL,) * 2, {"backbone": 8e-5, "head": 6e-4}, 1.0),
-)
-EPOCHS = [(phase, index) for phase in PHASES for index in range(len(phase.sizes))]
+# Small photos first: the same scenes at half the cost. It also teaches the model smaller inputs, so that the baseline
+# that shrinks the photo stands on what it was trained for.
+SIZES = (SMALL, MIDDLE) * 3 + (SMALL, FULL, FULL)
+"""Height, width of the photos of each epoch."""
+RATES = {"backbone": 1.5e-4, "head": 1e-3}
+"""Peak learning rates."""
 BATCH = 4
 
 
@@ -79,20 +60,17 @@ def train(scenes: camvid.Scenes, backbone: nn.Module, head: nn.Module, out: Path
         backbone.load_state_dict(state["backbone"]), head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["epochs"], state["seconds"]
-    for epoch in range(first, len(EPOCHS)):
-        phase, index = EPOCHS[epoch]
+    for epoch in range(first, len(SIZES)):
         started, losses = time.perf_counter(), []
         random = torch.Generator().manual_seed(epoch)
         order = torch.randperm(len(scenes), generator=random)
         for step in range(steps):
-            _set_learning_rate(optimizer, phase, (index * steps + step) / (len(phase.sizes) * steps))
+            _set_learning_rate(optimizer, (epoch * steps + step) / (len(SIZES) * steps))
             chosen = order[step * BATCH : (step + 1) * BATCH]
-            images, labels = augmented(scenes, chosen, phase.sizes[index], random)
+            images, labels = augmented(scenes, chosen, SIZES[epoch], random)
             logits = head(dense_model.maps_of(backbone, images))
             logits = camvid.as_pixels(logits, tuple(labels.shape[1:]))
             loss = F.cross_entropy(logits, labels, weights, ignore_index=camvid.IGNORE)
-            if phase.overlap:
-                loss = loss + phase.overlap * jaccard_loss(logits, labels)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_([*backbone.parameters(), *head.parameters()], 1.0)
@@ -109,22 +87,11 @@ def train(scenes: camvid.Scenes, backbone: nn.Module, head: nn.Module, out: Path
     dense_model.save(out / "dense.safetensors", backbone, head)
 
 
-def jaccard_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 minus intersection over union, with probabilities as areas: the mean over the classes that the batch has."""
-    labelled = (labels != camvid.IGNORE)[:, None]
-    truth = F.one_hot(labels, camvid.IGNORE + 1)[..., : camvid.IGNORE].permute(0, 3, 1, 2) * labelled
-    answer = logits.softmax(dim=1) * labelled
-    hits = (answer * truth).sum(dim=(0, 2, 3))
-    union = (answer + truth).sum(dim=(0, 2, 3)) - hits
-    present = truth.sum(dim=(0, 2, 3)) > 0
-    return 1 - (hits[present] / union[present]).mean()
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, phase: Phase, progress: float) -> None:
+def _set_learning_rate(optimizer: torch.optim.Optimizer, progress: float) -> None:
     """Linear warm-up over the first twentieth, then half a cosine down to 2 %."""
     share = min(progress / 0.05, 1.0) * (0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(progress * torch.pi)))))
     for group in optimizer.param_groups:
-        group["lr"] = phase.rates[group["name"]] * share
+        group["lr"] = RATES[group["name"]] * share
 
 
 def main() -> None:

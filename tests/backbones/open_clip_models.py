@@ -88,8 +88,11 @@ def photos(name: str, count: int = 3, seed: int = 0) -> Tensor:
 
 
 def slim(name: str, variant: str = "fixed", vit: nn.Module | None = None, **settings: Any) -> SlimModel:
-    """The small model, slimmed from block `START`; adaptive mode is calibrated on eight images."""
-    config = LifeConfig(**{"budget": BUDGET, "start": START, **VARIANTS[variant], **settings})
+    """The small model, slimmed from block `START`; adaptive mode is calibrated on eight images.
+
+    Dropped patches have their last state, as in `slow`.
+    """
+    config = LifeConfig(**{"budget": BUDGET, "start": START, "restore": "last", **VARIANTS[variant], **settings})
     model = wrap(built(name) if vit is None else vit, config)
     if config.mode == "adaptive":
         model.calibrate([photos(name, 8, seed=1).to(next(model.parameters()))])

@@ -131,8 +131,9 @@ def masked(model: SlimModel, images: Tensor, lives: Lives, plan: Plan | None = N
     A ``plan`` also gives the merge targets, for precisions so coarse that ties decide between them.
     """
     vit = model.backbone.model
-    with dropping(vit, lives.life, model.start, model.settings.merge, targets_of(plan)):
-        features = vit.forward_features(images)
+    with dropping(vit, lives.life, model.start, model.settings.merge, targets_of(plan)) as dropper:
+        vit.forward_features(images)
+    features = vit.norm(restored_tokens(dropper, len(vit.blocks) - 1, model.settings.restore_by))
     return vit.forward_head(features), features
 
 

@@ -12,23 +12,21 @@ from .similarity import windows
 __all__ = ["count_parts"]
 
 
-def count_parts(
-    backbone: Backbone, scorer: Scorer, start: int, image_size: tuple[int, int], merge: bool, fixed: bool
-) -> tuple:
+def count_parts(backbone: Backbone, scorer: Scorer, start: int, image_size: tuple[int, int], merge: bool) -> tuple:
     """The fields of `Cost` for images of this size (height, width), counted on a copy without weights.
 
-    ``merge``: dropped patches are merged; ``fixed``: in fixed mode, which compares dropped patches with kept ones only.
+    ``merge``: dropped patches are merged. They are compared with kept ones only; in windows with all patches.
     """
     skeleton = backbone.skeleton()
     embedded = skeleton.embed(skeleton.blank(image_size))
     decision, scores = _counted_scorer(backbone, skeleton, scorer, start, embedded)
     patches, embedding_dim = scores.embedding.shape[1:]
     cut, pair = windows(patches), 2 * embedding_dim
-    if merge and not (fixed and len(cut) == 1):
+    if merge and len(cut) > 1:
         decision += sum(pair * (w.stop - w.start) ** 2 for w in cut)
     blocks = tuple(backbone.block_flops(i) for i in range(backbone.depth))
     outer = sum(backbone.outer_flops(image_size))
-    return patches, backbone.prefix, outer, decision, blocks, pair if merge and fixed and len(cut) == 1 else 0
+    return patches, backbone.prefix, outer, decision, blocks, pair if merge and len(cut) == 1 else 0
 
 
 def _counted_scorer(

@@ -9,6 +9,7 @@ as weights, are ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple
@@ -62,19 +63,10 @@ def fixed_merge_targets(
         order: the patches, longest life first.
         schedule: how many are kept.
     """
-    batch, patches = order.shape
-    counts = [*dict.fromkeys((patches, *schedule.kept))]  # such as 196, 96, 43
-    if len(windows(patches)) > 1:
-        kept = torch.cat([order.new_full((before - after,), after) for before, after in pairwise(counts)][::-1])
-        kept = torch.cat((order.new_zeros(counts[-1]), kept))
-        return _targets_in_windows(embedding, order, kept.expand(batch, -1))
-    ranked, last = take(comparable(embedding), order), counts[-1]
-    ranks, weights = [torch.arange(last, device=order.device).expand(batch, -1)], [ranked.new_ones(batch, last)]
-    for before, after in reversed(list(pairwise(counts))):
-        target, cosine = most_similar(ranked[:, after:before], ranked[:, :after])
-        ranks.append(target)
-        weights.append(cosine.clamp(0, 1))
-    return MergeTargets(torch.cat(ranks, dim=1), torch.cat(weights, dim=1))
+    if len(windows(order.shape[1])) > 1:
+        counts = torch.tensor(schedule.kept, device=order.device).expand(order.shape[0], -1)
+        return _targets_in_windows(embedding, order, counts)
+    return _targets(take(comparable(embedding), order), schedule.kept)
 
 
 def adaptive_merge_targets(
@@ -83,21 +75,39 @@ def adaptive_merge_targets(
     counts: Int[Tensor, "batch depth"],
 ) -> MergeTargets:
     """`fixed_merge_targets` where each image keeps its own number of patches in each block."""
-    rank = torch.arange(order.shape[1], device=order.device)
-    absent = rank[None, :, None] >= counts[:, None, :]  # (batch, rank, block): does not enter that block
-    return _targets_in_windows(embedding, order, torch.where(absent, counts[:, None, :], 0).amax(dim=2))
+    if len(windows(order.shape[1])) > 1 or not len(order):
+        return _targets_in_windows(embedding, order, counts)
+    ranked = take(comparable(embedding), order)
+    each = [_targets(ranked[image : image + 1], kept) for image, kept in enumerate(counts.tolist())]
+    return MergeTargets(*(torch.cat(parts) for parts in zip(*each, strict=True)))
+
+
+def _targets(ranked: Float[Tensor, "batch patches k"], kept: Sequence[int]) -> MergeTargets:
+    """The merge targets of patches in order of life, of which each block keeps the first ones."""
+    batch, patches, _ = ranked.shape
+    counts = [*dict.fromkeys((patches, *kept))]  # such as 196, 96, 43
+    ranks = [torch.arange(counts[-1], device=ranked.device).expand(batch, -1)]
+    weights = [ranked.new_ones(batch, counts[-1])]
+    for before, after in reversed(list(pairwise(counts))):
+        target, cosine = most_similar(ranked[:, after:before], ranked[:, :after])
+        ranks.append(target)
+        weights.append(cosine.clamp(0, 1))
+    return MergeTargets(torch.cat(ranks, dim=1), torch.cat(weights, dim=1))
 
 
 def _targets_in_windows(
     embedding: Float[Tensor, "batch patches k"],
     order: Int[Tensor, "batch patches"],
-    kept: Int[Tensor, "batch patches"],
+    counts: Int[Tensor, "batch depth"],
 ) -> MergeTargets:
     """The merge targets, searched in each patch's window (`similarity.windows`).
 
-    ``kept``, by rank: how many patches are kept at the drop point that drops it; 0 for a patch that is never dropped. A
-    patch whose window keeps none is merged with weight 0.
+    A patch whose window keeps none is merged with weight 0.
     """
+    ranks = torch.arange(order.shape[1], device=order.device)
+    absent = ranks[None, :, None] >= counts[:, None, :]  # (batch, rank, block): does not enter that block
+    # how many patches are kept at the drop point that drops a rank; 0: it is never dropped
+    kept = torch.where(absent, counts[:, None, :], 0).amax(dim=2)
     embedding, rank = comparable(embedding), order.argsort(dim=1)
     found = [_targets_in(embedding[:, w], rank[:, w], kept) for w in windows(order.shape[1])]
     ranks, target, weight = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))

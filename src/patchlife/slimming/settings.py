@@ -119,9 +119,9 @@ class SlimSettings(BackboneWrapper):
     def cost(self, image_size: ImageSize | None = None) -> Cost:
         """The FLOPs of the model's parts, for images of this size (height, width)."""
         size = image_size or self.backbone.image_size
-        key = (size, self.settings.mode, self.settings.merge, self.backbone.state_key)
+        key = (size, self.settings.merge, self.backbone.state_key)
         if key not in self._costs:
-            self._costs[key] = Cost(*self._counted(size, self.settings.merge, self.settings.mode == "fixed"))
+            self._costs[key] = Cost(*self._counted(size, self.settings.merge))
         return self._costs[key]
 
     @property
@@ -145,8 +145,8 @@ class SlimSettings(BackboneWrapper):
         return [round(cost.total(counts, decided=decided)) for counts in lives.kept.tolist()]
 
     @torch.compiler.assume_constant_result  # integers, computed while a graph is traced, not in the graph
-    def _counted(self, size: ImageSize, merge: bool, products: bool) -> tuple:
-        return count_parts(self.backbone, self.scorer, self.start, size, merge, products)
+    def _counted(self, size: ImageSize, merge: bool) -> tuple:
+        return count_parts(self.backbone, self.scorer, self.start, size, merge)
 
     def _solve(self, cost: Cost) -> Schedule:
         asked = self.settings.kept
