@@ -29,7 +29,7 @@ CLASSES = (
 THIN = ("pole", "pedestrian", "bicyclist")  # a few pixels wide: the first classes that a reduction could lose
 IGNORE = 11  # pixels without a label
 PHOTO = (360, 480)  # height, width of a photo and of its labels
-INPUT = (352, 480)  # what the model reads and what is judged: 4 rows less at the top and the bottom, 22 x 30 patches
+INPUT = (352, 480)  # what the model reads and what is evaluated: 4 rows less at the top and the bottom, 22 x 30 patches
 
 
 class Scenes:
@@ -46,7 +46,7 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.photos)
 
-    def judged(self) -> Scenes:
+    def evaluated(self) -> Scenes:
         """The same scenes with the rows that the model reads, 4 to 355: the cut of the library's own preprocessing."""
         top = (PHOTO[0] - INPUT[0]) // 2
         rows = slice(top, top + INPUT[0])

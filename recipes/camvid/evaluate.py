@@ -1,4 +1,4 @@
-"""Judge segmentations of CamVid's scenes: mIoU, IoU of each class, and how far the answers are from the dense ones.
+"""Evaluate segmentations of CamVid's scenes: mIoU, IoU of each class, and how far the answers are from the dense ones.
 
     python recipes/camvid/evaluate.py --dense runs/camvid/dense.safetensors --methods untrained,tome --budgets 0.6,0.5
 
@@ -36,7 +36,7 @@ METHODS: dict[str, Callable[..., methods.Method]] = {
 }
 
 
-class Judge:
+class Evaluation:
     """Compares methods with the dense model on the same scenes; the dense answers are computed once.
 
     Attributes:
@@ -106,10 +106,10 @@ def _miou(matrices: Tensor) -> float:
 def main() -> None:
     options = arguments().parse_args()
     backbone, head = dense_model.load(options.dense)
-    scenes = camvid.load(options.data, options.split, options.limit).judged()
+    scenes = camvid.load(options.data, options.split, options.limit).evaluated()
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"scores": []}
-    judge = Judge(scenes, head, methods.dense(backbone, head))
-    result["dense"] = judge.summary(judge.dense, judge.matrices)
+    evaluation = Evaluation(scenes, head, methods.dense(backbone, head))
+    result["dense"] = evaluation.summary(evaluation.dense, evaluation.matrices)
     result |= {"scenes": len(scenes), "split": options.split, "input": camvid.INPUT, "conditions": conditions()}
     settings = json.loads(options.settings)
     builders = METHODS | {folder.name: methods.fitted(folder) for folder in options.adapters}
@@ -119,7 +119,7 @@ def main() -> None:
             if any({part: score[part] for part in key} == key for score in result["scores"]):
                 continue
             started = time.perf_counter()
-            score = key | judge.score(builders[name](backbone, head, budget, **settings))
+            score = key | evaluation.score(builders[name](backbone, head, budget, **settings))
             result["scores"].append(score)
             write_atomic(options.out, json.dumps(result, indent=1) + "\n")
             print(line(score), f"{time.perf_counter() - started:.0f} s", flush=True)
@@ -140,14 +140,14 @@ def arguments() -> argparse.ArgumentParser:
     """Command-line options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/camvid"))
-    parser.add_argument("--split", default="val", help="folder of --data that is judged")
+    parser.add_argument("--split", default="val", help="folder of --data that is evaluated")
     parser.add_argument("--dense", type=Path, default=Path("runs/camvid/dense.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("runs/camvid/scores.json"))
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated: " + ", ".join(METHODS))
-    parser.add_argument("--adapters", type=Path, nargs="*", default=[], help="folders; each is judged by its name")
+    parser.add_argument("--adapters", type=Path, nargs="*", default=[], help="folders; each is evaluated by its name")
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--settings", default="{}", help='JSON arguments of the methods, such as {"restore": "target"}')
-    parser.add_argument("--limit", type=int, help="judge on this many scenes only")
+    parser.add_argument("--limit", type=int, help="evaluate on this many scenes only")
     return parser
 
 

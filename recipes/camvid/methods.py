@@ -30,7 +30,7 @@ START, DROPS = 2, (2, 5)
 
 @dataclass(frozen=True)
 class Method:
-    """A model that is judged.
+    """A model that is evaluated.
 
     Attributes:
         maps: from photos (batch, 3, 352, 480) of bytes to the head's input.
@@ -59,7 +59,7 @@ class RandomScores(patchlife.Scorer):
 
 
 class EqualImportance(patchlife.Scorer):
-    """Coverage gains where every patch is worth the same: kept is what represents the others best.
+    """Coverage gains where every patch is equally important: kept is what represents the others best.
 
     The class token's attention tells what a photo shows; a street scene's sky and road have labels too. Coverage adds
     patches in order of importance, here in steps of the golden ratio over the grid, which spreads them evenly.

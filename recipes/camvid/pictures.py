@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/camvid/scenes.png"))
     options = parser.parse_args()
     backbone, head = dense_model.load(options.dense)
-    scenes = camvid.load(options.data, "val", options.scenes).judged()
+    scenes = camvid.load(options.data, "val", options.scenes).evaluated()
     dense = methods.dense(backbone, head)
     if options.adapter:
         slimmed = methods.fitted(options.adapter)(backbone, head, options.budget)

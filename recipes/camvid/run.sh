@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# CamVid from pretrained ViT-Tiny to the tables of README.md: train the dense model, judge every method with nothing
-# trained, train adapters, judge them. Finished parts are not repeated. About two hours on two cores.
+# CamVid from pretrained ViT-Tiny to the tables of README.md: train the dense model, evaluate every method with nothing
+# trained, train adapters, evaluate them. Finished parts are not repeated. About two hours on two cores.
 #
 #   recipes/camvid/run.sh SHARED OUT
 #
@@ -15,23 +15,23 @@ of=(--data "$data" --dense "$out/dense.safetensors")
 python "$here/train_dense.py" --data "$data" --weights "$shared/weights/vit_tiny_patch16_224.safetensors" --out "$out"
 
 # every method, nothing trained
-judge=(python "$here/evaluate.py" "${of[@]}" --out "$out/scores.json")
-"${judge[@]}"
+evaluate=(python "$here/evaluate.py" "${of[@]}" --out "$out/scores.json")
+"${evaluate[@]}"
 
 # what the place of a dropped patch holds; merging off; the baselines' own choices
 for restore in target last; do
-  "${judge[@]}" --methods untrained,equal-importance,tome,random --settings "{\"restore\": \"$restore\"}"
+  "${evaluate[@]}" --methods untrained,equal-importance,tome,random --settings "{\"restore\": \"$restore\"}"
 done
-"${judge[@]}" --methods untrained,random --settings '{"restore": "last", "merge": false}'
-"${judge[@]}" --methods uniform-grid --settings '{"start": 3}'
-"${judge[@]}" --methods uniform-grid --settings '{"residual": false}'
+"${evaluate[@]}" --methods untrained,random --settings '{"restore": "last", "merge": false}'
+"${evaluate[@]}" --methods uniform-grid --settings '{"start": 3}'
+"${evaluate[@]}" --methods uniform-grid --settings '{"residual": false}'
 
 # other drop points
-for drops in "[2, 5]" "[2, 4, 6, 8]"; do
-  "${judge[@]}" --methods untrained,equal-importance --settings "{\"drops\": $drops}"
+for points in '{"start": 3, "drops": [3, 6]}' '{"drops": [2, 4, 6, 8]}'; do
+  "${evaluate[@]}" --methods untrained,equal-importance --settings "$points"
 done
 
 # adapters, trained without labels
 python "$here/fit.py" "${of[@]}" --out "$out"
-"${judge[@]}" --methods '' --adapters "$out/scorer" "$out/adapter"
+"${evaluate[@]}" --methods '' --adapters "$out/scorer" "$out/adapter"
 python "$here/summary.py" "$out"

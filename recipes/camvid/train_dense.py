@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALL, MIDDLE, FULL = (256, 352), (304, 416), camvid.INPUT
-# Small photos first: the same scenes at half the cost. It also teaches the model smaller inputs, so that the baseline
+# Small photos first: the same scenes at half the cost. The model also learns smaller inputs, so that the baseline
 # that shrinks the photo stands on what it was trained for.
 SIZES = (SMALL, MIDDLE) * 3 + (SMALL, FULL, FULL)
 """Height, width of the photos of each epoch."""

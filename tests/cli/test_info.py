@@ -31,7 +31,7 @@ def test_the_text_has_the_numbers_of_the_json(patchlife, model):
     text = patchlife("info", *model).out
     assert "test_vit: VisionTransformer" in text
     assert f"{description['flops']['fraction_of_dense']:.3f} of the dense" in text
-    assert f"{description['scorer']}, budget 0.6, fixed mode, merging, restore last, not calibrated" in text
+    assert f"{description['scorer']}, budget 0.6, fixed mode, merging, restore residual, not calibrated" in text
     assert f"before blocks {', '.join(map(str, description['drops']))}" in text
     assert "100 (10 x 10) of 16 x 16 pixels" in text
     for index, kept in enumerate(description["kept"]):
@@ -66,7 +66,6 @@ def test_an_unsupported_model_is_named(patchlife):
         (["--start", 9], "start must be a block from 1 to 5"),
         (["--drops", "4,2"], "drops must increase"),
         (["--kept", "100,50"], "kept must be 6 numbers that begin with 100"),
-        (["--no-merge", "--restore", "target"], "restore='target' needs merging"),
         (["--device", "cpu"], "unrecognized arguments: --device cpu"),
     ],
 )

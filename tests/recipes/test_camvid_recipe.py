@@ -169,11 +169,11 @@ def test_the_evaluation_command_writes_scores_and_resumes(parts, tmp_path, monke
     assert str(tmp_path) not in out.read_text()
 
 
-def test_the_judged_rows_are_those_that_the_librarys_preprocessing_gives(tmp_path) -> None:
+def test_the_evaluated_rows_are_those_that_the_librarys_preprocessing_gives(tmp_path) -> None:
     from fit import PREPROCESS, mirrored
 
     folder = scenes_on_disk(tmp_path, 2)
-    scenes = camvid.load(folder, "val").judged()
+    scenes = camvid.load(folder, "val").evaluated()
     for path, photo in zip(scenes.paths, scenes.photos, strict=True):
         torch.testing.assert_close(PREPROCESS(read_photo(path)), camvid.as_input(photo[None])[0])
     (file,) = mirrored(scenes.paths[:1], tmp_path / "mirrored")
