@@ -187,8 +187,11 @@ def arguments(name: str, images: Tensor, **more: Any) -> dict[str, Any]:
 
 
 def slim(name: str, variant: str = "fixed", model: nn.Module | None = None, **settings: Any) -> SlimModel:
-    """A family's small model, slimmed from block `START`; adaptive mode is calibrated on eight images."""
-    config = LifeConfig(**{"budget": BUDGET, "start": START, **VARIANTS[variant], **settings})
+    """A family's small model, slimmed from block `START`; adaptive mode is calibrated on eight images.
+
+    Dropped patches have their last state, as in the slow reference.
+    """
+    config = LifeConfig(**{"budget": BUDGET, "start": START, "restore": "last", **VARIANTS[variant], **settings})
     slimmed = wrap(built(name) if model is None else model, config)
     if config.mode == "adaptive":
         slimmed.calibrate([photos(name, 8, seed=1).to(slimmed.backbone.dtype)])

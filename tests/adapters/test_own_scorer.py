@@ -72,7 +72,7 @@ def test_a_loaded_scorer_equals_the_saved_one(saved: tuple[SlimModel, Path], tmp
 
 
 def test_loading_needs_the_class(saved: tuple[SlimModel, Path]) -> None:
-    message = r"'linear'.* attention-coverage, life-regressor.*; .*patchlife\.load\(folder, vit, scorer=TheClass\)"
+    message = r"'linear'.* attention-coverage-2, life-regressor.*; .*patchlife\.load\(folder, vit, scorer=TheClass\)"
     with pytest.raises(AdapterError, match=message):
         patchlife.load(saved[1], built("vit"))
 
@@ -115,7 +115,7 @@ class Broken(Scorer):
     [
         (Other, "'linear'.* Other .*'other'"),
         (LifeRegressor, "'linear'.* LifeRegressor .*'life-regressor'"),
-        (AttentionScorer(), "'linear'.* AttentionScorer .*'attention-coverage'"),
+        (AttentionScorer(), "'linear'.* AttentionScorer .*'attention-coverage-2'"),
         (nn.Linear(48, 1), "'linear'.* Linear .*None"),
         (Wider, r"adapter .* Wider: .*score\.weight"),
         (Strict, r"Strict .*TypeError.*settings\(\)"),

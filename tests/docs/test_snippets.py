@@ -47,7 +47,7 @@ def test_page_runs(page, files_of_the_pages, capsys):
         pytest.importorskip("transformers")
     if page.name == "checkpoints.md":
         needs_timm("1.0.31", "safetensors in a local folder")
-    names = {}
+    names, threads = {}, torch.get_num_threads()
     for language, text in snippets(page):
         if language == "python":
             exec(compile(text, str(page), "exec"), names)
@@ -55,3 +55,4 @@ def test_page_runs(page, files_of_the_pages, capsys):
             words = shlex.split(line, comments=True)
             if words[:1] == ["patchlife"] and words[1] != "demo":  # tests/cli/test_demo.py runs the demo
                 assert main(words[1:]) == 0, (line, capsys.readouterr().err)
+    torch.set_num_threads(threads)

@@ -142,7 +142,8 @@ def merge(
 
     Weights come first and means are taken in float32 at least, so no sum exceeds half precision's range.
     """
-    batch, kept = patches.shape[0], patches.shape[1] - targets.rank.shape[1]
+    batch, dropped = targets.rank.shape
+    kept = patches.shape[1] - dropped
     moved = size[:, kept:] * targets.weight.to(size.dtype)
     if torch.compiler.is_compiling() or patches.device.type != "cpu":
         return _merge_by_product(patches, size, targets.rank, moved)
@@ -151,8 +152,8 @@ def merge(
     new_size = size[:, :kept].flatten().index_add(0, place, moved.flatten())
     exact, share = patches.to(size.dtype), moved.flatten() / new_size[place]
     own = exact[:, :kept] * (size[:, :kept] / new_size.view(batch, kept))[..., None]
-    mean = own.flatten(0, 1).index_add(0, place, (exact[:, kept:] * share.view(batch, -1, 1)).flatten(0, 1))
-    return mean.view(batch, kept, -1).to(patches.dtype), new_size.view(batch, kept)
+    mean = own.flatten(0, 1).index_add(0, place, (exact[:, kept:] * share.view(batch, dropped, 1)).flatten(0, 1))
+    return mean.view(batch, kept, patches.shape[2]).to(patches.dtype), new_size.view(batch, kept)
 
 
 def _merge_by_product(

@@ -68,7 +68,7 @@ class AttentionScorer(Scorer):
     few dimensions. See `coverage.py`.
     """
 
-    kind = "attention-coverage"  # change it whenever scores change: calibrations hold thresholds on scores
+    kind = "attention-coverage-2"  # change it whenever scores change: calibrations hold thresholds on scores
 
     def forward(
         self,

@@ -84,4 +84,4 @@ def take(rows: Float[Tensor, "batch rows dim"], index: Int[Tensor, "batch taken"
     """Rows of each image by their index. One copy of whole rows: several times faster than `torch.gather`."""
     batch, count = rows.shape[:2]
     place = index if batch == 1 else index + torch.arange(batch, device=rows.device)[:, None] * count
-    return rows.flatten(0, 1).index_select(0, place.flatten()).unflatten(0, (batch, -1))
+    return rows.flatten(0, 1).index_select(0, place.flatten()).unflatten(0, (batch, index.shape[1]))
