@@ -5,7 +5,7 @@ from __future__ import annotations
 from patchlife.slimming import Cost
 
 
-def vit_cost(dim: int, depth: int, grid: int, patch: int, classes: int, mode: str = "fixed") -> Cost:
+def vit_cost(dim: int, depth: int, grid: int, patch: int, classes: int) -> Cost:
     """A plain ViT with one class token, the attention scorer and merging.
 
     ``grid`` is the number of patches in a row, ``patch`` their size in pixels.
@@ -14,10 +14,13 @@ def vit_cost(dim: int, depth: int, grid: int, patch: int, classes: int, mode: st
     embedding = 2 * 3 * patch**2 * dim * patches
     block = (2 * 12 * dim**2, 4 * dim)  # qkv, projection and MLP: 12 dim^2 weights; two attention products
     row = 2 * dim * dim + 2 * dim * dim + 2 * dim * tokens * (dim // 64)  # the folded class query and its row
-    coverage = 2 * dim * patches**2 + 2 * patches**2  # all cosines, and the sum of what is covered
-    merge = 2 * dim if mode == "fixed" else 0  # only the mean; the targets follow from the cosines
+    width = dim if patches <= 512 else 48  # of the similarity embeddings; three products find the few dimensions
+    subspace = 0 if width == dim else 3 * 2 * patches * dim * width
+    coverage = (
+        2 * width * patches * (patches + 1) + 2 * patches**2
+    )  # cosines, also with nothing; sum of what is covered
     outer = embedding + 2 * dim * classes
-    return Cost(patches, 1, outer, row + coverage, (block,) * depth, merge)
+    return Cost(patches, 1, outer, row + subspace + coverage, (block,) * depth, 2 * width)
 
 
 SIZES = {

@@ -65,7 +65,7 @@ def spent(score: Tensor, calibration: Calibration, cost, schedule) -> tuple[floa
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("size", ["vit_tiny_patch16_224", "deit_small_patch16_224", "vit_small_patch14_dinov2"])
 def test_the_mean_budget_holds(size: str, spread: str) -> None:
-    cost = vit_cost(**SIZES[size], mode="adaptive")
+    cost = vit_cost(**SIZES[size])
     score = SPREADS[spread](cost.patches)
     calibration = Calibration.of(score)
     for drops in ((3,), (3, 6), (3, 6, 9)):
@@ -101,7 +101,7 @@ def test_a_block_that_keeps_all_patches_has_no_threshold() -> None:
 
 def test_ties_do_not_exceed_the_budget() -> None:
     """Patches of equal scores are kept or dropped together, so the mean cost may be below the budget, never above."""
-    cost = vit_cost(**SIZES["vit_tiny_patch16_224"], mode="adaptive")
+    cost = vit_cost(**SIZES["vit_tiny_patch16_224"])
     score = (normal(IMAGES, 196) * 2).round() / 2
     calibration = Calibration.of(score)
     for budget in (0.5, 0.6, 0.75, 0.9):

@@ -68,9 +68,9 @@ def test_a_larger_budget_never_keeps_fewer_patches() -> None:
 
 def test_the_cost_by_arithmetic_equals_the_cost_of_a_model() -> None:
     """Otherwise the tests above would use a cost that no model has."""
-    for mode in ("fixed", "adaptive"):
-        model = wrap(timm.create_model("vit_tiny_patch16_224"), LifeConfig(mode=mode))
-        assert model.cost() == vit_cost(**SIZES["vit_tiny_patch16_224"], mode=mode)
+    for name in ("vit_tiny_patch16_224", "vit_small_patch14_dinov2"):
+        for mode in ("fixed", "adaptive"):
+            assert wrap(timm.create_model(name), LifeConfig(mode=mode)).cost() == vit_cost(**SIZES[name])
 
 
 COSTS = st.builds(

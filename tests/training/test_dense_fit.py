@@ -28,7 +28,7 @@ from patchlife.training.target_cache import Photo
 
 PREPROCESS = Preprocess(size=(32, 56), crop_fraction=1.0)  # 4 x 7 patches
 LIFE = LifeConfig(budget=0.7, start=2, drops=(2, 3), restore="residual")
-FEW = LifeConfig(kept=(28, 28, 8, 4, 4), start=2)
+FEW = LifeConfig(kept=(28, 28, 8, 4, 4), start=2, restore="last")  # the hardest setting: there is much to learn
 LONGER: dict[str, Any] = {"epochs": 2, "batch_size": 10, "finetune_epochs": 10, "finetune_learning_rate": 3e-3}
 PIXELS = replace(QUICK, finetune="adapter", target="pixels")
 FEATURES = replace(PIXELS, target="features")

@@ -199,7 +199,7 @@ def test_a_fit_brings_embeddings_of_new_photos_nearer_to_the_dense_ones(headless
         after = fitted.model.output(images)
     assert fitted.model.settings.kept == KEPT
     near, nearer = (torch.cosine_similarity(dense, output).mean().item() for output in (before, after))
-    assert 1 - nearer < 0.8 * (1 - near)
+    assert 1 - nearer < 0.9 * (1 - near)
     stage2 = [line for line in metrics(out) if line["stage"] == "slimming-adapter"]
     assert len([line for line in stage2 if "loss" in line]) == 6 * 7
     first, *_, last = (line["cosine"] for line in stage2 if "validation" in line)

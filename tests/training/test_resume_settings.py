@@ -162,7 +162,7 @@ MODELS: dict[str, tuple[ModelChange, str]] = {
     "another start": (with_settings(start=1), "start was 2, now 1"),
     "other drops": (with_settings(drops=(2, 4)), r"drops was \[2, 3\], now \[2, 4\]"),
     "no merge": (with_settings(merge=False), "merge was True, now False"),
-    "another state of dropped patches": (with_settings(restore="target"), "restore was last, now target"),
+    "another state of dropped patches": (with_settings(restore="target"), "restore was residual, now target"),
     "a learned scorer": (
         lambda model: patchlife.wrap(model.backbone.model, model.settings, scorer(5)),
         r"initial scorer was new, now life-regressor, weights \w+",
