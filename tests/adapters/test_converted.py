@@ -1,8 +1,8 @@
 """The committed adapters were converted from format 2 to 3, not trained again; their logits have not changed.
 
 ``logits_of_format_2.safetensors`` holds the logits of three of the demo's photos, for each adapter, mode and budget,
-computed by the code before the conversion. They are in float64, so that the order of additions has no effect. The numbers
-of kept patches are those of that code: the decision has become cheaper since, so a budget keeps about one patch more.
+computed by the code before the conversion. They are in float64, so that the order of additions has no effect. The
+numbers of kept patches are those of that code: the decision costs less now, so a budget keeps about one patch more.
 """
 
 from __future__ import annotations
