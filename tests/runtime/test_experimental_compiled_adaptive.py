@@ -6,6 +6,7 @@ the kernel, it is opaque to compilers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -95,6 +96,21 @@ def test_lengths_are_few_and_each_compiles_once() -> None:
     assert counter.frame_count == len(fast.seconds) < len(lengths)
     assert not counters["graph_break"]
     assert all(seconds > 0 for seconds in fast.seconds.values())
+
+
+def test_thresholds_of_another_size_do_not_make_the_schedules_again() -> None:
+    """They are scaled at each call, but they are the same; a new calibration is another one."""
+    model = adaptive()
+    found = model.calibration
+    model.calibrations = {found.patches + 2: replace(found, patches=found.patches + 2)}
+    fast, images = ExperimentalCompiledAdaptive(model, backend="eager", kernel=kernel), exported_models.images(2)
+    fast(images, 0.6)
+    prepared = fast._models[0.6]
+    fast(images, 0.6)
+    assert fast._models[0.6] is prepared
+    model.calibrate([exported_models.images(16, seed=1)])
+    fast(images, 0.6)
+    assert fast._models[0.6] is not prepared
 
 
 def test_outputs_do_not_depend_on_the_other_images_of_the_batch() -> None:

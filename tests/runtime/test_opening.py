@@ -246,6 +246,15 @@ def test_given_settings_replace_those_of_the_adapter(adapter):
     assert moved.model.calibration is None  # scores of another block
 
 
+def test_given_settings_keep_the_thresholds_of_every_image_size(tmp_path, vit_file):
+    options = {"checkpoint": vit_file, "model_args": {"dynamic_img_size": True}}
+    pipeline = open_pipeline(ModelConfig(NAME, **options))
+    pipeline.model.calibrate([torch.randn(4, 3, side, side) for side in (160, 240)])
+    saved = patchlife.save(pipeline.model, tmp_path / "sizes")
+    opened = open_pipeline(ModelConfig(str(saved), life={"budget": 0.5})).model
+    assert {n: c.images for n, c in opened.calibrations.items()} == {100: 4, 225: 4}
+
+
 def test_an_adapters_backbone_has_moved(adapter, tmp_path):
     moved = tmp_path / "elsewhere.safetensors"
     (tmp_path / "backbone.safetensors").rename(moved)

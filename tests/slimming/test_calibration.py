@@ -21,6 +21,7 @@ from patchlife import LifeConfig, SlimModel, flops, wrap
 from patchlife.errors import ConfigError, NumericalError
 from patchlife.slimming import Calibration
 from patchlife.slimming.plan import adaptive_plan
+from patchlife.slimming.scorers import AttentionScorer
 
 IMAGES = 64
 
@@ -224,6 +225,33 @@ def test_images_of_different_sizes_are_calibrated_together() -> None:
     for first, end in ((0, 3), (3, 5)):
         spent = [spent_by(model, batch) for batch in images[first:end]]
         assert sum(spent) / len(spent) == pytest.approx(0.7, rel=0.02)
+
+
+class Doubled(AttentionScorer):
+    """Its scores are not known to be shares of an image."""
+
+    gives_shares = False
+
+
+def test_thresholds_of_scores_on_another_scale_serve_their_own_number_of_patches_only() -> None:
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=128, patch_size=8, embed_dim=48, num_heads=3, dynamic_img_size=True
+    )
+    model = wrap(liven(vit).eval(), LifeConfig(mode="adaptive", budget=0.7), Doubled()).calibrate([images_of(128, 4)])
+    with pytest.raises(ConfigError, match=r"120 x 120 pixels \(225 patches; calibrated for: 256\)"):
+        model(images_of(120, 1))
+    model.calibrate([[images_of(128, 1)[0], images_of(120, 1)[0]]])
+    assert set(model.calibrations) == {256, 225}
+
+
+def test_stated_flops_of_another_size_are_those_of_its_own_calibration() -> None:
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, patch_size=8, embed_dim=48, num_heads=3, dynamic_img_size=True
+    )
+    model = wrap(liven(vit).eval(), LifeConfig(mode="adaptive", budget=0.7)).calibrate([images_of(64), images_of(128)])
+    size, cost, counts = (128, 128), model.cost((128, 128)), model.schedule((128, 128)).kept
+    assert flops(model, size).slimmed == round(model.calibrations[256].mean_flops(cost, counts))
+    assert flops(model, size).slimmed != round(model.calibrations[64].mean_flops(cost, counts))
 
 
 class Batch(dict):

@@ -161,6 +161,31 @@ def test_few_dimensions_keep_the_cosines_of_vectors_near_a_subspace(monkeypatch:
         torch.testing.assert_close(few @ few.transpose(1, 2), exact, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("dim", "rank"), [(192, 10), (32, 32), (64, 1)])
+def test_a_basis_of_fewer_dimensions_than_asked_is_as_good_in_an_exported_graph(
+    monkeypatch: pytest.MonkeyPatch, dim: int, rank: int
+) -> None:
+    """Directions that only rounding noise is left of must not get unit length."""
+    draw = torch.Generator().manual_seed(0)
+    x = normalize(torch.randn(2, 600, rank, generator=draw) @ torch.randn(rank, dim, generator=draw), dim=-1)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    few = subspace(x, 48)
+    torch.testing.assert_close(few @ few.transpose(1, 2), x @ x.transpose(1, 2), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "adaptive"])
+def test_a_run_does_not_use_the_default_device_of_torch(mode: Any) -> None:
+    """A program that sets a GPU as the default may run a model on the CPU too."""
+    images = families.photos("vit", 3)
+    model = patchlife.wrap(families.built("vit")).calibrate([images]).set_mode(mode)
+    expected = model(images)
+    torch.set_default_device("meta")
+    try:
+        assert torch.equal(model(images), expected)
+    finally:
+        torch.set_default_device(None)
+
+
 def test_attention_of_many_tokens_is_estimated_from_evenly_spaced_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = patchlife.wrap(families.built("gap")).backbone
     tokens = backbone.embed(families.photos("gap", 2)).tokens

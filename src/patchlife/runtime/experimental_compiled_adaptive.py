@@ -96,7 +96,7 @@ class ExperimentalCompiledAdaptive:
     ) -> Float[Tensor, "batch classes"]:
         """Logits at ``budget``, which the model meets on average over images."""
         model = self._models.get(budget)
-        if model is None or model.calibration is not self.model.calibration:
+        if model is None or model.calibrations is not self.model.calibrations:
             model = self._models[budget] = _CompiledStages(self.model, budget, self._run_stage)
         if self.on_gpu:
             torch.compiler.cudagraph_mark_step_begin()
@@ -138,7 +138,7 @@ class _CompiledStages(SlimModel):
     def __init__(self, model: SlimModel, budget: float, run: Callable[..., Tensor]) -> None:
         assert model.calibration is not None
         super().__init__(model.backbone, model.settings.replace(budget=budget), model.scorer)
-        self.calibrations = dict(model.calibrations)
+        self.calibrations = model.calibrations  # a change makes a new dict, so the two can be compared by identity
         self.set_mode("adaptive")
         self.run = run
 

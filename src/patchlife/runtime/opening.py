@@ -259,7 +259,9 @@ def _with_settings(saved: SlimModel, settings: LifeConfig) -> SlimModel:
     model = slim_model(saved.backbone, settings, saved.scorer)
     model.origin, model.delta = saved.origin, saved.delta
     if model.start == saved.start:
-        return model.use_calibration(saved.calibration) if saved.calibration else model
+        for calibration in saved.calibrations.values():
+            model.use_calibration(calibration)
+        return model
     if any(True for _ in saved.scorer.parameters()):
         raise ConfigError(
             f"this adapter's scorer was trained for start block {saved.start}, got {model.start}; keep that start block"

@@ -92,7 +92,7 @@ class Calibration:
 
     def thresholds(self, kept: tuple[int, ...], patches: int) -> Float[Tensor, "depth"]:
         """The score that a patch must exceed to enter each block; -inf where all of them do."""
-        fractions = torch.tensor(kept) / patches
+        fractions = self._fractions(kept, patches)
         values = self._look_up(self.threshold, fractions)
         return torch.where(fractions >= 1, torch.full_like(values, -torch.inf), values)
 
@@ -102,7 +102,7 @@ class Calibration:
 
     def squares(self, kept: tuple[int, ...], patches: int) -> list[float]:
         """Mean over the calibration images of their squared counts, when ``kept`` are their mean counts."""
-        return (self._look_up(self.square, torch.tensor(kept) / patches) * patches**2).tolist()
+        return (self._look_up(self.square, self._fractions(kept, patches)) * patches**2).tolist()
 
     def solve(self, cost: Cost, budget: float, start: int, drops: tuple[int, ...]) -> Schedule:
         """The mean numbers of patches kept per block that cost ``budget`` on average over the calibration images.
@@ -130,6 +130,9 @@ class Calibration:
             )
         return at(largest(fits, steps=12))
 
+    def _fractions(self, kept: tuple[int, ...], patches: int) -> Float[Tensor, "depth"]:
+        return torch.tensor(kept, device=self.threshold.device) / patches
+
     def _look_up(self, table: Tensor, fractions: Tensor) -> Tensor:
         place = (fractions * (LEVELS - 1)).clamp(0, LEVELS - 1)
         low = place.floor().long()
@@ -147,14 +150,17 @@ def nearest(calibrations: Mapping[int, Calibration], patches: int) -> Calibratio
     return calibrations[number].of_patches(patches) if number is not None and apart(number) <= NEAR else None
 
 
-def bands(scores: Sequence[Float[Tensor, "patches"]]) -> Iterator[list[Float[Tensor, "patches"]]]:
+def bands(scores: Sequence[Float[Tensor, "patches"]], shares: bool = True) -> Iterator[list[Float[Tensor, "patches"]]]:
     """The scores of images of different sizes, grouped so that numbers of patches in a group are within `NEAR`.
+
+    Unless scores are ``shares`` of an image, those of a group are of images of one number of patches.
 
     The scores of a group are those of images of its mean number of patches, see `Calibration.of_patches`.
     """
     groups: list[list[Tensor]] = []
+    near = NEAR if shares else 1.0
     for score in sorted(scores, key=len, reverse=True):
-        if not groups or len(groups[-1][0]) > NEAR * len(score):
+        if not groups or len(groups[-1][0]) > near * len(score):
             groups.append([])
         groups[-1].append(score)
     for group in groups:

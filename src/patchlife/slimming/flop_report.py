@@ -37,8 +37,8 @@ def flops(model: SlimModel, image_size: tuple[int, int] | None = None) -> Flops:
     """FLOPs per image, dense and slimmed, for images of this size (height, width)."""
     cost, counts = model.cost(image_size), model.schedule(image_size).kept
     squares: list[float] = [n**2 for n in counts]
-    if model.settings.mode == "adaptive" and model.calibration is not None:
-        squares = model.calibration.squares(counts, cost.patches)
+    if model.settings.mode == "adaptive" and (calibration := model.calibration_for(cost.patches)):
+        squares = calibration.squares(counts, cost.patches)
     blocks = tuple(round(cost.block(i, n, s)) for i, (n, s) in enumerate(zip(counts, squares, strict=True)))
     slimmed = round(cost.total(counts, squares))
     return Flops(

@@ -147,7 +147,7 @@ def merge(
     moved = size[:, kept:] * targets.weight.to(size.dtype)
     if torch.compiler.is_compiling() or patches.device.type != "cpu":
         return _merge_by_product(patches, size, targets.rank, moved)
-    place = targets.rank if batch == 1 else targets.rank + torch.arange(batch)[:, None] * kept
+    place = targets.rank if batch == 1 else targets.rank + torch.arange(batch, device=size.device)[:, None] * kept
     place = place.flatten()
     new_size = size[:, :kept].flatten().index_add(0, place, moved.flatten())
     exact, share = patches.to(size.dtype), moved.flatten() / new_size[place]

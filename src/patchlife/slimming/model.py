@@ -251,6 +251,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
         one, or dicts that hold one as ``pixel_values``, ``image`` or ``images``. A few hundred images are enough. Give
         images of each size that will be run; thresholds also serve numbers of patches that differ by at most a quarter.
         Lists of images of different sizes are calibrated together where their numbers of patches are as near as that.
+        Both are for scorers whose scores are shares of an image (`Scorer.gives_shares`), as those of this library are.
 
         Raises ConfigError when there are no images.
         """
@@ -265,7 +266,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
                 scores.setdefault(score.shape[1], []).append(score)
         for found in scores.values() if scores or mixed else [[torch.empty(0, 1)]]:
             self.use_calibration(Calibration.of(torch.cat(found)))
-        for band in bands(mixed):
+        for band in bands(mixed, self.scorer.gives_shares):
             self.use_calibration(Calibration.of(band))
         return self
 

@@ -30,6 +30,7 @@ class LifeRegressor(Scorer):
     """
 
     kind = "life-regressor"
+    gives_shares = True
 
     def __init__(self, dim: int, prefix: int, width: int = 96, embedding_dim: int = 48) -> None:
         super().__init__()

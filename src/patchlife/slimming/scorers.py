@@ -42,9 +42,13 @@ class Scorer(nn.Module):
 
     Attributes:
         kind: the name of the class in saved adapters.
+        gives_shares: whether scores are shares of an image, as coverage gains are: an image of more patches gives each
+            of them less. Then the thresholds of adaptive mode also serve images of about as many patches as those that
+            they were calibrated on.
     """
 
     kind: ClassVar[str]
+    gives_shares: ClassVar[bool] = False
 
     def settings(self) -> dict[str, Any]:
         """Constructor arguments, as JSON values, that build this scorer again; its weights are saved separately."""
@@ -69,6 +73,7 @@ class AttentionScorer(Scorer):
     """
 
     kind = "attention-coverage-2"  # change it whenever scores change: calibrations hold thresholds on scores
+    gives_shares = True
 
     def forward(
         self,

@@ -40,7 +40,7 @@ class SlimSettings(BackboneWrapper):
         settings: budget, mode, drop points. Change them by `set_budget`, `set_mode` and `temporarily`.
         start: the start block. drops: the drop points.
         calibrations: the thresholds of adaptive mode, by the number of patches of an image. An image of another number
-            uses the nearest one, if the numbers differ by at most a quarter.
+            uses the nearest one, if the numbers differ by at most a quarter and the scorer allows it.
         origin: where the backbone came from, if known.
         base: the backbone's signature when it was wrapped; `patchlife.save` compares with it what was trained since.
         delta: the weight delta that an adapter merged into the backbone; None for an unchanged backbone.
@@ -156,7 +156,7 @@ class SlimSettings(BackboneWrapper):
                     f"kept must be {cost.depth} numbers that begin with {cost.patches}, got {len(asked)}: {asked}"
                 )
             return Schedule(asked, self.start)
-        if self.settings.mode == "adaptive" and (calibration := nearest(self.calibrations, cost.patches)):
+        if self.settings.mode == "adaptive" and (calibration := self.calibration_for(cost.patches)):
             return calibration.solve(cost, self.settings.budget, self.start, self.drops)
         return solve(cost, self.settings.budget, self.start, self.drops)
 
@@ -175,7 +175,11 @@ class SlimSettings(BackboneWrapper):
         """Thresholds for the model's own image size, or for the only size that was calibrated; None without any."""
         rows, cols = self.backbone.grid
         only = next(iter(self.calibrations.values())) if len(self.calibrations) == 1 else None
-        return nearest(self.calibrations, rows * cols) or only
+        return self.calibration_for(rows * cols) or only
+
+    def calibration_for(self, patches: int) -> Calibration | None:
+        """Thresholds for images of so many patches; None without any. See `Scorer.gives_shares`."""
+        return nearest(self.calibrations, patches) if self.scorer.gives_shares else self.calibrations.get(patches)
 
     def use_calibration(self, calibration: Calibration) -> Self:
         """Use the thresholds of ``calibration``, which must be of this scorer on this backbone."""
@@ -189,7 +193,7 @@ class SlimSettings(BackboneWrapper):
 
     def _thresholds(self, schedule: Schedule, patches: int, image_size: ImageSize) -> Tensor:
         """The score that a patch must exceed to enter each block (depth). Raises ConfigError for an unknown size."""
-        calibration = nearest(self.calibrations, patches)
+        calibration = self.calibration_for(patches)
         if calibration is None:
             known = ", ".join(map(str, self.calibrations)) or "none"
             raise ConfigError(

@@ -1,8 +1,8 @@
 """Cosine similarities between the patches of an image, computed a block of rows at a time.
 
 The cosines of all pairs are never held together: memory grows linearly with the number of patches. Time grows with its
-square up to `WINDOW` patches. A larger image is cut into windows, runs of rows of its grid, and patches are compared
-within their window only, so that time grows linearly too.
+square up to `WINDOW` patches. A larger image is cut into windows, bands of its grid, and patches are compared within
+their window only, so that time grows linearly too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = ["WINDOW", "comparable", "falling", "most_similar", "row_blocks", "sub
 WINDOW = 4096
 """Largest number of patches that are compared with each other."""
 
+_NOISE = 1e-5  # length of what is left of a unit vector in float32, below which it is rounding noise
 _BLOCK = 2**18  # cosines of an image that are held at a time: they stay in the cache of a core
 
 
@@ -40,27 +41,32 @@ def comparable(embedding: Tensor) -> Tensor:
 
 
 def subspace(vectors: Float[Tensor, "batch patches dim"], width: int) -> Float[Tensor, "batch patches width"]:
-    """Coordinates of ``vectors`` in a subspace of ``width`` dimensions that holds most of their length.
+    """Coordinates of ``vectors`` in a subspace of ``width`` dimensions (at most dim) that holds most of their length.
 
     One step of subspace iteration (Halko, Martinsson and Tropp, 2011), from the vectors of evenly spaced patches.
     Cosines in few dimensions cost a fraction of those of whole tokens, and differ little (recipes/NOTES.md).
     """
-    patches = vectors.shape[1]
+    patches, width = vectors.shape[1], min(width, vectors.shape[2])
     spaced = [(2 * i + 1) * patches // (2 * width) for i in range(width)]
     directions = vectors.transpose(1, 2) @ (vectors @ vectors[:, spaced].transpose(1, 2))
     return vectors @ _orthonormal(directions)
 
 
 def _orthonormal(columns: Float[Tensor, "batch dim width"]) -> Float[Tensor, "batch dim width"]:
-    """An orthonormal basis of the columns. ONNX has no such operator: there by the Gram-Schmidt process."""
+    """An orthonormal basis of the columns. ONNX has no such operator: there by the Gram-Schmidt process.
+
+    Of a column that depends on those before it, only rounding noise is left. There it stays near 0: at unit length it
+    would not be orthogonal to the others.
+    """
     if not torch.onnx.is_in_onnx_export():
         return torch.linalg.qr(columns).Q
+    columns = F.normalize(columns, dim=1)
     basis = columns[..., :0]
     for index in range(columns.shape[-1]):
         column = columns[..., index : index + 1]
         for _ in range(2):  # the second time removes what rounding has left
             column = column - basis @ (basis.transpose(1, 2) @ column)
-        basis = torch.cat((basis, F.normalize(column, dim=1)), dim=2)
+        basis = torch.cat((basis, F.normalize(column, dim=1, eps=_NOISE)), dim=2)
     return basis
 
 

@@ -85,3 +85,13 @@ def test_features_leave_nothing_behind_for_the_next_call() -> None:
     first = model.features(images(), (4,))[0]
     model(images())
     torch.testing.assert_close(model.features(images(), (4,))[0], first)
+
+
+def test_a_run_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = UnmergingToMe(backbone(), PAIRS)
+    expected = model(images())
+    with monkeypatch.context() as patch:
+        patch.setattr(model.backbone, "norm", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model.features(images(), (3,))
+    assert torch.equal(model(images()[:2]), expected[:2])

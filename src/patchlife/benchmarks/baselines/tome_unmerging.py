@@ -38,12 +38,14 @@ class UnmergingToMe(ToMe):
         x = embedded.tokens
         size = x.new_ones(len(x), x.shape[1] - bb.prefix)
         self._places = _Places(size.shape, self.restore, x)
-        for index in range(max(blocks) + 1):
-            x, size = self.block(index, x, size)
-            if index in blocks:
-                patches = bb.norm(self._places.unmerged(x[:, bb.prefix :]))
-                found.append(patches.transpose(1, 2).reshape(len(x), -1, *embedded.grid))
-        del self._places
+        try:
+            for index in range(max(blocks) + 1):
+                x, size = self.block(index, x, size)
+                if index in blocks:
+                    patches = bb.norm(self._places.unmerged(x[:, bb.prefix :]))
+                    found.append(patches.transpose(1, 2).reshape(len(x), -1, *embedded.grid))
+        finally:
+            del self._places
         return found
 
     def merged(self, patches: Tensor, size: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ RunStage = Callable[[Backbone, Stage, Tensor, Tensor | None, list[Tensor]], Tens
 def stages(
     plans: Sequence[Plan], prefix: int, length_of: Callable[[int], int] | None = None, ends: Iterable[int] = ()
 ) -> list[Stage]:
-    """The packed layout of every stage, from the counts of the plans (read once: the only host sync of a run).
+    """The packed layout of every stage, from the counts of the plans: the only host sync after a decision.
 
     Each plan is of images of one size; their images follow each other. A stage ends where counts change, and after each
     block of ``ends``.
@@ -67,7 +67,7 @@ def stages(
     last one of the layout, which belongs to no image and attends to itself only.
     """
     counts = torch.cat([plan.kept() for plan in plans]).cpu()
-    patches = torch.cat([torch.full((len(plan.order),), plan.order.shape[1]) for plan in plans])
+    patches = torch.cat([counts.new_full((len(plan.order),), plan.order.shape[1]) for plan in plans])
     width = prefix + patches  # rows of each image
     first = width.cumsum(0) - width  # the row at which it begins
     device, start = plans[0].order.device, plans[0].schedule.start
@@ -95,8 +95,8 @@ def stages(
 
 def _rows(first: Int[Tensor, "images"], lengths: Int[Tensor, "images"]) -> Int[Tensor, "packed"]:
     """``lengths`` rows of each image, from its row ``first`` on."""
-    image = torch.arange(len(lengths)).repeat_interleave(lengths)
-    within = torch.arange(len(image)) - (lengths.cumsum(0) - lengths)[image]
+    image = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    within = torch.arange(len(image), device=lengths.device) - (lengths.cumsum(0) - lengths)[image]
     return first[image] + within
 
 
