@@ -112,3 +112,14 @@ def test_the_choice_of_a_merge_target_has_the_slope_of_a_softmax() -> None:
     chosen = torch.sigmoid(torch.tensor((0.8 - 0.6) / 0.1, dtype=torch.float64))
     expected = w * chosen * (1 - chosen) / 0.1 * torch.tensor([-1.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(embedding.grad[0, 2], expected)  # the kept embeddings are unit axes
+
+
+def test_a_mean_of_merged_patches_keeps_its_precision_under_autocast() -> None:
+    """As in the fixed run: the student of a mixed-precision training must compute what the slimmed model does."""
+    draw = torch.Generator().manual_seed(0)
+    patches, size = torch.randn(2, 12, 8, generator=draw), torch.ones(2, 12)
+    weights = torch.rand(2, 5, 7, generator=draw)
+    expected = _gated_merge(patches, size, torch.zeros(2, 12), weights, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        for one, other in zip(_gated_merge(patches, size, torch.zeros(2, 12), weights, 5), expected, strict=True):
+            assert torch.equal(one, other)

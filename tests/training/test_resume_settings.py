@@ -23,6 +23,7 @@ from patchlife.errors import AdapterError, CheckpointError
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.training import loop
 from patchlife.training.fit import accelerator_for, fit, work_folder
+from patchlife.training.run_settings import stage_configs_of
 from patchlife.training.target_cache import Photo
 
 BOTH = replace(QUICK, finetune="adapter")
@@ -394,3 +395,12 @@ def test_a_backbone_that_was_trained_after_wrapping(tmp_path: Path, finetune: st
         more = run(tmp_path / "more", photos, replace(BOTH, epochs=0), again)
         loaded = patchlife.load(tmp_path / "more", original)
         torch.testing.assert_close(more(images), loaded(images), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("restore", ["last", "residual"])
+def test_the_last_state_of_dropped_patches_is_not_among_the_settings(tmp_path: Path, restore: Any) -> None:
+    """Training always restored it before there was a choice, so a work folder of that time can go on."""
+    model = small_model()
+    model = SlimModel(model.backbone, model.settings.replace(restore=restore), model.scorer)
+    settings = stage_configs_of(model, model.scorer, [Photo(tmp_path)], PREPROCESS, BOTH)[-1].run_settings
+    assert settings.get("restore") == (None if restore == "last" else restore)

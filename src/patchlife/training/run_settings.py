@@ -92,7 +92,6 @@ def _stage2_settings(
     settings: dict[str, Any] = {
         "drops": list(model.drops),
         "merge": model.settings.merge,
-        "restore": model.settings.restore_by,
         "lowest_budget": config.lowest_budget,
         "label_weight": config.label_weight,
     }

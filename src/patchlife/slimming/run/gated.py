@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...backbones import Backbone
 from ...config import Restore
-from ..merging import MergeTargets, initial_sizes, key_bias
+from ..merging import MergeTargets, initial_sizes, key_bias, without_autocast
 from ..plan import Plan
 from .fixed import Taps, reorder
 from .restore import Dropped, dropped_patches, restored
@@ -109,5 +109,6 @@ def _gated_merge(
     received = weights * (size[:, kept:] * (1 - slope[:, kept:]))[:, None]
     new_size = own + received.sum(dim=2)
     exact = patches.to(size.dtype)
-    mean = exact[:, :kept] * (own / new_size)[..., None] + (received / new_size[..., None]) @ exact[:, kept:]
+    with without_autocast(exact):
+        mean = exact[:, :kept] * (own / new_size)[..., None] + (received / new_size[..., None]) @ exact[:, kept:]
     return mean.to(patches.dtype), new_size
