@@ -237,7 +237,8 @@ def test_thresholds_of_scores_on_another_scale_serve_their_own_number_of_patches
     vit = timm.create_model(
         "vit_tiny_patch16_224", img_size=128, patch_size=8, embed_dim=48, num_heads=3, dynamic_img_size=True
     )
-    model = wrap(liven(vit).eval(), LifeConfig(mode="adaptive", budget=0.7), OtherScale()).calibrate([images_of(128, 4)])
+    model = wrap(liven(vit).eval(), LifeConfig(mode="adaptive", budget=0.7), OtherScale())
+    model.calibrate([images_of(128, 4)])
     with pytest.raises(ConfigError, match=r"120 x 120 pixels \(225 patches; calibrated for: 256\)"):
         model(images_of(120, 1))
     model.calibrate([[images_of(128, 1)[0], images_of(120, 1)[0]]])
