@@ -31,7 +31,7 @@ from patchlife.malloc import keep_freed_memory
 
 SETTINGS = ("default", "keeps freed memory")
 RUNS = ("dense", "slimmed")
-CASES = ((224, 1), (224, 16), (224, 64), (512, 1), (512, 4))
+CASES = ((224, 1), (224, 16), (224, 64), (224, 128), (512, 1), (512, 4), (1024, 1))
 """(image size in pixels, batch size)."""
 
 Key = tuple[int, int, str]

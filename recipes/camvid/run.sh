@@ -34,4 +34,5 @@ done
 # adapters, trained without labels
 python "$here/fit.py" "${of[@]}" --out "$out"
 "${evaluate[@]}" --methods '' --adapters "$out/scorer" "$out/adapter"
+"${evaluate[@]}" --methods '' --adapters "$out/scorer" "$out/adapter" --budgets 0.6,0.5,0.4 --settings '{"drops": [2, 4, 6, 8]}'
 python "$here/summary.py" "$out"

@@ -49,15 +49,17 @@ def main() -> None:
     parser.add_argument("--dense", type=Path, default=Path("runs/camvid/dense.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("runs/camvid/time.json"))
     parser.add_argument("--methods", default="untrained,tome,smaller-input")
+    parser.add_argument("--adapters", type=Path, nargs="*", default=[], help="folders; each is timed by its name")
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--batches", default="1,4")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     backbone, head = dense_model.load(options.dense)
     models = {"dense": methods.dense(backbone, head)}
-    for name in options.methods.split(","):
+    builders = METHODS | {folder.name: methods.fitted(folder) for folder in options.adapters}
+    for name in [*filter(None, options.methods.split(",")), *(folder.name for folder in options.adapters)]:
         for budget in map(float, options.budgets.split(",")):
-            models[f"{name} {budget:g}"] = METHODS[name](backbone, head, budget)
+            models[f"{name} {budget:g}"] = builders[name](backbone, head, budget)
     results = [measure(models, head, int(batch), options.rounds) for batch in options.batches.split(",")]
     flops = {name: model.flops / models["dense"].flops for name, model in models.items()}
     write_atomic(options.out, json.dumps({"flops": flops, "batches": results}, indent=1) + "\n")

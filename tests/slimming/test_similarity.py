@@ -193,7 +193,7 @@ def test_attention_of_many_tokens_is_estimated_from_evenly_spaced_queries(monkey
     q, k, _ = backbone.project(1, tokens, None)
     rows = torch.einsum("bqhd,bkhd->bhqk", q, k).mul(q.shape[-1] ** -0.5).softmax(dim=-1)
     torch.testing.assert_close(exact, rows.mean(dim=2)[..., backbone.prefix :])
-    monkeypatch.setattr("patchlife.slimming.scorers._QUERIES", 10)
+    monkeypatch.setattr("patchlife.slimming.scorers.QUERIES", 10)
     step = -(-rows.shape[2] // 10)
     expected = rows[:, :, ::step].mean(dim=2)[..., backbone.prefix :]
     torch.testing.assert_close(attention_received(tokens, None, backbone, 1), expected)

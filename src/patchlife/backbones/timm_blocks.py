@@ -64,6 +64,8 @@ def check_openable(block: Any, index: int, opened: bool) -> None:
     timm, a block with parallel attentions that gets a bias does not call the attention modules either.
     """
     inside = getattr(block, "_modules", {})
+    if not opened and "attns" not in inside:
+        return
     not_called = [("", block), ("attn", inside.get("attn"))] if opened else []
     for name, module in [*not_called, *_parallel_attentions(inside.get("attns"), opened)]:
         attached = attachments(module) if module is not None else ""

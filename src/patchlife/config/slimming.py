@@ -1,4 +1,4 @@
-"""Settings of slimming: budget, mode, schedule, merging."""
+"""Settings of slimming: budget, mode, schedule, merging, what the place of a dropped patch holds."""
 
 from __future__ import annotations
 

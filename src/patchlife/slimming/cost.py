@@ -18,8 +18,8 @@ class Cost:
         outer: embedding, final norm, pooling and classifier.
         scorer: the decision; it is spent only where patches may be dropped.
         blocks: for each block (a, c): on n tokens it costs ``a * n + c * n**2``.
-        merge: for each pair of a dropped and a kept patch at a drop point, their cosine; 0 without merging, and where
-            ``scorer`` includes the cosines of all pairs.
+        merge: for each pair of a dropped and a kept patch at a drop point, their cosine; 0 without merging, and for
+            images in windows (`similarity.windows`), where ``scorer`` includes these cosines.
     """
 
     patches: int

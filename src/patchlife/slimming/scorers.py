@@ -15,13 +15,13 @@ from ..backbones import Backbone
 from .coverage import coverage_gain
 from .similarity import comparable, subspace
 
-__all__ = ["AttentionScorer", "Scorer", "Scores", "attention_received"]
+__all__ = ["QUERIES", "AttentionScorer", "Scorer", "Scores", "attention_received"]
 
 _WHOLE_TOKENS = 512
 """Up to this number of patches similarities are those of whole tokens; they cost little there."""
 _WIDTH = 48
 """Dimensions of the similarity embeddings above it."""
-_QUERIES = 256
+QUERIES = 256
 """Number of tokens, evenly spaced, whose attention stands for that of all."""
 
 
@@ -96,11 +96,11 @@ def attention_received(
     """Attention that patches receive in block ``index``, whose input is ``tokens``.
 
     In models that classify from the class token it is that token's row of the attention matrix; in others, the mean
-    over the rows of all tokens, of which at most `_QUERIES` evenly spaced ones are computed.
+    over the rows of all tokens, of which at most `QUERIES` evenly spaced ones are computed.
     """
     rotation = backbone.token_rope(rope, index)
     if backbone.reads_class:
         return backbone.class_row(index, tokens, rotation).softmax(dim=-1)[..., backbone.prefix :]
     q, k, _ = backbone.project(index, tokens, rotation)
-    q = q[:, :: -(-q.shape[1] // _QUERIES)].transpose(1, 2) * q.shape[-1] ** -0.5
+    q = q[:, :: -(-q.shape[1] // QUERIES)].transpose(1, 2) * q.shape[-1] ** -0.5
     return (q @ k.permute(0, 2, 3, 1)).softmax(dim=-1).mean(dim=2)[..., backbone.prefix :]

@@ -1,8 +1,8 @@
 """Cosine similarities between the patches of an image, computed a block of rows at a time.
 
 The cosines of all pairs are never held together: memory grows linearly with the number of patches. Time grows with its
-square up to `WINDOW` patches. A larger image is cut into windows, bands of its grid, and patches are compared within
-their window only, so that time grows linearly too.
+square up to `WINDOW` patches. A larger image is cut into windows of consecutive patches in grid order, and patches are
+compared within their window only, so that time grows linearly too.
 """
 
 from __future__ import annotations

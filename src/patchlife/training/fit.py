@@ -24,6 +24,7 @@ from ..extras import require
 from ..io.files import write_atomic
 from ..slimming import Calibration, SlimModel, slim_model
 from ..slimming.regressor import LifeRegressor
+from ..slimming.scorers import QUERIES
 from ..version import __version__
 from .checkpoint import check_settings, discard
 from .dense import DenseHead, DenseTarget, dense_target
@@ -257,6 +258,8 @@ def _collect(
     """The targets of all photos; the first process of each machine computes them, the others read its files."""
     backbone = model.backbone.to(accelerator.device).eval()
     depends_on = {"backbone": signature(backbone), "start": model.start, "preprocess": preprocess.to_dict()}
+    if not backbone.reads_class:  # its targets have been estimated from some of the queries since format 4
+        depends_on["queries"] = QUERIES
     patches = distils_features(model, config) and config.patch_weight > 0 and backbone.pools
     depends_on |= dense.settings() if dense else {"patches": True} if patches else {}
     if dense and dense.head is not None:
