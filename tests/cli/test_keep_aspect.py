@@ -111,6 +111,17 @@ def test_an_adapter_serves_photos_of_their_own_shape(patchlife, shapes, vit_file
     assert isinstance(slimmed.origin, Origin)
 
 
+def test_a_shape_without_thresholds_is_an_error_of_its_photo_alone(patchlife, shapes, vit_file, tmp_path):
+    slimmed = open_pipeline(ModelConfig(NAME, checkpoint=vit_file, life={"budget": 0.7, "mode": "adaptive"})).model
+    slimmed.calibrate([torch.randn(8, 3, 160, 160) * torch.linspace(0.2, 2, 8)[:, None, None, None]])
+    adapter = save(slimmed, tmp_path / "adapter")
+    photo(7, 900, 30).save(tmp_path / "narrow.png")  # one row of patches, far fewer than the 100 of the calibration
+    result = patchlife("predict", adapter, *shapes, tmp_path / "narrow.png", "--keep-aspect")
+    assert result.code == 1
+    assert ["error" in record for record in result.records] == [False] * len(shapes) + [True]
+    assert "no thresholds" in result.records[-1]["error"]
+
+
 def test_the_demo_and_its_photos(patchlife, shapes):
     result = patchlife("predict", "demo", *shapes, "--keep-aspect")
     assert result.code == 0, result.err

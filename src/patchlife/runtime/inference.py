@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data import Batch, evenly_spaced, load_batches, load_mixed_batches
 from ..data.reading import AnyPhoto
-from ..errors import NumericalError
+from ..errors import ConfigError, NumericalError
 from ..slimming import Lives, SlimModel
 from .pipeline import Pipeline
 
@@ -164,9 +164,10 @@ def _results(run: RunBatch[R], pipeline: Pipeline, paths: Sequence[Path], images
     """One result per image. A batch that fails is halved until only single images fail."""
     if not len(images):
         return []
+    own_shapes = isinstance(images, list)  # one photo's shape can be one that the model does not take
     try:
         return run(pipeline, paths, images)
-    except (RuntimeError, MemoryError, NumericalError) as error:
+    except (RuntimeError, MemoryError, NumericalError, *([ConfigError] if own_shapes else [])) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
     if len(images) == 1:
         return [Failure(paths[0], f"{paths[0]}: the model fails on it: {reason}")]

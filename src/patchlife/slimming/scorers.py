@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -102,5 +103,7 @@ def attention_received(
     if backbone.reads_class:
         return backbone.class_row(index, tokens, rotation).softmax(dim=-1)[..., backbone.prefix :]
     q, k, _ = backbone.project(index, tokens, rotation)
-    q = q[:, :: -(-q.shape[1] // QUERIES)].transpose(1, 2) * q.shape[-1] ** -0.5
-    return (q @ k.permute(0, 2, 3, 1)).softmax(dim=-1).mean(dim=2)[..., backbone.prefix :]
+    q, heads = q[:, :: -(-q.shape[1] // QUERIES)] * q.shape[-1] ** -0.5, range(q.shape[2])
+    # one head at a time, to bound the memory
+    each = [(q[:, :, h] @ k[:, :, h].transpose(1, 2)).softmax(dim=-1).mean(dim=1) for h in heads]
+    return torch.stack(each, dim=1)[..., backbone.prefix :]
