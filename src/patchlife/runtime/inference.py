@@ -164,10 +164,12 @@ def _results(run: RunBatch[R], pipeline: Pipeline, paths: Sequence[Path], images
     """One result per image. A batch that fails is halved until only single images fail."""
     if not len(images):
         return []
-    own_shapes = isinstance(images, list)  # one photo's shape can be one that the model does not take
+    errors: tuple[type[Exception], ...] = (RuntimeError, MemoryError, NumericalError)
+    if isinstance(images, list):  # of different shapes, of which the model may not take one
+        errors = (*errors, ConfigError)
     try:
         return run(pipeline, paths, images)
-    except (RuntimeError, MemoryError, NumericalError, *([ConfigError] if own_shapes else [])) as error:
+    except errors as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
     if len(images) == 1:
         return [Failure(paths[0], f"{paths[0]}: the model fails on it: {reason}")]
