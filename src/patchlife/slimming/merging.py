@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .schedule import Schedule
-from .similarity import comparable, most_similar, row_blocks, take, windows
+from .similarity import comparable, flat_index, most_similar, row_blocks, take, windows
 
 __all__ = [
     "MergeTargets",
@@ -29,6 +29,7 @@ __all__ = [
     "key_bias",
     "log_size",
     "merge",
+    "merge_rows",
     "without_autocast",
 ]
 
@@ -147,13 +148,27 @@ def merge(
     moved = size[:, kept:] * targets.weight.to(size.dtype)
     if torch.compiler.is_compiling() or patches.device.type != "cpu":
         return _merge_by_product(patches, size, targets.rank, moved)
-    place = targets.rank if batch == 1 else targets.rank + torch.arange(batch, device=size.device)[:, None] * kept
-    place = place.flatten()
-    new_size = size[:, :kept].flatten().index_add(0, place, moved.flatten())
-    exact, share = patches.to(size.dtype), moved.flatten() / new_size[place]
-    own = exact[:, :kept] * (size[:, :kept] / new_size.view(batch, kept))[..., None]
-    mean = own.flatten(0, 1).index_add(0, place, (exact[:, kept:] * share.view(batch, dropped, 1)).flatten(0, 1))
+    exact, place = patches.to(size.dtype), flat_index(targets.rank, kept)
+    mean, new_size = merge_rows(
+        exact[:, :kept].flatten(0, 1), size[:, :kept].flatten(), exact[:, kept:].flatten(0, 1), moved.flatten(), place
+    )
     return mean.view(batch, kept, patches.shape[2]).to(patches.dtype), new_size.view(batch, kept)
+
+
+def merge_rows(
+    rows: Float[Tensor, "rows dim"],
+    size: Float[Tensor, "rows"],
+    dropped: Float[Tensor, "dropped dim"],
+    moved: Float[Tensor, "dropped"],
+    target: Int[Tensor, "dropped"],
+) -> tuple[Float[Tensor, "rows dim"], Float[Tensor, "rows"]]:
+    """(rows, their sizes) after ``moved`` of each dropped token was merged into the row ``target``.
+
+    Weights come first, and a row that nothing is merged into stays as it is, to the bit.
+    """
+    new_size = size.index_add(0, target, moved)
+    mean = rows * (size / new_size)[:, None]
+    return mean.index_add(0, target, dropped * (moved / new_size[target])[:, None]), new_size
 
 
 def _merge_by_product(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...backbones import Backbone
 from ...config import Restore
-from ..merging import initial_sizes, log_size
+from ..merging import initial_sizes, log_size, merge_rows
 from ..plan import Plan
 from .fixed import Taps, reorder
 from .packed import packed_attention
@@ -225,11 +225,8 @@ def _merge(
 ) -> tuple[Float[Tensor, "all dim"], Float[Tensor, "all"]]:
     """(rows, sizes) after the dropped patches were merged into their targets; dropped rows keep their last state.
 
-    In float32 at least, weights first, as `merging.merge` does. A weight of 1 leaves a row as it is, to the bit.
+    In float32 at least.
     """
-    moved = size[stage.dropped] * stage.weights.to(size.dtype)
-    new_size = size.index_add(0, stage.targets, moved)
-    exact = rows.to(size.dtype)
-    mean = exact * (size / new_size)[:, None]
-    mean = mean.index_add(0, stage.targets, exact[stage.dropped] * (moved / new_size[stage.targets])[:, None])
+    moved, exact = size[stage.dropped] * stage.weights.to(size.dtype), rows.to(size.dtype)
+    mean, new_size = merge_rows(exact, size, exact[stage.dropped], moved, stage.targets)
     return mean.to(rows.dtype), new_size

@@ -51,7 +51,7 @@ def dropped_patches(
     """What is kept of a drop point. ``last``: states of the dropped patches; ``kept``: the other tokens, merged."""
     if how == "last":
         return Dropped(last, None)
-    assert target is not None, "LifeConfig refuses this setting without merging"
+    assert target is not None, "without merging the rule is last (LifeConfig.restore_by)"
     return Dropped(last - take(kept, target) if how == "residual" else None, target, slope)
 
 
