@@ -179,11 +179,8 @@ def test_a_run_does_not_use_the_default_device_of_torch(mode: Any) -> None:
     images = families.photos("vit", 3)
     model = patchlife.wrap(families.built("vit")).calibrate([images]).set_mode(mode)
     expected = model(images)
-    torch.set_default_device("meta")
-    try:
+    with torch.device("meta"):
         assert torch.equal(model(images), expected)
-    finally:
-        torch.set_default_device(None)
 
 
 def test_attention_of_many_tokens_is_estimated_from_evenly_spaced_queries(monkeypatch: pytest.MonkeyPatch) -> None:
