@@ -103,9 +103,9 @@ def decision_parts(model: SlimModel, images: Tensor) -> dict[str, Callable[[], o
 
 def _merges(bb: Backbone, x: Tensor, targets: MergeTargets, counts: tuple[int, ...]) -> Tensor:
     """What `run_fixed` does at its drop points, without the blocks between them."""
-    size = initial_sizes((len(x), counts[0]), x)
+    size = initial_sizes(x.shape[:2], x)
     for before, after in pairwise(counts):
-        patches, size = merge(x[:, bb.prefix :], size, targets.of(after, before))
-        x = torch.cat((x[:, : bb.prefix], patches), dim=1)
-        key_bias(size, bb.prefix).to(x.dtype)
+        dropped = targets.of(after, before)
+        x, size = merge(x, size, bb.prefix + dropped.rank, dropped.weight)
+        key_bias(size).to(x.dtype)
     return x

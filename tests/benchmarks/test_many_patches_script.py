@@ -139,9 +139,9 @@ def test_the_merges_of_the_parts_are_those_of_a_run(runs: Any, monkeypatch: pyte
     assert len(counts) == 3
     merge, merged = runs.merge, []
 
-    def noted(patches: torch.Tensor, size: torch.Tensor, targets: Any) -> Any:
-        merged.append((patches.shape[1], patches.shape[1] - targets.rank.shape[1]))
-        return merge(patches, size, targets)
+    def noted(tokens: torch.Tensor, size: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> Any:
+        merged.append((tokens.shape[1] - 1, tokens.shape[1] - 1 - target.shape[1]))
+        return merge(tokens, size, target, weight)
 
     monkeypatch.setattr(runs, "merge", noted)
     parts = runs.decision_parts(model, images)

@@ -143,7 +143,7 @@ def test_merging_many_patches_stays_in_range(dtype: torch.dtype) -> None:
     """The sum of 251 patches of value 300 is out of float16's range, their mean is not."""
     patches = torch.full((1, 251, 4), 300.0, dtype=dtype)
     all_into_first = MergeTargets(torch.zeros(1, 250, dtype=torch.long), torch.ones(1, 250))
-    mean, size = merge(patches, torch.ones(1, 251), all_into_first)
+    mean, size = merge(patches, torch.ones(1, 251), *all_into_first)
     assert torch.equal(mean, patches[:, :1])
     assert size.tolist() == [[251.0]]
     rows, stage = (
@@ -176,7 +176,7 @@ def test_autocast_does_not_change_the_decision(variant: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         under_autocast = model.decide(tokens, embedded)
         patches, targets = torch.randn(1, 3, 8), MergeTargets(torch.tensor([[1]]), torch.tensor([[0.5]]))
-        after, _ = merge(patches, torch.ones(1, 3), targets)
+        after, _ = merge(patches, torch.ones(1, 3), *targets)
     assert torch.equal(plain.score, under_autocast.score)
     assert torch.equal(plain.order, under_autocast.order)
     if plain.merge_targets is not None:

@@ -111,7 +111,7 @@ def test_merging_preserves_the_weighted_sum_of_tokens_and_of_sizes():
     draw = torch.Generator().manual_seed(0)
     patches, size = torch.randn(2, 9, 4, generator=draw), torch.randint(1, 4, (2, 9), generator=draw).float()
     targets = MergeTargets(torch.randint(0, 5, (2, 4), generator=draw), torch.rand(2, 4, generator=draw))
-    after, new_size = merge(patches, size, targets)
+    after, new_size = merge(patches, size, *targets)
     weighted = torch.cat((size[:, :5], size[:, 5:] * targets.weight), dim=1)
     torch.testing.assert_close((after * new_size[..., None]).sum(1), (patches * weighted[..., None]).sum(1))
     torch.testing.assert_close(new_size.sum(1), weighted.sum(1))

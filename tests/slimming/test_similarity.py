@@ -124,7 +124,7 @@ def test_no_tensor_of_the_decision_grows_with_the_square_of_the_patches(patches:
         order = coverage_gain(importance, embedding).argsort(dim=1)
         targets = fixed_merge_targets(embedding, order, Schedule((patches, patches // 2, patches // 4), 1))
         adaptive_merge_targets(embedding, order, torch.tensor([[patches, patches // 2, patches // 4]]))
-        merge(vectors(1, patches, 8), torch.ones(1, patches), targets.of(patches // 2, patches))
+        merge(vectors(1, patches, 8), torch.ones(1, patches), *targets.of(patches // 2, patches))
     assert largest.elements <= similarity._BLOCK + patches
 
 
@@ -144,9 +144,9 @@ def test_merging_by_sums_and_by_a_product_are_the_same(monkeypatch: pytest.Monke
     draw = torch.Generator().manual_seed(0)
     patches, size = torch.randn(3, 50, 8, generator=draw), 1 + torch.rand(3, 50, generator=draw)
     targets = MergeTargets(torch.randint(0, 20, (3, 30), generator=draw), torch.rand(3, 30, generator=draw))
-    by_sums = merge(patches, size, targets)
+    by_sums = merge(patches, size, *targets)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    for expected, got in zip(by_sums, merge(patches, size, targets), strict=True):
+    for expected, got in zip(by_sums, merge(patches, size, *targets), strict=True):
         torch.testing.assert_close(got, expected)
 
 

@@ -114,7 +114,7 @@ def class_row(block: Any, x: Tensor, rope: Tensor | None = None) -> Float[Tensor
         return attention.class_row(q, k)
     with gathered(block):
         attn, y = _attention_input(block, x)
-        (w_q, b_q), (w_k, _), _ = _weights(attn)
+        (w_q, b_q), w_k = _query_and_key_weights(attn)
         q = without_hooks(attn.q_norm, F.linear(y[:, 0], w_q, b_q).unflatten(-1, (attn.num_heads, -1)))
         return class_logits(q, w_k, y)
 
@@ -159,13 +159,13 @@ def _qkv_bias(attn: Any) -> Tensor | None:
     return attn.qkv.bias
 
 
-def _weights(attn: Any) -> list[tuple[Tensor, Tensor | None]]:
-    """(weight, bias) of the projections to queries, keys and values."""
+def _query_and_key_weights(attn: Any) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
+    """((weight, bias) of the projection to queries, weight of that to keys)."""
     if attn.qkv is None:
-        return [(p.weight, p.bias) for p in (attn.q_proj, attn.k_proj, attn.v_proj)]
-    bias = _qkv_bias(attn)
-    biases = (None, None, None) if bias is None else bias.chunk(3)
-    return list(zip(attn.qkv.weight.chunk(3), biases, strict=True))
+        return (attn.q_proj.weight, attn.q_proj.bias), attn.k_proj.weight
+    weight, bias = attn.qkv.weight, _qkv_bias(attn)
+    width = len(weight) // 3
+    return (weight[:width], None if bias is None else bias[:width]), weight[width : 2 * width]
 
 
 def _project(attn: Any, y: Tensor, rope: Tensor | None, call: Call = _call) -> Projected:

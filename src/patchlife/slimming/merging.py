@@ -92,8 +92,8 @@ def _targets(ranked: Float[Tensor, "batch patches k"], kept: Sequence[int]) -> M
     for before, after in reversed(list(pairwise(counts))):
         target, cosine = most_similar(ranked[:, after:before], ranked[:, :after])
         ranks.append(target)
-        weights.append(cosine.clamp(0, 1))
-    return MergeTargets(torch.cat(ranks, dim=1), torch.cat(weights, dim=1))
+        weights.append(cosine)
+    return MergeTargets(torch.cat(ranks, dim=1), torch.cat(weights, dim=1).clamp(0, 1))
 
 
 def _targets_in_windows(
@@ -135,24 +135,25 @@ def _targets_in(
 
 
 def merge(
-    patches: Float[Tensor, "batch before dim"],
+    tokens: Float[Tensor, "batch before dim"],
     size: Float[Tensor, "batch before"],
-    targets: MergeTargets,
+    target: Int[Tensor, "batch dropped"],
+    weight: Float[Tensor, "batch dropped"],
 ) -> tuple[Float[Tensor, "batch kept dim"], Float[Tensor, "batch kept"]]:
-    """(kept patches, their sizes) after the last ones, whose ``targets`` are given, were merged into them.
+    """(kept tokens, their sizes) after the last ones were merged, each with its ``weight`` into the token ``target``.
 
     Weights come first and means are taken in float32 at least, so no sum exceeds half precision's range.
     """
-    batch, dropped = targets.rank.shape
-    kept = patches.shape[1] - dropped
-    moved = size[:, kept:] * targets.weight.to(size.dtype)
-    if torch.compiler.is_compiling() or patches.device.type != "cpu":
-        return _merge_by_product(patches, size, targets.rank, moved)
-    exact, place = patches.to(size.dtype), flat_index(targets.rank, kept)
+    batch, dropped = target.shape
+    kept = tokens.shape[1] - dropped
+    moved = size[:, kept:] * weight.to(size.dtype)
+    if torch.compiler.is_compiling() or tokens.device.type != "cpu":
+        return _merge_by_product(tokens, size, target, moved)
+    exact, place = tokens.to(size.dtype), flat_index(target, kept)
     mean, new_size = merge_rows(
         exact[:, :kept].flatten(0, 1), size[:, :kept].flatten(), exact[:, kept:].flatten(0, 1), moved.flatten(), place
     )
-    return mean.view(batch, kept, patches.shape[2]).to(patches.dtype), new_size.view(batch, kept)
+    return mean.view(batch, kept, tokens.shape[2]).to(tokens.dtype), new_size.view(batch, kept)
 
 
 def merge_rows(
@@ -172,7 +173,7 @@ def merge_rows(
 
 
 def _merge_by_product(
-    patches: Float[Tensor, "batch before dim"],
+    tokens: Float[Tensor, "batch before dim"],
     size: Float[Tensor, "batch before"],
     target: Int[Tensor, "batch dropped"],
     moved: Float[Tensor, "batch dropped"],
@@ -181,14 +182,14 @@ def _merge_by_product(
 
     On a CPU `torch.index_add` adds row after row, and takes a fiftieth of the time at 2000 dropped patches.
     """
-    kept = patches.shape[1] - target.shape[1]
+    kept = tokens.shape[1] - target.shape[1]
     received = (target[:, None, :] == torch.arange(kept, device=size.device)[:, None]) * moved[:, None, :]
     new_size = size[:, :kept] + received.sum(dim=2)
-    exact = patches.to(size.dtype)
+    exact = tokens.to(size.dtype)
     own = exact[:, :kept] * (size[:, :kept] / new_size)[..., None]
     with without_autocast(own):
         mean = torch.baddbmm(own, received / new_size[..., None], exact[:, kept:])
-    return mean.to(patches.dtype), new_size
+    return mean.to(tokens.dtype), new_size
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:
@@ -202,9 +203,9 @@ def initial_sizes(shape: tuple[int, ...], like: Tensor) -> Float[Tensor, "*shape
     return torch.ones(shape, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
-def key_bias(size: Float[Tensor, "batch patches"], prefix: int) -> Float[Tensor, "batch 1 1 keys"]:
-    """What is added to the attention logits of each key: `log_size` for patches, 0 for prefix tokens."""
-    return torch.nn.functional.pad(log_size(size), (prefix, 0))[:, None, None, :]
+def key_bias(size: Float[Tensor, "batch keys"]) -> Float[Tensor, "batch 1 1 keys"]:
+    """`log_size` in the shape of attention logits. Prefix tokens have size 1 and get 0."""
+    return log_size(size)[:, None, None, :]
 
 
 def log_size(size: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:

@@ -125,6 +125,8 @@ class SlimModel(FeatureExtraction, SlimSettings):
 
     def score(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded) -> Scores:
         """The scorer on the input of the start block, in the precision of the weights, without autocast."""
+        if not torch.is_autocast_enabled(tokens.device.type):
+            return self.scorer(tokens, embedded.rope, self.backbone, self.start)
         with without_autocast(tokens):
             return self.scorer(tokens.to(self.backbone.dtype), embedded.rope, self.backbone, self.start)
 
@@ -285,7 +287,8 @@ class SlimModel(FeatureExtraction, SlimSettings):
         if torch.compiler.is_compiling():
             return nullcontext()
         self._check_attached(self.settings, packed)
-        return resident(self) if self.backbone.device.type == "meta" else nullcontext()
+        offloaded = "_hf_hook" in self.__dict__ and self.backbone.device.type == "meta"
+        return resident(self) if offloaded else nullcontext()
 
     def _trains_scorer(self) -> bool:
         return self.training and torch.is_grad_enabled() and any(p.requires_grad for p in self.scorer.parameters())

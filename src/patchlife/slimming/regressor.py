@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from .coverage import coverage_gain
 from .scorers import Scorer, Scores
+from .similarity import unit
 
 __all__ = ["LifeRegressor"]
 
@@ -50,10 +51,12 @@ class LifeRegressor(Scorer):
         """(logits of importance (batch, patches), embeddings of unit length (batch, patches, embedding_dim))."""
         x = self.norm(tokens)
         patches = x[:, self.prefix :]
-        context = (x[:, : self.prefix] if self.prefix else patches).mean(dim=1, keepdim=True)
+        context = x[:, : self.prefix] if self.prefix else patches
+        if self.prefix != 1:
+            context = context.mean(dim=1, keepdim=True)
         hidden = F.gelu(self.patch(patches) + self.context(context))
         embedding = self.similarity(hidden) + self.similarity_skip(patches)
-        return self.importance(hidden).squeeze(-1), F.normalize(embedding, dim=-1)
+        return self.importance(hidden).squeeze(-1), unit(embedding)
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], rope: Tensor | None, backbone: Backbone, start: int

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 from .coverage import coverage_gain
-from .similarity import comparable, subspace
+from .similarity import comparable, subspace, unit
 
 __all__ = ["QUERIES", "AttentionScorer", "Scorer", "Scores", "attention_received"]
 
@@ -85,9 +85,9 @@ class AttentionScorer(Scorer):
     ) -> Scores:
         """Score the patches of ``tokens``, the input of block ``start`` of ``backbone``."""
         received = attention_received(tokens, rope, backbone, start).float().sum(dim=1)
-        embedding = nn.functional.normalize(comparable(tokens[:, backbone.prefix :]), dim=-1)
+        embedding = unit(comparable(tokens[:, backbone.prefix :]))
         if embedding.shape[1] > _WHOLE_TOKENS:
-            embedding = nn.functional.normalize(subspace(embedding, _WIDTH), dim=-1)
+            embedding = unit(subspace(embedding, _WIDTH))
         return Scores(coverage_gain(received / received.sum(dim=1, keepdim=True), embedding), embedding)
 
 

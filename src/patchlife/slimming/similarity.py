@@ -14,7 +14,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["WINDOW", "comparable", "falling", "flat_index", "most_similar", "row_blocks", "subspace", "take", "windows"]
+__all__ = [
+    "WINDOW",
+    "comparable",
+    "falling",
+    "flat_index",
+    "most_similar",
+    "row_blocks",
+    "subspace",
+    "take",
+    "unit",
+    "windows",
+]
 
 WINDOW = 4096
 """Largest number of patches that are compared with each other."""
@@ -38,6 +49,11 @@ def row_blocks(rows: int, columns: int) -> Iterator[slice]:
 def comparable(embedding: Tensor) -> Tensor:
     """``embedding`` in float32 or wider: half precision would order near-equal pairs by rounding noise."""
     return embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+
+
+def unit(vectors: Float[Tensor, "*any k"]) -> Float[Tensor, "*any k"]:
+    """``vectors`` at length 1; zero vectors stay. As `F.normalize`, which takes longer to call."""
+    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 def subspace(vectors: Float[Tensor, "batch patches dim"], width: int) -> Float[Tensor, "batch patches width"]:
@@ -76,6 +92,8 @@ def most_similar(
     """(the most similar column of each row, their cosine); both hold vectors of unit length."""
     transposed = columns.transpose(1, 2)
     best = [(rows[:, block] @ transposed).max(dim=2) for block in row_blocks(rows.shape[1], columns.shape[1])]
+    if len(best) == 1:
+        return best[0].indices, best[0].values
     return torch.cat([b.indices for b in best], dim=1), torch.cat([b.values for b in best], dim=1)
 
 

@@ -37,7 +37,7 @@ def run_fixed(
     prefix, start, kept = backbone.prefix, plan.schedule.start, plan.schedule.kept
     all_needed = keep_dropped or plan.merge_targets is not None
     x, rope = reorder(tokens, rope, plan.order if all_needed else plan.order[:, : kept[start]], prefix)
-    size = initial_sizes(plan.order.shape, x)
+    size = initial_sizes(x.shape[:2], x)
     bias = None
     drops: list[Dropped] = []
     for index in range(start, backbone.depth):
@@ -47,9 +47,8 @@ def run_fixed(
             if plan.merge_targets is not None:
                 targets = plan.merge_targets.of(n, before)
                 target = prefix + targets.rank
-                patches, size = merge(x[:, prefix:], size, targets)
-                x = torch.cat((x[:, :prefix], patches), dim=1)
-                bias = key_bias(size, prefix).to(x.dtype)
+                x, size = merge(x, size, target, targets.weight)
+                bias = key_bias(size).to(x.dtype)
             else:
                 x = x[:, : prefix + n].contiguous()  # once per drop point: a strided slice slows blocks by up to 25 %
             if keep_dropped:

@@ -49,7 +49,7 @@ def run_gated(
     x, rope = reorder(tokens, rope, plan.order, prefix)
     score = plan.score.gather(1, plan.order)
     embedding = embedding.gather(1, plan.order[:, :, None].expand_as(embedding))
-    size = initial_sizes(score.shape, x)
+    size = initial_sizes(x.shape[:2], x)
     drops: list[Dropped] = []
     for index in range(start, backbone.depth):
         before, n = x.shape[1] - prefix, kept[index]
@@ -59,12 +59,13 @@ def run_gated(
                 targets = plan.merge_targets.of(n, before)
                 target, choice = prefix + targets.rank, _slope(_choice(embedding[:, :before], n))
                 weights = _soft_weights(choice, targets)
-            patches, size = _gated_merge(x[:, prefix:], size, _slope(_gate(score[:, :before], n)), weights, n)
-            x = torch.cat((x[:, :prefix], patches), dim=1)
+            slope = _slope(_gate(score[:, :before], n))
+            patches, patch_size = _gated_merge(x[:, prefix:], size[:, prefix:], slope, weights, n)
+            x, size = torch.cat((x[:, :prefix], patches), 1), torch.cat((size[:, :prefix], patch_size), 1)
             if keep_dropped:
                 drops.append(dropped_patches(restore, last, x, target, choice))
             rope = None if rope is None else rope[..., :n, :]
-        x = backbone.block(index, x, backbone.rope_of(rope, index), key_bias(size, prefix).to(x.dtype))
+        x = backbone.block(index, x, backbone.rope_of(rope, index), key_bias(size).to(x.dtype))
         if index in taps:
             taps[index] = restored(x, drops)
     return restored(x, drops)
