@@ -11,6 +11,7 @@ from ..backbones import Backbone
 from ..errors import ConfigError
 from .plan import Plan
 from .run.fixed import Taps
+from .similarity import take
 
 __all__ = ["FeatureExtraction", "Indices", "block_indices", "intermediates"]
 
@@ -63,19 +64,18 @@ class FeatureExtraction:
         tokens, plan = self._run(x, keep_dropped=True, taps=taps)
         prefix, grid = self.backbone.prefix, self.backbone.grid_of(x)
 
-        def in_grid_order(tokens: Tensor, block: int) -> Tensor:
-            return tokens if plan is None or block < self.start else plan.in_grid_order(tokens, prefix)
-
-        each = [in_grid_order(tapped, block) for block, tapped in taps.items()]
-        each = [self.backbone.norm(tapped) for tapped in each] if norm else each
-        final = self.backbone.norm(in_grid_order(tokens, self.backbone.depth))
+        if plan is not None:
+            index = plan.grid_index(prefix)
+            taps = {block: take(tapped, index) if block >= self.start else tapped for block, tapped in taps.items()}
+            tokens = tokens if intermediates_only else take(tokens, index)
+        each = [self.backbone.norm(tapped) if norm else tapped for tapped in taps.values()]
         if not output_dict:
             found = intermediates(each, prefix, grid, output_fmt, return_prefix_tokens)
-            return found if intermediates_only else (final, found)
+            return found if intermediates_only else (self.backbone.norm(tokens), found)
         result: dict[str, Any] = {"image_intermediates": intermediates(each, prefix, grid, output_fmt, False)}
         if return_prefix_tokens and prefix:
             result["image_intermediates_prefix"] = [tapped[:, :prefix] for tapped in each]
-        return result if intermediates_only else result | {"image_features": final}
+        return result if intermediates_only else result | {"image_features": self.backbone.norm(tokens)}
 
     def get_intermediate_layers(
         self,

@@ -24,6 +24,7 @@ from .run.gated import run_gated
 from .run.mixed import SizeGroup, before_start, by_size, from_start, in_order, lives_in_order
 from .scorers import Scores
 from .settings import SlimSettings
+from .similarity import take
 
 __all__ = ["SlimModel"]
 
@@ -218,8 +219,10 @@ class SlimModel(FeatureExtraction, SlimSettings):
         """
         taps: Taps = dict.fromkeys(blocks, tokens)
         _, plan = self._run_from_start(tokens, embedded, keep_dropped=True, taps=taps)
-        prefix = self.backbone.prefix
-        return [tapped if plan is None else plan.in_grid_order(tapped, prefix) for tapped in taps.values()]
+        if plan is None:
+            return list(taps.values())
+        index = plan.grid_index(self.backbone.prefix)
+        return [take(tapped, index) for tapped in taps.values()]
 
     @overload
     def lives(self, images: ImageBatch) -> Lives: ...

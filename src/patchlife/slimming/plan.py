@@ -52,12 +52,16 @@ class Plan:
         life = (self.rank()[:, :, None] < kept[:, None, :]).sum(dim=2).float()
         return Lives(life, kept, self.score, self.grid)
 
+    def grid_index(self, prefix: int) -> Int[Tensor, "batch tokens"]:
+        """Where each token is in a run by this plan (of all tokens): ``prefix`` tokens, then patches in grid order."""
+        front = torch.arange(prefix, device=self.order.device).expand(self.order.shape[0], -1)
+        return torch.cat((front, self.rank() + prefix), dim=1)
+
     def in_grid_order(
         self, tokens: Float[Tensor, "batch tokens dim"], prefix: int
     ) -> Float[Tensor, "batch tokens dim"]:
         """Tokens of a run by this plan (all of them), with the patches back in grid order."""
-        rank = self.rank()
-        return torch.cat((tokens[:, :prefix], take(tokens[:, prefix:], rank)), dim=1)
+        return take(tokens, self.grid_index(prefix))
 
 
 def longest_first(score: Float[Tensor, "batch patches"]) -> tuple[Tensor, Int[Tensor, "batch patches"]]:

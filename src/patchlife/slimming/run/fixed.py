@@ -57,7 +57,7 @@ def run_fixed(
         x = backbone.block(index, x, backbone.rope_of(rope, index), bias)
         if index in taps:
             taps[index] = restored(x, drops)
-    return restored(x, drops)
+    return taps[index] if index in taps else restored(x, drops)
 
 
 def reorder(tokens: Tensor, rope: Tensor | None, order: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:

@@ -68,7 +68,7 @@ def run_gated(
         x = backbone.block(index, x, backbone.rope_of(rope, index), key_bias(size).to(x.dtype))
         if index in taps:
             taps[index] = restored(x, drops)
-    return restored(x, drops)
+    return taps[index] if index in taps else restored(x, drops)
 
 
 def _gate(score: Float[Tensor, "batch patches"], kept: int) -> Float[Tensor, "batch patches"]:
