@@ -44,7 +44,8 @@ def test_mixed_sizes_times_every_run(
     options = ("--models", NAME, "--batches", "3", "--modes", mode, "--rounds", "5", "--out", str(out))
     run("mixed_sizes", monkeypatch, *options)
     (timing,) = json.loads(out.read_text())["runs"]
-    assert len(timing["seconds"]) == 7 and timing["conditions"]["mode"] == mode
+    assert len(timing["seconds"]) == 7
+    assert timing["conditions"]["mode"] == mode
     assert len(timing["conditions"]["sizes"]) > 1
 
 
@@ -72,7 +73,8 @@ def test_similarity_width_compares_every_way(
     options = ("--checkpoint", str(tmp_path / "weights.safetensors"), "--pixels", "160", "--budgets", "0.5")
     module = run("similarity_width", monkeypatch, str(photos), *options, "--out", str(out))
     result = json.loads(out.read_text())
-    assert [row["way"] for row in result["rows"]] == list(module.WAYS) and result["pixels"] == 160
+    assert [row["way"] for row in result["rows"]] == list(module.WAYS)
+    assert result["pixels"] == 160
     assert all(row["kl"] > 0 and row["photos"] == 2 for row in result["rows"])
     by_way = {row["way"]: row["kl"] for row in result["rows"]}
     assert by_way["every 4th channel"] != by_way["whole tokens"]
