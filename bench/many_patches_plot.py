@@ -25,22 +25,26 @@ LOOK = {  # run: label, line, colour
 
 
 def plot(records: list[dict[str, Any]]) -> Image.Image:
-    """Two panels, both axes logarithmic: seconds of one image, and megabytes of the first call."""
-    figure = new_figure(10.4, 4.6, dpi=130)
-    left, right = figure.subplots(1, 2)
+    """Three panels: seconds of one image, speed over the bound, and megabytes of the first call."""
+    figure = new_figure(13.6, 4.4, dpi=120)
+    left, middle, right = panels = figure.subplots(1, 3)
     budget, threads = (records[0]["conditions"][name] for name in ("budget", "threads"))
     left.set(ylabel="seconds per image", title=f"time, batch 1, {_counted(threads, 'thread')}")
+    middle.set(title="speed over the no-decision bound", ylim=(0.88, 1.02))
     right.set(ylabel="MB", title="peak memory of the first call, weights left out")
     for run, (label, line, colour) in LOOK.items():
         style = {"label": label, "color": colour, "markersize": 5, "linewidth": 1.5}
-        for axes, points in ((left, _times(records, run)), (right, _memory(records, run))):
-            if points:
-                axes.loglog(*zip(*sorted(points), strict=True), line, **style)
+        for axes, found in zip(panels, (_times, _ratios, _memory), strict=True):
+            if points := found(records, run):
+                axes.plot(*zip(*sorted(points), strict=True), line, **style)
     ticks = sorted({record["patches"] for record in records})
-    for axes in (left, right):
+    for axes in panels:
+        axes.set_xscale("log")
+        if axes is not middle:
+            axes.set_yscale("log")
+            axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
         axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=8)
         axes.set_xticks([], minor=True)
-        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
         axes.set_xlabel("patches")
@@ -60,6 +64,14 @@ def _times(records: list[dict[str, Any]], run: str) -> list[tuple[int, float]]:
     beside = "dense" if run == BOUND else run
     found = [r for r in records if (r["measure"], r["run"]) == ("time", beside)]
     return [(r["patches"], r["seconds"][run]["median"]) for r in found]
+
+
+def _ratios(records: list[dict[str, Any]], run: str) -> list[tuple[int, float]]:
+    """(patches, speed over the bound) of a slimmed run; 1 for the bound."""
+    if run == BOUND:
+        return [(patches, 1.0) for patches, _ in _times(records, run)]
+    found = [r for r in records if (r["measure"], r["run"]) == ("time", run) and run != "dense"]
+    return [(r["patches"], r["ratios"][run]["median"]) for r in found]
 
 
 def _memory(records: list[dict[str, Any]], run: str) -> list[tuple[int, float]]:

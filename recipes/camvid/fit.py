@@ -1,9 +1,12 @@
 """Train adapters for CamVid without labels: the scorer only, then a low-rank weight delta from that scorer.
 
     python recipes/camvid/fit.py --dense runs/camvid/dense.safetensors --out runs/camvid
+    python recipes/camvid/fit.py --dense runs/camvid/dense.safetensors --out runs/camvid --long
 
 The photos of the train split and their mirror images are distilled: patch features of the dense model and its answers
 for every pixel. Writes OUT/scorer and OUT/adapter; a finished one is not trained again, an interrupted one goes on.
+With --long a wider scorer learns for more epochs, and the delta takes twice as many steps; the names are long-scorer
+and long-adapter.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ from pathlib import Path
 import camvid
 import dense_model
 import methods
+import torch
 from PIL import Image, ImageOps
 
 import patchlife
 from patchlife.config import LifeConfig, TrainingConfig
 from patchlife.data import Preprocess
 from patchlife.io.files import write_atomic
+from patchlife.slimming.regressor import LifeRegressor
 from patchlife.training.dense import DenseHead
 from patchlife.training.fit import fit
 from patchlife.training.target_cache import Photo
@@ -36,19 +41,27 @@ def main() -> None:
     parser.add_argument("--dense", type=Path, default=Path("runs/camvid/dense.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("runs/camvid"))
     parser.add_argument("--epochs", type=int, default=5, help="of the weight delta")
-    parser.add_argument("--scorer-epochs", type=int, default=TrainingConfig().epochs)
+    parser.add_argument("--scorer-epochs", type=int, help=f"default {TrainingConfig().epochs}, with --long 40")
+    parser.add_argument("--long", action="store_true", help="a wider scorer, and more steps")
     parser.add_argument("--limit", type=int, help="train on this many photos only (for a trial)")
     options = parser.parse_args()
     backbone, head = dense_model.load(options.dense)
     files = sorted((options.data / "train" / "images").iterdir())[: options.limit]
     photos = [Photo(file) for file in (*files, *mirrored(files, options.out / "mirrored"))]
     dense_head = DenseHead(head, dense_model.BLOCKS)
-    common = {"target": "pixels", "batch_size": 8, "cache": options.out / "cache"}
+    common = {"target": "pixels", "cache": options.out / "cache"}
+    long, prefix = options.long, "long-" if options.long else ""
+    epochs = options.scorer_epochs or (40 if long else TrainingConfig().epochs)
     runs = {
-        "scorer": TrainingConfig(**common, epochs=options.scorer_epochs),
-        "adapter": TrainingConfig(**common, epochs=0, finetune="adapter", finetune_epochs=options.epochs),
+        f"{prefix}scorer": TrainingConfig(**common, batch_size=8, epochs=epochs),
+        f"{prefix}adapter": TrainingConfig(
+            **common, batch_size=4 if long else 8, epochs=0, finetune="adapter", finetune_epochs=options.epochs
+        ),
     }
     model = patchlife.wrap(backbone, LifeConfig(start=methods.START, drops=methods.DROPS))
+    if long:
+        torch.manual_seed(0)
+        model.scorer = LifeRegressor(model.backbone.dim, model.backbone.prefix, width=192, embedding_dim=64)
     for name, config in runs.items():
         folder = options.out / name
         if not folder.is_dir():

@@ -33,6 +33,7 @@ done
 
 # adapters, trained without labels
 python "$here/fit.py" "${of[@]}" --out "$out"
-"${evaluate[@]}" --methods '' --adapters "$out/scorer" "$out/adapter"
+python "$here/fit.py" "${of[@]}" --out "$out" --long
+"${evaluate[@]}" --methods '' --adapters "$out/scorer" "$out/adapter" "$out/long-scorer" "$out/long-adapter"
 "${evaluate[@]}" --methods '' --adapters "$out/scorer" "$out/adapter" --budgets 0.6,0.5,0.4 --settings '{"drops": [2, 4, 6, 8]}'
 python "$here/summary.py" "$out"

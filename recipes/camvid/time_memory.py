@@ -26,6 +26,7 @@ from evaluate import BUDGETS, METHODS
 from patchlife.evaluation.memory import peak_bytes
 from patchlife.evaluation.timing import Timing, alternate
 from patchlife.io.files import write_atomic
+from patchlife.malloc import keep_freed_memory
 
 
 def measure(models: dict[str, methods.Method], head: dense_model.Head, batch: int, rounds: int) -> dict[str, Any]:
@@ -53,7 +54,10 @@ def main() -> None:
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--batches", default="1,4")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
     backbone, head = dense_model.load(options.dense)
     models = {"dense": methods.dense(backbone, head)}
     builders = METHODS | {folder.name: methods.fitted(folder) for folder in options.adapters}

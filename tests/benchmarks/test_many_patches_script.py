@@ -179,9 +179,13 @@ def test_the_plot_has_a_line_for_each_method(runs: Any, tmp_path: Path) -> None:
     for patches in (196, 4096):
         for run in script.LOOK:
             seconds = {run: {"median": patches / 1e3}, script.BOUND: {"median": patches / 2e3}}
-            both = {"patches": patches, "run": run, "conditions": conditions}
+            ratios = {run: {"median": 0.9}}
+            both = {"patches": patches, "run": run, "conditions": conditions, "ratios": ratios}
             records += [{**both, "measure": "time", "seconds": seconds}] * (run != script.BOUND)
             records.append({**both, "measure": "memory", "bytes": 1000 * patches})
     assert script._times(records, script.BOUND) == [(196, 0.098), (4096, 2.048)]
     assert script._memory(records, "ToMe") == [(196, 0.196), (4096, 4.096)]
-    assert script.plot(records).size == (1352, 598)
+    assert script._ratios(records, "ToMe") == [(196, 0.9), (4096, 0.9)]
+    assert script._ratios(records, script.BOUND) == [(196, 1.0), (4096, 1.0)]
+    assert script._ratios(records, "dense") == []
+    assert script.plot(records).size == (1632, 528)

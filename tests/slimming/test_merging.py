@@ -117,3 +117,17 @@ def test_merging_preserves_the_weighted_sum_of_tokens_and_of_sizes():
     torch.testing.assert_close(new_size.sum(1), weighted.sum(1))
     untouched = [i for i in range(5) if i not in targets.rank[0].tolist()]
     torch.testing.assert_close(after[0, untouched], patches[0, untouched])
+
+
+@pytest.mark.parametrize("dropped", [30, 2100])
+def test_sums_do_not_depend_on_the_number_of_threads(dropped: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    patches, size = torch.randn(2, 20 + dropped, 8, generator=draw), 1 + torch.rand(2, 20 + dropped, generator=draw)
+    target, weight = torch.randint(0, 20, (2, dropped), generator=draw), torch.rand(2, dropped, generator=draw)
+    runs = []
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        runs.append(merge(patches, size, target, weight))
+    for one, two in zip(*runs, strict=True):
+        assert torch.equal(one, two)
+        assert two.is_contiguous()
