@@ -14,9 +14,9 @@ from PIL import Image
 
 from patchlife.visual.plots import new_figure, rendered
 
-LOOK = {
-    "adapter": ("PatchLife, low-rank delta, 5 epochs", "#0a7d3c", "-o"),
-    "scorer": ("PatchLife, scorer only", "#7fbf3f", "-o"),
+LOOK = {  # the first two with drop points 2 and 6, the others with the settings of methods.py
+    "long-adapter": ("PatchLife, low-rank delta", "#0a7d3c", "-o"),
+    "long-scorer": ("PatchLife, scorer only", "#7fbf3f", "-o"),
     "untrained": ("PatchLife, nothing trained", "#b6d7a8", "-o"),
     "tome": ("ToMe, un-merging by residual", "#c44e52", "--s"),
     "smaller-input": ("smaller input", "#4c72b0", "--s"),
@@ -30,7 +30,8 @@ def plot(result: dict[str, Any]) -> Image.Image:
     figure = new_figure(11, 4.2)
     points, divergence = figure.subplots(1, 2)
     for method, (title, colour, style) in LOOK.items():
-        scores = [score for score in result["scores"] if score["method"] == method and not score["settings"]]
+        settings = {"drops": [2, 6]} if method.startswith("long-") else {}
+        scores = [score for score in result["scores"] if (score["method"], score["settings"]) == (method, settings)]
         scores = sorted(scores, key=lambda score: score["fraction"])
         flops = [score["fraction"] for score in scores]
         look = {"color": colour, "markersize": 4, "label": title}

@@ -19,7 +19,7 @@ def main(out: Path) -> None:
     """Write OUT/results.json and print one row for each method, settings and budget."""
     result: dict[str, Any] = json.loads((out / "scores.json").read_text())
     result["command"] = "recipes/camvid/run.sh SHARED OUT"
-    fits = {name: out / f"{name}.fit.json" for name in ("dense", "scorer", "adapter")}
+    fits = {name: out / f"{name}.fit.json" for name in ("dense", "scorer", "adapter", "long-scorer", "long-adapter")}
     result["fits"] = {name: json.loads(file.read_text()) for name, file in fits.items() if file.is_file()}
     write_atomic(out / "results.json", json.dumps(result, indent=1) + "\n")
     print(f"dense: mIoU {_points(result['dense']['miou'])}, {_thin(result['dense'])}\n")
