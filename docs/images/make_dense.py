@@ -1,5 +1,5 @@
-"""Draws dense.png, the picture of docs/how_to/dense.md: photos, a segmentation from the dense model's features, the same
-from the slimmed model's, and the life map.
+"""Draws dense.png, the picture of docs/how_to/dense.md: photos, a segmentation of the dense model's features, the same
+of the slimmed model's, and the life map.
 
     python docs/images/make_dense.py WEIGHTS CALTECH101_TEST
 
