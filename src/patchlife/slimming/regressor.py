@@ -52,8 +52,8 @@ class LifeRegressor(Scorer):
         x = self.norm(tokens)
         patches = x[:, self.prefix :]
         context = x[:, : self.prefix] if self.prefix else patches
-        if self.prefix != 1:
-            context = context.mean(dim=1, keepdim=True)
+        # contiguous: torch 2.9 rounds the product of a strided batch by how the weights are aligned in memory
+        context = context.contiguous() if self.prefix == 1 else context.mean(dim=1, keepdim=True)
         hidden = F.gelu(self.patch(patches) + self.context(context))
         embedding = self.similarity(hidden) + self.similarity_skip(patches)
         return self.importance(hidden).squeeze(-1), unit(embedding)
