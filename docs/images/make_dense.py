@@ -11,28 +11,17 @@ group whose mean is nearest. The slimmed model's features are compared with the 
 import sys
 from pathlib import Path
 
-import timm
 import torch
-from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-import patchlife
-from patchlife.data import Preprocess, read_photo
+from patchlife.config import ModelConfig
+from patchlife.data import read_photo
+from patchlife.runtime.opening import open_pipeline
 from patchlife.visual.answers import class_colours, draw_answers
 from patchlife.visual.layout import stacked
 
 PHOTOS = ("kangaroo/image_0034.jpg", "ketch/image_0002.jpg", "sunflower/image_0003.jpg")
 PIXELS, BUDGET, GROUPS = 448, 0.5, 5
-
-
-def backbone(weights: Path) -> torch.nn.Module:
-    """ViT-Tiny for images of PIXELS x PIXELS; positions interpolated."""
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=PIXELS).eval()
-    state = load_file(weights)
-    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(vit.patch_embed.grid_size))
-    vit.load_state_dict(state)
-    return vit
 
 
 def features(model, images: Tensor) -> Tensor:
@@ -55,9 +44,11 @@ def means(points: Tensor) -> Tensor:
 @torch.inference_mode()
 def main(weights: str, photos: str) -> None:
     """Write dense.png into the folder of this file, and print how many patches get the dense model's class."""
-    vit = backbone(Path(weights))
-    model = patchlife.wrap(vit, patchlife.LifeConfig(budget=BUDGET))
-    preprocess = Preprocess((PIXELS, PIXELS), crop_fraction=1.0, mean=(0.5,) * 3, std=(0.5,) * 3)
+    pipeline = open_pipeline(
+        ModelConfig("vit_tiny_patch16_224", checkpoint=Path(weights), image_size=PIXELS, life={"budget": BUDGET})
+    )
+    model, preprocess = pipeline.model, pipeline.preprocess
+    vit = model.unwrap()
     rows = []
     for name in PHOTOS:
         images = preprocess(read_photo(Path(photos) / name))[None]

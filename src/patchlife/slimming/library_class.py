@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..backbones import Embedded
 from .model import SlimModel
 from .run.fixed import Taps
+from .similarity import take
 
 __all__ = ["LibraryModel", "library_class"]
 
@@ -35,13 +36,13 @@ class LibraryModel(SlimModel):
         """All blocks. Tokens, in grid order if ``all_tokens``, else without dropped patches; ``taps`` in grid order."""
         tokens = self.before_start(embedded, taps)
         tokens, plan = self._run_from_start(tokens, embedded, all_tokens, taps)
-        if plan is None:
+        if plan is None or not (all_tokens or taps):
             return tokens
-        prefix = self.backbone.prefix
+        places = plan.grid_index(self.backbone.prefix)
         for index in taps:
             if index >= self.start:
-                taps[index] = plan.in_grid_order(taps[index], prefix)
-        return plan.in_grid_order(tokens, prefix) if all_tokens else tokens
+                taps[index] = take(taps[index], places)
+        return take(tokens, places) if all_tokens else tokens
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers': saves the backbone alone. `patchlife.save` saves the adapter."""

@@ -126,10 +126,10 @@ class SlimModel(FeatureExtraction, SlimSettings):
 
     def score(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded) -> Scores:
         """The scorer on the input of the start block, in the precision of the weights, without autocast."""
-        if not torch.is_autocast_enabled(tokens.device.type):
-            return self.scorer(tokens, embedded.rope, self.backbone, self.start)
+        if torch.is_autocast_enabled(tokens.device.type):
+            tokens = tokens.to(self.backbone.dtype)
         with without_autocast(tokens):
-            return self.scorer(tokens.to(self.backbone.dtype), embedded.rope, self.backbone, self.start)
+            return self.scorer(tokens, embedded.rope, self.backbone, self.start)
 
     def make_plan(self, scores: Scores, embedded: Embedded) -> Plan:
         """The only decision of a forward pass.

@@ -11,7 +11,7 @@ from torch import Tensor
 from .lives import Lives
 from .merging import MergeTargets, adaptive_merge_targets, fixed_merge_targets
 from .schedule import Schedule
-from .similarity import falling, take
+from .similarity import falling, take, token_index
 
 __all__ = ["Plan", "adaptive_plan", "fixed_plan", "longest_first"]
 
@@ -54,8 +54,7 @@ class Plan:
 
     def grid_index(self, prefix: int) -> Int[Tensor, "batch tokens"]:
         """Where each token is in a run by this plan (of all tokens): ``prefix`` tokens, then patches in grid order."""
-        front = torch.arange(prefix, device=self.order.device).expand(self.order.shape[0], -1)
-        return torch.cat((front, self.rank() + prefix), dim=1)
+        return token_index(self.rank(), prefix)
 
     def in_grid_order(
         self, tokens: Float[Tensor, "batch tokens dim"], prefix: int

@@ -23,6 +23,7 @@ __all__ = [
     "row_blocks",
     "subspace",
     "take",
+    "token_index",
     "unit",
     "windows",
 ]
@@ -108,6 +109,12 @@ def take(rows: Float[Tensor, "batch rows dim"], index: Int[Tensor, "batch taken"
     """Rows of each image by their index. One copy of whole rows: several times faster than `torch.gather`."""
     taken = rows.flatten(0, 1).index_select(0, flat_index(index, rows.shape[1]))
     return taken.unflatten(0, (rows.shape[0], index.shape[1]))
+
+
+def token_index(patches: Int[Tensor, "batch taken"], prefix: int) -> Int[Tensor, "batch tokens"]:
+    """The index of all prefix tokens, then of ``patches``, among the tokens of an image."""
+    front = torch.arange(prefix, device=patches.device).expand(patches.shape[0], -1)
+    return torch.cat((front, patches + prefix), dim=1)
 
 
 def flat_index(index: Int[Tensor, "batch taken"], rows: int) -> Int[Tensor, "batch*taken"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,7 +9,7 @@ from ...backbones import Backbone
 from ...config import Restore
 from ..merging import initial_sizes, key_bias, merge
 from ..plan import Plan
-from ..similarity import take
+from ..similarity import take, token_index
 from .restore import Dropped, dropped_patches, restored
 
 __all__ = ["Taps", "reorder", "run_fixed"]
@@ -62,8 +61,7 @@ def run_fixed(
 
 def reorder(tokens: Tensor, rope: Tensor | None, order: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:
     """The one gather: prefix tokens, then the patches of ``order``; rotary tables are gathered with their patches."""
-    front = torch.arange(prefix, device=order.device).expand(order.shape[0], -1)
-    x = take(tokens, torch.cat((front, order + prefix), dim=1))
+    x = take(tokens, token_index(order, prefix))
     if rope is not None:
         index = order[None, :, None, :, None].expand(rope.shape[0], -1, rope.shape[2], -1, rope.shape[-1])
         rope = rope.expand(-1, order.shape[0], -1, -1, -1).gather(3, index)
