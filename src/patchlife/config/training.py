@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 
 from ..errors import ConfigError
 
-__all__ = ["Finetune", "Target", "TrainingConfig"]
+__all__ = ["Finetune", "Target", "TrainingConfig", "Views"]
 
 Finetune = Literal["none", "adapter", "full"]
 Target = Literal["logits", "features", "pixels"]
+Views = Literal["fresh", "cached"]
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,15 @@ class TrainingConfig:
 
     Training has two stages. Stage 1 trains the scorer on features of the dense model, which are computed once and
     cached. Stage 2, off by default, trains the backbone by distillation from the dense model, and the scorer along with
-    it. It distils the logits, or for a model without a classifier the embedding and the patch tokens, unless a target
-    says otherwise.
+    it; both see the same random view of each photo, unless ``views`` says otherwise. It distils the logits, or for a
+    model without a classifier the embedding and the patch tokens, unless a target says otherwise.
 
     Attributes:
         photos: Train on at most N photos, drawn at random. Default: all photos.
         cache: Folder for cached features. Default: beside the adapter. Several fits of the same model on the same
             photos can share it.
-        cache_gb: Maximum size of the cached features in GB. Photos that do not fit are left out.
+        cache_gb: Maximum size of the cached features in GB, and of the cached pixels of --views fresh. Photos that do
+            not fit are left out.
         epochs: Epochs of stage 1. 0 skips stage 1 and keeps the scorer that the adapter already has.
         batch_size: Photos per training step, summed over all processes.
         learning_rate: Peak learning rate of stage 1, after a short warm-up and before cosine decay to zero.
@@ -37,6 +39,9 @@ class TrainingConfig:
         finetune_epochs: Epochs of stage 2.
         finetune_learning_rate: Peak learning rate of stage 2. Default: 1e-3 for adapter, 1e-4 for full.
         rank: Rank of the low-rank deltas (--finetune adapter).
+        views: What stage 2 sees of a photo. fresh: in each epoch another random crop; half of the crops are flipped,
+            and half are mixed with another photo (none with --label-weight). The dense model runs at every step.
+            cached: the photo as the model gets it in use. The dense model runs once on each photo.
         target: What training is for. logits: the classifier. features: patch features, for dense prediction with any
             head. pixels: the answers of a dense head, which only the Python function can be given. features and pixels
             change what the scorer learns too. Default: logits, or for a model without a classifier its embedding and
@@ -67,6 +72,7 @@ class TrainingConfig:
     finetune_epochs: int = 3
     finetune_learning_rate: float | None = None
     rank: int = 16
+    views: Views = "fresh"
     target: Target | None = None
     feature_blocks: tuple[int, ...] | None = None
     label_weight: float = 0.0
@@ -83,6 +89,8 @@ class TrainingConfig:
             raise ConfigError(f"finetune must be one of {', '.join(get_args(Finetune))}, got {self.finetune!r}")
         if self.target is not None and self.target not in get_args(Target):
             raise ConfigError(f"target must be one of {', '.join(get_args(Target))}, got {self.target!r}")
+        if self.views not in get_args(Views):
+            raise ConfigError(f"views must be one of {', '.join(get_args(Views))}, got {self.views!r}")
         for name in ("batch_size", "rank"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         self._check("photos", self.photos is None or self.photos >= 1, "at least 1")
@@ -96,6 +104,11 @@ class TrainingConfig:
     def _check(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+
+    @property
+    def fresh_views(self) -> bool:
+        """Whether there is a stage 2 and it sees fresh views."""
+        return self.finetune != "none" and self.views == "fresh"
 
     @property
     def stage2_learning_rate(self) -> float:

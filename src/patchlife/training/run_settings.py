@@ -93,6 +93,7 @@ def _stage2_settings(
         "drops": list(model.drops),
         "merge": model.settings.merge,
         "lowest_budget": config.lowest_budget,
+        "views": config.views,
         "label_weight": config.label_weight,
     }
     if model.settings.restore_by != "last":  # as before there was a choice: earlier checkpoints stay valid

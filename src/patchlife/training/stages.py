@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -21,13 +21,13 @@ from .losses import (
     pixel_distillation_loss,
     similarity_loss,
 )
-from .stage import Stage, Step
-from .target_cache import TargetCache
+from .stage import Stage, Step, TargetSource
 from .targets import Targets
 
 _REGRESSION_WEIGHT = 1.0  # of stage 1's loss in stage 2
 _SCORER_LR_MULTIPLIER = 0.1  # in stage 2; at the full learning rate the scorer loses what it learned in stage 1
 _SCALE_PHOTOS = 256  # whose features give their scales
+_AT_ONCE = 8  # of these photos, in memory
 
 __all__ = ["DenseDistillation", "FeatureDistillation", "Regression", "Slimming"]
 
@@ -50,10 +50,10 @@ class Regression(Stage):
 class Slimming(Stage):
     """Stage 2: a student that drops patches is distilled from the dense model; its scorer is trained too.
 
-    The student shares the blocks before the start block with the dense model, so a step begins at cached tokens and
-    costs the slimmed blocks only, forward and backward. Each step has a random budget, so that one set of weights
-    serves all budgets. The scorer gets gradients through `run_gated`. The loss of stage 1 is added, so that the scorer
-    stays good for classes that are not among the photos.
+    The student shares the blocks before the start block with the dense model, so a step begins at the tokens among the
+    targets and costs the slimmed blocks only, forward and backward. Each step has a random budget, so that one set of
+    weights serves all budgets. The scorer gets gradients through `run_gated`. The loss of stage 1 is added, so that the
+    scorer stays good for classes that are not among the photos.
 
     Attributes:
         model: the student, in fixed mode; its backbone is a copy of the dense model's.
@@ -157,21 +157,20 @@ class FeatureDistillation(nn.Module):
     Dropped patches count too, as `LifeConfig.restore` fills their places, so that dense features stay useful.
 
     Args:
-        cache: the targets; the scales of the features come from its first photos.
+        cache: the photos; the scales of the features come from the first ones.
         patch_weight: weight of the loss of the patches, in [0, 1]; the loss of the output has the rest.
     """
 
     output_scale: Tensor
     patch_scale: Tensor
 
-    def __init__(self, cache: TargetCache, patch_weight: float) -> None:
+    def __init__(self, cache: TargetSource, patch_weight: float) -> None:
         super().__init__()
         has_patches = cache.targets([0]).patches.shape[1] > 0
         self.patch_weight = patch_weight if has_patches else 0.0
-        rows = range(min(_SCALE_PHOTOS, len(cache)))
-        self.register_buffer("output_scale", _scale(cache.targets([row]).output for row in rows))
+        self.register_buffer("output_scale", _scale(targets.output for targets in _first(cache)))
         if has_patches:
-            self.register_buffer("patch_scale", _scale(cache.targets([row]).patches for row in rows))
+            self.register_buffer("patch_scale", _scale(targets.patches for targets in _first(cache)))
 
     def forward(self, output: Tensor, patches: Tensor | None, targets: Targets) -> tuple[Tensor, dict[str, float]]:
         """(loss, cosine similarities for the log)."""
@@ -193,18 +192,17 @@ class DenseDistillation(nn.Module):
         patch_weight: weight of the loss of the features, in [0, 1]; that of the answers has the rest. 1 without a head.
 
     Args:
-        cache: the targets; the scales of the features come from its first photos.
+        cache: the photos; the scales of the features come from the first ones.
         dense: see above.
         patch_weight: see above.
     """
 
     scale: Tensor
 
-    def __init__(self, cache: TargetCache, dense: DenseTarget, patch_weight: float) -> None:
+    def __init__(self, cache: TargetSource, dense: DenseTarget, patch_weight: float) -> None:
         super().__init__()
         self.dense, self.patch_weight = dense, 1.0 if dense.head is None else patch_weight
-        rows = range(min(_SCALE_PHOTOS, len(cache)))
-        scale = _scale(cache.targets([row]).patches for row in rows)
+        scale = _scale(targets.patches for targets in _first(cache))
         self.register_buffer("scale", dense.late_part(scale[None, None])[0, 0])
 
     def forward(
@@ -223,7 +221,14 @@ class DenseDistillation(nn.Module):
         return loss, numbers
 
 
-def _scale(features: Iterable[Float[Tensor, "1 *tokens dim"]]) -> Float[Tensor, "dim"]:
+def _first(cache: TargetSource) -> Iterator[Targets]:
+    """The targets of the first photos, a few photos at a time."""
+    count = min(_SCALE_PHOTOS, len(cache))
+    for begin in range(0, count, _AT_ONCE):
+        yield cache.targets(range(begin, min(begin + _AT_ONCE, count)))
+
+
+def _scale(features: Iterable[Float[Tensor, "some *tokens dim"]]) -> Float[Tensor, "dim"]:
     """Standard deviation of each channel; at least a hundredth of the root mean square of all channels."""
     count, total, squares = 0, torch.tensor(0.0), torch.tensor(0.0)
     for values in features:
