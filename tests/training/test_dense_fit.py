@@ -276,7 +276,7 @@ def test_targets_of_a_classifier_keep_their_cache(tmp_path: Path, monkeypatch: p
     photos, plain = some_photos(tmp_path / "photos"), replace(QUICK, cache=tmp_path / "cache")
     fitted = run(tmp_path / "out", photos, plain)
     assert fitted.cache.targets([0]).output.shape == (1, 10)
-    monkeypatch.setattr("patchlife.training.fit.compute_targets", lambda *args: pytest.fail("collected again"))
+    monkeypatch.setattr("patchlife.training.caches.compute_targets", lambda *args: pytest.fail("collected again"))
     run(tmp_path / "out", photos, replace(plain, target="logits"))
     monkeypatch.undo()
     dense = run(tmp_path / "dense", photos, replace(plain, target="features"))

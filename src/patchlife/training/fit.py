@@ -119,21 +119,13 @@ def fit(
         views = collect_views(model, drawn, held_out, preprocess, work_folder(out), config, accelerator, dense)
     if not len(cache) or (views is not None and not len(views)):
         raise ConfigError("none of the photos could be read, so there is nothing to train on")
+    stage2: TargetSource = cache if views is None else views
     measured = _validation(model, validation or {}, preprocess, work_folder(out), config, accelerator, dense)
     for stage_config in stage_configs:
         if stage_config.name == REGRESSION:
             train(Regression(scorer), cache, stage_config, work_folder(out), accelerator, measured)
         else:
-            model = _train_slimming(
-                model,
-                cache if views is None else views,
-                stage_config,
-                config,
-                work_folder(out),
-                accelerator,
-                measured,
-                dense,
-            )
+            model = _train_slimming(model, stage2, stage_config, config, work_folder(out), accelerator, measured, dense)
     model.scorer.eval().requires_grad_(False)  # the flags of the backbone stay as the caller set them
     model.use_calibration(_calibration(model, cache)).set_mode(original.settings.mode)
     model.origin = original.origin
