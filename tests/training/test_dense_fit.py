@@ -303,6 +303,7 @@ class Flat(nn.Module):
         ({"target": "features", "feature_blocks": (2, 7)}, None, r"blocks from -5 to 4, got \[7\]"),
         ({"target": "features", "feature_blocks": (0, 1)}, None, r"from the start block 2 on, got \[0, 1\]"),
         ({"target": "features", "feature_blocks": ()}, None, "got none"),
+        ({"target": "features", "token_weight": 0.5}, None, "instead of image tokens, got token_weight 0.5"),
         ({"target": "features", "label_weight": 0.5}, None, "uses no labels, got label_weight 0.5"),
         ({}, DenseHead(ConvHead().eval(), (1, 5)), r"head.blocks must be blocks from -5 to 4, got \[5\]"),
         ({}, DenseHead(ConvHead(), (1, -1)), "the head must be in eval mode"),

@@ -165,7 +165,7 @@ def test_scales_are_the_deviations_of_the_cached_features(tmp_path: Path) -> Non
     generator = torch.Generator().manual_seed(0)
     output, patches = torch.randn(12, 8, generator=generator), torch.randn(12, 5, 8, generator=generator)
     output[:, 3], patches[..., 2] = 4.0, patches[..., 2] * 50
-    arrays = [array.half().numpy() for array in (output, output, output, output, patches)]
+    arrays = [array.half().numpy() for array in (output, output, output, output, patches, output)]
     cache = TargetCache(some_photos(tmp_path), [], arrays)
     scales = FeatureDistillation(cache, 0.5)
     expected = patches.half().float().flatten(0, 1).std(dim=0, correction=0)

@@ -10,19 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from families import built
 from made_targets import PREPROCESS, QUICK, small_model, some_photos
 from torch import Tensor
 
+from patchlife import LifeConfig, wrap
 from patchlife.config import TrainingConfig
 from patchlife.data import read_photo
 from patchlife.errors import ConfigError
+from patchlife.slimming.regressor import LifeRegressor
 from patchlife.training import caches, photo_cache, view_targets
 from patchlife.training import fit as fit_module
 from patchlife.training.fit import Fitted, accelerator_for, fit, student_of, work_folder
 from patchlife.training.photo_cache import collect_photos
 from patchlife.training.stage import StageConfig, Step
-from patchlife.training.stages import Slimming
-from patchlife.training.target_cache import Photo
+from patchlife.training.stages import FeatureDistillation, Slimming
+from patchlife.training.target_cache import Photo, TargetCache
 from patchlife.training.targets import Targets, compute_targets
 from patchlife.training.view_targets import ViewTargets
 from patchlife.training.views import Draws
@@ -191,3 +194,56 @@ def test_the_limit_of_the_cache_holds_for_pixels_too(tmp_path: Path, no_report: 
 def test_views_must_be_known() -> None:
     with pytest.raises(ConfigError, match="views must be one of fresh, cached, got 'random'"):
         replace(QUICK, views="random")  # type: ignore[arg-type]
+
+
+# ---- tokens
+
+
+def _patches(each: Any) -> Tensor:
+    return each[0] if isinstance(each, tuple) else each
+
+
+def cache_of(targets: Targets, folder: Path) -> TargetCache:
+    return TargetCache(some_photos(folder, len(targets.output)), [], [values.half().numpy() for values in targets])
+
+
+@pytest.mark.parametrize("name", ["vit", "no-classifier", "class-and-gap"])
+def test_image_tokens_are_those_of_the_dense_model_and_of_the_student(name: str, tmp_path: Path) -> None:
+    """Reference: the blocks of the library, called one after the other."""
+    vit = built(name)
+    model = wrap(vit, LifeConfig(budget=0.7, start=2), LifeRegressor(48, wrap(vit).backbone.prefix))
+    images = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    targets = compute_targets(model.backbone, images, 2, image_tokens=True)
+    with torch.no_grad():
+        expected = vit.forward_intermediates(
+            images, [2, 3, 4], return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+        )
+        found = model.forward_intermediates(
+            images, [2, 3, 4], return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+        )
+    of_dense, of_slimmed = (
+        torch.stack(
+            [each[1][:, 0] if model.backbone.reads_class else _patches(each).mean(dim=1) for each in maps], dim=1
+        )
+        for maps in (expected, found)
+    )
+    torch.testing.assert_close(targets.image_tokens, of_dense, rtol=1e-4, atol=1e-4)
+    features = None if model.backbone.num_classes else FeatureDistillation(cache_of(targets, tmp_path), 0.0)
+    plain, weighted = (Slimming(model, 0.7, 0.0, features, token_weight=weight) for weight in (0.0, 2.0))
+    step = Step(targets, torch.full((4,), -1), 0.0)
+    loss, numbers = weighted(step)
+    cosine = torch.cosine_similarity(of_dense, of_slimmed, dim=-1).mean().item()
+    assert numbers["token_cosine"] == pytest.approx(cosine, abs=1e-5)
+    assert (loss - plain(step)[0]).item() == pytest.approx(2 * (1 - cosine), rel=1e-2, abs=1e-5)
+
+
+@pytest.mark.parametrize("views", ["fresh", "cached"])
+def test_a_fit_with_a_token_weight_brings_image_tokens_nearer(tmp_path: Path, no_report: None, views: Any) -> None:
+    photos = some_photos(tmp_path / "photos")
+    changes: dict[str, Any] = {"finetune": "full", "finetune_epochs": 16, "finetune_learning_rate": 1e-3}
+    run(tmp_path / "out", photos, replace(QUICK, **changes, views=views, token_weight=1.0, save_every=100.0))
+    cosines = [line["token_cosine"] for line in metrics(tmp_path / "out")]
+    assert 1 - sum(cosines[-9:]) / 9 < 0.8 * (1 - sum(cosines[:9]) / 9)
+    stored = json.loads((work_folder(tmp_path / "out") / "fit.json").read_text())["seconds_per_step"]
+    assert all(0 < seconds < 10 for seconds in stored.values())
+    assert set(stored) == {"regression", "slimming-full"}

@@ -41,7 +41,7 @@ def cache(tmp_path: Path) -> TargetCache:
 
     photos = some_photos(tmp_path / "photos")
     rows = np.arange(12, dtype=np.float16)[:, None].repeat(3, 1)
-    return TargetCache(photos, [], [rows] * 5)  # type: ignore[arg-type]
+    return TargetCache(photos, [], [rows] * 6)  # type: ignore[arg-type]
 
 
 CONFIG = StageConfig("line", epochs=3, batch_size=4, learning_rate=0.5, save_every=0.0)

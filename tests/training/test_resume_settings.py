@@ -93,6 +93,7 @@ CHANGES_RESULT: dict[str, tuple[Any, str]] = {
     "rank": (1, "rank was 2, now 1"),
     "label_weight": (0.5, "label_weight was 0.0, now 0.5; labels was None, now"),
     "lowest_budget": (0.7, "lowest_budget was 0.6, now 0.7"),
+    "token_weight": (0.5, "token_weight was None, now 0.5"),
     "views": ("cached", "views was fresh, now cached"),
     "target": ("features", r"target was None, now features; feature_blocks was None, now \[4\]"),
 }

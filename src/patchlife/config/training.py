@@ -53,6 +53,9 @@ class TrainingConfig:
         patch_weight: Weight of the patch tokens in the loss of stage 2 of a model without a classifier or with a dense
             head, in [0, 1]. The loss of the output, the embedding or the answers of the head, has weight 1 - X. 0 does
             not cache the patch tokens of a model without a classifier.
+        token_weight: Weight of the image tokens in the loss of stage 2, at least 0. Added is the cosine distance between
+            slimmed and dense model of the class token after each block from the start block on; of the mean of the
+            patches, if the model does not read a class token. Not for targets features and pixels.
         lowest_budget: Stage 2 draws the budget of every step at random between this value and 1.
         max_unreadable: Stop if more than this fraction of the photos cannot be read.
         save_every: Seconds between checkpoints.
@@ -77,6 +80,7 @@ class TrainingConfig:
     feature_blocks: tuple[int, ...] | None = None
     label_weight: float = 0.0
     patch_weight: float = 0.5
+    token_weight: float = 0.0
     lowest_budget: float = 0.35
     max_unreadable: float = 0.01
     save_every: float = 30.0
@@ -99,6 +103,7 @@ class TrainingConfig:
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("label_weight", "patch_weight", "max_unreadable"):
             self._check(name, 0 <= getattr(self, name) <= 1, "a fraction in [0, 1]")
+        self._check("token_weight", self.token_weight >= 0, "at least 0")
         self._check("lowest_budget", 0 < self.lowest_budget < 1, "a fraction in (0, 1)")
 
     def _check(self, name: str, holds: bool, rule: str) -> None:

@@ -49,15 +49,17 @@ def collect_targets(
     They are of all photos, or if no stage trains on cached targets, of as few as calibration and report need. The first
     process of each machine computes them, the others read its files.
     """
-    trains = config.epochs or (config.finetune != "none" and not config.fresh_views)
+    distils = config.finetune != "none" and not config.fresh_views  # otherwise stage 2 computes its own targets
+    trains = config.epochs or distils
     some = photos if trains else photos[: CALIBRATION_PHOTOS + _HELD_OUT]
     backbone = model.backbone.to(accelerator.device).eval()
     depends_on = {"backbone": signature(backbone), "start": model.start, "preprocess": preprocess.to_dict()}
     if not backbone.reads_class:  # its targets have been estimated from some of the queries since format 4
         depends_on["queries"] = QUERIES
-    patches = _distils_patches(model, config) and not config.fresh_views
+    patches, image_tokens = distils and _distils_patches(model, config), distils and config.token_weight > 0
     depends_on |= dense.settings() if dense else {"patches": True} if patches else {}
-    targets_of = _dense_model(model, accelerator, dense, patches)
+    depends_on |= {"image_tokens": True} if image_tokens else {}
+    targets_of = _dense_model(model, accelerator, dense, patches, image_tokens)
     with _gathering("collect", len(some), accelerator) as report:
         cache = collect(
             some,
@@ -97,7 +99,7 @@ def collect_views(
             max_unreadable=config.max_unreadable,
             report=report,
         )
-    targets_of = _dense_model(model, accelerator, dense, _distils_patches(model, config))
+    targets_of = _dense_model(model, accelerator, dense, _distils_patches(model, config), config.token_weight > 0)
     mixed = config.label_weight == 0
     return ViewTargets(pixels.without(held_out.photos), targets_of, preprocess, accelerator.device, mixed)
 
@@ -107,7 +109,7 @@ def _distils_patches(model: SlimModel, config: TrainingConfig) -> bool:
 
 
 def _dense_model(
-    model: SlimModel, accelerator: Accelerator, dense: DenseTarget | None, patches: bool
+    model: SlimModel, accelerator: Accelerator, dense: DenseTarget | None, patches: bool, image_tokens: bool
 ) -> Callable[[torch.Tensor], Targets]:
     """From images to their targets, on the device of the accelerator."""
     backbone = model.backbone.to(accelerator.device).eval()
@@ -118,7 +120,7 @@ def _dense_model(
         images = images.to(accelerator.device)
         if dense is not None:
             return compute_dense_targets(backbone, images, dense)
-        return compute_targets(backbone, images, model.start, patches)
+        return compute_targets(backbone, images, model.start, patches, image_tokens)
 
     return targets_of
 

@@ -22,7 +22,7 @@ from ..io.files import locked, write_atomic
 
 __all__ = ["Collected", "Contents", "Photo", "Rows", "checksum", "content_of", "gather"]
 
-_FORMAT = 4  # of the files
+_FORMAT = 5  # of the files
 _PIECE = 4096  # bytes
 
 

@@ -27,7 +27,7 @@ from ..version import __version__
 from .caches import CALIBRATION_PHOTOS, collect_targets, collect_views
 from .checkpoint import check_settings, discard
 from .dense import DenseHead, DenseTarget, dense_target
-from .log import check_tracker
+from .log import check_tracker, seconds_per_step
 from .loop import train
 from .report import write_report
 from .run_settings import REGRESSION, distils_features, stage_configs_of
@@ -136,6 +136,14 @@ def fit(
         "stages": [stage_config.name for stage_config in stage_configs],
         "validation": {name: len(photos) for name, photos in measured.sets.items()} if measured else {},
         "seconds": round(time.monotonic() - started, 1),
+        "seconds_per_step": {
+            each.name: seconds_per_step(
+                work_folder(out) / "metrics.jsonl",
+                each.name,
+                min(config.batch_size, len(cache if each.name == REGRESSION else stage2)),
+            )
+            for each in stage_configs
+        },
         "config": config.to_dict(),
         "life": model.settings.to_dict() | {"start": model.start, "drops": list(model.drops)},
         "conditions": conditions(accelerator.device)
@@ -283,7 +291,9 @@ def _train_slimming(
         features = DenseDistillation(cache, dense, config.patch_weight)
     elif distils_features(model, config):
         features = FeatureDistillation(cache, config.patch_weight)
-    stage = Slimming(student, config.lowest_budget, config.label_weight, features, cache.image_size)
+    stage = Slimming(
+        student, config.lowest_budget, config.label_weight, features, cache.image_size, config.token_weight
+    )
     train(stage, cache, stage_config, folder, accelerator, validation)
     delta = delta_between(student.backbone, model.backbone)
     earlier = delta_since(model.backbone, model.base, model.delta) or WeightDelta({}, model.base)

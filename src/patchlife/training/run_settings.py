@@ -102,6 +102,8 @@ def _stage2_settings(
         settings["rank"] = config.rank
     if dense.head is not None if dense else distils_features(model, config):
         settings["patch_weight"] = config.patch_weight
+    if config.token_weight:
+        settings["token_weight"] = config.token_weight
     if config.label_weight:
         settings["labels"] = checksum([photo.label for photo in photos])
     return settings

@@ -20,9 +20,10 @@ from .losses import (
     importance_loss,
     pixel_distillation_loss,
     similarity_loss,
+    token_loss,
 )
 from .stage import Stage, Step, TargetSource
-from .targets import Targets
+from .targets import Targets, image_token
 
 _REGRESSION_WEIGHT = 1.0  # of stage 1's loss in stage 2
 _SCORER_LR_MULTIPLIER = 0.1  # in stage 2; at the full learning rate the scorer loses what it learned in stage 1
@@ -65,6 +66,7 @@ class Slimming(Stage):
         features: what is distilled. Of a model without a classifier its features, of one that is used for dense
             prediction those that its head reads; None for a classifier, of which it is the logits.
         image_size: size (height, width) of the images that the targets are of; the model's own if not given.
+        token_weight: of the `token_loss`, which is added; not for dense prediction.
     """
 
     def __init__(
@@ -74,10 +76,11 @@ class Slimming(Stage):
         label_weight: float,
         features: FeatureDistillation | DenseDistillation | None = None,
         image_size: tuple[int, int] | None = None,
+        token_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.model, self.features = model, features
-        self.lowest_budget, self.label_weight = lowest_budget, label_weight
+        self.lowest_budget, self.label_weight, self.token_weight = lowest_budget, label_weight, token_weight
         assert isinstance(model.scorer, LifeRegressor)
         self._regression = Regression(model.scorer)
         with torch.no_grad():
@@ -96,7 +99,18 @@ class Slimming(Stage):
         if isinstance(self.features, DenseDistillation):
             late = self._late_features(step.targets.tokens, self.features.dense)
             return self.features(late, step.targets, self._embedded.grid)
-        tokens, plan = self._last_tokens(step.targets.tokens)
+        blocks = range(self.model.start, self.model.backbone.depth) if self.token_weight else ()
+        taps = dict.fromkeys(blocks, step.targets.tokens)
+        tokens, plan = self._last_tokens(step.targets.tokens, taps)
+        loss, numbers = self._output_loss(tokens, plan, step)
+        if not taps:
+            return loss, numbers
+        each = torch.stack([image_token(self.model.backbone, tapped) for tapped in taps.values()], dim=1)
+        distance = token_loss(each, step.targets.image_tokens)
+        return loss + self.token_weight * distance, numbers | {"token_cosine": 1 - distance.item()}
+
+    def _output_loss(self, tokens: Tensor, plan: Plan | None, step: Step) -> tuple[Tensor, dict[str, float]]:
+        """(loss of logits or features, numbers to log)."""
         output = self.model.classify(tokens, plan)
         if self.features is not None:
             return self.features(output, self._patches(tokens, plan), step.targets)
