@@ -142,7 +142,9 @@ def test_without_stage_one_only_the_targets_of_calibration_and_report_are_collec
     tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos, trained = some_photos(tmp_path / "photos", 40), []
-    first = run(tmp_path / "scorer", photos, QUICK).model
+    config = replace(ADAPTER, epochs=0, cache=tmp_path / "cache")
+    first = run(tmp_path / "scorer", photos, replace(QUICK, cache=config.cache)).model
+    whole_cache = {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
     monkeypatch.setattr(caches, "CALIBRATION_PHOTOS", 6)
     monkeypatch.setattr(caches, "_HELD_OUT", 2)
     original, reports = fit_module.train, []
@@ -150,12 +152,13 @@ def test_without_stage_one_only_the_targets_of_calibration_and_report_are_collec
         fit_module, "train", lambda stage, cache, *more: trained.append(cache) or original(stage, cache, *more)
     )
     monkeypatch.setattr(fit_module, "write_report", lambda path, model, held_out, *more: reports.append(held_out))
-    config = replace(ADAPTER, epochs=0)
     fitted = fit(first, photos, PREPROCESS, tmp_path / "out", config, accelerator_for("cpu"))
     held_out = {photo.path for photo in reports[0].photos}
     assert (len(fitted.cache), len(held_out)) == (6, 2)
     assert len(trained[0]) == fitted.summary["photos"] == 38
     assert not held_out & {photo.path for photo in trained[0].photos.photos}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == whole_cache
+    monkeypatch.setattr(caches, "compute_targets", lambda *args: pytest.fail("the targets of all photos were lost"))
     cached = fit(first, photos, PREPROCESS, tmp_path / "c", replace(config, views="cached"), accelerator_for("cpu"))
     assert len(cached.cache) == 38
 

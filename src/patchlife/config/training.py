@@ -53,9 +53,9 @@ class TrainingConfig:
         patch_weight: Weight of the patch tokens in the loss of stage 2 of a model without a classifier or with a dense
             head, in [0, 1]. The loss of the output, the embedding or the answers of the head, has weight 1 - X. 0 does
             not cache the patch tokens of a model without a classifier.
-        token_weight: Weight of the image tokens in the loss of stage 2, at least 0. Added is the cosine distance between
-            slimmed and dense model of the class token after each block from the start block on; of the mean of the
-            patches, if the model does not read a class token. Not for targets features and pixels.
+        token_weight: Weight of the image token in the loss of stage 2, at least 0. The image token is the class token,
+            or the mean of the patches of a model that does not read one; its cosine distance to that of the dense
+            model, after each block from the start block on, is added. Not for targets features and pixels.
         lowest_budget: Stage 2 draws the budget of every step at random between this value and 1.
         max_unreadable: Stop if more than this fraction of the photos cannot be read.
         save_every: Seconds between checkpoints.

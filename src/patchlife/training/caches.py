@@ -46,12 +46,14 @@ def collect_targets(
 ) -> tuple[TargetCache, TargetCache]:
     """(targets to train and calibrate on, those of photos that are held out for the report).
 
-    They are of all photos, or if no stage trains on cached targets, of as few as calibration and report need. The first
-    process of each machine computes them, the others read its files.
+    They are of all photos, or if no stage trains on cached targets, of as few as calibration and report need; then they
+    have a folder of their own, because another fit may use those of all photos. The first process of each machine
+    computes them, the others read its files.
     """
     distils = config.finetune != "none" and not config.fresh_views  # otherwise stage 2 computes its own targets
     trains = config.epochs or distils
     some = photos if trains else photos[: CALIBRATION_PHOTOS + _HELD_OUT]
+    whole = config.cache or folder / "cache"
     backbone = model.backbone.to(accelerator.device).eval()
     depends_on = {"backbone": signature(backbone), "start": model.start, "preprocess": preprocess.to_dict()}
     if not backbone.reads_class:  # its targets have been estimated from some of the queries since format 4
@@ -65,7 +67,7 @@ def collect_targets(
             some,
             targets_of,
             preprocess,
-            config.cache or folder / "cache",
+            whole if trains else whole.with_name(f"{whole.name}-some"),
             depends_on=depends_on,
             limit_bytes=config.cache_gb * 1e9,
             max_unreadable=config.max_unreadable,
