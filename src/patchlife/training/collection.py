@@ -74,9 +74,11 @@ class Rows:
 
     def _values(self, array: np.ndarray, rows: Sequence[int]) -> np.ndarray:
         """The values of these rows in one of the arrays."""
-        places = self._at[np.asarray(rows, dtype=int)]
-        order = np.argsort(places)  # disks read fastest in ascending order
-        return array[places[order]][np.argsort(order)]
+        places, plain = self._at[np.asarray(rows, dtype=int)], np.asarray(array)
+        values = np.empty((len(places), *plain.shape[1:]), plain.dtype)
+        for row in np.argsort(places):  # disks read fastest in ascending order
+            values[row] = plain[places[row]]
+        return values
 
 
 class Contents(NamedTuple):
