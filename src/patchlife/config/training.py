@@ -39,9 +39,6 @@ class TrainingConfig:
         finetune_epochs: Epochs of stage 2.
         finetune_learning_rate: Peak learning rate of stage 2. Default: 1e-3 for adapter, 1e-4 for full.
         rank: Rank of the low-rank deltas (--finetune adapter).
-        views: What stage 2 sees of a photo. fresh: in each epoch another random crop; half of the crops are flipped,
-            and half are mixed with another photo (none with --label-weight). The dense model runs at every step.
-            cached: the photo as the model gets it in use. The dense model runs once on each photo.
         target: What training is for. logits: the classifier. features: patch features, for dense prediction with any
             head. pixels: the answers of a dense head, which only the Python function can be given. features and pixels
             change what the scorer learns too. Default: logits, or for a model without a classifier its embedding and
@@ -56,6 +53,9 @@ class TrainingConfig:
         token_weight: Weight of the image token in the loss of stage 2, at least 0. The image token is the class token,
             or the mean of the patches of a model that does not read one; its cosine distance to that of the dense
             model, after each block from the start block on, is added. Not for targets features and pixels.
+        views: What stage 2 sees of a photo. fresh: in each epoch another random crop; half of the crops are flipped,
+            and half are mixed with another photo (none with --label-weight). The dense model runs at every step.
+            cached: the photo as the model gets it in use. The dense model runs once on each photo.
         lowest_budget: Stage 2 draws the budget of every step at random between this value and 1.
         max_unreadable: Stop if more than this fraction of the photos cannot be read.
         save_every: Seconds between checkpoints.
@@ -75,12 +75,12 @@ class TrainingConfig:
     finetune_epochs: int = 3
     finetune_learning_rate: float | None = None
     rank: int = 16
-    views: Views = "fresh"
     target: Target | None = None
     feature_blocks: tuple[int, ...] | None = None
     label_weight: float = 0.0
     patch_weight: float = 0.5
     token_weight: float = 0.0
+    views: Views = "fresh"
     lowest_budget: float = 0.35
     max_unreadable: float = 0.01
     save_every: float = 30.0
