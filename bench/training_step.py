@@ -3,8 +3,8 @@
     python bench/training_step.py --out results/training_step_cpu.json          # two minutes on 2 cores, idle
 
 All variants are timed in alternation. Dense: forward, cross-entropy and backward of the whole model, without the
-optimizer. Stage 2: forward from cached tokens, loss and backward, at several budgets; and with a frozen scorer, which
-shows the cost of the gates.
+optimizer. Stage 2: forward from cached tokens, loss and backward, at several budgets; with a frozen scorer, which
+shows the cost of the gates; and on fresh views, for which the dense model runs too.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from patchlife import LifeConfig, __version__, wrap
+from patchlife.backbones import Backbone
 from patchlife.config import TrainingConfig
 from patchlife.evaluation.timing import alternate
 from patchlife.io.files import write_atomic
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.training.fit import student_of
+from patchlife.training.photo_cache import stored_size
 from patchlife.training.stage import Stage, Step
 from patchlife.training.stages import Slimming
 from patchlife.training.targets import compute_targets
+from patchlife.training.views import random_views
 
 BUDGETS = (1.0, 0.8, 0.6, 0.45, 0.35)
 
@@ -51,6 +54,15 @@ def stage2_step(stage: Stage, step: Step) -> None:
     stage.zero_grad()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
+def fresh_step(stage: Slimming, step: Step, backbone: Backbone, pixels: Tensor) -> None:
+    """One step of stage 2 on fresh views: the views, the dense model on them, and the step."""
+    images = random_views(pixels, torch.ones(len(pixels)), backbone.image_size, torch.Generator())
+    targets = compute_targets(backbone, images, stage.model.start)
+    stage2_step(stage, step._replace(targets=targets))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_tiny_patch16_224")
@@ -69,6 +81,10 @@ def main() -> None:
     for how in ("adapter", "full"):
         for budget in BUDGETS:
             runs[f"{how}, budget {budget:g}"] = partial(stage2_step, *_stage2(model, how, targets, labels, budget))
+    pixels = torch.zeros(args.batch_size, 3, *stored_size(model.backbone.image_size), dtype=torch.uint8)
+    for budget in BUDGETS:
+        run = partial(fresh_step, *_stage2(model, "adapter", targets, labels, budget), model.backbone, pixels)
+        runs[f"adapter, fresh views, budget {budget:g}"] = run
     frozen, step = _stage2(model, "full", targets, labels, 0.6)
     frozen.model.scorer.requires_grad_(False)
     runs["full, budget 0.6, scorer frozen"] = partial(stage2_step, frozen, step)

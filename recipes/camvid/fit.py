@@ -49,7 +49,7 @@ def main() -> None:
     files = sorted((options.data / "train" / "images").iterdir())[: options.limit]
     photos = [Photo(file) for file in (*files, *mirrored(files, options.out / "mirrored"))]
     dense_head = DenseHead(head, dense_model.BLOCKS)
-    common = {"target": "pixels", "cache": options.out / "cache"}
+    common = {"target": "pixels", "cache": options.out / "cache", "views": "cached"}  # the results here are of these
     long, prefix = options.long, "long-" if options.long else ""
     epochs = options.scorer_epochs or (40 if long else TrainingConfig().epochs)
     runs = {

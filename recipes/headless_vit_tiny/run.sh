@@ -20,10 +20,11 @@ learn=("$shared/data/in20/train" "${of_model[@]}" --photos "$photos")
   --model-args num_classes=0
 
 # stage 2, from that scorer: a low-rank weight delta, which distils the output alone, or the patches too
+# (cached views, of which the committed results are)
 [ -d "$out/adapter-0" ] || patchlife fit "$out/head" "${learn[@]}" --cache "$out/cache" --epochs 0 \
-  --finetune adapter --finetune-epochs "$epochs" --patch-weight 0 --out "$out/adapter-0"
+  --finetune adapter --finetune-epochs "$epochs" --views cached --patch-weight 0 --out "$out/adapter-0"
 [ -d "$out/adapter-0.5" ] || patchlife fit "$out/head" "${learn[@]}" --cache "$out/cache-patches" --epochs 0 \
-  --finetune adapter --finetune-epochs "$epochs" --patch-weight 0.5 --out "$out/adapter-0.5"
+  --finetune adapter --finetune-epochs "$epochs" --views cached --patch-weight 0.5 --out "$out/adapter-0.5"
 
 settings=("${of_model[@]}" --budgets 0.8,0.61,0.45,0.35 --every "$every")
 for model in untrained head adapter-0 adapter-0.5; do

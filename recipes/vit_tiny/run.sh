@@ -16,10 +16,11 @@ mkdir -p "$out"
 [ -d "$out/head" ] || patchlife fit vit_tiny_patch16_224 "${photos[@]}" --checkpoint "$weights" "${learn[@]}" \
   --out "$out/head"
 
-# stage 2, from that scorer: a low-rank weight delta; and all weights from the start block on
+# stage 2, from that scorer: a low-rank weight delta; and all weights from the start block on (cached views, of which
+# the committed results are)
 for how in adapter full; do
   [ -d "$out/$how" ] || patchlife fit "$out/head" "${photos[@]}" --checkpoint "$weights" "${learn[@]}" --epochs 0 \
-    --finetune "$how" --finetune-epochs 3 --out "$out/$how"
+    --finetune "$how" --finetune-epochs 3 --views cached --out "$out/$how"
 done
 
 for model in head adapter full; do

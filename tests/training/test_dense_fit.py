@@ -276,7 +276,7 @@ def test_targets_of_a_classifier_keep_their_cache(tmp_path: Path, monkeypatch: p
     photos, plain = some_photos(tmp_path / "photos"), replace(QUICK, cache=tmp_path / "cache")
     fitted = run(tmp_path / "out", photos, plain)
     assert fitted.cache.targets([0]).output.shape == (1, 10)
-    monkeypatch.setattr("patchlife.training.fit.compute_targets", lambda *args: pytest.fail("collected again"))
+    monkeypatch.setattr("patchlife.training.caches.compute_targets", lambda *args: pytest.fail("collected again"))
     run(tmp_path / "out", photos, replace(plain, target="logits"))
     monkeypatch.undo()
     dense = run(tmp_path / "dense", photos, replace(plain, target="features"))
@@ -303,6 +303,7 @@ class Flat(nn.Module):
         ({"target": "features", "feature_blocks": (2, 7)}, None, r"blocks from -5 to 4, got \[7\]"),
         ({"target": "features", "feature_blocks": (0, 1)}, None, r"from the start block 2 on, got \[0, 1\]"),
         ({"target": "features", "feature_blocks": ()}, None, "got none"),
+        ({"target": "features", "token_weight": 0.5}, None, "instead of image tokens, got token_weight 0.5"),
         ({"target": "features", "label_weight": 0.5}, None, "uses no labels, got label_weight 0.5"),
         ({}, DenseHead(ConvHead().eval(), (1, 5)), r"head.blocks must be blocks from -5 to 4, got \[5\]"),
         ({}, DenseHead(ConvHead(), (1, -1)), "the head must be in eval mode"),

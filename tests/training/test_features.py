@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -164,7 +165,7 @@ def test_scales_are_the_deviations_of_the_cached_features(tmp_path: Path) -> Non
     generator = torch.Generator().manual_seed(0)
     output, patches = torch.randn(12, 8, generator=generator), torch.randn(12, 5, 8, generator=generator)
     output[:, 3], patches[..., 2] = 4.0, patches[..., 2] * 50
-    arrays = [array.half().numpy() for array in (output, output, output, output, patches)]
+    arrays = [array.half().numpy() for array in (output, output, output, output, patches, output)]
     cache = TargetCache(some_photos(tmp_path), [], arrays)
     scales = FeatureDistillation(cache, 0.5)
     expected = patches.half().float().flatten(0, 1).std(dim=0, correction=0)
@@ -252,12 +253,12 @@ def test_stage_two_of_a_classifier_of_transformers_learns_from_logits_and_labels
     assert after < 0.9 * before
 
 
-@pytest.mark.parametrize("stop", [2, 5])
+@pytest.mark.parametrize(("stop", "views"), [(2, "cached"), (5, "fresh")])
 def test_a_fit_without_classifier_resumes_to_the_same_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, views: Any
 ) -> None:
     monkeypatch.setattr("patchlife.training.fit.write_report", lambda *args: None)
-    photos, model, config = some_photos(tmp_path / "photos"), _siglip(), replace(QUICK, finetune="adapter")
+    photos, model, config = some_photos(tmp_path / "photos"), _siglip(), replace(QUICK, finetune="adapter", views=views)
 
     def run(out: str) -> Fitted:
         slim = wrap(model, LifeConfig(kept=KEPT, start=2))
@@ -289,15 +290,16 @@ def test_patches_are_cached_only_where_they_are_distilled(tmp_path: Path, monkey
     photos, slim = some_photos(tmp_path / "photos"), wrap(built("no-classifier"), LifeConfig(kept=KEPT, start=2))
     for name, config, patches in (
         ("none", QUICK, 0),
-        ("output", replace(QUICK, finetune="full", patch_weight=0.0), 0),
-        ("both", replace(QUICK, finetune="full"), 36),
-        ("both-of-a-classifier", replace(QUICK, finetune="full"), 0),
+        ("output", replace(QUICK, finetune="full", views="cached", patch_weight=0.0), 0),
+        ("both", replace(QUICK, finetune="full", views="cached"), 36),
+        ("fresh", replace(QUICK, finetune="full"), 0),  # computed at each step
+        ("both-of-a-classifier", replace(QUICK, finetune="full", views="cached"), 0),
     ):
         of = wrap(built("vit"), LifeConfig(kept=KEPT, start=2)) if name.endswith("classifier") else slim
         fitted = fit(of, photos, PREPROCESS, tmp_path / name, config, accelerator_for("cpu"))
         assert fitted.cache.targets([0, 1]).patches.shape == (2, patches, 48)
         lines = [line for line in metrics(tmp_path / name) if line["stage"] == "slimming-full"]
-        assert all(("patch_cosine" in line) == bool(patches) for line in lines)
+        assert all(("patch_cosine" in line) == (name in ("both", "fresh")) for line in lines)
 
 
 def test_another_patch_weight_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def cache(tmp_path: Path) -> TargetCache:
 
     photos = some_photos(tmp_path / "photos")
     rows = np.arange(12, dtype=np.float16)[:, None].repeat(3, 1)
-    return TargetCache(photos, [], [rows] * 5)  # type: ignore[arg-type]
+    return TargetCache(photos, [], [rows] * 6)  # type: ignore[arg-type]
 
 
 CONFIG = StageConfig("line", epochs=3, batch_size=4, learning_rate=0.5, save_every=0.0)
@@ -58,6 +58,21 @@ def test_every_epoch_sees_each_photo_once() -> None:
         assert sorted(rows) == list(range(12))
     assert CONFIG.rows(0, 12) != CONFIG.rows(3, 12)
     assert len({CONFIG.random_draw(step) for step in range(9)}) == 9
+
+
+def test_every_seed_has_its_own_order_and_draws() -> None:
+    """torch uses the lowest 32 bits of a seed only, so these must differ there."""
+    configs = [replace(CONFIG, seed=seed) for seed in range(6)]
+    assert len({tuple(config.rows(0, 12)) for config in configs}) == 6
+    assert len({config.random_draw(0) for config in configs}) == 6
+    streams = [config.view_generator(step).initial_seed() % 2**32 for config in configs for step in range(9)]
+    streams += [
+        config._generator(step, stream).initial_seed() % 2**32
+        for config in configs
+        for step in range(9)
+        for stream in (0, 1)
+    ]
+    assert len(set(streams)) == 6 * 9 * 3
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
@@ -304,6 +319,7 @@ def test_labels_are_used_only_with_a_weight_and_where_known(tmp_path: Path, monk
 
     def trained_logits(name: str, labelled: list[Photo], weight: float) -> torch.Tensor:
         learn = {"finetune": "full", "finetune_epochs": 14, "finetune_learning_rate": 3e-3, "save_every": 100.0}
+        learn["views"] = "cached"  # with fresh views a label weight also changes what is seen: none are mixed
         return run(tmp_path / name, labelled, label_weight=weight, **learn).set_budget(1.0)(images).detach()
 
     truth, wrong = ([photo.label for photo in part] for part in (photos, others))

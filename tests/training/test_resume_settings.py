@@ -93,6 +93,8 @@ CHANGES_RESULT: dict[str, tuple[Any, str]] = {
     "rank": (1, "rank was 2, now 1"),
     "label_weight": (0.5, "label_weight was 0.0, now 0.5; labels was None, now"),
     "lowest_budget": (0.7, "lowest_budget was 0.6, now 0.7"),
+    "token_weight": (0.5, "token_weight was None, now 0.5"),
+    "views": ("cached", "views was fresh, now cached"),
     "target": ("features", r"target was None, now features; feature_blocks was None, now \[4\]"),
 }
 NO_EFFECT: dict[str, Any] = {
@@ -263,7 +265,7 @@ def test_restart_is_a_new_fit_on_the_cached_features(
     earlier: tuple[Path, list[Photo]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, photos = earlier
-    other = replace(BOTH, learning_rate=1e-2, seed=4)
+    other = replace(BOTH, learning_rate=1e-2, seed=4, views="cached")
     run(out.with_name("fresh"), photos, other)
     cached = contents(work_folder(out) / "cache")
     run(out, photos, replace(other, restart=True))
@@ -273,7 +275,7 @@ def test_restart_is_a_new_fit_on_the_cached_features(
         (line["stage"], line["step"], line["loss"]) for line in fresh_lines
     ]
     monkeypatch.setattr(
-        "patchlife.training.fit.compute_targets", lambda *args: pytest.fail("the dense model ran again")
+        "patchlife.training.caches.compute_targets", lambda *args: pytest.fail("the dense model ran again")
     )
     run(out, photos, replace(other, learning_rate=1e-3, restart=True))
     assert contents(work_folder(out) / "cache").keys() == cached.keys()
@@ -333,7 +335,7 @@ def test_checkpoints_of_an_older_format_are_refused(earlier: tuple[Path, list[Ph
         names = ("state.json", "state.safetensors")
         text = "".join(f"{sha256_of(state.with_name(name))}  {name}\n" for name in names)
         state.with_name(SUMS).write_text(text)
-    assert_refused(earlier, "have format 1, this patchlife resumes format 3")
+    assert_refused(earlier, "have format 1, this patchlife resumes format 4")
 
 
 # ---- the saved adapter

@@ -51,10 +51,12 @@ def run(config: FitConfig) -> int:
     finally:
         accelerator.end_training()  # closes the trackers
     if accelerator.is_main_process:
-        skipped = fitted.cache.skipped
+        skipped = fitted.summary["skipped"]
         if skipped:
             say(f"{len(skipped)} photos could not be read; the first error: {skipped[0]['error']}")
-        say(f"{config.out}: trained on {len(fitted.cache)} photos in {fitted.summary['seconds']:.0f} s")
+        for stage, seconds in fitted.summary["seconds_per_step"].items():
+            say(f"stage {stage}: {seconds} s per step" if seconds else f"stage {stage}: no steps")
+        say(f"{config.out}: trained on {fitted.summary['photos']} photos in {fitted.summary['seconds']:.0f} s")
         say(f"{work / 'report.html'} has curves and results; {work} holds caches and can be deleted")
     return 0
 

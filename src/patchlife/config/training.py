@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 
 from ..errors import ConfigError
 
-__all__ = ["Finetune", "Target", "TrainingConfig"]
+__all__ = ["Finetune", "Target", "TrainingConfig", "Views"]
 
 Finetune = Literal["none", "adapter", "full"]
 Target = Literal["logits", "features", "pixels"]
+Views = Literal["fresh", "cached"]
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,15 @@ class TrainingConfig:
 
     Training has two stages. Stage 1 trains the scorer on features of the dense model, which are computed once and
     cached. Stage 2, off by default, trains the backbone by distillation from the dense model, and the scorer along with
-    it. It distils the logits, or for a model without a classifier the embedding and the patch tokens, unless a target
-    says otherwise.
+    it; both see the same random view of each photo, unless ``views`` says otherwise. It distils the logits, or for a
+    model without a classifier the embedding and the patch tokens, unless a target says otherwise.
 
     Attributes:
         photos: Train on at most N photos, drawn at random. Default: all photos.
         cache: Folder for cached features. Default: beside the adapter. Several fits of the same model on the same
             photos can share it.
-        cache_gb: Maximum size of the cached features in GB. Photos that do not fit are left out.
+        cache_gb: Maximum size of the cached features in GB, and of the cached pixels of --views fresh. Photos that do
+            not fit are left out.
         epochs: Epochs of stage 1. 0 skips stage 1 and keeps the scorer that the adapter already has.
         batch_size: Photos per training step, summed over all processes.
         learning_rate: Peak learning rate of stage 1, after a short warm-up and before cosine decay to zero.
@@ -48,6 +50,12 @@ class TrainingConfig:
         patch_weight: Weight of the patch tokens in the loss of stage 2 of a model without a classifier or with a dense
             head, in [0, 1]. The loss of the output, the embedding or the answers of the head, has weight 1 - X. 0 does
             not cache the patch tokens of a model without a classifier.
+        token_weight: Weight of the image token in the loss of stage 2, at least 0. The image token is the class token,
+            or the mean of the patches of a model that does not read one; its cosine distance to that of the dense
+            model, after each block from the start block on, is added. Not for targets features and pixels.
+        views: What stage 2 sees of a photo. fresh: in each epoch another random crop; half of the crops are flipped,
+            and half are mixed with another photo (none with --label-weight). The dense model runs at every step.
+            cached: the photo as the model gets it in use. The dense model runs once on each photo.
         lowest_budget: Stage 2 draws the budget of every step at random between this value and 1.
         max_unreadable: Stop if more than this fraction of the photos cannot be read.
         save_every: Seconds between checkpoints.
@@ -71,6 +79,8 @@ class TrainingConfig:
     feature_blocks: tuple[int, ...] | None = None
     label_weight: float = 0.0
     patch_weight: float = 0.5
+    token_weight: float = 0.0
+    views: Views = "fresh"
     lowest_budget: float = 0.35
     max_unreadable: float = 0.01
     save_every: float = 30.0
@@ -83,6 +93,8 @@ class TrainingConfig:
             raise ConfigError(f"finetune must be one of {', '.join(get_args(Finetune))}, got {self.finetune!r}")
         if self.target is not None and self.target not in get_args(Target):
             raise ConfigError(f"target must be one of {', '.join(get_args(Target))}, got {self.target!r}")
+        if self.views not in get_args(Views):
+            raise ConfigError(f"views must be one of {', '.join(get_args(Views))}, got {self.views!r}")
         for name in ("batch_size", "rank"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         self._check("photos", self.photos is None or self.photos >= 1, "at least 1")
@@ -91,11 +103,17 @@ class TrainingConfig:
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("label_weight", "patch_weight", "max_unreadable"):
             self._check(name, 0 <= getattr(self, name) <= 1, "a fraction in [0, 1]")
+        self._check("token_weight", self.token_weight >= 0, "at least 0")
         self._check("lowest_budget", 0 < self.lowest_budget < 1, "a fraction in (0, 1)")
 
     def _check(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+
+    @property
+    def fresh_views(self) -> bool:
+        """Whether there is a stage 2 and it sees fresh views."""
+        return self.finetune != "none" and self.views == "fresh"
 
     @property
     def stage2_learning_rate(self) -> float:

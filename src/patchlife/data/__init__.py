@@ -1,7 +1,7 @@
 """From paths to tensors: find photos, read them safely, preprocess and batch them; class names and labels."""
 
 from .listing import PHOTO_SUFFIXES, by_suffix, list_photos
-from .loading import Batch, load_batches, load_mixed_batches
+from .loading import Batch, load_batches, load_mixed_batches, load_pixels
 from .preprocess import Preprocess
 from .reading import MAX_BYTES, MAX_PIXELS, AnyPhoto, Sample, as_rgb, read_photo
 from .sampling import evenly_spaced
@@ -22,5 +22,6 @@ __all__ = [
     "list_samples",
     "load_batches",
     "load_mixed_batches",
+    "load_pixels",
     "read_photo",
 ]

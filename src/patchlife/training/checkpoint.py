@@ -22,7 +22,7 @@ from ..io.files import check_sums, remove_leftovers, replace_folder
 
 __all__ = ["FORMAT", "Settings", "check_settings", "discard", "restore_latest", "save_checkpoint"]
 
-FORMAT = 3
+FORMAT = 4
 """Version of the files, of the settings' names and of what a step computes; other versions are refused."""
 
 Settings = Mapping[str, Any]

@@ -143,6 +143,11 @@ def _check_settings(model: SlimModel, config: TrainingConfig, head: DenseHead | 
         raise ConfigError(f"feature_blocks belongs to target features, got target {target}; {where}")
     if target == "logits" and not model.backbone.num_classes:
         raise ConfigError("target logits needs a classifier, which this model does not have; set target to features")
+    if target in ("features", "pixels") and config.token_weight:
+        raise ConfigError(
+            f"target {target} distils patch features instead of image tokens, got token_weight "
+            f"{config.token_weight:g}; set it to 0, or target to logits"
+        )
     if target in ("features", "pixels") and config.label_weight:
         raise ConfigError(
             f"target {target} uses no labels, got label_weight {config.label_weight:g}; set it to 0, or target to "

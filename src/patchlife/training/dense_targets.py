@@ -54,7 +54,7 @@ def compute_dense_targets(
         errors, probability = answer_errors(features, skipped, dense, embedded.grid)
         importance = importance_of(errors, _ANSWER_POWER, torch.stack(read).mean(dim=0) ** _READ_POWER)
         embedding = torch.cat((F.normalize(change.float(), dim=2), probability.sqrt()), dim=2)
-    return Targets(tokens, importance, embedding, tokens[:, 0, :0], features)
+    return Targets(tokens, importance, embedding, tokens[:, 0, :0], features, tokens[:, :0])
 
 
 def answer_errors(

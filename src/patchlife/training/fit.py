@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from ..adapters import check_free, save
-from ..backbones import adapt, signature
+from ..backbones import adapt
 from ..backbones.weight_delta import WeightDelta, add_low_rank, apply_delta, delta_between, delta_since
 from ..config import TrainingConfig
 from ..data import Preprocess
@@ -24,28 +23,24 @@ from ..extras import require
 from ..io.files import write_atomic
 from ..slimming import Calibration, SlimModel, slim_model
 from ..slimming.regressor import LifeRegressor
-from ..slimming.scorers import QUERIES
 from ..version import __version__
+from .caches import CALIBRATION_PHOTOS, collect_targets, collect_views
 from .checkpoint import check_settings, discard
 from .dense import DenseHead, DenseTarget, dense_target
-from .dense_targets import compute_dense_targets
-from .log import check_tracker
+from .log import check_tracker, seconds_per_step
 from .loop import train
 from .report import write_report
 from .run_settings import REGRESSION, distils_features, stage_configs_of
-from .stage import StageConfig
+from .stage import StageConfig, TargetSource
 from .stages import DenseDistillation, FeatureDistillation, Regression, Slimming
-from .target_cache import Photo, TargetCache, collect
-from .targets import Targets, compute_targets
+from .target_cache import Photo, TargetCache
 from .validation import Validation
+from .view_targets import ViewTargets
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Fitted", "accelerator_for", "fit", "student_of", "work_folder"]
-
-_CALIBRATION_PHOTOS = 256
-_HELD_OUT = 64  # photos for the report; a twentieth of the photos if that is less
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class Fitted:
 
     Attributes:
         model: the slimmed model with its trained scorer, as saved.
-        cache: the targets of the training photos.
+        cache: the targets of the training photos; if no stage trains on them, of as many as calibration needs.
         summary: conditions and results, as in ``fit.json``.
     """
 
@@ -118,26 +113,37 @@ def fit(
     _prepare_folder(work_folder(out), stage_configs, config, accelerator)
     if not accelerator.trackers:
         accelerator.init_trackers("patchlife", config.to_dict())
-    cache = _collect(model, drawn, preprocess, work_folder(out), config, accelerator, dense)
-    if not len(cache):
+    cache, held_out = collect_targets(model, drawn, preprocess, work_folder(out), config, accelerator, dense)
+    views = None
+    if config.fresh_views:
+        views = collect_views(model, drawn, held_out, preprocess, work_folder(out), config, accelerator, dense)
+    if not len(cache) or (views is not None and not len(views)):
         raise ConfigError("none of the photos could be read, so there is nothing to train on")
-    cache, held_out = cache.split(min(_HELD_OUT, len(cache) // 20))
+    stage2: TargetSource = cache if views is None else views
     measured = _validation(model, validation or {}, preprocess, work_folder(out), config, accelerator, dense)
     for stage_config in stage_configs:
         if stage_config.name == REGRESSION:
             train(Regression(scorer), cache, stage_config, work_folder(out), accelerator, measured)
         else:
-            model = _train_slimming(model, cache, stage_config, config, work_folder(out), accelerator, measured, dense)
+            model = _train_slimming(model, stage2, stage_config, config, work_folder(out), accelerator, measured, dense)
     model.scorer.eval().requires_grad_(False)  # the flags of the backbone stay as the caller set them
     model.use_calibration(_calibration(model, cache)).set_mode(original.settings.mode)
     model.origin = original.origin
     summary = {
         "patchlife": __version__,
-        "photos": len(cache),
-        "skipped": cache.skipped,
+        "photos": max(len(cache), 0 if views is None else len(views)),
+        "skipped": _skipped(cache, views),
         "stages": [stage_config.name for stage_config in stage_configs],
         "validation": {name: len(photos) for name, photos in measured.sets.items()} if measured else {},
         "seconds": round(time.monotonic() - started, 1),
+        "seconds_per_step": {
+            each.name: seconds_per_step(
+                work_folder(out) / "metrics.jsonl",
+                each.name,
+                min(config.batch_size, len(cache if each.name == REGRESSION else stage2)),
+            )
+            for each in stage_configs
+        },
         "config": config.to_dict(),
         "life": model.settings.to_dict() | {"start": model.start, "drops": list(model.drops)},
         "conditions": conditions(accelerator.device)
@@ -246,53 +252,6 @@ def _prepare_folder(
         check_settings(folder / stage_config.name, stage_config.settings())
 
 
-def _collect(
-    model: SlimModel,
-    photos: list[Photo],
-    preprocess: Preprocess,
-    folder: Path,
-    config: TrainingConfig,
-    accelerator: Accelerator,
-    dense: DenseTarget | None,
-) -> TargetCache:
-    """The targets of all photos; the first process of each machine computes them, the others read its files."""
-    backbone = model.backbone.to(accelerator.device).eval()
-    depends_on = {"backbone": signature(backbone), "start": model.start, "preprocess": preprocess.to_dict()}
-    if not backbone.reads_class:  # its targets have been estimated from some of the queries since format 4
-        depends_on["queries"] = QUERIES
-    patches = distils_features(model, config) and config.patch_weight > 0 and backbone.pools
-    depends_on |= dense.settings() if dense else {"patches": True} if patches else {}
-    if dense and dense.head is not None:
-        dense.head.to(accelerator.device)
-
-    def targets_of(images: torch.Tensor) -> Targets:
-        images = images.to(accelerator.device)
-        if dense is not None:
-            return compute_dense_targets(backbone, images, dense)
-        return compute_targets(backbone, images, model.start, patches)
-
-    def gather(quiet: bool) -> TargetCache:
-        with tqdm(total=len(photos), desc="collect", unit="photo", disable=quiet) as bar:
-
-            def report(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            return collect(
-                photos,
-                targets_of,
-                preprocess,
-                config.cache or folder / "cache",
-                depends_on=depends_on,
-                limit_bytes=config.cache_gb * 1e9,
-                max_unreadable=config.max_unreadable,
-                report=report,
-            )
-
-    with accelerator.local_main_process_first():
-        return gather(quiet=not accelerator.is_local_main_process)
-
-
 def _validation(
     model: SlimModel,
     sets: Mapping[str, Sequence[Photo]],
@@ -309,9 +268,15 @@ def _validation(
     return Validation.from_photos(model, sets, preprocess, cache.with_name(f"{cache.name}-validation"), config, dense)
 
 
+def _skipped(cache: TargetCache, views: ViewTargets | None) -> list[dict[str, Any]]:
+    """Path, error and index of each photo that could not be read, once."""
+    entries = [*cache.skipped, *([] if views is None else views.photos.skipped)]
+    return list({entry["index"]: entry for entry in entries}.values())
+
+
 def _train_slimming(
     model: SlimModel,
-    cache: TargetCache,
+    cache: TargetSource,
     stage_config: StageConfig,
     config: TrainingConfig,
     folder: Path,
@@ -326,7 +291,9 @@ def _train_slimming(
         features = DenseDistillation(cache, dense, config.patch_weight)
     elif distils_features(model, config):
         features = FeatureDistillation(cache, config.patch_weight)
-    stage = Slimming(student, config.lowest_budget, config.label_weight, features, cache.image_size)
+    stage = Slimming(
+        student, config.lowest_budget, config.label_weight, features, cache.image_size, config.token_weight
+    )
     train(stage, cache, stage_config, folder, accelerator, validation)
     delta = delta_between(student.backbone, model.backbone)
     earlier = delta_since(model.backbone, model.base, model.delta) or WeightDelta({}, model.base)
@@ -355,7 +322,7 @@ def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None)
 
 def _calibration(model: SlimModel, cache: TargetCache) -> Calibration:
     """Thresholds of adaptive mode, from the scores of cached photos."""
-    return Calibration.of(torch.cat(list(_scores(model, cache, min(_CALIBRATION_PHOTOS, len(cache))))))
+    return Calibration.of(torch.cat(list(_scores(model, cache, min(CALIBRATION_PHOTOS, len(cache))))))
 
 
 @torch.no_grad()

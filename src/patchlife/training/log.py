@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..errors import ConfigError
 from ..io.files import write_atomic
 
-__all__ = ["Line", "Log", "check_tracker", "lines_of"]
+__all__ = ["Line", "Log", "check_tracker", "lines_of", "seconds_per_step"]
 
 Line = dict[str, Any]
 
@@ -100,6 +101,12 @@ def lines_of(path: Path) -> list[tuple[str, Line]]:
         with suppress(json.JSONDecodeError):
             lines.append((text, json.loads(text)))
     return lines
+
+
+def seconds_per_step(path: Path, stage: str, photos_per_step: int) -> float | None:
+    """The median time of a training step of the stage, in seconds; None if no step was trained."""
+    speeds = [line["photos_per_s"] for _, line in lines_of(path) if line["stage"] == stage and "photos_per_s" in line]
+    return float(f"{photos_per_step / median(speeds):.3g}") if speeds else None
 
 
 def _lines_to_keep(path: Path, stage: str, first: int, validation_content: Mapping[str, str]) -> list[tuple[str, Line]]:

@@ -19,8 +19,7 @@ from tqdm import tqdm
 from ..errors import ConfigError, NumericalError, shortened
 from .checkpoint import restore_latest, save_checkpoint
 from .log import Log
-from .stage import Stage, StageConfig, Step
-from .target_cache import TargetCache
+from .stage import Stage, StageConfig, Step, TargetSource
 from .validation import Validation
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ __all__ = ["train"]
 
 def train(
     stage: Stage,
-    cache: TargetCache,
+    cache: TargetSource,
     stage_config: StageConfig,
     folder: Path,
     accelerator: Accelerator,
@@ -41,7 +40,7 @@ def train(
 
     Args:
         stage: the module to train.
-        cache: the targets.
+        cache: the photos and the targets of each step.
         stage_config: length, learning rate and order of photos.
         folder: for checkpoints and metrics.jsonl.
         accelerator: processes, device and precision; its initialised trackers get the metrics too.
@@ -76,7 +75,7 @@ def train(
                 validation.measure(stage, stage_config, len(cache), step, log)
             begin = time.monotonic()
             rows = stage_config.rows(step, len(cache))
-            batch = _local_batch(rows, cache, stage_config.random_draw(step), accelerator)
+            batch = _local_batch(rows, cache, stage_config, step, accelerator)
             for group in optimizer.param_groups:
                 group["lr"] = group["lr_multiplier"] * stage_config.learning_rate_at(step, steps)
             with accelerator.autocast():
@@ -129,11 +128,15 @@ def _shown(numbers: Mapping[str, float], photos_per_s: float) -> dict[str, str]:
     return digits | {"photos_s": f"{photos_per_s:.0f}"}
 
 
-def _local_batch(rows: list[int], cache: TargetCache, random_draw: float, accelerator: Accelerator) -> Step:
+def _local_batch(
+    rows: list[int], cache: TargetSource, stage_config: StageConfig, step: int, accelerator: Accelerator
+) -> Step:
     """This process's part of a global batch, on its device."""
-    local_rows = rows[accelerator.process_index :: accelerator.num_processes]
+    part = slice(accelerator.process_index, None, accelerator.num_processes)
+    with accelerator.autocast():
+        targets = cache.step_targets(rows, part, stage_config.view_generator(step))
     return Step(
-        cache.targets(local_rows).to(accelerator.device), cache.labels(local_rows).to(accelerator.device), random_draw
+        targets.to(accelerator.device), cache.labels(rows[part]).to(accelerator.device), stage_config.random_draw(step)
     )
 
 

@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["distillation_loss", "feature_loss", "importance_loss", "pixel_distillation_loss", "similarity_loss"]
+__all__ = [
+    "distillation_loss",
+    "feature_loss",
+    "importance_loss",
+    "pixel_distillation_loss",
+    "similarity_loss",
+    "token_loss",
+]
 
 _POWER = 0.75  # of the divergence; recipes/NOTES.md compares 1 and 0.5
 _FLOOR = 1e-3  # nats; without it the gradient of the power is too large where divergence or error is nearly 0
@@ -84,3 +91,8 @@ def feature_loss(
         (1 - cosine + distance).reshape(len(cosine), -1).mean(dim=1).clamp(min=0)
     )  # a cosine can be rounded to above 1
     return ((error + _FLOOR) ** _POWER).mean(), cosine.detach().mean()
+
+
+def token_loss(student: Float[Tensor, "batch blocks dim"], teacher: Float[Tensor, "batch blocks dim"]) -> Tensor:
+    """Cosine distance of the image tokens after each block, mean over blocks and images."""
+    return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()

@@ -93,6 +93,7 @@ def _stage2_settings(
         "drops": list(model.drops),
         "merge": model.settings.merge,
         "lowest_budget": config.lowest_budget,
+        "views": config.views,
         "label_weight": config.label_weight,
     }
     if model.settings.restore_by != "last":  # as before there was a choice: earlier checkpoints stay valid
@@ -101,6 +102,8 @@ def _stage2_settings(
         settings["rank"] = config.rank
     if dense.head is not None if dense else distils_features(model, config):
         settings["patch_weight"] = config.patch_weight
+    if config.token_weight:
+        settings["token_weight"] = config.token_weight
     if config.label_weight:
         settings["labels"] = checksum([photo.label for photo in photos])
     return settings

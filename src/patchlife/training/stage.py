@@ -1,18 +1,19 @@
-"""A training stage: a loss from a batch of cached targets, and its length, learning rate and order of photos."""
+"""A training stage: a loss from the targets of a batch, and its length, learning rate and order of photos."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .targets import Targets
 
-__all__ = ["Stage", "StageConfig", "Step"]
+__all__ = ["Stage", "StageConfig", "Step", "TargetSource"]
 
 
 class Step(NamedTuple):
@@ -27,6 +28,36 @@ class Step(NamedTuple):
     targets: Targets
     labels: Tensor
     random_draw: float
+
+
+class TargetSource(Protocol):
+    """The photos of a stage, one row for each, and the targets of its steps: cached ones, or those of fresh views.
+
+    Attributes:
+        content: a short checksum of the photos, and of all else that the targets depend on but the run's settings.
+        image_size: size (height, width) of the images that the targets are of; None for the model's own size.
+    """
+
+    content: str
+    image_size: tuple[int, int] | None
+
+    def __len__(self) -> int: ...
+
+    def labels(self, rows: Sequence[int]) -> Tensor:
+        """Class indices of these rows, -1 where unknown."""
+        ...
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """Paths of the photos of these rows, for messages."""
+        ...
+
+    def targets(self, rows: Sequence[int]) -> Targets:
+        """The targets of these rows, the same in every call."""
+        ...
+
+    def step_targets(self, rows: Sequence[int], part: slice, generator: torch.Generator) -> Targets:
+        """The targets that a step trains on, of a ``part`` of its ``rows``; ``generator`` is that of the step."""
+        ...
 
 
 class Stage(nn.Module):
@@ -90,6 +121,10 @@ class StageConfig:
         """The random number of a step, uniform in [0, 1)."""
         return torch.rand((), generator=self._generator(step, 1)).item()
 
+    def view_generator(self, step: int) -> torch.Generator:
+        """The generator of the random views of a step."""
+        return self._generator(step, 2)
+
     def learning_rate_at(self, step: int, steps: int) -> float:
         """Learning rate of a step: it rises linearly, then falls to zero along a cosine."""
         rise = max(1, round(self.warmup * steps))
@@ -98,4 +133,5 @@ class StageConfig:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
     def _generator(self, index: int, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.seed * 2 + stream) * 2**32 + index)
+        name = f"{self.seed} {stream} {index}"  # hashed, because torch uses the lowest 32 bits of a seed only
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -20,14 +20,15 @@ from .losses import (
     importance_loss,
     pixel_distillation_loss,
     similarity_loss,
+    token_loss,
 )
-from .stage import Stage, Step
-from .target_cache import TargetCache
-from .targets import Targets
+from .stage import Stage, Step, TargetSource
+from .targets import Targets, image_token
 
 _REGRESSION_WEIGHT = 1.0  # of stage 1's loss in stage 2
 _SCORER_LR_MULTIPLIER = 0.1  # in stage 2; at the full learning rate the scorer loses what it learned in stage 1
 _SCALE_PHOTOS = 256  # whose features give their scales
+_AT_ONCE = 8  # of these photos, in memory
 
 __all__ = ["DenseDistillation", "FeatureDistillation", "Regression", "Slimming"]
 
@@ -50,10 +51,10 @@ class Regression(Stage):
 class Slimming(Stage):
     """Stage 2: a student that drops patches is distilled from the dense model; its scorer is trained too.
 
-    The student shares the blocks before the start block with the dense model, so a step begins at cached tokens and
-    costs the slimmed blocks only, forward and backward. Each step has a random budget, so that one set of weights
-    serves all budgets. The scorer gets gradients through `run_gated`. The loss of stage 1 is added, so that the scorer
-    stays good for classes that are not among the photos.
+    The student shares the blocks before the start block with the dense model, so a step begins at the tokens among the
+    targets and costs the slimmed blocks only, forward and backward. Each step has a random budget, so that one set of
+    weights serves all budgets. The scorer gets gradients through `run_gated`. The loss of stage 1 is added, so that the
+    scorer stays good for classes that are not among the photos.
 
     Attributes:
         model: the student, in fixed mode; its backbone is a copy of the dense model's.
@@ -65,6 +66,7 @@ class Slimming(Stage):
         features: what is distilled. Of a model without a classifier its features, of one that is used for dense
             prediction those that its head reads; None for a classifier, of which it is the logits.
         image_size: size (height, width) of the images that the targets are of; the model's own if not given.
+        token_weight: of the `token_loss`, which is added; not for dense prediction.
     """
 
     def __init__(
@@ -74,10 +76,11 @@ class Slimming(Stage):
         label_weight: float,
         features: FeatureDistillation | DenseDistillation | None = None,
         image_size: tuple[int, int] | None = None,
+        token_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.model, self.features = model, features
-        self.lowest_budget, self.label_weight = lowest_budget, label_weight
+        self.lowest_budget, self.label_weight, self.token_weight = lowest_budget, label_weight, token_weight
         assert isinstance(model.scorer, LifeRegressor)
         self._regression = Regression(model.scorer)
         with torch.no_grad():
@@ -96,7 +99,18 @@ class Slimming(Stage):
         if isinstance(self.features, DenseDistillation):
             late = self._late_features(step.targets.tokens, self.features.dense)
             return self.features(late, step.targets, self._embedded.grid)
-        tokens, plan = self._last_tokens(step.targets.tokens)
+        blocks = range(self.model.start, self.model.backbone.depth) if self.token_weight else ()
+        taps = dict.fromkeys(blocks, step.targets.tokens)
+        tokens, plan = self._last_tokens(step.targets.tokens, taps)
+        loss, numbers = self._output_loss(tokens, plan, step)
+        if not taps:
+            return loss, numbers
+        each = torch.stack([image_token(self.model.backbone, tapped) for tapped in taps.values()], dim=1)
+        distance = token_loss(each, step.targets.image_tokens)
+        return loss + self.token_weight * distance, numbers | {"token_cosine": 1 - distance.item()}
+
+    def _output_loss(self, tokens: Tensor, plan: Plan | None, step: Step) -> tuple[Tensor, dict[str, float]]:
+        """(loss of logits or features, numbers to log)."""
         output = self.model.classify(tokens, plan)
         if self.features is not None:
             return self.features(output, self._patches(tokens, plan), step.targets)
@@ -157,21 +171,20 @@ class FeatureDistillation(nn.Module):
     Dropped patches count too, as `LifeConfig.restore` fills their places, so that dense features stay useful.
 
     Args:
-        cache: the targets; the scales of the features come from its first photos.
+        cache: the photos; the scales of the features come from the first ones.
         patch_weight: weight of the loss of the patches, in [0, 1]; the loss of the output has the rest.
     """
 
     output_scale: Tensor
     patch_scale: Tensor
 
-    def __init__(self, cache: TargetCache, patch_weight: float) -> None:
+    def __init__(self, cache: TargetSource, patch_weight: float) -> None:
         super().__init__()
         has_patches = cache.targets([0]).patches.shape[1] > 0
         self.patch_weight = patch_weight if has_patches else 0.0
-        rows = range(min(_SCALE_PHOTOS, len(cache)))
-        self.register_buffer("output_scale", _scale(cache.targets([row]).output for row in rows))
+        self.register_buffer("output_scale", _scale(targets.output for targets in _first(cache)))
         if has_patches:
-            self.register_buffer("patch_scale", _scale(cache.targets([row]).patches for row in rows))
+            self.register_buffer("patch_scale", _scale(targets.patches for targets in _first(cache)))
 
     def forward(self, output: Tensor, patches: Tensor | None, targets: Targets) -> tuple[Tensor, dict[str, float]]:
         """(loss, cosine similarities for the log)."""
@@ -193,18 +206,17 @@ class DenseDistillation(nn.Module):
         patch_weight: weight of the loss of the features, in [0, 1]; that of the answers has the rest. 1 without a head.
 
     Args:
-        cache: the targets; the scales of the features come from its first photos.
+        cache: the photos; the scales of the features come from the first ones.
         dense: see above.
         patch_weight: see above.
     """
 
     scale: Tensor
 
-    def __init__(self, cache: TargetCache, dense: DenseTarget, patch_weight: float) -> None:
+    def __init__(self, cache: TargetSource, dense: DenseTarget, patch_weight: float) -> None:
         super().__init__()
         self.dense, self.patch_weight = dense, 1.0 if dense.head is None else patch_weight
-        rows = range(min(_SCALE_PHOTOS, len(cache)))
-        scale = _scale(cache.targets([row]).patches for row in rows)
+        scale = _scale(targets.patches for targets in _first(cache))
         self.register_buffer("scale", dense.late_part(scale[None, None])[0, 0])
 
     def forward(
@@ -223,7 +235,14 @@ class DenseDistillation(nn.Module):
         return loss, numbers
 
 
-def _scale(features: Iterable[Float[Tensor, "1 *tokens dim"]]) -> Float[Tensor, "dim"]:
+def _first(cache: TargetSource) -> Iterator[Targets]:
+    """The targets of the first photos, a few photos at a time."""
+    count = min(_SCALE_PHOTOS, len(cache))
+    for begin in range(0, count, _AT_ONCE):
+        yield cache.targets(range(begin, min(begin + _AT_ONCE, count)))
+
+
+def _scale(features: Iterable[Float[Tensor, "some *tokens dim"]]) -> Float[Tensor, "dim"]:
     """Standard deviation of each channel; at least a hundredth of the root mean square of all channels."""
     count, total, squares = 0, torch.tensor(0.0), torch.tensor(0.0)
     for values in features:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..slimming.scorers import attention_received
 
-__all__ = ["Targets", "block_importance", "compute_targets", "middle_block"]
+__all__ = ["Targets", "block_importance", "compute_targets", "image_token", "middle_block"]
 
 
 class Targets(NamedTuple):
@@ -30,6 +30,8 @@ class Targets(NamedTuple):
         output: logits of the dense model; for a model without a classifier its embedding. Empty for dense prediction.
         patches: the patches after the last norm, in grid order; without patches (batch, 0, dim) unless requested. For
             dense prediction, of several blocks if several are distilled, one block after the other.
+        image_tokens: the `image_token` after each block from the start block on; without blocks (batch, 0, dim) unless
+            requested.
     """
 
     tokens: Float[Tensor, "batch tokens dim"]
@@ -37,6 +39,7 @@ class Targets(NamedTuple):
     embedding: Float[Tensor, "batch patches dim"]
     output: Float[Tensor, "batch *tokens classes_or_dim"]
     patches: Float[Tensor, "batch patches_or_0 all_dim"]
+    image_tokens: Float[Tensor, "batch blocks_or_0 dim"]
 
     def to(self, device: torch.device) -> Targets:
         """The same targets on ``device``."""
@@ -53,15 +56,24 @@ def middle_block(start: int, depth: int) -> int:
 
 @torch.no_grad()
 def compute_targets(
-    backbone: Backbone, images: Float[Tensor, "batch channels height width"], start: int, patches: bool = False
+    backbone: Backbone,
+    images: Float[Tensor, "batch channels height width"],
+    start: int,
+    patches: bool = False,
+    image_tokens: bool = False,
 ) -> Targets:
     """The targets of ``images``, from one forward pass of the dense model ``backbone``.
 
-    ``patches``: with the patches after the last norm, which only stage 2 of a model without a classifier needs.
+    Args:
+        backbone: the dense model.
+        images: its input.
+        start: the start block.
+        patches: with the patches after the last norm, which only stage 2 of a model without a classifier needs.
+        image_tokens: with the image tokens, which only ``token_weight`` needs.
     """
     middle = middle_block(start, backbone.depth)
     x, rope, *_ = backbone.embed(images)
-    importances = []
+    importances, tokens_after = [], []
     tokens = embedding = x
     for index in range(backbone.depth):
         if index == start:
@@ -71,6 +83,8 @@ def compute_targets(
         if index >= start:
             importances.append(block_importance(x, rope, backbone, index))
         x = backbone.block(index, x, backbone.rope_of(rope, index))
+        if index >= start and image_tokens:
+            tokens_after.append(image_token(backbone, x))
     importance = torch.stack(importances).mean(dim=0)
     final = backbone.norm(x)
     return Targets(
@@ -79,7 +93,13 @@ def compute_targets(
         embedding - embedding.mean(dim=1, keepdim=True),
         backbone.classify(final),
         final[:, backbone.prefix :] if patches else final[:, :0],
+        torch.stack(tokens_after, dim=1) if tokens_after else final[:, :0],
     )
+
+
+def image_token(backbone: Backbone, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+    """The token that stands for the whole image: the class token, or the mean of all patches if it is not read."""
+    return x[:, 0] if backbone.reads_class else x[:, backbone.prefix :].mean(dim=1)
 
 
 def block_importance(
