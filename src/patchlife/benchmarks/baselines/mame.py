@@ -117,10 +117,8 @@ def _per_image(counts: list[int], size: Tensor) -> Attend:
     """Attention inside each image of a packed sequence, proportional to the sizes of the keys."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        images = zip(*(t.split(counts) for t in (q, k, v, size.log())), strict=True)
-        return torch.cat(
-            [sdpa(*(t[None] for t in (q, k, v)), bias[None, None, None].to(q.dtype))[0] for q, k, v, bias in images]
-        )
+        images = zip(*(t.split(counts) for t in (q, k, v, size.log().to(q.dtype))), strict=True)
+        return torch.cat([sdpa(q[None], k[None], v[None], bias[None, None, None])[0] for q, k, v, bias in images])
 
     return attend
 

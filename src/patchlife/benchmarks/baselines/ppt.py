@@ -130,7 +130,7 @@ def _reduced(
 def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
     rows, cols = backbone.grid_of(images)
     flops, depth, patches = target * dense_flops(backbone, images), backbone.depth, rows * cols
-    at = reduction_blocks(depth)
+    at: tuple[int, ...] = reduction_blocks(depth)
     if PrunePool(backbone, spread(patches // 4 * len(at), at, depth)).flops(images) > flops:
         at = tuple(range(depth))
 
