@@ -103,10 +103,10 @@ class DynamicViTStage(Stage):
 class TNTStage(Stage):
     """TNT: in training noise is added to the patches and none is dropped; at inference they are dropped.
 
-    The noise of a patch is Gaussian with a standard deviation of ``noise * (1 - relevance)``. The relevances of an image
-    sum to one, so it cannot remove all noise, and its relevance goes where noise costs most. ``noise`` is in units of
-    the standard deviation of the image's patches (our reading, for models whose tokens have other scales). Since nothing
-    is dropped in training, one run serves all keep rates.
+    The noise of a patch is Gaussian with a standard deviation of ``noise * (1 - relevance)``. The relevances of an
+    image sum to one, so they cannot remove all noise, and they grow where noise costs most. ``noise`` is in units of
+    the standard deviation of the image's patches (our reading, for models whose tokens have other scales). Since
+    nothing is dropped in training, one run serves all keep rates.
     """
 
     def __init__(self, baseline: TokenNoise, noise: float = 0.5) -> None:

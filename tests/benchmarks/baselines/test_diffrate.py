@@ -67,12 +67,10 @@ def test_pruned_and_merged_patches_are_gone() -> None:
 def test_uniform_rates_are_even_and_meet_the_target(target: float) -> None:
     bb = backbone()
     rates = uniform(bb, target, images())
-    assert abs(sum(rates.pruned) - sum(rates.merged)) <= 3
-    kept, fractions = 36, []
-    for pruned, merged in zip(rates.pruned, rates.merged, strict=True):
-        fractions.append((pruned + merged) / kept)
-        kept -= pruned + merged
-    assert max(fractions) - min(fractions) < 0.06  # a patch of those that are left
+    removed = [pruned + merged for pruned, merged in zip(rates.pruned, rates.merged, strict=True)]
+    removed = removed[: sum(sum(removed[:block]) < 35 for block in range(5)) - 1]  # the last ones may be cut short
+    assert max(removed) - min(removed) <= 1
+    assert abs(sum(rates.pruned) - sum(rates.merged)) <= 1
     assert DiffRate(bb, rates).flops(images()) / dense_flops(bb, images()) == pytest.approx(target, abs=0.02)
 
 

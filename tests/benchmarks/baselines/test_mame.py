@@ -43,7 +43,7 @@ def test_merging_conserves_sizes_and_their_weighted_sum(patches: int, threshold:
 
 
 def test_merge_by_hand() -> None:
-    """Sources 0, 2; destinations 1, 3. Source 0 is similar to both, 2 to none."""
+    """Sources 0, 2; destinations 1, 3. Source 0 is as similar to both, 2 to none."""
     patches = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0], [0.0, 4.0]])
     merged, size = merge_by_matrix(patches, torch.tensor([2.0, 1.0, 1.0, 3.0]), 0.5)
     expected = torch.tensor([[-1.0, -1.0], [(2 + 1) / 2, 1 / 2], [1 / 4, (3 * 4 + 1) / 4]])

@@ -9,7 +9,7 @@ from plain_blocks import attention_maps, backbone, images
 
 from patchlife.backbones import adapt
 from patchlife.benchmarks.baselines import METHODS
-from patchlife.benchmarks.baselines.ppt import THRESHOLD, PrunePool, prunes
+from patchlife.benchmarks.baselines.ppt import _TRIED, THRESHOLD, PrunePool, prunes, tuned
 from patchlife.benchmarks.baselines.tome import ToMe
 
 REMOVED = (0, 6, 5, 0, 8)
@@ -77,3 +77,17 @@ def test_the_blocks_are_the_published_ones_where_they_suffice() -> None:
     assert "blocks (1, 2, 3)" in build(backbone(), 0.8, images()).knob
     assert "blocks (0, 1, 2, 3, 4)" in build(backbone(), 0.4, images()).knob
     assert build(backbone(), 0.8, images()).threshold == THRESHOLD
+
+
+def test_the_tuned_threshold_is_the_one_closest_to_the_dense_model() -> None:
+    bb = backbone()
+    best = tuned(bb, 0.6, images())
+    dense = bb.model(images()).log_softmax(dim=1)
+
+    def divergence(model: PrunePool) -> float:
+        return (dense.exp() * (dense - model(images()).log_softmax(dim=1))).sum(dim=1).mean().item()
+
+    assert divergence(best) == pytest.approx(
+        min(divergence(PrunePool(bb, best.removed, threshold)) for threshold in _TRIED), rel=1e-4
+    )
+    assert best.removed == METHODS["ppt"].build(bb, 0.6, images()).removed

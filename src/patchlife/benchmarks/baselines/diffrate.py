@@ -5,8 +5,8 @@ In every block, between attention and MLP, patches are sorted by the class token
 the last ones of the rest are merged, each into the most similar patch that stays. How many are pruned and merged in
 each block is searched on the model, with its weights frozen (`diffrate_search.py`).
 
-The method "diffrate" uses uniform rates: every block removes the same fraction of its patches, half by pruning and
-half by merging. That is not what the paper proposes, and the tables say so. `searched_method` is the paper's method,
+The method "diffrate" uses uniform rates: the same number of patches in every block, half of them pruned and half
+merged. That is not what the paper proposes, and the tables say so. `searched_method` is the paper's method,
 with rates from a file.
 
 Similarity is the cosine of the tokens. As in ToMe, a merged token is the size-weighted mean, and attention adds the log
@@ -16,7 +16,6 @@ of each key's size to its logits; this is our reading of how merged tokens are w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -181,16 +180,9 @@ def block_flops(bb: Backbone, index: int, n: Count, pruned: Count, merged: Count
 
 
 def uniform(backbone: Backbone, target: float, images: Images) -> Rates:
-    """Every block removes the same fraction of its patches, half by pruning and half by merging."""
+    """The same number of patches in every block, half of them pruned and half merged, while there are any."""
     rows, cols = backbone.grid_of(images)
-
-    def rates(keep: float) -> Rates:
-        """Each block keeps the fraction ``keep``."""
-        ends = [1 - keep**block for block in range(backbone.depth + 1)]
-        halves = [(before + after) / 2 for before, after in pairwise(ends)]
-        return _rounded(rows * cols, [0.0, *(part for pair in zip(halves, ends[1:], strict=True) for part in pair)])
-
-    return rates(_solved(backbone, rates, target, images))
+    return _scaled(backbone, rows * cols, [1.0] * (2 * backbone.depth), target, images)
 
 
 def meeting(backbone: Backbone, found: Rates, target: float, images: Images) -> Rates:
@@ -198,27 +190,22 @@ def meeting(backbone: Backbone, found: Rates, target: float, images: Images) -> 
 
     Raises ConfigError if the target is out of reach with these proportions.
     """
-    counts = [count for pair in zip(found.pruned, found.merged, strict=True) for count in pair]
-    removed = [0.0, *(total / found.patches for total in accumulate(counts))]
+    counts = [float(count) for pair in zip(found.pruned, found.merged, strict=True) for count in pair]
+    return _scaled(backbone, found.patches, counts, target, images)
+
+
+def _scaled(backbone: Backbone, patches: int, counts: list[float], target: float, images: Images) -> Rates:
+    """``counts`` (pruned and merged, block by block) times the factor that meets the target; one patch stays."""
+    sums = [0.0, *accumulate(counts)]
 
     def rates(keep: float) -> Rates:
-        """The factor ``1 / keep - 1``."""
-        return _rounded(found.patches, [(1 / keep - 1) * fraction for fraction in removed])
+        """The factor is ``1 / keep - 1``."""
+        totals = [min(patches - 1, round((1 / keep - 1) * total)) for total in sums]
+        rounded = [after - before for before, after in pairwise(totals)]
+        return Rates(patches, tuple(rounded[::2]), tuple(rounded[1::2]))
 
-    return rates(_solved(backbone, rates, target, images))
-
-
-def _rounded(patches: int, removed: list[float]) -> Rates:
-    """Rates from the fraction of patches removed before block 0, then by each pruning and merging; one patch stays."""
-    totals = [min(patches - 1, round(patches * fraction)) for fraction in removed]
-    counts = [after - before for before, after in pairwise(totals)]
-    return Rates(patches, tuple(counts[::2]), tuple(counts[1::2]))
-
-
-def _solved(backbone: Backbone, rates: Callable[[float], Rates], target: float, images: Images) -> float:
-    """The argument of ``rates``, in (0, 1], that costs ``target`` of the dense FLOPs; more costs more."""
     flops = target * dense_flops(backbone, images)
-    return bisect(lambda keep: DiffRate(backbone, rates(keep)).flops(images), flops, 1e-6, 1.0)
+    return rates(bisect(lambda keep: DiffRate(backbone, rates(keep)).flops(images), flops, 1e-6, 1.0))
 
 
 def _build(backbone: Backbone, target: float, images: Images) -> Baseline:

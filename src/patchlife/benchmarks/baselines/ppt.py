@@ -6,7 +6,8 @@ lowest scores are pruned. Otherwise the r most similar pairs are pooled, as in T
 
 Published for DeiT-S off the shelf: r = 50 in blocks 3, 6 and 9, threshold 7e-5 (0.64 of the FLOPs). Pooling halves the
 patches at most, so three blocks reach about 0.64 of the FLOPs without exceptions. For smaller targets every block
-reduces, as in ToMe; the knob says which blocks do.
+reduces, as in ToMe; the knob says which blocks do. The method "ppt" has the published threshold. `tuned` chooses one
+for a model, by the KL divergence from the dense model on unlabelled images: the best one depends on the model.
 
 Our reading, where we found no statement: the score is ATS's significance, the class token's attention times the norm of
 the value, mean over the heads, summing to one; pooled tokens are size-weighted means and attention is proportional to
@@ -19,6 +20,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...backbones import Backbone, sdpa
 from ...backbones.timm_branches import attention_branch, branch_cost, check_branches, mlp_branch
@@ -38,9 +40,10 @@ from .base import (
 )
 from .tome import match, merge_pairs
 
-__all__ = ["PPT", "PrunePool", "prunes"]
+__all__ = ["PPT", "PrunePool", "prunes", "tuned"]
 
 THRESHOLD = 7e-5
+_TRIED = (2e-5, THRESHOLD, 2e-4, 5e-4, 1e-3, 2e-3)
 
 
 def prunes(score: Float[Tensor, "batch patches"], threshold: float) -> Bool[Tensor, "batch"]:
@@ -127,7 +130,8 @@ def _reduced(
     )
 
 
-def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
+def _removed(backbone: Backbone, target: float, images: Images) -> tuple[int, ...]:
+    """Patches to remove in each block, for a cost close to ``target``, a fraction of the dense model's."""
     rows, cols = backbone.grid_of(images)
     flops, depth, patches = target * dense_flops(backbone, images), backbone.depth, rows * cols
     at: tuple[int, ...] = reduction_blocks(depth)
@@ -138,7 +142,23 @@ def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
         return PrunePool(backbone, spread(-negative, at, depth)).flops(images)
 
     removed = -closest(cost, flops, -len(at) * (patches // 2), 0)
-    return PrunePool(backbone, spread(removed, at, depth))
+    return spread(removed, at, depth)
+
+
+def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
+    return PrunePool(backbone, _removed(backbone, target, images))
+
+
+@torch.no_grad()
+def tuned(backbone: Backbone, target: float, images: Images) -> PrunePool:
+    """PPT at ``target`` of the dense FLOPs, with the best threshold of a few on ``images``, which need no labels."""
+    removed, dense = _removed(backbone, target, images), backbone.output(images).float().log_softmax(dim=1)
+
+    def divergence(model: PrunePool) -> float:
+        slimmed = model(images).float().log_softmax(dim=1)
+        return F.kl_div(slimmed, dense, reduction="batchmean", log_target=True).item()
+
+    return min((PrunePool(backbone, removed, threshold) for threshold in _TRIED), key=divergence)
 
 
 PPT = Method("ppt", "PPT", "arXiv 2310.01812 (2023)", "nothing to train", _build)
