@@ -143,7 +143,7 @@ def searched_diffrate(
     *,
     epochs: int = 30,
     batch_size: int = 32,
-    learning_rate: float = 0.05,
+    learning_rate: float = 0.1,
     seed: int = 0,
 ) -> Rates:
     """Rates of DiffRate for this model at a fraction ``flops`` of the dense FLOPs, searched on unlabelled images.
@@ -152,7 +152,8 @@ def searched_diffrate(
         backbone: the dense model in eval mode; its weights are neither changed nor given gradients.
         images: a tensor of images, or batches of images; on the backbone's device.
         flops: the target, in (0, 1).
-        epochs: passes over the images; the paper makes 3 over all of ImageNet.
+        epochs: passes over the images; the paper makes 3 over all of ImageNet. Fewer than about 200 steps in all move
+            the rates too little.
         batch_size: for a tensor of images. learning_rate: of Adam, falling to zero. seed: of the order of batches.
 
     Raises:
