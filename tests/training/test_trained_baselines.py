@@ -155,3 +155,21 @@ def test_the_table_has_means_and_deviations_over_the_seeds() -> None:
     assert comparisons(result) == [
         "PatchLife, any budget, 1 epochs, against TNT, one layer, 2 epochs: set +12.0 points, KL 0.300 against 0.500"
     ]
+
+
+@pytest.mark.parametrize("method", ["evit", "dynamicvit", "tnt", "tome"])
+def test_stages_train_in_bfloat16_as_on_a_gpu(method: str) -> None:
+    bb, images = adapt(fresh("vit")), photos("vit", 4)
+    stage, block = {
+        "evit": lambda: (EViTStage(EViT(bb, 0.5), 9), 1),
+        "dynamicvit": lambda: (DynamicViTStage(DynamicViT(bb, 0.7)), 1),
+        "tnt": lambda: (TNTStage(TokenNoise(bb, 0.5)), 1),
+        "tome": lambda: (ToMeStage(ToMe(bb, (5, 5, 5, 5, 5))), 0),
+    }[method]()
+    step = a_step(bb, images, block)
+    stage.requires_grad_(True)
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+        loss = stage(step)[0]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(p.grad.isfinite().all() for p in bb.parameters() if p.grad is not None)
