@@ -60,6 +60,21 @@ def test_every_epoch_sees_each_photo_once() -> None:
     assert len({CONFIG.random_draw(step) for step in range(9)}) == 9
 
 
+def test_seeds_have_their_own_order_and_random_numbers() -> None:
+    """The generator keeps the low 32 bits of a seed: a seed in the high bits would change nothing."""
+    configs = [replace(CONFIG, seed=seed) for seed in range(20)]
+    assert len({tuple(config.rows(0, 12)) for config in configs}) == 20
+    assert len({config.random_draw(step) for config in configs for step in range(50)}) > 990
+
+
+def test_seed_0_gives_the_draws_that_published_adapters_were_trained_with() -> None:
+    config = replace(CONFIG, seed=0)
+    expected = torch.randperm(12, generator=torch.Generator().manual_seed(1)).tolist()
+    per_epoch = 12 // config.batch_size
+    assert [row for step in range(per_epoch) for row in config.rows(per_epoch + step, 12)] == expected
+    assert config.random_draw(5) == torch.rand((), generator=torch.Generator().manual_seed(5)).item()
+
+
 def test_the_learning_rate_rises_and_falls() -> None:
     rates = [CONFIG.learning_rate_at(step, 100) for step in range(100)]
     assert max(rates) == pytest.approx(0.5)

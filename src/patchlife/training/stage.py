@@ -14,6 +14,8 @@ from .targets import Targets
 
 __all__ = ["Stage", "StageConfig", "Step"]
 
+_FAR_APART = 2654435769  # odd, near the golden ratio of 2**32: the indices of different seeds do not overlap
+
 
 class Step(NamedTuple):
     """The input of a stage at one step.
@@ -83,12 +85,12 @@ class StageConfig:
     def rows(self, step: int, photos: int) -> list[int]:
         """Indices of the photos in the global batch of a step; every epoch has its own random order."""
         epoch, batch = divmod(step, max(1, photos // self.batch_size))
-        order = torch.randperm(photos, generator=self._generator(epoch, 0))
+        order = torch.randperm(photos, generator=self._generator(epoch))
         return order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
 
     def random_draw(self, step: int) -> float:
         """The random number of a step, uniform in [0, 1)."""
-        return torch.rand((), generator=self._generator(step, 1)).item()
+        return torch.rand((), generator=self._generator(step)).item()
 
     def learning_rate_at(self, step: int, steps: int) -> float:
         """Learning rate of a step: it rises linearly, then falls to zero along a cosine."""
@@ -97,5 +99,10 @@ class StageConfig:
             return self.learning_rate * (step + 1) / rise
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
-    def _generator(self, index: int, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.seed * 2 + stream) * 2**32 + index)
+    def _generator(self, index: int) -> torch.Generator:
+        """A generator of its own for each index and seed.
+
+        torch's generator on the CPU keeps the low 32 bits of its seed only, so ``index`` and `seed` are mixed into these.
+        With seed 0, which the published adapters were trained with, the generator's seed is the index.
+        """
+        return torch.Generator().manual_seed((index + self.seed * _FAR_APART) % 2**32)
