@@ -102,7 +102,7 @@ class StageConfig:
     def _generator(self, index: int) -> torch.Generator:
         """A generator of its own for each index and seed.
 
-        torch's generator on the CPU keeps the low 32 bits of its seed only, so ``index`` and `seed` are mixed into these.
-        With seed 0, which the published adapters were trained with, the generator's seed is the index.
+        torch's generator on the CPU keeps the low 32 bits of its seed only, so ``index`` and `seed` are mixed into
+        these. With seed 0, which the published adapters were trained with, the generator's seed is the index.
         """
         return torch.Generator().manual_seed((index + self.seed * _FAR_APART) % 2**32)
