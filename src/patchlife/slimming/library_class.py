@@ -29,7 +29,7 @@ class LibraryModel(SlimModel):
         size = self.backbone.image_size_in(args, kwargs)
         if not self.schedule(size).drops and not self._trains_scorer():
             if not torch.compiler.is_compiling():
-                self._follow_budget()
+                self.follow_budget()
             return (self.wrapped if method == "forward" else getattr(self.wrapped, method))(*args, **kwargs)
         with self._prepared():
             return self.backbone.call(method, self._run_blocks, args, kwargs)

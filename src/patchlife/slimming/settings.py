@@ -100,7 +100,7 @@ class SlimSettings(BackboneWrapper):
         try:
             self._check_attached(config)
             self.schedule()
-            self._follow_budget()
+            self.follow_budget()
         except Exception:
             self.settings, self._schedules = previous
             raise
@@ -135,7 +135,7 @@ class SlimSettings(BackboneWrapper):
         with self.temporarily(budget=1.0):
             return adapt(copy.deepcopy(self.backbone.model))
 
-    def _follow_budget(self) -> None:
+    def follow_budget(self) -> None:
         """Merge the gated delta for this model's budget; another model of the same backbone may have merged another."""
         gated = self.backbone.gated
         if gated is not None:
@@ -162,7 +162,7 @@ class SlimSettings(BackboneWrapper):
             return super()._apply(fn, recurse)
         with gated.unmerged(self.backbone.model):
             super()._apply(fn, recurse)
-        self._follow_budget()
+        self.follow_budget()
         return self
 
     # ---- schedules and costs
