@@ -1,4 +1,4 @@
-"""Adapters with a gated weight delta: saved, loaded and crossing between libraries, with the user's own model at 1.0."""
+"""Adapters with a gated weight delta: saved, loaded, crossing between libraries, and nothing at budget 1.0."""
 
 from __future__ import annotations
 

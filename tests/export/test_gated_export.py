@@ -1,4 +1,4 @@
-"""Exported files and bundles of a model with a gated weight delta: each budget has its weights, the base is stored once."""
+"""Exports of a model with a gated weight delta: each budget has its weights, and a bundle stores the base once."""
 
 from __future__ import annotations
 

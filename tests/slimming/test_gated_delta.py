@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_gates_open_one_after_the_other_as_the_budget_falls(one: float, other: f
     low, high = sorted((one, other))
     at_low, at_high = gate_values(low, GATES), gate_values(high, GATES)
     assert all(0 <= b <= a <= 1 for a, b in zip(at_low, at_high, strict=True))
-    assert all(b == 0 or a == 1 for a, b in zip(at_low[:-1], at_low[1:], strict=True))
+    assert all(b == 0 or a == 1 for a, b in pairwise(at_low))
 
 
 def test_gates_at_their_knots() -> None:

@@ -79,7 +79,8 @@ def weights_of(backbone: Backbone) -> dict[str, Any]:
     """Parameters and saved buffers by the names that all libraries share, with the values that the model computes with.
 
     The value of a parametrised or pruned weight is the result of the parametrisation or pruning; that of a weight with
-    a gated weight delta is the value without the delta. Names of wrappers are removed. Values that are not tensors, such as packed weights of quantised layers, are included unchanged.
+    a gated weight delta is the value without the delta. Names of wrappers are removed. Values that are not tensors,
+    such as packed weights of quantised layers, are included unchanged.
     """
     model = backbone.model
     bases = backbone.gated.bases() if backbone.gated is not None else {}

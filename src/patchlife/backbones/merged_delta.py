@@ -208,4 +208,3 @@ def _parts(backbone: Backbone, delta: WeightDelta) -> Iterator[_Merged]:
                     f"{type(parameter).__name__}; load the adapter first, then quantise, shard or prune the model"
                 )
             yield _Merged(parameter, Factors(name, own, down))
-

@@ -1,7 +1,7 @@
 """ONNX graphs of a model with a gated weight delta that share the weights of the backbone.
 
-The weights of such a model differ between budgets. In a bundle, a graph computes each changed matrix from constants: the
-weight without the delta and the factors of the delta, which all graphs share, and the gates of its own budget. ONNX
+The weights of such a model differ between budgets. In a bundle, a graph computes each changed matrix from constants:
+the weight without the delta and the factors of the delta, which all graphs share, and the gates of its own budget. ONNX
 Runtime and OpenVINO compute it once, when they open the graph. Vectors are small and are stored with the delta.
 """
 
@@ -61,7 +61,7 @@ def with_shared_bases(graph: Any, model: SlimModel) -> Any:
 
 def _sums(gated: MergedDelta) -> dict[bytes, _Sum]:
     """The changed matrices, and their transposes, by a hash of their present values."""
-    found = {}
+    found: dict[bytes, _Sum] = {}
     for parameter, base, factors in gated.factors():
         if factors.down is not None:
             gates = torch.tensor(factors.channels(gated.values))

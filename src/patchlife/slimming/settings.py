@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone, Embedded, Origin, adapt, signature
-from ..backbones.merged_delta import MergedDelta
-from ..backbones.weight_delta import WeightDelta, gate_values, revert_delta
+from ..backbones import Backbone, Embedded, Origin, signature
 from ..config import LifeConfig, Mode
 from ..errors import ConfigError
 from .calibration import Calibration, nearest
@@ -22,7 +19,8 @@ from .counting import count_parts
 from .lives import Lives
 from .schedule import Schedule, resolve_drops, solve
 from .scorers import AttentionScorer, Scorer
-from .wrapper import BackboneWrapper, from_bytes, to_bytes
+from .weights import BudgetWeights, delta_of, described
+from .wrapper import from_bytes, to_bytes
 
 __all__ = ["SlimSettings"]
 
@@ -30,7 +28,7 @@ ImageSize = tuple[int, int]
 """(height, width) in pixels."""
 
 
-class SlimSettings(BackboneWrapper):
+class SlimSettings(BudgetWeights):
     """A wrapped backbone with settings that can change at run time. `SlimModel` adds the forward pass.
 
     Every change is transactional: a setting that the model cannot meet raises ConfigError and leaves the old ones.
@@ -48,7 +46,6 @@ class SlimSettings(BackboneWrapper):
         delta: the weight delta of an adapter, which is merged into the backbone (see `use_delta`); None without one.
     """
 
-    backbone: Backbone
     scorer: Scorer
 
     def __init__(self, backbone: Backbone, config: LifeConfig, scorer: Scorer | None = None) -> None:
@@ -57,7 +54,7 @@ class SlimSettings(BackboneWrapper):
         self.calibrations: dict[int, Calibration] = {}
         self.origin: Origin | None = None
         self.base = signature(backbone)
-        self.delta: WeightDelta | None = None
+        self.delta = None
         self.start, self.drops = resolve_drops(backbone.depth, config.start, config.drops)
         self._costs: dict[tuple, Cost] = {}
         self._schedules: dict[tuple, Schedule] = {}
@@ -105,65 +102,13 @@ class SlimSettings(BackboneWrapper):
             self.settings, self._schedules = previous
             raise
 
+    def apply_settings(self) -> None:
+        """Apply the present settings again, because the weights or the backbone changed."""
+        self._apply_config(self.settings)
+
     def _check_attached(self, config: LifeConfig, packed: bool = False) -> None:
         opened = packed or config.mode == "adaptive"
         self.backbone.check_attached(opened=opened, masked=config.merge and not opened)
-
-    # ---- a weight delta that follows the budget
-
-    def use_delta(self, delta: WeightDelta | None) -> Self:
-        """Record the weight delta of an adapter, and merge its gated part for the present budget.
-
-        The gated part is merged into the parameters of the backbone in place, and again at each change of the budget;
-        at budget 1.0 it is zero, and the weights are bit for bit those of the backbone. The rest of the delta must be
-        in the weights already (`apply_delta`). Until the budget is 1.0 an exact copy of the changed weights is kept.
-
-        Raises AdapterError if the delta does not fit the backbone.
-        """
-        merged = MergedDelta(self.backbone, delta) if delta is not None and delta.gates else None
-        self._detach_delta()
-        self.delta, self.backbone.gated = delta, merged
-        self._apply_config(self.settings)
-        return self
-
-    def dense_backbone(self) -> Backbone:
-        """The dense model: a copy where a weight delta that training learned has changed weights, else the backbone."""
-        if self.delta is None or not self.delta.learned:
-            return self.backbone
-        if not self.delta.gates:
-            return adapt(revert_delta(self.backbone.model, self.delta.tensors))
-        with self.temporarily(budget=1.0):
-            return adapt(copy.deepcopy(self.backbone.model))
-
-    def follow_budget(self) -> None:
-        """Merge the gated delta for this model's budget; another model of the same backbone may have merged another."""
-        gated = self.backbone.gated
-        if gated is not None:
-            gated.merge(self.backbone.model, gate_values(self._spent(), gated.knots))
-
-    def _spent(self) -> float:
-        """The fraction of the dense FLOPs that is asked for, or that an explicit schedule spends."""
-        if self.settings.kept is None:
-            return self.settings.budget
-        cost = self.cost()
-        return cost.total(self.settings.kept) / cost.dense
-
-    def _detach_delta(self) -> None:
-        """Restore the weights without the gated delta, and forget it."""
-        gated = self.backbone.gated
-        if gated is not None:
-            gated.merge(self.backbone.model, (0.0,) * len(gated.knots))
-            self.backbone.gated = None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As torch's, for ``.to``, ``.half`` and others: the weights without the gated delta are converted exactly."""
-        gated = self.backbone.gated
-        if gated is None:
-            return super()._apply(fn, recurse)
-        with gated.unmerged(self.backbone.model):
-            super()._apply(fn, recurse)
-        self.follow_budget()
-        return self
 
     # ---- schedules and costs
 
@@ -187,6 +132,14 @@ class SlimSettings(BackboneWrapper):
     def dense_flops(self) -> float:
         """FLOPs per image of the dense model, for its own image size."""
         return self.cost().dense
+
+    @property
+    def spent(self) -> float:
+        """The fraction of the dense FLOPs that is asked for, or that an explicit schedule spends."""
+        if self.settings.kept is None:
+            return self.settings.budget
+        cost = self.cost()
+        return cost.total(self.settings.kept) / cost.dense
 
     @property
     def device(self) -> torch.device:
@@ -294,7 +247,7 @@ class SlimSettings(BackboneWrapper):
             "drops": self.drops,
             "calibrations": [calibration.to_dict() for calibration in self.calibrations.values()],
             "base": self.base,
-            "delta": _described(self.delta) if self.delta else None,
+            "delta": described(self.delta),
         }
         return to_bytes(json.dumps(state))
 
@@ -310,21 +263,6 @@ class SlimSettings(BackboneWrapper):
         self._apply_config(config)
         self._loading = values
 
-    def weight_delta(self) -> dict[str, Tensor]:
-        """The tensors of the weight delta; empty without one.
-
-        The backbone's weights in a state dict have the delta, except for its gated part.
-        """
-        return self.delta.tensors if self.delta else {}
-
-    def base_values(self) -> dict[int, Tensor]:
-        """See `BackboneWrapper.base_values`."""
-        return self.backbone.gated.bases() if self.backbone.gated is not None else {}
-
-    def about_to_load(self) -> None:
-        """Restore the weights without the gated delta, which a state dict replaces."""
-        self._detach_delta()
-
     def loaded(self, delta: dict[str, Tensor], bare: bool) -> None:
         """Called after a state dict was loaded; ``bare``: it was the backbone's own, without entries of this class.
 
@@ -332,20 +270,9 @@ class SlimSettings(BackboneWrapper):
         """
         values = self.__dict__.pop("_loading")
         self.base = signature(self.backbone) if bare else values["base"]
-        self.use_delta(None if bare or values["delta"] is None else _restored(delta, values["delta"]))
+        self.use_delta(None if bare else delta_of(delta, values["delta"]))
 
     def extra_repr(self) -> str:
         """Shown by ``repr`` beside the backbone's modules."""
         own = self.settings
         return f"budget={own.budget:g}, mode={own.mode}, kept={self.schedule()}, scorer={self.scorer}"
-
-
-def _described(delta: WeightDelta) -> dict[str, Any]:
-    """A weight delta without its tensors, as JSON values."""
-    return {"base": delta.base, "classes": delta.classes, "gates": delta.gates}
-
-
-def _restored(tensors: dict[str, Tensor], values: dict[str, Any]) -> WeightDelta:
-    """The inverse of `_described`."""
-    gates = values.get("gates")
-    return WeightDelta(tensors, values["base"], values["classes"], tuple(gates) if gates else None)
