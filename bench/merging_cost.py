@@ -50,7 +50,11 @@ def milliseconds(rounds: int, prepare: Callable[[], object], run: Callable[[], o
         run()
         times.append(1000 * (time.perf_counter() - started))
     times = times[1:]  # without the warm-up
-    return {"median": round(statistics.median(times), 2), "least": round(min(times), 2), "largest": round(max(times), 2)}
+    return {
+        "median": round(statistics.median(times), 2),
+        "least": round(min(times), 2),
+        "largest": round(max(times), 2),
+    }
 
 
 @torch.inference_mode()

@@ -245,6 +245,21 @@ def test_a_write_through_data_is_found_too() -> None:
     torch.testing.assert_close(model.unwrap().blocks[3].mlp.fc1.weight, expected, rtol=0, atol=1e-6)
 
 
+def test_lora_attached_to_the_wrapped_model_changes_nothing_at_budget_1() -> None:
+    peft = pytest.importorskip("peft")
+    model, images = gated_model(built("vit")), photos("vit")
+    own = fresh("vit")
+    for wrapped in (model.unwrap(), own):
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=2, target_modules=["fc1"], init_lora_weights=False)
+        peft.inject_adapter_in_model(config, wrapped)
+    walk(model)
+    torch.testing.assert_close(model.set_budget(1.0)(images), own(images), rtol=0, atol=1e-5)
+    for layer in (side.blocks[3].mlp.fc1 for side in (model.set_budget(0.7).unwrap(), own)):
+        layer.merge()  # writes through .data
+    torch.testing.assert_close(model.set_budget(1.0)(images), own(images), rtol=0, atol=1e-4)
+
+
 def quantised(linear: nn.Linear) -> None:
     linear.weight = nn.Parameter(linear.weight.detach().clone())  # as a quantiser: another parameter object
 
