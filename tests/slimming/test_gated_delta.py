@@ -22,6 +22,7 @@ from patchlife import LifeConfig, SlimModel
 from patchlife.backbones import adapt
 from patchlife.backbones.weight_delta import GATES, channel_gates, gate_values
 from patchlife.errors import AdapterError, ConfigError
+from patchlife.slimming import variant
 
 FEW = ("vit", "deit3", "dinov3", "eva02", "gap-registers", "qk-norm")
 
@@ -301,6 +302,14 @@ def test_two_models_of_one_backbone_each_run_with_their_own_weights() -> None:
     dense = SlimModel(model.backbone, model.settings.replace(budget=1.0), model.scorer).eval()
     torch.testing.assert_close(dense(images), built("vit")(images), rtol=0, atol=1e-5)
     assert torch.equal(model(images), expected)
+
+
+def test_a_variant_has_weights_of_its_own() -> None:
+    model = gated_model(built("vit"))
+    merged = weights(model.unwrap())
+    other = variant(model, model.settings.replace(budget=1.0)).eval()
+    assert_same_weights(other.unwrap(), weights(built("vit")))
+    assert_same_weights(model.unwrap(), merged)
 
 
 def test_the_dense_backbone_is_the_original() -> None:
