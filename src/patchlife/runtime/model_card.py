@@ -125,7 +125,7 @@ def _description(model: SlimModel, base_model: str | None, changes_weights: bool
     parts += ["the thresholds of adaptive mode"] if model.calibrations else []
     if changes_weights:
         gated = model.delta is not None and model.delta.gates
-        parts.append("the changes of the backbone's weights" + (", which are none at budget 1.0," if gated else ""))
+        parts.append("the changes of the backbone's weights" + (", which are none at budget 1.0" if gated else ""))
     return (
         f"An adapter of PatchLife for {of}. It makes this Vision Transformer faster: a scorer decides once, before "
         f"block {model.start} of {model.backbone.depth}, how many blocks each image patch takes part in. The adapter "
