@@ -98,6 +98,8 @@ def test_a_bundle_of_four_budgets_is_little_larger_than_one_file(format: str, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_int8_bundles_have_the_weights_of_each_budget(format: str, tmp_path: Path, monkeypatch) -> None:
+    if format == "openvino":
+        pytest.importorskip("nncf")
     monkeypatch.setattr(exporter, "AGREEMENT", 0.8)  # of random weights
     model, images = small(), exported_models.images(32)
     export_bundle(model, tmp_path / "bundle", (1.0, 0.7), format, images=images, int8="dynamic")

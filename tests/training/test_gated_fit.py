@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def test_the_fitted_model_is_the_backbone_at_budget_1(fitted) -> None:
         with one.temporarily(budget=1.0, mode="fixed"), torch.no_grad():
             assert [n for n, p in one.unwrap().named_parameters() if not torch.equal(p, own[n])] == []
             torch.testing.assert_close(one(images), original(images), rtol=0, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(fitted, tmp_path: Path) -> None:
+    """Blocks run a second time in the backward pass, and need the gates of the step."""
+    model = small_model()
+    vit = copy.deepcopy(model.unwrap())
+    vit.set_grad_checkpointing(True)
+    photos = some_photos(tmp_path / "photos", 24)
+    own = patchlife.wrap(vit, model.settings)
+    checkpointed = fit(own, photos, PREPROCESS, tmp_path / "out", STAGE2, accelerator_for("cpu")).model
+    for name, value in fitted[0].delta.tensors.items():
+        torch.testing.assert_close(checkpointed.delta.tensors[name], value, rtol=1e-2, atol=1e-4)
 
 
 def test_every_matrix_and_vector_of_the_late_blocks_was_trained(fitted) -> None:

@@ -41,7 +41,8 @@ class Gates:
     def on(self, device: torch.device) -> Float[Tensor, "gates"]:
         """The values on a device, copied once for each change and without waiting for the device."""
         if device not in self._tensors:
-            self._tensors[device] = torch.tensor(self.values).to(device, non_blocking=True)
+            with torch.inference_mode(False):  # gradients may be computed with it later
+                self._tensors[device] = torch.tensor(self.values).to(device, non_blocking=True)
         return self._tensors[device]
 
 
