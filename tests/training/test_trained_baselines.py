@@ -34,7 +34,7 @@ def entering(bb: Backbone, images: Tensor, block: int) -> Tensor:
 def a_step(bb: Backbone, images: Tensor, block: int) -> Step:
     tokens = entering(bb, images, block)
     unused = torch.zeros(len(images))
-    return Step(Targets(tokens, unused, unused, bb.model(images), unused), unused, 0.3)
+    return Step(Targets(tokens, unused, unused, bb.model(images), unused, unused), unused, 0.3)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.8])

@@ -114,7 +114,7 @@ class StageConfig:
     def rows(self, step: int, photos: int) -> list[int]:
         """Indices of the photos in the global batch of a step; every epoch has its own random order."""
         epoch, batch = divmod(step, max(1, photos // self.batch_size))
-        order = torch.randperm(photos, generator=self._generator(epoch))
+        order = torch.randperm(photos, generator=self._generator(epoch, 0))
         return order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
 
     def random_draw(self, step: int) -> float:
