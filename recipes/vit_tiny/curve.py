@@ -103,8 +103,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
                 label: [Point(score["fraction"], factor * score[measure]) for score in scores]
                 for label, scores in found["curves"].items()
             }
-            dense, rivals = 100 * found["dense_top1"], [label for label in curves if label not in OURS]
-            panels.append(Panel(axis, curves, dense if measure == "top1" else None, rivals, measure == "divergence"))
+            dense, others = 100 * found["dense_top1"], [label for label in curves if label not in OURS]
+            panels.append(Panel(axis, curves, dense if measure == "top1" else None, others, measure == "divergence"))
         rows.append(plot_panels(panels, f"ViT-Tiny, {found['photos']} photos of {name}"))
     stacked(rows, 10).quantize(64).save(path, optimize=True)
 

@@ -37,14 +37,14 @@ class Panel(NamedTuple):
         axis: the measure and its unit.
         curves: the points of each curve, by its label in the legend.
         dense: the dense model's value, drawn as a horizontal line.
-        rivals: labels of the curves of other methods, drawn thinner and dashed.
+        others: labels of the curves of other methods, drawn thinner and dashed.
         from_zero: use a logarithmic scale that also shows 0, as for a KL divergence.
     """
 
     axis: str
     curves: Mapping[str, Sequence[Point]]
     dense: float | None = None
-    rivals: Collection[str] = ()
+    others: Collection[str] = ()
     from_zero: bool = False
 
 
@@ -89,18 +89,18 @@ def _draw(axes: Any, panel: Panel) -> None:
         if not points:
             continue
         budgets, values, half_interval = zip(*sorted(points), strict=True)
-        rival = label in panel.rivals
+        other = label in panel.others
         axes.errorbar(
             budgets,
             values,
             half_interval if any(half_interval) else None,
             color=f"C{number % 10}",
             marker=_MARKERS[number % len(_MARKERS)],
-            markersize=4 if rival else 6,
-            linestyle="--" if rival else "-",
-            linewidth=1 if rival else 2,
+            markersize=4 if other else 6,
+            linestyle="--" if other else "-",
+            linewidth=1 if other else 2,
             capsize=2,
-            zorder=2 if rival else 3,
+            zorder=2 if other else 3,
             label=label,
         )
     if panel.dense is not None:
