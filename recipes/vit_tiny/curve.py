@@ -36,7 +36,7 @@ TITLES = {"ours-fixed": "nothing trained, fixed"}
 def measured(shared: Path, work: Path, adapter: Path, methods: str, every: int) -> dict[str, Any]:
     """All curves on all sets, as in the JSON file."""
     weights = shared / "weights" / "vit_tiny_patch16_224.safetensors"
-    result: dict[str, Any] = {"adapter": adapter.name, "every": every, "sets": {}}
+    result: dict[str, Any] = {"adapter": adapter.name, "sets": {}}
     for name in SETS:
         folder, data = work / f"{name.replace('/', '-')}-{every}", shared / "data" / name
         bench, scores = _bench(folder / "bench", weights, data, methods, every), folder / "adapter.json"
@@ -45,6 +45,7 @@ def measured(shared: Path, work: Path, adapter: Path, methods: str, every: int) 
             _run("eval", adapter, data, *options, "--curve", scores.with_suffix(".html"), "--points", bench)
         both = [json.loads(path.read_text()) for path in (bench, scores)]
         result["sets"][name], result["conditions"] = _curves(*both)
+        result["sets"][name]["every"] = every
     return result
 
 
