@@ -64,6 +64,19 @@ def test_evaluation_counts_right_predictions(pictures: list[Path]) -> None:
     assert "accuracy is not meaningful" in by["no-decision-bound"].left_out
 
 
+def test_the_divergence_is_the_mean_of_the_photos(pictures: list[Path]) -> None:
+    bb, methods = adapt(built("vit")), [METHODS[n] for n in ("dense", "tome", "ours-fixed")]
+    rows, _ = evaluate_methods(bb, methods, [0.65], pictures, [0] * 6, PREPROCESS, batch=4)
+    images = torch.stack([PREPROCESS(Image.open(path)) for path in pictures])
+    for row in rows:
+        with torch.no_grad():
+            logits = METHODS[row.method].build(bb, row.target, images)(images)
+            logs = [each.log_softmax(dim=1) for each in (logits, bb.model(images))]
+        expected = torch.nn.functional.kl_div(*logs, reduction="batchmean", log_target=True).item()
+        assert row.divergence == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert (row.divergence > 1e-3) == (row.method != "dense")
+
+
 def test_an_unreadable_photo_is_counted_and_the_others_are_evaluated(pictures: list[Path]) -> None:
     pictures[2].write_bytes(b"not an image")
     rows, unread = evaluate_methods(

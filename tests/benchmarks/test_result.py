@@ -78,7 +78,7 @@ def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = a_result().save(tmp_path / "r.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(ConfigError, match="format 99, and this version reads up to 2; pip install -U patchlife"):
+    with pytest.raises(ConfigError, match="format 99, and this version reads up to 3; pip install -U patchlife"):
         Result.load(path)
 
 

@@ -33,6 +33,15 @@ def test_budget_one_is_the_dense_model() -> None:
     assert (model.settings.budget, model.settings.mode) == (0.7, "fixed")
 
 
+def test_without_a_label_of_every_photo_there_is_no_top1() -> None:
+    images, vit = photos("vit", 6), built("vit")
+    model, labels = wrap(vit, LifeConfig(budget=0.65, start=2)), torch.tensor([0, 1, 2, 3, -1, 5])
+    batches = [(images[:3], labels[:3]), (images[3:], labels[3:])]
+    (score,), (labelled,) = (evaluate(model, vit, each, [(0.65, "fixed")]) for each in (batches, [(images, LABELS)]))
+    assert (score.top1, score.top5, score.drop, score.drop_interval) == (None,) * 4
+    assert (score.agreement, score.divergence) == (labelled.agreement, pytest.approx(labelled.divergence, rel=1e-3))
+
+
 def test_flops_in_adaptive_mode_are_the_mean_of_the_photos() -> None:
     images, vit = photos("vit", 6), built("vit")
     model = wrap(vit, LifeConfig(start=2)).calibrate([photos("vit", 8, seed=1)])

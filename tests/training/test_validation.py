@@ -19,9 +19,10 @@ from patchlife.data import read_photo
 from patchlife.errors import ConfigError
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.training import loop
+from patchlife.training.budget_curve import agreements
 from patchlife.training.fit import Fitted, accelerator_for, fit, work_folder
 from patchlife.training.log import Log
-from patchlife.training.report import agreements, write_report
+from patchlife.training.report import write_report
 from patchlife.training.stage import StageConfig
 from patchlife.training.stages import Regression
 from patchlife.training.validation import Validation, set_names
@@ -171,7 +172,7 @@ def test_validation_and_report_do_not_change_the_model(whole: tuple[Path, SlimMo
     validation.measure(Regression(LifeRegressor(48, 1)), stage_config, 12, 0, log)
     assert model.settings is config
     model.calibrate([torch.randn(4, 3, 48, 48)])
-    assert [row[0] for row in agreements(model, validation.sets["some"])] == [1.0, 0.8, 0.6]
+    assert [row[0] for row in agreements(model, validation.sets["some"])] == [1.0, 0.9, 0.8, 0.7, 0.61, 0.5]
     assert model.settings is config
     summary = {
         "photos": 4,

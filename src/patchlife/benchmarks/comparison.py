@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..data import Preprocess, evenly_spaced, load_batches
 from ..errors import ConfigError, ExportError, UnsupportedModelError
+from ..evaluation.agreement import kl_divergence
 from ..evaluation.memory import peak_bytes
 from ..evaluation.timing import alternate
 from .baselines import METHODS, Baseline, Method
@@ -126,7 +127,7 @@ def evaluate_methods(
     sample = _sample(photos, preprocess).to(reference)
     baselines, rows = _build_all(backbone, methods, targets, sample)
     predicted: dict[tuple[str, float], list[Tensor]] = {key: [] for key in baselines}
-    flops = dict.fromkeys(baselines, 0.0)
+    flops, divergences = dict.fromkeys(baselines, 0.0), dict.fromkeys(baselines, 0.0)
     labels: list[int] = []
     unread = 0
     steps = -(-len(photos) // batch)
@@ -136,11 +137,15 @@ def evaluate_methods(
             continue
         labels += [truth[i] for i in loaded.indices]
         images = loaded.images.to(reference)
-        for key, baseline in baselines.items():
+        dense: Tensor | None = None
+        for key, baseline in baselines.items():  # the dense model comes first
             with torch.inference_mode():
-                predicted[key].append(baseline(images).argmax(dim=-1).cpu())
+                logits = baseline(images).float().cpu()
+                dense = logits if dense is None else dense
+                predicted[key].append(logits.argmax(dim=-1))
+                divergences[key] += kl_divergence(dense, logits).sum().item()
                 flops[key] += baseline.flops(images) * len(images)
-    return [*_rows(baselines, predicted, flops, labels, dense_flops(backbone, sample)), *rows], unread
+    return [*_rows(baselines, predicted, flops, divergences, labels, dense_flops(backbone, sample)), *rows], unread
 
 
 def _build_all(
@@ -167,10 +172,11 @@ def _rows(
     baselines: dict[tuple[str, float], Baseline],
     predicted: dict[tuple[str, float], list[Tensor]],
     flops: dict[tuple[str, float], float],
+    divergences: dict[tuple[str, float], float],
     labels: list[int],
     dense_cost: int,
 ) -> list[Accuracy]:
-    """Rows of accuracy from predicted classes, FLOPs summed over the photos, labels and the dense FLOPs per image."""
+    """Rows of accuracy from predicted classes, FLOPs and KL summed over the photos, labels, dense FLOPs per image."""
     if not labels:
         raise ConfigError("none of the photos can be read, so no method can be evaluated; check --data")
     classes = {key: torch.cat(parts) for key, parts in predicted.items()}
@@ -184,6 +190,7 @@ def _rows(
             photos=len(labels),
             right=int((predictions == truth).sum()),
             agreeing=int((predictions == dense).sum()),
+            divergence=divergences[name, target] / len(labels),
         )
         for (name, target), predictions in classes.items()
     ]

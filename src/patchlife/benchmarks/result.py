@@ -18,7 +18,7 @@ from ..io.files import write_atomic
 __all__ = ["KIND", "Accuracy", "MethodInfo", "Result", "Speed"]
 
 KIND = "patchlife-bench"
-FORMAT = 2
+FORMAT = 3
 
 FORMAT_1_NAMES = {"limit": "no-decision-bound", "affordable": "within_max_drop", "loss": "accuracy"}
 """Keys and method names of format 1 that format 2 calls by another name."""
@@ -96,6 +96,7 @@ class Accuracy:
         photos: number of photos evaluated.
         right: number of photos whose predicted class is the label.
         agreeing: number of photos whose predicted class is the dense model's.
+        divergence: mean KL divergence from the dense model's distribution, in nats; None in files older than format 3.
         left_out: why there are no numbers.
     """
 
@@ -106,6 +107,7 @@ class Accuracy:
     photos: int = 0
     right: int = 0
     agreeing: int = 0
+    divergence: float | None = None
     left_out: str = ""
 
     @property
@@ -123,7 +125,7 @@ class Result:
         methods: by name. speed: rows of timing. accuracy: rows of top-1.
         advice: entries of `schedule_search.advise`, with --advice.
         within_max_drop: entries of `fastest_within_drop`, one for each batch size, with --advice and --data.
-        data: the folder of the photos, their number, and how many could not be read.
+        data: the folder of the photos, their number, which of them (every N-th), and how many could not be read.
         complete: whether the run reached its end.
     """
 

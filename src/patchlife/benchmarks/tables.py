@@ -58,6 +58,8 @@ def main_table(result: Result, target: float) -> Table:
     """Accuracy and speed at one target: a row for each method, a column for each batch size."""
     columns = ["method", "FLOPs"]
     columns += ["top-1 %", "as dense %"] if result.accuracy else []
+    diverging = any(row.divergence is not None for row in result.accuracy)
+    columns += ["KL"] if diverging else []
     columns += [f"images/s, batch {b}" for b in result.batches]
     names = [row.method for row in result.speed if row.target == target]
     names += [row.method for row in result.accuracy if row.target == target or row.method == "dense"]
@@ -68,6 +70,8 @@ def main_table(result: Result, target: float) -> Table:
         cells = [title_of(result, name), _fraction([*timed.values(), evaluated])]
         if result.accuracy:
             cells += _accuracy_cells(evaluated)
+        if diverging:
+            cells.append(_divergence_cell(evaluated))
         rows.append([*cells, *(_throughput_cell(timed.get(b)) for b in result.batches)])
     return columns, rows
 
@@ -217,6 +221,10 @@ def _accuracy_cells(row: Accuracy | None) -> list[str]:
     if row is None or row.top1 is None:
         return ["", ""]
     return [f"{row.top1:.1f}", f"{100 * row.agreeing / row.photos:.1f}"]
+
+
+def _divergence_cell(row: Accuracy | None) -> str:
+    return "" if row is None or row.divergence is None else f"{row.divergence:.3f}"
 
 
 def _throughput_cell(row: Speed | None) -> str:

@@ -139,7 +139,7 @@ def _evaluate(
         pipeline.preprocess,
         progress=lambda batches, total: iter(tqdm(batches, total=total, unit="batch", disable=not sys.stderr.isatty())),
     )
-    result.data = {"folder": str(config.data), "photos": len(photos), "unreadable": unread}
+    result.data = {"folder": str(config.data), "photos": len(photos), "every": config.every, "unreadable": unread}
 
 
 # ---- what to measure
@@ -197,7 +197,8 @@ def _photos(config: BenchConfig, pipeline: Pipeline) -> tuple[list[Path], list[i
     if config.data is None:
         return [], []
     photos = find_photos(config.data)
-    return photos, classes_of(pipeline.labels, photos, config.class_order)
+    classes = classes_of(pipeline.labels, photos, config.class_order)
+    return photos[:: config.every], classes[:: config.every]
 
 
 def _images(config: BenchConfig, pipeline: Pipeline, photos: Sequence[Path], batch: int) -> Tensor:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import EvalConfig
 from ..errors import ConfigError, ImageError, MissingExtraError
-from ..extras import installed
+from ..extras import installed, require
 from ..io.exported_files import is_exported
 from ..io.files import write_atomic
 from .common import calibrate_if_needed, check_engine, classes_of, find_photos, open_model, progress, say, use_threads
+from .eval_curve import Curves, draw_curves, read_points, within_reach, write_curve
 from .eval_embeddings import embedding_scores, embedding_table
 from .eval_multi_label import multi_label_scores, multi_label_table
 
@@ -34,20 +35,23 @@ __all__ = ["run", "text_table"]
 def run(config: EvalConfig) -> int:
     """Evaluate, print a table, write a JSON file and a plot; returns the exit code."""
     check_engine(config.model.model, config.engine, config.trust, config.run.dtype)
+    if config.curve:
+        require("matplotlib", "bench", "--curve")
     plots = installed("matplotlib")
     if config.out and not plots:
         say(f"the plot is left out: {MissingExtraError('matplotlib', 'bench', 'the trade-off plot')}")
     listed = find_photos(config.data)
     photos = listed[:: config.every]
     evaluated = _open_bundle(config, photos) if is_exported(config.model.model) else _open_model(config, photos)
+    config = evaluated.config
+    points = read_points(config.points, evaluated.pipeline.name, config.data, len(photos))
     failures: dict[Path, str] = {}
     scores = _evaluate(config, evaluated, listed, failures)
     failed = [failures[photo] for photo in photos if photo in failures]
     print(_table(config, scores, len(photos) - len(failed)))
     if failures:
         say(f"{len(failures)} photos failed (the first: {next(iter(failures.values()))})")
-    if config.out:
-        _write(config.out, _result(config, evaluated, scores, len(photos), failed), scores, plots)
+    _write(config, _result(config, evaluated, scores, len(photos), failed), points, plots)
     return 1 if failures else 0
 
 
@@ -68,9 +72,23 @@ def _evaluate(
         raise ConfigError(f"--{unused[0]} is for models without a classifier, got {pipeline.name}; remove it")
     if pipeline.multi_label:
         return multi_label_scores(config, pipeline, evaluated.dense, listed, evaluated.device, batches_of)
-    classes = classes_of(pipeline.labels, listed, config.model.class_order, config.labels_from)[:: config.every]
-    batches = batches_of(photos, classes)
+    batches = batches_of(photos, _classes(config, pipeline, listed)[:: config.every])
     return evaluate(pipeline.model, evaluated.dense, batches, config.settings, evaluated.device)
+
+
+def _classes(config: EvalConfig, pipeline: Pipeline, photos: Sequence[Path]) -> list[int]:
+    """The class of each photo; -1 for all if they are in one folder that is not a class."""
+    try:
+        return classes_of(pipeline.labels, photos, config.model.class_order, config.labels_from)
+    except ConfigError:
+        folders = {photo.parent for photo in photos}
+        if config.labels_from or config.model.class_order or len(folders) > 1:
+            raise
+        say(
+            f"folder {folders.pop().name} is not a class of this model, so its photos count as unlabelled: agreement "
+            "with the dense model is measured, top-1 is not"
+        )
+        return [-1] * len(photos)
 
 
 @dataclass(frozen=True)
@@ -82,12 +100,14 @@ class _Evaluated:
         dense: from images to the logits, or embeddings, of the dense model.
         device: where both expect images.
         engine: the name of the engine that runs the slimmed model.
+        config: of the verb, with the budgets that are in reach.
     """
 
     pipeline: Pipeline
     dense: Callable[[torch.Tensor], torch.Tensor]
     device: torch.device
     engine: str
+    config: EvalConfig
 
 
 def _open_model(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
@@ -99,17 +119,19 @@ def _open_model(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
     dense = model.dense_backbone()
     for converted in (model, dense.model):
         converted.to(getattr(torch, config.run.dtype))
+    with model.temporarily():
+        config = within_reach(config, model.set_mode("fixed").set_budget)
     if "adaptive" in config.modes:
         model.set_mode("adaptive")
         calibrate_if_needed(pipeline, photos, config.run)
     if config.engine in (None, "eager"):
-        return _Evaluated(pipeline, dense.output, device, "eager")
+        return _Evaluated(pipeline, dense.output, device, "eager", config)
     from ..export.on_the_fly import with_engine
 
     model.set_mode("fixed").set_budget(config.budgets[0])  # with_engine creates the engine of this budget at once
     pipeline = with_engine(pipeline, config.engine, config.run.device)
-    _create_engines(pipeline, config, len(photos))
-    return _Evaluated(pipeline, dense.output, device, config.engine)
+    config = within_reach(config, _engine_maker(pipeline, config, len(photos)))
+    return _Evaluated(pipeline, dense.output, device, config.engine or "eager", config)
 
 
 def _open_bundle(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
@@ -133,21 +155,28 @@ def _open_bundle(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
             "--budgets 1,..., or use patchlife predict --labelled, which needs no dense model"
         ) from None
     pipeline = open_exported(replace(config.model, life={**config.model.life, "budget": 1.0}), config.trust)
-    _create_engines(pipeline, config, len(photos))
+    config = within_reach(config, _engine_maker(pipeline, config, len(photos)))
     return _Evaluated(
-        pipeline, lambda images: torch.from_numpy(dense(images.numpy()).logits), pipeline.device, dense.metadata.kind
+        pipeline,
+        lambda images: torch.from_numpy(dense(images.numpy()).logits),
+        pipeline.device,
+        dense.metadata.kind,
+        config,
     )
 
 
-def _create_engines(pipeline: Pipeline, config: EvalConfig, photos: int) -> None:
-    """Export or compile the model at every budget, so that an error comes before photos are read."""
+def _engine_maker(pipeline: Pipeline, config: EvalConfig, photos: int) -> Callable[[float], None]:
+    """Exports or compiles the model at a budget, so that an error comes before photos are read."""
     import torch
 
     batch = min(config.run.batch_size, photos)
-    for size in sorted({batch, photos % batch or batch}):  # the last batch may be smaller, and is compiled separately
-        blank = torch.zeros(size, pipeline.preprocess.channels, *pipeline.preprocess.size)
-        for budget in config.budgets:
+
+    def create(budget: float) -> None:
+        for size in sorted({batch, photos % batch or batch}):  # the last batch may be smaller: compiled separately
+            blank = torch.zeros(size, pipeline.preprocess.channels, *pipeline.preprocess.size)
             pipeline.model.set_budget(budget).predict(blank)
+
+    return create
 
 
 def _table(config: EvalConfig, scores: Sequence[AnyScore], photos: int) -> str:
@@ -165,19 +194,23 @@ def _table(config: EvalConfig, scores: Sequence[AnyScore], photos: int) -> str:
 
 def text_table(scores: Sequence[Score], photos: int) -> str:
     """The scores as a table for a terminal."""
-    header = (
-        f"{'mode':9}{'budget':>7}{'FLOPs':>7}{'top-1':>7}{'top-5':>7}{'drop (95 % interval)':>26}{'agree':>7}{'KL':>7}"
-    )
-    lines = [header]
+    labelled = scores[0].top1 is not None
+    columns = f"{'top-1':>7}{'top-5':>7}{'drop (95 % interval)':>26}" if labelled else ""
+    lines = [f"{'mode':9}{'budget':>7}{'FLOPs':>7}{columns}{'agree':>7}{'KL':>7}"]
     for s in scores:
-        low, high = (100 * bound for bound in s.drop_interval)
-        drop = f"{100 * s.drop:.2f} ({low:.2f} to {high:.2f})"
-        lines.append(
-            f"{s.mode:9}{s.budget:7.2f}{s.fraction:7.3f}{100 * s.top1:7.2f}{100 * s.top5:7.2f}{drop:>26}"
-            f"{100 * s.agreement:7.1f}{s.divergence:7.3f}"
-        )
-    lines.append(f"{photos} photos; top-1, top-5, drop and agreement in %; FLOPs as a fraction of dense; KL in nats")
+        cells = f"{_label_cells(s)}{100 * s.agreement:7.1f}{s.divergence:7.3f}"
+        lines.append(f"{s.mode:9}{s.budget:7.2f}{s.fraction:7.3f}{cells}")
+    measures = "top-1, top-5, drop and agreement" if labelled else "agreement with the dense model"
+    lines.append(f"{photos} photos; {measures} in %; FLOPs as a fraction of dense; KL in nats")
     return "\n".join(lines)
+
+
+def _label_cells(s: Score) -> str:
+    if s.top1 is None or s.top5 is None or s.drop is None or s.drop_interval is None:
+        return ""
+    low, high = (100 * bound for bound in s.drop_interval)
+    drop = f"{100 * s.drop:.2f} ({low:.2f} to {high:.2f})"
+    return f"{100 * s.top1:7.2f}{100 * s.top5:7.2f}{drop:>26}"
 
 
 def _batches(
@@ -236,37 +269,19 @@ def _result(
     }
 
 
-def _write(out: Path, result: dict[str, Any], scores: Sequence[AnyScore], plot: bool) -> None:
-    write_atomic(out, json.dumps(result, indent=2) + "\n")
-    if not plot:
-        say(f"wrote {out}")
+def _write(config: EvalConfig, result: dict[str, Any], points: Curves, plots: bool) -> None:
+    """Write the JSON file of ``--out`` and a plot beside it, and the curve of ``--curve``, if they are given."""
+    if config.out:
+        write_atomic(config.out, json.dumps(result, indent=2) + "\n")
+        say(f"wrote {config.out}")
+    beside = [config.out.with_suffix(".png")] if config.out and plots else []
+    pictures = list(dict.fromkeys([*beside, *([config.curve] if config.curve else [])]))
+    if not pictures:
         return
-    from ..visual.plots import Point, plot_tradeoff
-
-    curves: dict[str, list[Point]] = {}
-    for score in scores:
-        value, half_interval, dense, axis = _plotted(score)
-        curves.setdefault(score.mode, []).append(Point(score.fraction, value, half_interval))
-    picture = plot_tradeoff(curves, dense, f"{result['model']} on {result['photos']} photos", axis)
-    picture.save(out.with_suffix(".png"))
-    say(f"wrote {out} and {out.with_suffix('.png').name}")
-
-
-def _plotted(score: AnyScore) -> tuple[float, float, float, str]:
-    """(value, half of its interval, value of the dense model, label of the axis) in the plot."""
-    from ..evaluation.accuracy import Score
-    from ..evaluation.multi_label import MultiLabelScore
-
-    if isinstance(score, MultiLabelScore):
-        value = 100 * score.mean_average_precision
-        return value, 0.0, value + 100 * score.drop, "mean average precision, %"
-    if isinstance(score, Score):
-        accuracy, axis = score.top1, "top-1, %"
-    elif score.knn is not None:
-        accuracy, axis = score.knn, "accuracy of nearest neighbours, %"
-    else:
-        return score.cosine, 0.0, 1.0, "cosine to the dense embedding"
-    assert score.drop is not None
-    assert score.drop_interval is not None
-    low, high = score.drop_interval
-    return 100 * accuracy, 50 * (high - low), 100 * (accuracy + score.drop), axis
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for score in result["scores"]:
+        curves.setdefault(f"this model, {score['mode']}" if points else score["mode"], []).append(score)
+    picture = draw_curves(curves, points, f"{result['model']} on {result['photos']} photos")
+    for path in pictures:
+        write_curve(path, picture, result, curves, points)
+        say(f"wrote {path}")

@@ -6,6 +6,7 @@ This package does not import torch, so that ``--help`` is fast.
 from .slimming import MODES, RESTORES, LifeConfig, Mode, Restore
 from .training import Finetune, TrainingConfig
 from .verbs import (
+    CURVE_BUDGETS,
     BackboneConfig,
     BenchConfig,
     ClassOrder,
@@ -25,6 +26,7 @@ from .verbs import (
 )
 
 __all__ = [
+    "CURVE_BUDGETS",
     "MODES",
     "RESTORES",
     "BackboneConfig",

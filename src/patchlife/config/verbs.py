@@ -19,6 +19,9 @@ EngineName = Literal["eager", "compile", "onnx", "openvino"]
 ClassOrder = Literal["number", "imagefolder"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
+CURVE_BUDGETS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.61, 0.7, 0.8, 0.9, 1.0)
+"""The budgets of a curve of accuracy against the budget. At 1.0 a slimmed model is the dense model."""
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -331,6 +334,7 @@ class FitConfig:
 class EvalConfig:
     """Measure accuracy at several budgets and compare with the dense model, on labelled photos.
 
+    Without labels (all photos in one folder that is not a class), only the agreement with the dense model is measured.
     Of a model without a classifier, the embeddings are measured: by their cosine to those of the dense model, and by
     the accuracy of their nearest neighbours.
 
@@ -341,7 +345,8 @@ class EvalConfig:
         labels_from: CSV file with the columns path and label, which replaces the subfolders. A label is a class name, a
             WordNet id or a class number; for a model without a classifier any text. Several labels of a photo, with
             --multi-label, are separated by ; or |.
-        budgets: Budgets, as fractions of the dense model's FLOPs.
+        budgets: Budgets, as fractions of the dense model's FLOPs. Default: 1.0,0.8,0.6,0.45; with --curve
+            0.3,0.35,0.4,0.45,0.5,0.61,0.7,0.8,0.9,1.0.
         modes: fixed, adaptive, or both as fixed,adaptive.
         every: Use every N-th photo.
         gallery: For a model without a classifier: photos among which the neighbours are searched, with one subfolder
@@ -353,12 +358,17 @@ class EvalConfig:
         trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
             you trust its source.
         out: File for the results (JSON). If matplotlib is installed, a plot is written beside it.
+        curve: Draw top-1 and KL divergence from the dense model against the budget: a picture (.png), or a page with
+            the numbers in a table (.html). Without labels, the agreement with the dense model replaces top-1.
+            Budgets that the model cannot reach are left out and named.
+        points: Results of other methods or models to draw beside this model's: files of patchlife bench --data, or of
+            eval --out, measured on the same photos.
         run: Device, number format and batches.
     """
 
     model: ModelConfig
     data: Path
-    budgets: tuple[float, ...] = (1.0, 0.8, 0.6, 0.45)
+    budgets: tuple[float, ...] = ()
     modes: tuple[str, ...] = field(default=("fixed",), metadata={"metavar": "MODE"})
     every: int = 1
     labels_from: Path | None = field(default=None, metadata={"metavar": "CSV"})
@@ -367,6 +377,8 @@ class EvalConfig:
     engine: EngineName | None = None
     trust: bool = False
     out: Path | None = None
+    curve: Path | None = None
+    points: tuple[Path, ...] = field(default=(), metadata={"metavar": "RESULT"})
     run: RunConfig = field(default_factory=RunConfig)
 
     @property
@@ -375,7 +387,12 @@ class EvalConfig:
         return [(budget, cast(Mode, mode)) for mode in self.modes for budget in self.budgets]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "budgets", tuple(check_budget(budget, "budgets") for budget in self.budgets))
+        budgets = tuple(self.budgets) or (CURVE_BUDGETS if self.curve else (1.0, 0.8, 0.6, 0.45))
+        object.__setattr__(self, "budgets", tuple(check_budget(budget, "budgets") for budget in budgets))
+        if self.curve is not None and self.curve.suffix not in (".png", ".html"):
+            raise ConfigError(f"--curve must end in .png or .html, got {self.curve}")
+        if self.points and not (self.curve or self.out):
+            raise ConfigError("--points are drawn in a plot, got none; add --curve FILE.png or FILE.html")
         for mode in self.modes:
             if mode not in MODES:
                 raise ConfigError(f"modes must be from {', '.join(MODES)}, got {mode!r}")
@@ -395,6 +412,7 @@ class BenchConfig(BackboneConfig):
 
     Attributes:
         data: Folder with one subfolder of photos per class. With it, accuracy is measured too.
+        every: Use every N-th photo of --data.
         methods: Methods to compare. Default: all. dense is always included as the reference.
         speed: Measure speed. --no-speed measures accuracy only, on --data.
         batch_sizes: Batch sizes.
@@ -421,6 +439,7 @@ class BenchConfig(BackboneConfig):
 
     model: str = field(default="", metadata={"positional": True})
     data: Path | None = field(default=None, metadata={"metavar": "FOLDER"})
+    every: int = 1
     methods: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAME"})
     speed: bool = True
     batch_sizes: tuple[int, ...] = (1, 4, 16, 64)
@@ -442,6 +461,7 @@ class BenchConfig(BackboneConfig):
             got = "both" if self.model else "neither"
             raise ConfigError(f"expected either a MODEL to measure or result files to draw (--report FILE), got {got}")
         object.__setattr__(self, "flops", tuple(check_budget(fraction, "flops") for fraction in self.flops))
+        _check_at_least(1, every=self.every)
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ConfigError(f"batch_sizes must be at least 1, got {self.batch_sizes}")
         if not self.speed and (self.data is None or self.advice) and not self.report:

@@ -27,7 +27,7 @@ class Score:
         budget: requested fraction of the dense FLOPs. mode: fixed or adaptive.
         flops: mean per photo. fraction: ``flops`` as a fraction of the dense FLOPs.
         top1: fraction of the photos whose label is the predicted class. top5: whose label is among the five highest
-            logits.
+            logits. None without labels, as ``drop`` and ``drop_interval``.
         drop: ``top1`` of the dense model minus ``top1``.
         drop_interval: 95 % interval of ``drop``, from paired differences.
         agreement: fraction of the photos with the dense model's predicted class.
@@ -39,10 +39,10 @@ class Score:
     mode: Mode
     flops: float
     fraction: float
-    top1: float
-    top5: float
-    drop: float
-    drop_interval: tuple[float, float]
+    top1: float | None
+    top5: float | None
+    drop: float | None
+    drop_interval: tuple[float, float] | None
     agreement: float
     divergence: float
     photos_per_s: float
@@ -67,25 +67,27 @@ def evaluate(
     Args:
         model: calibrated, if a mode is adaptive.
         dense: the dense model, the reference of drop, agreement and divergence.
-        batches: images and labels.
+        batches: images and labels; -1 is a photo without a label. If there are any, top-1 is not measured.
         settings: (budget, mode) pairs.
         device: where images go; the model's device if not given.
     """
     tallies = [_Tally() for _ in settings]
     device = device or model.device
     dense_hits: list[Tensor] = []
+    labelled = True
     with model.temporarily():
         for images, labels in batches:
             images = images.to(device, model.dtype)
             reference = dense(images).float().cpu()
             dense_hits.append(reference.argmax(dim=1) == labels)
+            labelled = labelled and bool((labels >= 0).all())
             for tally, (budget, mode) in zip(tallies, settings, strict=True):
                 model.set_mode(mode).set_budget(budget)
                 started = time.perf_counter()
                 logits, lives = model.predict(images)
                 tally.seconds += _since(started, device)
                 tally.add(logits.float().cpu(), reference, labels, model.flops_of(lives))
-        dense_right = torch.cat(dense_hits)
+        dense_right = torch.cat(dense_hits) if labelled else None
         return [
             tally.score(budget, mode, dense_right, model.dense_flops)
             for tally, (budget, mode) in zip(tallies, settings, strict=True)
@@ -119,18 +121,19 @@ class _Tally:
         self.divergence.append(kl_divergence(reference, logits))
         self.flops += flops
 
-    def score(self, budget: float, mode: Mode, dense_right: Tensor, dense_flops: float) -> Score:
+    def score(self, budget: float, mode: Mode, dense_right: Tensor | None, dense_flops: float) -> Score:
         right = torch.cat(self.right)
+        labelled = dense_right is not None
         flops = sum(self.flops) / len(self.flops)
         return Score(
             budget,
             mode,
             flops,
             flops / dense_flops,
-            _mean(right),
-            _mean(torch.cat(self.right_of_five)),
-            _mean(dense_right) - _mean(right),
-            paired_interval(dense_right, right),
+            _mean(right) if labelled else None,
+            _mean(torch.cat(self.right_of_five)) if labelled else None,
+            _mean(dense_right) - _mean(right) if dense_right is not None else None,
+            paired_interval(dense_right, right) if dense_right is not None else None,
             _mean(torch.cat(self.agreed)),
             _mean(torch.cat(self.divergence)),
             len(right) / self.seconds,

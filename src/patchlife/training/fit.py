@@ -161,6 +161,7 @@ def fit(
             work_folder(out) / "metrics.jsonl",
             summary,
             dense,
+            measured.sets if measured else None,
         )
     accelerator.wait_for_everyone()
     return Fitted(model, cache, summary)

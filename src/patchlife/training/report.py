@@ -1,9 +1,9 @@
-"""The report of a fit, one HTML page: training curves, agreement with the dense model by budget, life maps."""
+"""The report of a fit, one HTML page: training curves, accuracy or agreement by budget, life maps."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,18 @@ import torch
 from PIL import Image
 
 from ..data import Preprocess
-from ..errors import ConfigError
 from ..slimming import SlimModel
 from ..visual import class_colours, contact_sheet, draw, draw_answers
-from ..visual.html import Section, figure, heading, note, paragraph, save_page, table
+from ..visual.html import Section, figure, heading, note, paragraph, save_page
 from ..visual.layout import stacked
 from ..visual.plots import new_figure, rendered
-from .cached_evaluation import CachedDenseScore, CachedScore, Score, measured
+from .budget_curve import budget_sections
 from .dense import DenseTarget
 from .log import Line, lines_of
 from .target_cache import TargetCache
 
-__all__ = ["agreements", "write_report"]
+__all__ = ["write_report"]
 
-BUDGETS = (1.0, 0.8, 0.6, 0.45)
 _MAPS = 12
 _ANSWERS = 6  # photos whose answers are drawn
 
@@ -43,8 +41,18 @@ def write_report(
     metrics: Path,
     summary: dict[str, Any],
     dense: DenseTarget | None = None,
+    validation: Mapping[str, TargetCache] | None = None,
 ) -> Path:
-    """Write the page; ``held_out`` are photos that were not trained on, with targets of ``dense`` if it is given."""
+    """Write the page.
+
+    Args:
+        path: of the file. model: as trained.
+        held_out: photos that were not trained on, with targets of ``dense`` if it is given.
+        preprocess: from a photo to the model's input.
+        metrics: the log of the training. summary: as in ``fit.json``.
+        dense: what is predicted for each patch, for dense prediction.
+        validation: labelled photos by name. The curve over budgets is of them; without any, of ``held_out``.
+    """
     stages = _stages(metrics, summary["stages"])
     sections: list[Section] = [
         paragraph(
@@ -65,15 +73,9 @@ def write_report(
         *[figure(picture, caption, lossless=True) for picture, caption in _curves(stages)],
         *[figure(picture, caption, lossless=True) for picture, caption in _validation(stages, summary["validation"])],
     ]
+    sections += budget_sections(model, held_out, validation, dense)
     if len(held_out):
-        columns, rows = _agreement_table(agreements(model, held_out, dense))
         sections += [
-            heading("Agreement with the dense model"),
-            table(
-                ["budget", "FLOPs / dense FLOPs", *columns],
-                rows,
-                f"Slimmed model against dense model on {len(held_out)} photos that were not trained on",
-            ),
             heading("Lives of the patches"),
             *_lives(model, held_out, preprocess),
         ]
@@ -81,46 +83,6 @@ def write_report(
             sections += [heading("Answers for every pixel"), _answers(model, held_out, preprocess, dense)]
     sections.append(note(json.dumps(summary["config"] | summary["conditions"])))
     return save_page(path, "PatchLife training report", sections)
-
-
-@torch.no_grad()
-def agreements(
-    model: SlimModel, held_out: TargetCache, dense: DenseTarget | None = None
-) -> list[tuple[float, float, Score]]:
-    """(budget, fraction of the dense FLOPs, score) in fixed mode, by budget."""
-    rows = []
-    with model.temporarily(mode="fixed"):
-        for budget in BUDGETS:
-            try:
-                model.set_budget(budget)
-            except ConfigError:  # out of reach, because the start block is late
-                continue
-            cost, kept = model.cost(held_out.image_size), model.schedule(held_out.image_size).kept
-            rows.append((budget, cost.total(kept) / cost.dense, measured(model, held_out, dense)))
-    return rows
-
-
-def _agreement_table(
-    rows: Sequence[tuple[float, float, Score]],
-) -> tuple[list[str], list[list[str]]]:
-    """(titles of the columns after budget and cost, all cells)."""
-    columns: list[str] = []
-    cells = []
-    for budget, cost, score in rows:
-        if isinstance(score, CachedScore):
-            columns = ["same predicted class", "KL divergence, nats"]
-            numbers = [f"{100 * score.agreement:.1f} %", f"{score.kl:.3f}"]
-        elif isinstance(score, CachedDenseScore):
-            columns = ["cosine to the dense patch features", "its 5 % quantile"]
-            numbers = [f"{score.patch_cosine:.4f}", f"{score.low_patch_cosine:.4f}"]
-            if score.pixel_agreement is not None:
-                columns = ["pixels with the same answer", "KL divergence, nats per pixel", *columns]
-                numbers = [f"{100 * score.pixel_agreement:.2f} %", f"{score.pixel_kl:.4f}", *numbers]
-        else:
-            columns = ["cosine to the dense embedding", "its 5 % quantile"]
-            numbers = [f"{score.cosine:.4f}", f"{score.low_cosine:.4f}"]
-        cells.append([f"{budget:g}", f"{cost:.3f}", *numbers])
-    return columns, cells
 
 
 def _targets(model: SlimModel, held_out: TargetCache) -> tuple[Any, Any]:
