@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from patchlife.adapters.format import FORMAT, write_adapter
+from patchlife.adapters.format import WITHOUT_GATES, write_adapter
 from patchlife.errors import AdapterError
 from patchlife.io.files import check_sums
 from patchlife.version import __version__
@@ -33,14 +33,14 @@ def main(folder: str) -> None:
         raise SystemExit(f"{folder} is in format {manifest['format']}, expected 2; it was not changed")
     tensors = {renamed(name): tensor for name, tensor in load_file(files["adapter.safetensors"]).items()}
     write_adapter(Path(folder), converted(manifest), tensors)
-    print(f"{folder}: format {FORMAT}")
+    print(f"{folder}: format {WITHOUT_GATES}")
 
 
 def converted(manifest: dict[str, Any]) -> dict[str, Any]:
     """``adapter.json`` with the names of format 3."""
     scorer = manifest["scorer"] | {"settings": _renamed_keys(manifest["scorer"]["settings"])}
     config = _renamed_keys(manifest["config"])
-    return manifest | {"format": FORMAT, "patchlife": __version__, "config": config, "scorer": scorer}
+    return manifest | {"format": WITHOUT_GATES, "patchlife": __version__, "config": config, "scorer": scorer}
 
 
 def renamed(name: str) -> str:

@@ -1,7 +1,8 @@
-"""EViT and DynamicViT as stages of our training loop, from the tokens that enter block 3.
+"""EViT, DynamicViT, TNT and ToMe as stages of our training loop, from the tokens that enter block 3.
 
-At inference they run as `patchlife bench` measures them (`patchlife.benchmarks.baselines`). This file has the rules
-that their papers use in training. Both train every weight from block 3 on with the same loss as our stage 2.
+ToMe merges from block 0 on, so its stage starts at the tokens that enter block 0. At inference all of them run as
+`patchlife bench` measures them (`patchlife.benchmarks.baselines`). This file has the rules that their papers use in
+training. All train every weight from block 3 on with the same loss as our stage 2.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from patchlife.backbones import Backbone
 from patchlife.benchmarks.baselines.dynamicvit import DynamicViT, Predictor
 from patchlife.benchmarks.baselines.evit import EViT
+from patchlife.benchmarks.baselines.tnt import TokenNoise
+from patchlife.benchmarks.baselines.tome import ToMe
 from patchlife.training.losses import distillation_loss
 from patchlife.training.stage import Stage, Step
 
-__all__ = ["DynamicViTStage", "EViTStage"]
+__all__ = ["DynamicViTStage", "EViTStage", "TNTStage", "ToMeStage"]
 
 
 class EViTStage(Stage):
@@ -95,6 +98,65 @@ class DynamicViTStage(Stage):
             x = _masked_block(bb, index, x, kept)
         loss, divergence = distillation_loss(bb.classify(bb.norm(x)), step.targets.output)
         return loss + 2 * ratio, {"divergence": divergence.item(), "ratio": ratio.item()}
+
+
+class TNTStage(Stage):
+    """TNT: in training noise is added to the patches and none is dropped; at inference they are dropped.
+
+    The noise of a patch is Gaussian with a standard deviation of ``noise * (1 - relevance)``. The relevances of an
+    image sum to one, so they cannot remove all noise, and they grow where noise costs most. ``noise`` is in units of
+    the standard deviation of the image's patches (our reading, for models whose tokens have other scales). Since
+    nothing is dropped in training, one run serves all keep rates.
+    """
+
+    def __init__(self, baseline: TokenNoise, noise: float = 0.5) -> None:
+        super().__init__()
+        self.baseline, self.noise = baseline, noise
+
+    def lr_multiplier(self, name: str) -> float:
+        """Larger for the relevance layer, which starts from random weights, as for DynamicViT's predictors."""
+        return 10.0 if "relevance" in name else 1.0
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits from tokens that enter block 3; patches are really dropped."""
+        return self.baseline.resume(tokens)
+
+    def noisy(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        """``tokens`` with noise on the patches."""
+        prefix = self.baseline.backbone.prefix
+        patches = tokens[:, prefix:]
+        drawn = torch.randn(patches.shape, generator=generator).to(patches)
+        scale = self.noise * patches.std(dim=(1, 2), keepdim=True)
+        noise = scale * (1 - self.baseline.alpha(patches))[..., None] * drawn
+        return torch.cat((tokens[:, :prefix], patches + noise), dim=1)
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
+        """Distillation on noisy patches."""
+        generator = torch.Generator().manual_seed(int(step.random_draw * 2**40))
+        logits = self.baseline.rest(self.noisy(step.targets.tokens, generator))
+        loss, divergence = distillation_loss(logits, step.targets.output)
+        return loss, {"divergence": divergence.item()}
+
+
+class ToMeStage(Stage):
+    """ToMe, which merges in training as at inference; gradients flow through the means of merged patches."""
+
+    def __init__(self, baseline: ToMe) -> None:
+        super().__init__()
+        self.baseline = baseline
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits from tokens that enter block 0."""
+        bb, x = self.baseline.backbone, tokens
+        size = x.new_ones(len(x), x.shape[1] - bb.prefix)
+        for index in range(bb.depth):
+            x, size = self.baseline.block(index, x, size)
+        return bb.classify(bb.norm(x))
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
+        """Distillation with merging."""
+        loss, divergence = distillation_loss(self.logits(step.targets.tokens), step.targets.output)
+        return loss, {"divergence": divergence.item()}
 
 
 def _keep_logits(predictor: nn.Module, patches: Tensor, kept: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ def test_a_newer_format_is_refused_with_the_command_to_upgrade(saved):
 
 
 @pytest.mark.parametrize(
-    ("number", "advice"), [(1, "format 3: fit it again"), (2, r"format 3: .*recipes/convert_adapter\.py")]
+    ("number", "advice"), [(1, "format 4: fit it again"), (2, r"format 4: .*recipes/convert_adapter\.py")]
 )
 def test_an_older_format_is_refused_with_advice(saved, number, advice):
     _, folder = saved

@@ -12,6 +12,7 @@ import torch
 from converted import PAIRS, output, pair, to_vit
 from families import photos
 from torch import Tensor, nn
+from ungated import add_low_rank, delta_between
 
 import patchlife
 from patchlife import LifeConfig, SlimModel
@@ -20,9 +21,7 @@ from patchlife.backbones import adapt, signature
 from patchlife.backbones.comparison import differences
 from patchlife.backbones.weight_delta import (
     WeightDelta,
-    add_low_rank,
     apply_delta,
-    delta_between,
     delta_since,
     revert_delta,
 )

@@ -11,12 +11,13 @@ import torch
 from families import built, fresh, photos
 from torch import nn
 from torch.nn.utils import parametrize, prune
+from ungated import add_low_rank, delta_between
 
 import patchlife
 from patchlife import LifeConfig, SlimModel
 from patchlife.adapters import read_adapter
 from patchlife.backbones import adapt
-from patchlife.backbones.weight_delta import WeightDelta, add_low_rank, apply_delta, delta_between
+from patchlife.backbones.weight_delta import WeightDelta, apply_delta
 from patchlife.errors import AdapterError
 from patchlife.slimming.regressor import LifeRegressor
 

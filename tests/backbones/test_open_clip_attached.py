@@ -10,9 +10,11 @@ import torch
 from open_clip_models import assert_close, built, far_apart, fresh, outputs_of, photos, slim, slow
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from ungated import add_low_rank, delta_between
 
 from patchlife.backbones import adapt
-from patchlife.backbones.weight_delta import LowRank, add_low_rank, apply_delta, delta_between
+from patchlife.backbones.gated_training import GatedLowRank
+from patchlife.backbones.weight_delta import apply_delta
 from patchlife.errors import UnsupportedModelError
 
 CONTAINERS = ("", "transformer", "transformer.resblocks")
@@ -139,7 +141,7 @@ def test_low_rank_deltas_reach_every_matrix_of_a_block(name: str) -> None:
         (block.mlp.c_fc, "weight"),
         (block.mlp.c_proj, "weight"),
     ):
-        assert isinstance(layer.parametrizations[weight][0], LowRank)
+        assert isinstance(layer.parametrizations[weight][0], GatedLowRank)
     for key, parameter in vit.named_parameters():
         if key.endswith(".up"):
             parameter.data.add_(0.1 * torch.randn_like(parameter))

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import timm
 import torch
+from gated_deltas import gated_model
 from open_clip_models import SMALL, START, VisionTransformer, far_apart, fresh, liven
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
+from ungated import add_low_rank, delta_between
 
 from patchlife import LifeConfig, load, save, wrap
 from patchlife.backbones import adapt, signature
 from patchlife.backbones.comparison import differences
-from patchlife.backbones.weight_delta import add_low_rank, apply_delta, delta_between
+from patchlife.backbones.weight_delta import apply_delta
 from patchlife.errors import AdapterError
 
 transformers = pytest.importorskip("transformers")
@@ -192,3 +194,17 @@ def test_an_adapter_of_other_weights_is_refused(tmp_path: Any) -> None:
         load(tmp_path / "adapter", in_open_clip(seed=1))
     with pytest.raises(AdapterError, match="does not fit"):
         load(tmp_path / "adapter", fresh("custom, scales"))
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_a_gated_delta_of_one_library_is_exact_on_the_others(source: str, target: str, tmp_path: Any) -> None:
+    model = gated_model(model_in(source), START)
+    save(model, tmp_path / "adapter")
+    loaded = load(tmp_path / "adapter", model_in(target))
+    for budget in (0.7, 0.9, 0.62):
+        assert_equal_outputs(loaded.set_budget(budget).output(IMAGES), model.set_budget(budget).output(IMAGES))
+    own, state = model_in(target).state_dict(), loaded.set_budget(1.0).unwrap().state_dict()
+    assert [name for name, value in own.items() if not torch.equal(state[name], value)] == []
+    assert_equal_outputs(loaded.output(IMAGES), embedding(model_in(target)))
+    dense = wrap(MAKE[target](), LifeConfig(budget=0.62, start=START, drops=(START, START + 1)), loaded.scorer)
+    assert far_apart(loaded.set_budget(0.62).output(IMAGES), dense.output(IMAGES))

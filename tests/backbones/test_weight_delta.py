@@ -6,9 +6,10 @@ import pytest
 import torch
 from families import built, fresh, photos
 from torch.nn.utils import prune
+from ungated import add_low_rank, delta_between
 
 from patchlife.backbones import adapt
-from patchlife.backbones.weight_delta import add_low_rank, apply_delta, delta_between
+from patchlife.backbones.weight_delta import apply_delta
 from patchlife.errors import AdapterError
 
 

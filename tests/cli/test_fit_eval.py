@@ -39,6 +39,8 @@ def test_fit_then_eval(patchlife, model, tmp_path: Path) -> None:
         ("adaptive", 1.0),
         ("adaptive", 0.8),
     ]
+    at_1 = result["scores"][0]
+    assert (at_1["agreement"], at_1["divergence"]) == (1, pytest.approx(0, abs=1e-9)), "not the dense model at budget 1"
     assert result["conditions"]["batch_size"] == 16
     assert out.with_suffix(".png").stat().st_size > 5000
 

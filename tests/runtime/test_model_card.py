@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from converted import pair
 from families import built, photos
+from gated_deltas import gated_model
 from huggingface_hub import ModelCard
 
 import patchlife
@@ -129,3 +130,10 @@ def test_the_card_says_what_the_adapter_holds() -> None:
     assert "weights, not the backbone" not in text
     both = read_back(model.calibrate([photos("vit", 8)]), changes_weights=True).text
     assert "the thresholds of adaptive mode and the changes of the backbone's weights, not the backbone" in both
+
+
+def test_a_gated_delta_is_named_as_none_at_budget_1() -> None:
+    model = gated_model(built("vit"))
+    text = read_back(model, changes_weights=True).text
+    assert "the changes of the backbone's weights, which are none at budget 1.0, not the backbone" in text
+    assert model.settings.budget == 0.7

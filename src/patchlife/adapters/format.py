@@ -20,9 +20,12 @@ from ..errors import AdapterError
 from ..io.files import SUMS, check_sums, read_consistently, recover, replace_folder
 from ..version import __version__
 
-__all__ = ["FILES", "FORMAT", "check_free", "read_adapter", "under", "write_adapter"]
+__all__ = ["FILES", "FORMAT", "WITHOUT_GATES", "check_free", "read_adapter", "under", "write_adapter"]
 
-FORMAT = 3
+FORMAT = 4
+WITHOUT_GATES = 3
+"""Format of adapters without a gated weight delta: older versions read them too."""
+
 _JSON, _TENSORS = "adapter.json", "adapter.safetensors"
 FILES = (_JSON, _TENSORS, SUMS)
 """Names of the files of an adapter."""
@@ -70,7 +73,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder} was written by patchlife {manifest['patchlife']} in format {manifest['format']}; this is "
             f"{__version__}, which reads format {FORMAT}: pip install -U patchlife"
         )
-    if manifest["format"] < FORMAT:
+    if manifest["format"] < WITHOUT_GATES:
         convert = "convert it with recipes/convert_adapter.py of patchlife's repository, or "
         raise AdapterError(
             f"{folder} is in format {manifest['format']}; patchlife {__version__} reads format {FORMAT}: "

@@ -41,12 +41,12 @@ def load(folder: str | Path, vit: nn.Module | None = None, scorer: Scorer | type
     backbone, delta = adapt(vit), _delta_of(manifest, under("weight_delta.", tensors))
     _check_same(manifest["backbone"], signature(backbone), delta, folder)
     if delta:
-        backbone = adapt(apply_delta(vit, delta.tensors, delta.classes))
+        backbone = adapt(apply_delta(vit, delta.static, delta.classes))
     restored.to(next(vit.parameters()).device)
     model = slim_model(backbone, LifeConfig.from_dict(manifest["config"]), restored)
     restored.eval().requires_grad_(False)
     model.origin = Origin(**manifest["origin"]) if manifest["origin"] else None
-    model.delta = delta
+    model.use_delta(delta)
     for patches, images in manifest["calibrations"].items():
         tables = under(f"calibration.{patches}.", tensors)
         model.use_calibration(Calibration(**tables, images=images, patches=int(patches)))
@@ -56,7 +56,8 @@ def load(folder: str | Path, vit: nn.Module | None = None, scorer: Scorer | type
 def _delta_of(manifest: dict[str, Any], tensors: dict[str, Any]) -> WeightDelta | None:
     if not tensors and manifest["classes"] is None:
         return None
-    return WeightDelta(tensors, manifest["backbone"], manifest["classes"])
+    gates = manifest.get("gates")
+    return WeightDelta(tensors, manifest["backbone"], manifest["classes"], tuple(gates) if gates else None)
 
 
 def _check_same(saved: dict[str, Any], found: dict[str, Any], delta: WeightDelta | None, folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..backbones.weight_delta import delta_since
 from ..slimming import Scorer, SlimModel
 from ..version import __version__
-from .format import FORMAT, check_free, write_adapter
+from .format import FORMAT, WITHOUT_GATES, check_free, write_adapter
 from .scorers import scorer_entry
 
 __all__ = ["save"]
@@ -28,13 +28,14 @@ def save(model: SlimModel, folder: str | Path) -> Path:
     entry = scorer_entry(scorer)
     delta = delta_since(model.backbone, model.base, model.delta)
     manifest = {
-        "format": FORMAT,
+        "format": FORMAT if delta and delta.gates else WITHOUT_GATES,
         "patchlife": __version__,
         "config": model.settings.to_dict() | {"start": model.start, "drops": list(model.drops)},
         "scorer": entry,
         "calibrations": {patches: calibration.images for patches, calibration in model.calibrations.items()},
         "backbone": delta.base if delta else model.base,
         "classes": delta.classes if delta else None,
+        "gates": delta.gates if delta else None,
         "origin": model.origin.to_dict() if model.origin else None,
     }
     tensors = {f"scorer.{k}": v for k, v in scorer.state_dict().items()}

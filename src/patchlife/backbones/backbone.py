@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from .skeleton import skeleton
 __all__ = [
     "Backbone",
     "Embedded",
+    "GatedWeights",
     "RunBlocks",
 ]
 
@@ -53,17 +55,40 @@ class RunBlocks(Protocol):
         """
 
 
-class Backbone(nn.Module):
-    """The parts of a Vision Transformer. The model is held, not changed, and no setting of it is copied.
+class GatedWeights(Protocol):
+    """A weight delta that depends on the budget, through the values of its gates (see `weight_delta.gate_values`).
 
     Attributes:
-        model: the model that was wrapped.
+        knots: of its gates.
+        values: the present values of its gates.
+    """
+
+    knots: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def merge(self, model: nn.Module, values: tuple[float, ...]) -> None:
+        """Make the weights of ``model`` those at these gates. Raises ConfigError if they cannot be changed."""
+
+    def unmerged(self, model: nn.Module) -> AbstractContextManager[object]:
+        """A context in which the weights are those without the delta, for conversions of the whole model."""
+
+    def bases(self) -> dict[int, Tensor]:
+        """The values without the delta of all parameters that it is merged into, by the parameter's id."""
+
+
+class Backbone(nn.Module):
+    """The parts of a Vision Transformer. The model is held, and no setting of it is copied.
+
+    Attributes:
+        model: the model that was wrapped. Its weights are changed only by a gated weight delta.
+        gated: the gated weight delta of the model's weights; None without one.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model: Any = model  # Any: its private attributes are used here
         self.training = model.training  # only of this module; the flags of the model's modules stay unchanged
+        self.gated: GatedWeights | None = None
         self._skeleton: tuple[tuple, Self] | None = None
 
     # ---- what the model is

@@ -78,11 +78,13 @@ def signature(backbone: Backbone) -> dict[str, Any]:
 def weights_of(backbone: Backbone) -> dict[str, Any]:
     """Parameters and saved buffers by the names that all libraries share, with the values that the model computes with.
 
-    The value of a parametrised or pruned weight is the result of the parametrisation or pruning. Names of wrappers are
-    removed. Values that are not tensors, such as packed weights of quantised layers, are included unchanged.
+    The value of a parametrised or pruned weight is the result of the parametrisation or pruning; that of a weight with
+    a gated weight delta is the value without the delta. Names of wrappers are removed. Values that are not tensors,
+    such as packed weights of quantised layers, are included unchanged.
     """
     model = backbone.model
-    stored = model.state_dict(keep_vars=True)
+    bases = backbone.gated.bases() if backbone.gated is not None else {}
+    stored = {name: bases.get(id(value), value) for name, value in model.state_dict(keep_vars=True).items()}
     weights: dict[str, Any] = {}
     for key in stored:
         name, value = _name_and_value(model, key, stored)

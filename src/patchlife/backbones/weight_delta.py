@@ -1,18 +1,21 @@
 """Weight deltas: learned differences of a backbone's weights. Adapters store them; loading merges them into a copy.
 
-Stage 2 of a fit stores differences in half precision, of low rank (``up @ down``) or full (``delta``). Weights that
-other code trained after the model was wrapped are stored with their new values (``whole``).
+Stage 2 of a fit stores differences in half precision. They are gated or full. A gated difference depends on the budget
+(`gate_values`), and at budget 1.0 it is zero: ``up`` and ``down`` of a matrix, ``shift`` of a vector. A full difference
+(``delta``) is the same at every budget. Weights that other code trained after the model was wrapped are stored with
+their new values (``whole``). Adapters of older versions have differences of low rank (``up @ down``) without gates.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.utils.parametrize as parametrize
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import AdapterError, shortened
@@ -20,9 +23,39 @@ from .adapt import adapt
 from .attached import compute_weights
 from .backbone import Backbone
 from .comparison import changed_weights
+from .gated_training import GatedLowRank
 from .identity import CLASSIFIERS, plain_name, signature, weights_of
 
-__all__ = ["LowRank", "WeightDelta", "add_low_rank", "apply_delta", "delta_between", "delta_since", "revert_delta"]
+__all__ = [
+    "GATES",
+    "WeightDelta",
+    "apply_delta",
+    "channel_gates",
+    "delta_between",
+    "delta_since",
+    "gate_values",
+    "revert_delta",
+]
+
+GATES = (0.2, 0.4, 0.55, 0.7)
+"""The knots of a new gated delta, in fractions of the dense FLOPs that are removed."""
+
+_GATED_ENDINGS = (".up", ".down", ".shift")  # of the names of tensors that gates apply to
+
+
+def gate_values(budget: float, knots: Sequence[float]) -> tuple[float, ...]:
+    """How far each gate of a weight delta is open at ``budget``, in [0, 1]. All are 0 at budget 1.0.
+
+    Gate k opens while the removed fraction of the FLOPs, ``1 - budget``, rises from the knot before (0 for the first
+    gate) to knot k.
+    """
+    removed = 1.0 - budget
+    return tuple(min(1.0, max(0.0, (removed - low) / (high - low))) for low, high in pairwise((0.0, *knots)))
+
+
+def channel_gates(values: Sequence[float], rank: int) -> list[float]:
+    """The gate of each of ``rank`` channels: channel j belongs to gate ``j * len(values) // rank``."""
+    return [values[channel * len(values) // rank] for channel in range(rank)]
 
 
 @dataclass(frozen=True)
@@ -33,11 +66,28 @@ class WeightDelta:
         tensors: by name of the weight and kind of the tensor, such as ``norm.bias.delta`` (see above).
         base: signature of the backbone without the delta (see `identity.py`).
         classes: number of classes, if the classifier was replaced.
+        gates: the knots of the gates (see `gate_values`); None for a delta that is the same at every budget.
     """
 
     tensors: dict[str, Tensor]
     base: dict[str, Any]
     classes: int | None = None
+    gates: tuple[float, ...] | None = None
+
+    @property
+    def gated(self) -> dict[str, Tensor]:
+        """The tensors that gates apply to; empty without gates."""
+        return {key: value for key, value in self.tensors.items() if self.gates and key.endswith(_GATED_ENDINGS)}
+
+    @property
+    def static(self) -> dict[str, Tensor]:
+        """The tensors that are the same at every budget."""
+        return {key: value for key, value in self.tensors.items() if key not in self.gated}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(value.numel() * value.element_size() for value in self.tensors.values())
 
     @property
     def learned(self) -> bool:
@@ -50,44 +100,23 @@ class WeightDelta:
         return {_weight(key) for key in self.tensors if key.endswith(".whole")}
 
 
-class LowRank(nn.Module):
-    """Parametrization of a weight matrix: the weight plus ``up @ down``, which is 0 at the start."""
-
-    def __init__(self, weight: Tensor, rank: int) -> None:
-        super().__init__()
-        outputs, inputs = weight.shape
-        self.down = nn.Parameter(torch.randn(rank, inputs, device=weight.device) / inputs**0.5)
-        self.up = nn.Parameter(torch.zeros(outputs, rank, device=weight.device))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight plus the delta."""
-        return weight + self.up @ self.down
-
-
-def add_low_rank(modules: Iterable[nn.Module], rank: int) -> None:
-    """Add a `LowRank` delta to every linear layer in ``modules`` and freeze the weights of these layers.
-
-    The queries, keys and values of nn.MultiheadAttention are a layer too.
-    """
-    for module in modules:
-        for layer in list(module.modules()):
-            name = "weight" if isinstance(layer, nn.Linear) else "in_proj_weight"
-            weight = getattr(layer, name, None)
-            if weight is not None:
-                weight.requires_grad_(False)
-                parametrize.register_parametrization(layer, name, LowRank(weight, rank))
-
-
 def delta_between(trained: Backbone, original: Backbone) -> dict[str, Tensor]:
-    """Tensors of the weight delta from ``original`` to ``trained``; factors for parameters with a `LowRank` delta."""
-    ups, downs = {}, {}
+    """Tensors of the weight delta from ``original`` to ``trained``; those of gated deltas where it has them."""
+    ups, downs, shifts = {}, {}, {}
+    gates = 1
     for path, module in trained.model.named_modules():
         for name in getattr(module, "parametrizations", {}):
-            (low,) = module.parametrizations[name]
-            ups[f"{path}.{name}"], downs[f"{path}.{name}"] = low.up, low.down
-    # of a weight in several parts, the factors are a block diagonal and a stack
-    delta = {f"{name}.up": torch.block_diag(*parts) for name, parts in trained.shared_names(ups).items()}
-    delta |= {f"{name}.down": torch.cat(parts) for name, parts in trained.shared_names(downs).items()}
+            (own,) = module.parametrizations[name]
+            gates = len(own.gates.values)
+            if isinstance(own, GatedLowRank):
+                ups[f"{path}.{name}"], downs[f"{path}.{name}"] = own.up, own.down
+            else:
+                shifts[f"{path}.{name}"] = own.shift
+    downs_of = trained.shared_names(downs)
+    delta: dict[str, Tensor] = {}
+    for name, parts in trained.shared_names(ups).items():
+        delta[f"{name}.up"], delta[f"{name}.down"] = _joined(parts, downs_of[name], gates)
+    delta |= {f"{name}.shift": torch.cat(parts, dim=1) for name, parts in trained.shared_names(shifts).items()}
     before, after = dict(original.model.named_parameters()), dict(trained.model.named_parameters())
     before, after = ({name: side[name] for name in before if name in after} for side in (before, after))
     old, new = original.shared_names(before), trained.shared_names(after)
@@ -97,13 +126,35 @@ def delta_between(trained: Backbone, original: Backbone) -> dict[str, Tensor]:
     return {name: value.detach().half().cpu().contiguous() for name, value in delta.items()}
 
 
+def _joined(
+    ups: list[Float[Tensor, "outputs rank"]], downs: list[Float[Tensor, "rank inputs"]], gates: int
+) -> tuple[Float[Tensor, "all_outputs channels"], Float[Tensor, "channels inputs"]]:
+    """Factors of a weight in several parts: its ``up`` has one block for each part.
+
+    Channels are sorted by their gates. Channels of zeros fill up where a gate has fewer than the others, so that
+    `channel_gates` gives every channel the gate that it was trained with.
+    """
+    if len(ups) == 1:
+        return ups[0], downs[0]
+    rank, parts = len(downs[0]), len(downs)
+    of_gate = channel_gates(range(gates), rank)
+    order: list[int] = []
+    for gate in range(gates):
+        own = [part * rank + c for part in range(parts) for c in range(rank) if of_gate[c] == gate]
+        order += own + [parts * rank] * (parts * -(-rank // gates) - len(own))
+    up, down = torch.block_diag(*ups), torch.cat(downs)
+    up, down = (torch.cat((up, up.new_zeros(len(up), 1)), 1), torch.cat((down, torch.zeros_like(down[:1]))))
+    return up[:, order], down[order]
+
+
 def delta_since(backbone: Backbone, base: dict[str, Any], earlier: WeightDelta | None = None) -> WeightDelta | None:
     """The weight delta that restores ``backbone`` from the original backbone; None if no weight changed.
 
     Args:
         backbone: the backbone with its present weights.
         base: signature of the backbone when it was wrapped. Weights that changed since are stored whole.
-        earlier: the delta that was merged into the backbone before it was wrapped.
+        earlier: the delta that was merged into the backbone before it was wrapped. If it has gates, it still applies
+            to weights that changed since, because it is added to their new values.
 
     Raises:
         AdapterError: weights were added or removed, or the architecture changed, except for the classifier.
@@ -114,8 +165,9 @@ def delta_since(backbone: Backbone, base: dict[str, Any], earlier: WeightDelta |
     weights = weights_of(backbone)
     whole = {f"{name}.whole": weights[name].cpu().clone() for name in names if name in weights}
     if earlier is not None:
-        kept = {key: value for key, value in earlier.tensors.items() if _weight(key) not in names}
-        return WeightDelta(kept | whole, earlier.base, _classes(backbone, names, earlier.classes))
+        gated = earlier.gated
+        kept = {key: value for key, value in earlier.tensors.items() if key in gated or _weight(key) not in names}
+        return WeightDelta(kept | whole, earlier.base, _classes(backbone, names, earlier.classes), earlier.gates)
     return WeightDelta(whole, base, _classes(backbone, names)) if names else None
 
 

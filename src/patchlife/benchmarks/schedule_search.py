@@ -18,7 +18,7 @@ from ..backbones import Backbone, sdpa
 from ..errors import ConfigError
 from ..evaluation.threads import ThreadTimes, fastest_of, thread_counts
 from ..evaluation.timing import Spread, alternate, cpu_threads
-from ..slimming import Schedule, SlimModel
+from ..slimming import Schedule, SlimModel, variant
 from ..slimming.schedule import solve
 from .baselines.dense import Dense
 from .engines import EXPORTED, prepared
@@ -158,7 +158,7 @@ def scheduled(model: SlimModel, target: float, key: Key) -> SlimModel:
     """``model`` with another schedule: the same backbone and scorer, in fixed mode."""
     start, drops = key
     settings = model.settings.replace(budget=target, mode="fixed", start=start, drops=drops)
-    return SlimModel(model.backbone, settings, model.scorer).eval()
+    return variant(model, settings).eval()
 
 
 def fastest(times: BlockTimes, model: SlimModel, target: float) -> list[Key]:

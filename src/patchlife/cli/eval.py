@@ -94,13 +94,9 @@ def _open_model(config: EvalConfig, photos: Sequence[Path]) -> _Evaluated:
     """The model with the requested engine; the dense model is the unmodified backbone in torch."""
     import torch
 
-    from ..backbones import adapt
-    from ..backbones.weight_delta import revert_delta
-
     pipeline = open_model(config.model, replace(config.run, dtype="float32"))  # to subtract a delta without rounding
     model, device = pipeline.model, pipeline.device
-    backbone = model.backbone
-    dense = adapt(revert_delta(backbone.model, model.delta.tensors)) if model.delta else backbone
+    dense = model.dense_backbone()
     for converted in (model, dense.model):
         converted.to(getattr(torch, config.run.dtype))
     if "adaptive" in config.modes:

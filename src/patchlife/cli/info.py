@@ -10,6 +10,7 @@ from .common import size_note
 
 if TYPE_CHECKING:
     from ..runtime.pipeline import Pipeline
+    from ..slimming import SlimModel
 
 __all__ = ["describe", "run"]
 
@@ -46,6 +47,7 @@ def describe(pipeline: Pipeline, config: ModelConfig) -> dict[str, Any]:
         "depth": backbone.depth,
         "settings": model.settings.to_dict(),
         "scorer": model.scorer.kind,
+        "weight_delta": _delta(model),
         "start": schedule.start,
         "drops": list(schedule.drops),
         "kept": list(schedule.kept),
@@ -73,6 +75,13 @@ def _weights(pipeline: Pipeline) -> str:
     if origin.checkpoint or not origin.pretrained:
         return origin.checkpoint or "random (enough for this description, not for photos)"
     return origin.model if brings_weights(origin.model) else "timm (pretrained)"
+
+
+def _delta(model: SlimModel) -> dict[str, Any] | None:
+    """Size in bytes of the weight delta, and its gates; None without one."""
+    if model.delta is None:
+        return None
+    return {"bytes": model.delta.size, "gates": list(model.delta.gates) if model.delta.gates else None}
 
 
 def _limits(pipeline: Pipeline, config: ModelConfig) -> list[str]:
@@ -106,6 +115,8 @@ def _text(description: dict[str, Any]) -> str:
         ("FLOPs", f"{_giga(cost['slimmed'])} of {_giga(cost['dense'])}, {cost['fraction_of_dense']:.3f} of the dense"),
         ("decision", f"{_giga(cost['decision'])}, {cost['decision_fraction_of_dense']:.4f} of the dense"),
     ]
+    if delta := description["weight_delta"]:
+        facts.append(("delta", _delta_text(delta)))
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {text}" for name, text in facts]
     return "\n".join([*lines, "", *_table(description), *(f"\nlimit: {limit}" for limit in description["limits"])])
@@ -130,11 +141,18 @@ def _settings(description: dict[str, Any]) -> list[str]:
     return [*texts, f"calibrated on {images} images" if images else "not calibrated"]
 
 
+def _delta_text(delta: dict[str, Any]) -> str:
+    size = f"{delta['bytes'] / 1e6:.1f} MB of changed weights"
+    if not delta["gates"]:
+        return size
+    return f"{size}, none at budget 1, gates at {_joined(delta['gates'])} of removed FLOPs"
+
+
 def _giga(flops: float) -> str:
     return f"{flops / 1e9:.3f} GFLOPs"
 
 
-def _joined(numbers: list[int]) -> str:
+def _joined(numbers: list[int] | list[float]) -> str:
     return ", ".join(map(str, numbers))
 
 

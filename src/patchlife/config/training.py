@@ -34,11 +34,13 @@ class TrainingConfig:
         epochs: Epochs of stage 1. 0 skips stage 1 and keeps the scorer that the adapter already has.
         batch_size: Photos per training step, summed over all processes.
         learning_rate: Peak learning rate of stage 1, after a short warm-up and before cosine decay to zero.
-        finetune: Stage 2. none: no stage 2. adapter: low-rank deltas of the weight matrices, merged on loading. full:
-            all weights from the start block on.
+        finetune: Stage 2. none: no stage 2. adapter: low-rank deltas of the weight matrices and shifts of the vectors,
+            which follow the budget and are zero at budget 1.0. full: all weights from the start block on, the same at
+            every budget.
         finetune_epochs: Epochs of stage 2.
         finetune_learning_rate: Peak learning rate of stage 2. Default: 1e-3 for adapter, 1e-4 for full.
-        rank: Rank of the low-rank deltas (--finetune adapter).
+        rank: Rank of the low-rank deltas (--finetune adapter). Its channels are divided among four gates, which open
+            one after the other as the budget falls.
         target: What training is for. logits: the classifier. features: patch features, for dense prediction with any
             head. pixels: the answers of a dense head, which only the Python function can be given. features and pixels
             change what the scorer learns too. Default: logits, or for a model without a classifier its embedding and

@@ -25,9 +25,11 @@ from .exporter import (
     build_file,
     check_request,
     compare_with_model,
+    export_graph,
     export_metadata,
     with_parity,
 )
+from .gated_weights import with_shared_bases
 from .images import comparison_images, image_size_of
 from .parity import Parity
 from .shared_weights import WeightsFile, move_weights
@@ -73,6 +75,9 @@ def export_bundle(
 ) -> ExportedBundle:
     """Write ``model`` at each of ``budgets`` as one folder that stores the weights once.
 
+    With a gated weight delta the weights differ between budgets. Float graphs store the weights without the delta once,
+    and compute the others when they are opened (`gated_weights.py`); int8 graphs store the integers of each budget.
+
     Each graph is compared with the model as in `export`, from the files that stay in the folder. The arguments are
     those of `export`, except:
 
@@ -110,14 +115,15 @@ def export_bundle(
             metadata = export_metadata(module, format, labels, preprocess, int8, size)
             metadata = replace(metadata, budgets=tuple(sorted_budgets))
             if int8 == "off":
-                content = build_file(module, metadata, images)
+                graph = with_shared_bases(export_graph(module, metadata), module.model)
+                content = build_file(module, metadata, images, graph)
             else:  # the first int8 block must be known before the weights are added to the shared file
                 content, metadata, _ = build_and_compare(
                     module, metadata, images, images if calibration is None else calibration
                 )
-            graph = folder / graph_name(metadata)
-            graph.write_bytes(move_weights(format, content, weights))
-            parities.append(compare_with_model(graph.read_bytes(), module, metadata, images, weights.path))
+            file = folder / graph_name(metadata)
+            file.write_bytes(move_weights(format, content, weights))
+            parities.append(compare_with_model(file.read_bytes(), module, metadata, images, weights.path))
             graphs_metadata.append(with_parity(metadata, parities[-1], generated))
         name, text = bundle_json(graphs_metadata)
         (folder / name).write_text(text, "utf-8")

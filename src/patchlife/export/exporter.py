@@ -51,6 +51,7 @@ __all__ = [
     "check_request",
     "compare_with_model",
     "export",
+    "export_graph",
     "with_parity",
     "write_exported",
 ]

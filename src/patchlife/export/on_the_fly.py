@@ -10,7 +10,7 @@ from ..runtime.engine import Engine, eager_engine
 from ..runtime.exported import EngineClassifier
 from ..runtime.metadata import Format
 from ..runtime.pipeline import Pipeline
-from ..slimming import SlimModel
+from ..slimming import SlimModel, variant
 from .cache import cached_engine
 
 __all__ = ["with_engine"]
@@ -32,7 +32,7 @@ def with_engine(pipeline: Pipeline[SlimModel], engine: str, device: Device) -> P
     def engine_for(settings: LifeConfig) -> Engine:
         slim = model
         if settings != model.settings:
-            slim = SlimModel(model.backbone, settings, model.scorer).eval()
+            slim = variant(model, settings).eval()
         if engine == "compile":
             return eager_engine(slim, compiled=True, image_size=pipeline.preprocess.size)
         return cached_engine(slim, cast(Format, engine), pipeline.labels, pipeline.preprocess)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from types import FunctionType
 from typing import Any
 
@@ -26,7 +29,9 @@ class CompiledBudgets:
         logits = fast(images, budget=0.6)
         fast.seconds                            # {(1.0, 16): 31.2, (0.6, 16): 33.0}
 
-    Weights are shared with ``model``, which is not changed. On a GPU the graphs run as CUDA graphs.
+    Weights are shared with ``model``, which is not changed. With a gated weight delta the graphs share a copy instead,
+    in which a call at another budget than the one before merges the delta for its own budget (milliseconds); calls of
+    several threads then run one after the other. On a GPU the graphs run as CUDA graphs.
 
     Args:
         model: in fixed mode.
@@ -54,17 +59,26 @@ class CompiledBudgets:
         self.on_gpu = next(model.parameters()).is_cuda
         self.seconds: dict[tuple[float, int], float] = {}
         self._graphs: dict[tuple[float, int], Callable[[Tensor], tuple[Tensor, ...]]] = {}
+        gated = model.backbone.gated is not None
+        self._backbone = copy.deepcopy(model.backbone) if gated else model.backbone
+        self._models: dict[float, SlimModel] = {}
+        self._in_turn = threading.Lock() if gated else nullcontext()
 
     @torch.no_grad()
     def __call__(
         self, images: Float[Tensor, "batch channels height width"], budget: float
     ) -> Float[Tensor, "batch classes"]:
         """Logits at ``budget``. Compiles on the first call with this budget and batch size."""
+        with self._in_turn:
+            return self._run(images, budget)
+
+    def _run(self, images: Tensor, budget: float) -> Tensor:
         key = (budget, len(images))
         started = time.perf_counter()
         first_run = key not in self._graphs
         if first_run:
             self._graphs[key] = self._compiled(budget)
+        self._models[budget].follow_budget()
         if self.on_gpu:
             torch.compiler.cudagraph_mark_step_begin()
         (logits,) = self._graphs[key](images)
@@ -83,7 +97,8 @@ class CompiledBudgets:
                 self(images, budget)
 
     def _compiled(self, budget: float) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        model = SlimModel(self.model.backbone, self.model.settings.replace(budget=budget), self.model.scorer)
+        model = SlimModel(self._backbone, self.model.settings.replace(budget=budget), self.model.scorer)
+        self._models[budget] = model
         options: dict[str, Any] = {"mode": "reduce-overhead"} if self.on_gpu else {}
         return compile_separately(TensorModule(model, lives=False), backend=self.backend, dynamic=False, **options)
 

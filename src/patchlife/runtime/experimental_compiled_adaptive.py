@@ -98,6 +98,7 @@ class ExperimentalCompiledAdaptive:
         model = self._models.get(budget)
         if model is None or model.calibrations is not self.model.calibrations:
             model = self._models[budget] = _CompiledStages(self.model, budget, self._run_stage)
+        model.follow_budget()  # blocks share their weights, which a gated weight delta changes with the budget
         if self.on_gpu:
             torch.compiler.cudagraph_mark_step_begin()
         size = (images.shape[-2], images.shape[-1])

@@ -123,7 +123,9 @@ def _description(model: SlimModel, base_model: str | None, changes_weights: bool
     of = link or _name_of(model)
     parts = [f"the scorer (`{getattr(model.scorer, 'kind', type(model.scorer).__name__)}`)", "the settings"]
     parts += ["the thresholds of adaptive mode"] if model.calibrations else []
-    parts += ["the changes of the backbone's weights"] if changes_weights else []
+    if changes_weights:
+        gated = model.delta is not None and model.delta.gates
+        parts.append("the changes of the backbone's weights" + (", which are none at budget 1.0" if gated else ""))
     return (
         f"An adapter of PatchLife for {of}. It makes this Vision Transformer faster: a scorer decides once, before "
         f"block {model.start} of {model.backbone.depth}, how many blocks each image patch takes part in. The adapter "

@@ -8,7 +8,7 @@ from .model import SlimModel
 from .plan import Plan
 from .schedule import Schedule
 from .scorers import AttentionScorer, Scorer
-from .wrap import slim_model, wrap
+from .wrap import slim_model, variant, wrap
 
 __all__ = [
     "AttentionScorer",
@@ -22,5 +22,6 @@ __all__ = [
     "SlimModel",
     "flops",
     "slim_model",
+    "variant",
     "wrap",
 ]

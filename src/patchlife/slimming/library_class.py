@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ class LibraryModel(SlimModel):
     def _library_call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         size = self.backbone.image_size_in(args, kwargs)
         if not self.schedule(size).drops and not self._trains_scorer():
+            if not torch.compiler.is_compiling():
+                self.follow_budget()
             return (self.wrapped if method == "forward" else getattr(self.wrapped, method))(*args, **kwargs)
         with self._prepared():
             return self.backbone.call(method, self._run_blocks, args, kwargs)

@@ -290,6 +290,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
         if torch.compiler.is_compiling():
             return nullcontext()
         self._check_attached(self.settings, packed)
+        self.follow_budget()
         offloaded = "_hf_hook" in self.__dict__ and self.backbone.device.type == "meta"
         return resident(self) if offloaded else nullcontext()
 

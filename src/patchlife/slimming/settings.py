@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone, Embedded, Origin, signature
-from ..backbones.weight_delta import WeightDelta
 from ..config import LifeConfig, Mode
 from ..errors import ConfigError
 from .calibration import Calibration, nearest
@@ -20,7 +19,8 @@ from .counting import count_parts
 from .lives import Lives
 from .schedule import Schedule, resolve_drops, solve
 from .scorers import AttentionScorer, Scorer
-from .wrapper import BackboneWrapper, from_bytes, to_bytes
+from .weights import BudgetWeights, delta_of, described
+from .wrapper import from_bytes, to_bytes
 
 __all__ = ["SlimSettings"]
 
@@ -28,7 +28,7 @@ ImageSize = tuple[int, int]
 """(height, width) in pixels."""
 
 
-class SlimSettings(BackboneWrapper):
+class SlimSettings(BudgetWeights):
     """A wrapped backbone with settings that can change at run time. `SlimModel` adds the forward pass.
 
     Every change is transactional: a setting that the model cannot meet raises ConfigError and leaves the old ones.
@@ -43,10 +43,9 @@ class SlimSettings(BackboneWrapper):
             uses the nearest one, if the numbers differ by at most a quarter and the scorer allows it.
         origin: where the backbone came from, if known.
         base: the backbone's signature when it was wrapped; `patchlife.save` compares with it what was trained since.
-        delta: the weight delta that an adapter merged into the backbone; None for an unchanged backbone.
+        delta: the weight delta of an adapter, which is merged into the backbone (see `use_delta`); None without one.
     """
 
-    backbone: Backbone
     scorer: Scorer
 
     def __init__(self, backbone: Backbone, config: LifeConfig, scorer: Scorer | None = None) -> None:
@@ -55,7 +54,7 @@ class SlimSettings(BackboneWrapper):
         self.calibrations: dict[int, Calibration] = {}
         self.origin: Origin | None = None
         self.base = signature(backbone)
-        self.delta: WeightDelta | None = None
+        self.delta = None
         self.start, self.drops = resolve_drops(backbone.depth, config.start, config.drops)
         self._costs: dict[tuple, Cost] = {}
         self._schedules: dict[tuple, Schedule] = {}
@@ -98,9 +97,14 @@ class SlimSettings(BackboneWrapper):
         try:
             self._check_attached(config)
             self.schedule()
+            self.follow_budget()
         except Exception:
             self.settings, self._schedules = previous
             raise
+
+    def apply_settings(self) -> None:
+        """Apply the present settings again, because the weights or the backbone changed."""
+        self._apply_config(self.settings)
 
     def _check_attached(self, config: LifeConfig, packed: bool = False) -> None:
         opened = packed or config.mode == "adaptive"
@@ -128,6 +132,14 @@ class SlimSettings(BackboneWrapper):
     def dense_flops(self) -> float:
         """FLOPs per image of the dense model, for its own image size."""
         return self.cost().dense
+
+    @property
+    def spent(self) -> float:
+        """The fraction of the dense FLOPs that is asked for, or that an explicit schedule spends."""
+        if self.settings.kept is None:
+            return self.settings.budget
+        cost = self.cost()
+        return cost.total(self.settings.kept) / cost.dense
 
     @property
     def device(self) -> torch.device:
@@ -237,7 +249,7 @@ class SlimSettings(BackboneWrapper):
             "drops": self.drops,
             "calibrations": [calibration.to_dict() for calibration in self.calibrations.values()],
             "base": self.base,
-            "delta": {"base": self.delta.base, "classes": self.delta.classes} if self.delta else None,
+            "delta": described(self.delta),
         }
         return to_bytes(json.dumps(state))
 
@@ -253,10 +265,6 @@ class SlimSettings(BackboneWrapper):
         self._apply_config(config)
         self._loading = values
 
-    def weight_delta(self) -> dict[str, Tensor]:
-        """The tensors of the weight delta, which is already merged into the backbone; empty without one."""
-        return self.delta.tensors if self.delta else {}
-
     def loaded(self, delta: dict[str, Tensor], bare: bool) -> None:
         """Called after a state dict was loaded; ``bare``: it was the backbone's own, without entries of this class.
 
@@ -264,7 +272,7 @@ class SlimSettings(BackboneWrapper):
         """
         values = self.__dict__.pop("_loading")
         self.base = signature(self.backbone) if bare else values["base"]
-        self.delta = None if bare or values["delta"] is None else WeightDelta(delta, **values["delta"])
+        self.use_delta(None if bare else delta_of(delta, values["delta"]))
 
     def extra_repr(self) -> str:
         """Shown by ``repr`` beside the backbone's modules."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from .library_class import library_class
 from .model import SlimModel
 from .scorers import Scorer
 
-__all__ = ["slim_model", "wrap"]
+__all__ = ["slim_model", "variant", "wrap"]
 
 
 def wrap(model: nn.Module, config: LifeConfig | None = None, scorer: Scorer | None = None) -> SlimModel:
@@ -40,3 +41,12 @@ def slim_model(backbone: Backbone, config: LifeConfig, scorer: Scorer | None = N
     kind: Any = type(backbone.model)
     made = library_class(kind, backbone.own_methods) if backbone.own_methods else SlimModel
     return made(backbone, config, scorer)
+
+
+def variant(model: SlimModel, settings: LifeConfig) -> SlimModel:
+    """A model of the same backbone and scorer with other settings, to run beside ``model``.
+
+    A backbone whose weights follow the budget is copied.
+    """
+    backbone = model.backbone if model.backbone.gated is None else copy.deepcopy(model.backbone)
+    return SlimModel(backbone, settings, model.scorer)

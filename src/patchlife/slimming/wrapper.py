@@ -105,9 +105,15 @@ class BackboneWrapper(nn.Module):
     # ---- state dict
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """The backbone's, with ``scorer.*``, ``weight_delta.*`` and the settings as a tensor of bytes."""
+        """The backbone's, with ``scorer.*``, ``weight_delta.*`` and the settings as a tensor of bytes.
+
+        Weights with a gated weight delta have their values without it.
+        """
         state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
         settings = state.pop(prefix + _EXTRA)
+        if bases := self.base_values():
+            of_names = {f"{prefix}{name}": id(p) for name, p in self.named_parameters(remove_duplicate=False)}
+            state.update({name: bases[p] for name, p in of_names.items() if p in bases and name in state})
         self.scorer.state_dict(destination=state, prefix=f"{prefix}scorer.", keep_vars=keep_vars)
         state.update({f"{prefix}weight_delta.{name}": value for name, value in self.weight_delta().items()})
         state[prefix + _EXTRA] = settings
@@ -116,6 +122,13 @@ class BackboneWrapper(nn.Module):
     def weight_delta(self) -> dict[str, Tensor]:
         """The tensors of a weight delta that is merged into the backbone; empty without one."""
         return {}
+
+    def base_values(self) -> dict[int, Tensor]:
+        """The values without a gated weight delta of the parameters that one is merged into, by the parameter's id."""
+        return {}
+
+    def about_to_load(self) -> None:
+        """Called before a state dict is loaded."""
 
     def loaded(self, delta: dict[str, Tensor], bare: bool) -> None:
         """Called after a state dict was loaded; ``bare``: it was the backbone's own, without entries of this class."""
@@ -131,6 +144,7 @@ class BackboneWrapper(nn.Module):
         errors: Any,
     ) -> None:
         """Load; a checkpoint of the backbone alone leaves scorer and settings as they are."""
+        self.about_to_load()
         scorer, delta = _taken(state, f"{prefix}scorer."), _taken(state, f"{prefix}weight_delta.")
         bare = prefix + _EXTRA not in state
         if bare:

@@ -14,7 +14,8 @@ import torch
 
 from ..adapters import check_free, save
 from ..backbones import adapt
-from ..backbones.weight_delta import WeightDelta, add_low_rank, apply_delta, delta_between, delta_since
+from ..backbones.gated_training import add_gated_delta
+from ..backbones.weight_delta import GATES, WeightDelta, apply_delta, delta_between, delta_since
 from ..config import TrainingConfig
 from ..data import Preprocess
 from ..errors import ConfigError, MissingExtraError
@@ -297,15 +298,17 @@ def _train_slimming(
     train(stage, cache, stage_config, folder, accelerator, validation)
     delta = delta_between(student.backbone, model.backbone)
     earlier = delta_since(model.backbone, model.base, model.delta) or WeightDelta({}, model.base)
-    result = slim_model(adapt(apply_delta(teacher, delta)), model.settings, model.scorer)
-    result.delta = replace(earlier, tensors=earlier.tensors | delta)
-    return result
+    gates = student.backbone.gated
+    learned = replace(earlier, tensors=earlier.tensors | delta, gates=gates.knots if gates is not None else None)
+    static = {} if learned.gates else delta
+    return slim_model(adapt(apply_delta(teacher, static)), model.settings, model.scorer).use_delta(learned)
 
 
 def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None) -> SlimModel:
     """The student of stage 2: a copy of ``model`` whose blocks from the start block on, and scorer, can be trained.
 
-    The scorer is shared with ``model``. With ``finetune="adapter"`` linear layers get a low-rank weight delta.
+    The scorer is shared with ``model``. With ``finetune="adapter"`` a gated weight delta is trained, of low rank for
+    weights of linear layers; it follows the budget of the student, and is zero at budget 1.0.
     ``end``: the blocks from this one on are not trained, because no target depends on them.
     """
     backbone = adapt(copy.deepcopy(model.backbone.model))
@@ -316,7 +319,7 @@ def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None)
     if config.finetune == "adapter":
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            add_low_rank(late, config.rank)
+            backbone.gated = add_gated_delta([*late, backbone.final_norm], config.rank, GATES)
     return student
 
 

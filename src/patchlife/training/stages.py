@@ -89,8 +89,8 @@ class Slimming(Stage):
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
         """Distillation loss at the step's random budget, plus the loss of stage 1."""
         budget = self.lowest_budget + (1 - self.lowest_budget) * step.random_draw
-        with self.model.temporarily(budget=round(budget, 3)):
-            loss, numbers = self._distillation(step)
+        self.model.set_budget(round(budget, 3))  # it stays: with gradient checkpointing, backward runs blocks again
+        loss, numbers = self._distillation(step)
         regression, _ = self._regression(step)
         return loss + _REGRESSION_WEIGHT * regression, {"budget": budget, **numbers}
 

@@ -69,13 +69,13 @@ def test_methods_have_a_title_a_source_and_their_training(name: str) -> None:
     assert method.training
 
 
-@pytest.mark.parametrize("name", ["evit", "ats", "a-vit", "class-attention"])
+@pytest.mark.parametrize("name", ["evit", "ats", "a-vit", "class-attention", "diffrate", "ppt", "mame", "tnt"])
 def test_class_token_methods_refuse_pooled_models(name: str) -> None:
     with pytest.raises(UnsupportedModelError, match="class token"):
         METHODS[name].build(backbone("siglip"), 0.65, photos("siglip", 1))
 
 
-@pytest.mark.parametrize("name", ["evit", "tome", "ats"])
+@pytest.mark.parametrize("name", ["evit", "tome", "ats", "diffrate", "ppt", "mame"])
 def test_methods_that_reduce_inside_a_block_refuse_parallel_ones(name: str) -> None:
     with pytest.raises(UnsupportedModelError, match="between attention and MLP"):
         METHODS[name].build(backbone("parallel-things"), 0.65, photos("parallel-things", 1))

@@ -10,7 +10,7 @@ from patchlife.backbones import adapt
 from patchlife.benchmarks.baselines import METHODS
 from patchlife.errors import UnsupportedModelError
 
-FOR_TIMM = ("evit", "tome", "ats")
+FOR_TIMM = ("evit", "tome", "ats", "diffrate", "ppt", "mame")
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in FOR_TIMM])

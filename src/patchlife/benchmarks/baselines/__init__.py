@@ -10,11 +10,15 @@ from .avit import AVIT
 from .base import Baseline, Method
 from .class_attention import CLASS_ATTENTION
 from .dense import DENSE
+from .diffrate import DIFFRATE
 from .dynamicvit import DYNAMICVIT, trained_dynamicvit
 from .evit import EVIT
+from .mame import MAME
 from .no_decision_bound import NO_DECISION_BOUND
 from .ours import OURS_ADAPTIVE, OURS_FIXED, OURS_SLICES, learned
+from .ppt import PPT
 from .random import RANDOM
+from .tnt import TNT
 from .tome import TOME
 
 __all__ = ["METHODS", "Baseline", "Method", "learned", "trained_dynamicvit"]
@@ -28,7 +32,11 @@ METHODS: dict[str, Method] = {
         CLASS_ATTENTION,
         EVIT,
         DYNAMICVIT,
+        TNT,
         TOME,
+        DIFFRATE,
+        PPT,
+        MAME,
         ATS,
         AVIT,
         OURS_FIXED,

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...backbones import Backbone
 from ...errors import ConfigError, UnsupportedModelError
@@ -18,9 +20,12 @@ __all__ = [
     "bisect",
     "check_class_token",
     "check_no_rope",
+    "class_attention",
     "closest",
     "dense_flops",
     "reduction_blocks",
+    "size_bias",
+    "spread",
     "take",
 ]
 
@@ -119,6 +124,33 @@ def check_no_rope(rope: Tensor | None, method: str) -> None:
 def take(x: Float[Tensor, "batch tokens dim"], index: Int[Tensor, "batch kept"]) -> Tensor:
     """The tokens of each image at ``index``, in its order."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def class_attention(
+    q: Float[Tensor, "batch tokens heads dim"],
+    k: Float[Tensor, "batch tokens heads dim"],
+    prefix: int,
+    bias: Float[Tensor, "batch 1 1 tokens"] | None = None,
+) -> Float[Tensor, "batch patches"]:
+    """The class token's attention to each patch, mean over the heads, in float32; it sums to less than one.
+
+    The row is computed beside fused attention: half of the FLOPs of one query's attention. ``bias`` is added to the
+    logits, as in the attention itself.
+    """
+    logits = torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k).float()
+    logits = logits if bias is None else logits + bias[:, 0]
+    return logits.softmax(dim=-1).mean(dim=1)[:, prefix:]
+
+
+def size_bias(size: Float[Tensor, "batch patches"], prefix: int) -> Float[Tensor, "batch 1 1 tokens"]:
+    """The log of each key's size, for the attention logits: a merged token counts as often as its patches (ToMe)."""
+    return F.pad(size.log(), (prefix, 0))[:, None, None]
+
+
+def spread(total: int, blocks: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """A number for each of ``depth`` blocks: ``total`` spread over ``blocks``, the remainder in the first ones."""
+    share = {block: total // len(blocks) + (at < total % len(blocks)) for at, block in enumerate(blocks)}
+    return tuple(share.get(block, 0) for block in range(depth))
 
 
 def reduction_blocks(depth: int) -> tuple[int, int, int]:

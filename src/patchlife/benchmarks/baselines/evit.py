@@ -25,6 +25,7 @@ from .base import (
     bisect,
     check_class_token,
     check_no_rope,
+    class_attention,
     dense_flops,
     reduction_blocks,
     take,
@@ -72,15 +73,14 @@ class EViT(Baseline):
 
     def reducing_block(self, index: int, x: Tensor) -> Tensor:
         """One block that drops tokens between attention and MLP."""
-        bb, class_attention = self.backbone, []
+        bb, scores = self.backbone, []
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            logits = torch.einsum("bhd,bthd->bht", q[:, 0] * q.shape[-1] ** -0.5, k)
-            class_attention.append(logits.float().softmax(dim=-1).mean(dim=1)[:, bb.prefix :])
+            scores.append(class_attention(q, k, bb.prefix))
             return sdpa(q, k, v)
 
         x = x + attention_branch(bb, index, x, attend)
-        attention = class_attention[0].to(x.dtype)
+        attention = scores[0].to(x.dtype)
         kept = fuse(x[:, bb.prefix :], attention, self.keep(attention.shape[1]))
         x = torch.cat((x[:, : bb.prefix], kept), dim=1)
         return x + mlp_branch(bb, index, x)

@@ -1,0 +1,84 @@
+"""Each method of track 3 as a stage to train, with a function that evaluates it and its fraction of the dense FLOPs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from baselines import DynamicViTStage, EViTStage, TNTStage, ToMeStage
+from torch import Tensor, nn
+
+import patchlife
+from patchlife.backbones import Backbone, adapt
+from patchlife.benchmarks.baselines import METHODS
+from patchlife.benchmarks.baselines.base import dense_flops
+from patchlife.config import LifeConfig, TrainingConfig
+from patchlife.slimming import SlimModel
+from patchlife.slimming.regressor import LifeRegressor
+from patchlife.training.fit import accelerator_for, student_of
+from patchlife.training.loop import train
+from patchlife.training.stage import Stage, StageConfig, Step
+from patchlife.training.stages import Regression, Slimming
+from patchlife.training.target_cache import TargetCache
+
+FIRST_TRAINED = 3  # block; the blocks before it are those of the dense model
+OURS = ("ours", "ours-one")
+BASELINES = ("evit", "dynamicvit", "tnt", "tome")
+START = {"tome": 0}
+"""The block whose input a method's training starts at, where it is not the first trained one: ToMe merges in every
+block."""
+_LEARNED_LAYERS = ("predictors", "relevance")  # of baselines, trained as well as the blocks
+_SCORER_EPOCHS = 8
+
+
+class Trainable(NamedTuple):
+    """A method: the stage, logits from cached tokens at its FLOPs, and these as a fraction of the dense model's."""
+
+    stage: Stage
+    logits_of: Callable[[Tensor], Tensor]
+    flops: float
+
+
+class OneBudget(Slimming):
+    """Stage 2 at its lowest budget only, as the baselines are trained."""
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
+        return super().forward(step._replace(random_draw=0.0))
+
+
+def ours(
+    dense: Backbone, targets: TargetCache, flops: float, one_budget: bool, work: Path, run: StageConfig
+) -> Trainable:
+    """PatchLife after stage 1 (eight epochs on cached tokens), for stage 2 at all budgets or at this one only."""
+    backbone = adapt(copy.deepcopy(dense.model))
+    torch.manual_seed(run.seed)
+    scorer = LifeRegressor(backbone.dim, backbone.prefix).to(backbone.device)
+    name, rate = f"{run.name}-scorer", TrainingConfig().learning_rate
+    first = StageConfig(name, _SCORER_EPOCHS, run.batch_size, rate, save_every=float("inf"), seed=run.seed)
+    train(Regression(scorer), targets, first, work, accelerator_for(backbone.device.type))
+    model = SlimModel(backbone, LifeConfig(budget=flops, start=FIRST_TRAINED), scorer)
+    student = student_of(model, TrainingConfig(finetune="full"))
+    embedded = backbone.embed(backbone.blank())
+
+    def logits_of(tokens: Tensor) -> Tensor:
+        return student.set_budget(flops).resume(tokens, embedded)
+
+    stage = OneBudget(student, flops, 0.0) if one_budget else Slimming(student, TrainingConfig().lowest_budget, 0.0)
+    return Trainable(stage, logits_of, patchlife.flops(model).budget)
+
+
+def baseline(dense: Backbone, method: str, flops: float, steps: int) -> Trainable:
+    """A baseline whose blocks from the first trained one on, final norm and own layers are trained."""
+    backbone = adapt(copy.deepcopy(dense.model))
+    images = backbone.blank()
+    model = METHODS[method].build(backbone, flops, images).requires_grad_(False)
+    layers = [getattr(model, name) for name in _LEARNED_LAYERS if hasattr(model, name)]
+    trained: list[nn.Module] = [*backbone.blocks[FIRST_TRAINED:], backbone.final_norm, *layers]
+    for module in trained:
+        module.requires_grad_(True)
+    stages = {"evit": lambda m: EViTStage(m, steps), "dynamicvit": DynamicViTStage, "tnt": TNTStage, "tome": ToMeStage}
+    stage = stages[method](model)
+    return Trainable(stage, stage.logits, model.flops(images) / dense_flops(backbone, images))

@@ -1,0 +1,89 @@
+"""A fit with ``finetune="adapter"``: its delta follows the budget, and at budget 1.0 the model is the user's own."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from made_targets import PREPROCESS, QUICK, small_model, some_photos
+
+import patchlife
+from patchlife.backbones.weight_delta import GATES, gate_values
+from patchlife.cli import info
+from patchlife.config import TrainingConfig
+from patchlife.errors import ConfigError
+from patchlife.training.fit import accelerator_for, fit, student_of
+
+STAGE2 = TrainingConfig(**{**QUICK.__dict__, "finetune": "adapter", "finetune_epochs": 2, "rank": 5})
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory) -> tuple[patchlife.SlimModel, Path]:
+    folder = tmp_path_factory.mktemp("fit")
+    photos = some_photos(folder / "photos", 24)
+    return fit(small_model(), photos, PREPROCESS, folder / "out", STAGE2, accelerator_for("cpu")).model, folder / "out"
+
+
+def test_the_fitted_model_is_the_backbone_at_budget_1(fitted) -> None:
+    model, folder = fitted
+    assert model.delta.gates == GATES
+    original, images = small_model().backbone.model, torch.randn(3, 3, 48, 48)
+    for one in (model, patchlife.load(folder, original)):
+        with one.temporarily(budget=0.65, mode="fixed"):
+            own = dict(original.named_parameters())
+            changed = [n for n, p in one.unwrap().named_parameters() if not torch.equal(p, own[n])]
+            assert len(changed) > 20
+        with one.temporarily(budget=1.0, mode="fixed"), torch.no_grad():
+            assert [n for n, p in one.unwrap().named_parameters() if not torch.equal(p, own[n])] == []
+            torch.testing.assert_close(one(images), original(images), rtol=0, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(fitted, tmp_path: Path) -> None:
+    """Blocks run a second time in the backward pass, and need the gates of the step."""
+    model = small_model()
+    vit = copy.deepcopy(model.unwrap())
+    vit.set_grad_checkpointing(True)
+    photos = some_photos(tmp_path / "photos", 24)
+    own = patchlife.wrap(vit, model.settings)
+    checkpointed = fit(own, photos, PREPROCESS, tmp_path / "out", STAGE2, accelerator_for("cpu")).model
+    for name, value in fitted[0].delta.tensors.items():
+        torch.testing.assert_close(checkpointed.delta.tensors[name], value, rtol=1e-2, atol=1e-4)
+
+
+def test_every_matrix_and_vector_of_the_late_blocks_was_trained(fitted) -> None:
+    model, _ = fitted
+    tensors = model.delta.tensors
+    assert all(value.any() for value in tensors.values())
+    trained = {key.rpartition(".")[0] for key in tensors}
+    own = {n for n, _ in small_model().unwrap().named_parameters()}
+    late = tuple(f"blocks.{index}." for index in range(model.start, model.backbone.depth))
+    assert trained == {name for name in own if name.startswith((*late, "norm."))}
+
+
+def test_the_student_has_the_gates_of_its_budget_and_gradients_only_through_open_ones() -> None:
+    model = small_model()
+    from patchlife.slimming.regressor import LifeRegressor
+
+    model.scorer = LifeRegressor(model.backbone.dim, model.backbone.prefix)
+    student = student_of(model, STAGE2)
+    student.set_budget(0.9)
+    assert student.backbone.gated.values == gate_values(0.9, GATES)
+    student(torch.randn(2, 3, 48, 48)).square().sum().backward()
+    up = student.unwrap().get_submodule(f"blocks.{student.start}.attn.qkv.parametrizations.weight.0").up
+    assert up.grad[:, :2].any(), "channels of the first gate"
+    assert not up.grad[:, 2:].any(), "channels of the closed gates"
+
+
+def test_a_gated_adapter_is_no_teacher(fitted, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be the dense teacher"):
+        fit(fitted[0], [], PREPROCESS, tmp_path / "out", STAGE2, accelerator_for("cpu"))
+
+
+def test_info_shows_size_and_gates(fitted) -> None:
+    delta = info._delta(fitted[0])
+    assert delta == json.loads(json.dumps(delta))
+    text = info._delta_text(delta)
+    assert "none at budget 1, gates at 0.2, 0.4, 0.55, 0.7 of removed FLOPs" in text
