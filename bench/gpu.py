@@ -25,8 +25,8 @@ if importlib.util.find_spec("jaxtyping") is None:  # used in annotations only, s
 
 import timm
 import torch
-from gpu_plan import ENGINES, MODELS, TIMING, Job, Pace, left_out_lines, plan, prepare_until, reduced
 from families import FEW, START, fresh, photos
+from gpu_plan import ENGINES, MODELS, TIMING, Job, Pace, left_out_lines, plan, prepare_until, reduced
 from reference import masked
 
 from patchlife import LifeConfig, __version__, flops, wrap
@@ -38,6 +38,8 @@ from patchlife.evaluation.memory import peak_bytes
 from patchlife.evaluation.timing import alternate, conditions
 from patchlife.io.files import write_atomic
 from patchlife.runtime import CompiledBudgets, ExperimentalCompiledAdaptive
+from patchlife.slimming.coverage import coverage_gain, running_max
+from patchlife.slimming.similarity import falling, subspace
 
 TARGET = 0.6
 EXACT = 1e-5  # largest difference in float32, relative to the larger of 1 and the largest logit
@@ -55,7 +57,8 @@ def main() -> int:
     checks = {"kind": "patchlife-gpu-checks", "patchlife": __version__, "tiny": args.tiny}
     checks["date"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     checks |= {"conditions": conditions(device), "exactness": exactness(device, args.tiny)}
-    checks |= {"ceilings": ceilings(device, args.tiny), "adaptive": None, "jobs": [], "left_out": []}
+    checks |= {"ceilings": ceilings(device, args.tiny), "decision": parts_of_the_decision(device, args.tiny)}
+    checks |= {"adaptive": None, "jobs": [], "left_out": []}
     write_atomic(out / "checks.json", json.dumps(checks, indent=1) + "\n")  # kept if a later step fails
     try:
         checks["adaptive"] = adaptive_beside_fixed(device, args.tiny)
@@ -202,6 +205,24 @@ def ceilings(device: torch.device, tiny: bool) -> dict[str, float]:
     }
 
 
+def parts_of_the_decision(device: torch.device, tiny: bool) -> dict[str, float]:
+    """Seconds of the large operations in the decision of DINOv2-S at 518 px, batch 32: which one to replace."""
+    batch, patches, dim, width = (2, 64, 16, 8) if tiny else (32, 1369, 384, 48)
+    vectors = torch.nn.functional.normalize(torch.randn(batch, patches, dim, device=device), dim=2)
+    directions, few = vectors[:, :width].transpose(1, 2).contiguous(), vectors[..., :width].contiguous()
+    cosines = few[:, : patches // 7] @ few.transpose(1, 2)
+    runs: dict[str, Callable[[], object]] = {
+        "subspace": lambda: subspace(vectors, width),
+        "qr": lambda: torch.linalg.qr(directions),
+        "cosines of a block of rows": lambda: few[:, : patches // 7] @ few.transpose(1, 2),
+        "running maximum of the block": lambda: running_max(cosines),
+        "order": lambda: falling(vectors[..., 0]),
+        "coverage gain": lambda: coverage_gain(vectors[..., 0].softmax(dim=1), few),
+    }
+    timing = alternate(runs, rounds=5 if tiny else 15, device=device, patience=5)
+    return {name: spread.median for name, spread in timing.seconds.items()}
+
+
 # ---- adaptive mode
 
 
@@ -212,7 +233,10 @@ def adaptive_beside_fixed(device: torch.device, tiny: bool) -> dict[str, Any]:
     fixed, adaptive = wrap(vit, LifeConfig(TARGET)), wrap(vit, LifeConfig(TARGET))
     images = torch.randn(64, 3, *fixed.backbone.image_size, device=device, dtype=torch.bfloat16)
     adaptive.calibrate([images]).set_mode("adaptive")
-    runs: dict[str, Callable[[], object]] = {"fixed": partial(fixed, images), "adaptive": partial(adaptive, images)}
+    runs: dict[str, Callable[[], torch.Tensor]] = {
+        "fixed": partial(fixed, images),
+        "adaptive": partial(adaptive, images),
+    }
     with torch.inference_mode():
         peaks = {name: peak_bytes(run, device) for name, run in runs.items()}
     if device.type == "cuda":
@@ -223,9 +247,14 @@ def adaptive_beside_fixed(device: torch.device, tiny: bool) -> dict[str, Any]:
                 pieces(images, TARGET)
         runs["fixed, compiled"] = partial(whole, images, TARGET)
         runs["adaptive, compiled"] = partial(pieces, images, TARGET)
+    with torch.inference_mode():
+        differences = {
+            name: _check(name, run(), runs[name.partition(",")[0]]())["difference"] for name, run in runs.items()
+        }
     fractions = {"fixed": flops(fixed).budget}
     fractions["adaptive"] = sum(adaptive.flops_of(adaptive.lives(images))) / len(images) / flops(fixed).dense
-    metadata = {"batch": len(images), "peak_bytes": peaks, "flops": fractions}
+    # of logits from the eager ones of the same mode, in bfloat16: decisions and rounding differ a little
+    metadata = {"batch": len(images), "peak_bytes": peaks, "flops": fractions, "differences": differences}
     return alternate(runs, rounds=5 if tiny else 30, device=device, patience=15, metadata=metadata).to_dict()
 
 

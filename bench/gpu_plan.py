@@ -112,7 +112,7 @@ class Pace:
 
 def reduced(job: Job, left: float, pace: Pace) -> Job | None:
     """``job`` with as many methods as fit into ``left`` seconds; None if not even the dense model and ours do."""
-    fits = int(max(0.0, left) / pace.of_a_method(job))
+    fits = int(max(0.0, left - TIMING) / pace.of_a_method(job))
     return replace(job, methods=job.methods[:fits]) if fits >= FEWEST else None
 
 

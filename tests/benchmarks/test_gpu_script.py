@@ -37,6 +37,8 @@ def test_a_tiny_run_is_exact_and_writes_its_files(tmp_path: Path) -> None:
     assert {"fixed, merge", "adaptive, merge"} <= {c["what"].partition(", ")[2] for c in checks["exactness"]}
     assert set(checks["ceilings"]) == {"copy_gb_per_s", "bf16_matmul_tflops"}
     assert checks["left_out"] == []
+    assert all(seconds > 0 for seconds in checks["decision"].values())
+    assert {*checks["jobs"][0]["preparation_seconds"]} == {*gpu_plan.methods_of("eager")}
     result = Result.load(tmp_path / "bench-test_vit-eager.json")
     assert result.complete
     assert {"dense", "no-decision-bound", "tome", "ours-fixed", "ours-adaptive"} <= {row.method for row in result.speed}
@@ -52,6 +54,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("gpu")
     monkeypatch.setattr(module, "exactness", lambda *_: [])
     monkeypatch.setattr(module, "ceilings", lambda *_: {})
+    monkeypatch.setattr(module, "parts_of_the_decision", lambda *_: {})
     return module
 
 
@@ -100,10 +103,10 @@ def test_a_job_that_does_not_fit_keeps_its_most_important_methods() -> None:
     job, pace = gpu_plan.plan(["vit_base_patch16_224"], ["eager"], [32])[0], gpu_plan.Pace()
     pace.add(job, seconds=60.0, prepared=6)
     assert gpu_plan.reduced(job, 1000.0, pace) == job
-    shorter = gpu_plan.reduced(job, 35.0, pace)
+    shorter = gpu_plan.reduced(job, 47.0, pace)
     assert shorter is not None
     assert shorter.methods == job.methods[:3]
-    assert gpu_plan.reduced(job, 19.0, pace) is None
+    assert gpu_plan.reduced(job, 31.0, pace) is None
     assert gpu_plan.reduced(job, -50.0, pace) is None
 
 

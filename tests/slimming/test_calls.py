@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from patchlife import LifeConfig, SlimModel, wrap
-from patchlife.backbones import adapt
 from patchlife.slimming import merging
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.slimming.run import adaptive, packed

@@ -1,4 +1,4 @@
-"""Experimental, has never run on a GPU: torch.compile for adaptive mode.
+"""Experimental, has run on one GPU only: torch.compile for adaptive mode.
 
 The number of tokens differs from batch to batch, so it is rounded up; then few different lengths occur.
 """
@@ -41,7 +41,7 @@ Key = tuple[str, int, int, int]
 
 
 class ExperimentalCompiledAdaptive:
-    """Experimental, has never run on a GPU: a slimmed model in adaptive mode with compiled blocks.
+    """Experimental, has run on one GPU only: a slimmed model in adaptive mode with compiled blocks.
 
         fast = ExperimentalCompiledAdaptive(model.cuda().bfloat16().set_mode("adaptive"))
         logits = fast(images, budget=0.6)
