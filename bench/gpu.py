@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ if importlib.util.find_spec("jaxtyping") is None:  # used in annotations only, s
 import timm
 import torch
 from families import FEW, START, fresh, photos
+from gpu_plan import ENGINES, MODELS, TIMING, Job, Pace, left_out_lines, plan, prepare_until, reduced
 from reference import masked
 
 from patchlife import LifeConfig, __version__, flops, wrap
@@ -37,42 +38,11 @@ from patchlife.evaluation.memory import peak_bytes
 from patchlife.evaluation.timing import alternate, conditions
 from patchlife.io.files import write_atomic
 from patchlife.runtime import CompiledBudgets, ExperimentalCompiledAdaptive
+from patchlife.slimming.coverage import coverage_gain, running_max
+from patchlife.slimming.similarity import falling, subspace
 
-MODELS = {
-    "vit_tiny_patch16_224": {},
-    "deit_small_patch16_224": {},
-    "vit_base_patch16_224": {},
-    "vit_large_patch16_224": {},
-    "vit_small_patch14_dinov2": {"img_size": 518},
-}
-STATIC = ("dense", "no-decision-bound", "class-attention", "evit", "dynamicvit", "tome", "ours-fixed", "ours-slices")
-COMPILED = (
-    "dense",
-    "no-decision-bound",
-    "tome",
-    "ours-fixed",
-    "ours-slices",
-)  # compiling takes half a minute for each, so only the most important ones
-DYNAMIC = ("ats", "a-vit", "ours-adaptive")
-ENGINES = ("eager", "eager-graph", "compile", "graph")
 TARGET = 0.6
 EXACT = 1e-5  # largest difference in float32, relative to the larger of 1 and the largest logit
-
-
-@dataclass(frozen=True)
-class Job:
-    """One comparison of methods."""
-
-    model: str
-    engine: str
-    batch: int
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """Names of the methods; those whose shapes depend on the images run eagerly only."""
-        if self.engine == "eager":
-            return (*STATIC, *DYNAMIC)
-        return STATIC if self.engine == "eager-graph" else COMPILED
 
 
 def main() -> int:
@@ -87,56 +57,61 @@ def main() -> int:
     checks = {"kind": "patchlife-gpu-checks", "patchlife": __version__, "tiny": args.tiny}
     checks["date"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     checks |= {"conditions": conditions(device), "exactness": exactness(device, args.tiny)}
-    checks |= {"ceilings": ceilings(device, args.tiny), "left_out": [], "adaptive": None}
+    checks |= {"ceilings": ceilings(device, args.tiny), "decision": parts_of_the_decision(device, args.tiny)}
+    checks |= {"adaptive": None, "jobs": [], "left_out": []}
     write_atomic(out / "checks.json", json.dumps(checks, indent=1) + "\n")  # kept if a later step fails
     try:
         checks["adaptive"] = adaptive_beside_fixed(device, args.tiny)
     except Exception as error:  # the comparisons are more important than this
         checks["left_out"].append(f"adaptive beside fixed: {type(error).__name__}: {error}")
     torch.compiler.reset()
-    jobs = [j for j in plan(args) if j.engine == "eager" or device.type == "cuda" or j.engine == "compile"]
-    results: dict[tuple[str, str], Result] = {}
-    for job in jobs:
-        left = deadline - time.perf_counter()
-        if left < worst_case(job, args.tiny):
-            checks["left_out"].append(f"{job.model}, {job.engine}, batch {job.batch}: {left:.0f} s were left")
-            continue
-        print(f"{left:4.0f} s left: {job.model}, {job.engine}, batch {job.batch}", flush=True)
-        try:
-            run(job, results, out, device, args.tiny)
-        except Exception as error:
-            checks["left_out"].append(f"{job.model}, {job.engine}, batch {job.batch}: {type(error).__name__}: {error}")
-        torch.compiler.reset()
+    results = run_jobs(args, device, deadline, out, checks)
     checks["seconds"] = round(60 * args.minutes - (deadline - time.perf_counter()))
     write_atomic(out / "checks.json", json.dumps(checks, indent=1) + "\n")
     _report(checks, results, out)
     return 0 if all(check["ok"] for check in checks["exactness"]) else 1
 
 
-def plan(args: argparse.Namespace) -> Iterator[Job]:
-    """Jobs, the most important first."""
-    batches = sorted(args.batches, key=lambda b: (b != 32, b))
-    for engine in args.engines:
-        # compiling is slow: mid-sized models first, because they matter most
-        order = (
-            sorted(args.models, key=lambda m: "base" not in m and "deit" not in m)
-            if "eager" not in engine
-            else args.models
-        )
-        yield from (Job(model, engine, batch) for batch in batches for model in order)
+def run_jobs(args: argparse.Namespace, device: torch.device, deadline: float, out: Path, checks: dict) -> list[Result]:
+    """Run the jobs that fit into the time; ``checks`` gets their seconds, and what was left out."""
+    results: dict[tuple[str, str], Result] = {}
+    pace, skipped, without = Pace(), [], {}
+    engines = [e for e in args.engines if device.type == "cuda" or "graph" not in e]
+    for asked in plan(args.models, engines, args.batches):
+        started = time.perf_counter()
+        job = asked if args.tiny else reduced(asked, deadline - started, pace)
+        if job is None:
+            skipped.append(asked)
+            continue
+        print(f"{deadline - started:4.0f} s left: {job}, {len(job.methods)} methods", flush=True)
+        seconds: dict[str, float] = {}
+        try:
+            run(job, results, out, device, args.tiny, math.inf if args.tiny else deadline, seconds)
+        except Exception as error:
+            checks["left_out"].append(f"{job}: {type(error).__name__}: {error}")
+        torch.compiler.reset()
+        whole = time.perf_counter() - started
+        pace.add(job, whole, len(seconds))
+        checks["jobs"].append({"job": str(job), "seconds": round(whole, 1), "preparation_seconds": seconds})
+        without[job] = [name for name in asked.methods if name not in seconds]
+    checks["left_out"] += left_out_lines(skipped, without)
+    return list(results.values())
 
 
-def worst_case(job: Job, tiny: bool) -> float:
-    """An upper estimate of a job's seconds; a job starts only if so much time is left."""
-    if tiny:
-        return 0.0
-    size = 2.5 if "large" in job.model else 1.0
-    return size * (25 if "eager" in job.engine else 35 * len(COMPILED) / 2)
+def run(
+    job: Job,
+    results: dict[tuple[str, str], Result],
+    out: Path,
+    device: torch.device,
+    tiny: bool,
+    deadline: float,
+    seconds: dict[str, float],
+) -> None:
+    """Time the methods of a job, and add the rows to the file of its model and engine.
 
-
-def run(job: Job, results: dict[tuple[str, str], Result], out: Path, device: torch.device, tiny: bool) -> None:
-    """Time the methods of a job, and add the rows to the file of its model and engine."""
-    key = job.model, job.engine
+    ``seconds`` gets the time that each method took before the timing: building, compiling, first runs.
+    """
+    started, key = time.perf_counter(), (job.model, job.engine)
     dtype = torch.bfloat16
     with device:
         vit = timm.create_model(job.model, **MODELS.get(job.model, {})).eval().to(device, dtype)
@@ -144,16 +119,35 @@ def run(job: Job, results: dict[tuple[str, str], Result], out: Path, device: tor
     images = torch.randn(job.batch, bb.channels, *bb.image_size, device=device, dtype=dtype)
     methods = [METHODS[name] for name in job.methods]
     if key not in results:
-        infos = {m.name: MethodInfo(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
         settings = {"engine": job.engine, "dtype": "bfloat16", "images": "noise", "command": "bench/gpu.sh"}
         settings |= {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "patchlife": __version__}
-        settings |= {"rounds": 30, "patience_seconds": 5, "image_size": list(bb.image_size)}
-        results[key] = Result(job.model, "random", {**conditions(device), **settings}, infos)
+        settings |= {"rounds": 30, "patience_seconds": TIMING, "image_size": list(bb.image_size)}
+        results[key] = Result(job.model, "random", {**conditions(device), **settings}, {})
     result = results[key]
-    rounds, patience = (5, 1.0) if tiny else (30, 5.0)
-    result.speed += time_methods(bb, methods, images, TARGET, job.engine, rounds, patience)
+    infos = {m.name: MethodInfo(m.title, m.source, m.training, m.trained, m.ours) for m in methods}
+    result.methods.update(infos)
+    rounds, patience = (5, 1.0) if tiny else (30, TIMING)
+    clock = Preparation(prepare_until(job, started, deadline), seconds)
+    result.speed += time_methods(bb, methods, images, TARGET, job.engine, rounds, patience, clock.before)
     result.complete = True
     result.save(out / f"bench-{job.model}-{job.engine}.json")
+
+
+class Preparation:
+    """Takes the time of each method's preparation, and stops it when the time is over."""
+
+    def __init__(self, until: float, seconds: dict[str, float]) -> None:
+        self.until, self.seconds = until, seconds
+        self.name, self.since = "", time.perf_counter()
+
+    def before(self, name: str) -> str:
+        """Called before each method, and once after the last one; the reason to leave it out, or nothing."""
+        now = time.perf_counter()
+        if self.name:
+            self.seconds[self.name] = round(now - self.since, 2)
+        late = bool(name) and name not in ("dense", "dense-eager") and now > self.until
+        self.name, self.since = "" if late else name, now
+        return "no time was left to prepare it" if late else ""
 
 
 # ---- exactness
@@ -211,6 +205,24 @@ def ceilings(device: torch.device, tiny: bool) -> dict[str, float]:
     }
 
 
+def parts_of_the_decision(device: torch.device, tiny: bool) -> dict[str, float]:
+    """Seconds of the large operations in the decision of DINOv2-S at 518 px, batch 32: which one to replace."""
+    batch, patches, dim, width = (2, 64, 16, 8) if tiny else (32, 1369, 384, 48)
+    vectors = torch.nn.functional.normalize(torch.randn(batch, patches, dim, device=device), dim=2)
+    directions, few = vectors[:, :width].transpose(1, 2).contiguous(), vectors[..., :width].contiguous()
+    cosines = few[:, : patches // 7] @ few.transpose(1, 2)
+    runs: dict[str, Callable[[], object]] = {
+        "subspace": lambda: subspace(vectors, width),
+        "qr": lambda: torch.linalg.qr(directions),
+        "cosines of a block of rows": lambda: few[:, : patches // 7] @ few.transpose(1, 2),
+        "running maximum of the block": lambda: running_max(cosines),
+        "order": lambda: falling(vectors[..., 0]),
+        "coverage gain": lambda: coverage_gain(vectors[..., 0].softmax(dim=1), few),
+    }
+    timing = alternate(runs, rounds=5 if tiny else 15, device=device, patience=5)
+    return {name: spread.median for name, spread in timing.seconds.items()}
+
+
 # ---- adaptive mode
 
 
@@ -221,7 +233,10 @@ def adaptive_beside_fixed(device: torch.device, tiny: bool) -> dict[str, Any]:
     fixed, adaptive = wrap(vit, LifeConfig(TARGET)), wrap(vit, LifeConfig(TARGET))
     images = torch.randn(64, 3, *fixed.backbone.image_size, device=device, dtype=torch.bfloat16)
     adaptive.calibrate([images]).set_mode("adaptive")
-    runs: dict[str, Callable[[], object]] = {"fixed": partial(fixed, images), "adaptive": partial(adaptive, images)}
+    runs: dict[str, Callable[[], torch.Tensor]] = {
+        "fixed": partial(fixed, images),
+        "adaptive": partial(adaptive, images),
+    }
     with torch.inference_mode():
         peaks = {name: peak_bytes(run, device) for name, run in runs.items()}
     if device.type == "cuda":
@@ -232,9 +247,14 @@ def adaptive_beside_fixed(device: torch.device, tiny: bool) -> dict[str, Any]:
                 pieces(images, TARGET)
         runs["fixed, compiled"] = partial(whole, images, TARGET)
         runs["adaptive, compiled"] = partial(pieces, images, TARGET)
+    with torch.inference_mode():
+        differences = {
+            name: _check(name, run(), runs[name.partition(",")[0]]())["difference"] for name, run in runs.items()
+        }
     fractions = {"fixed": flops(fixed).budget}
     fractions["adaptive"] = sum(adaptive.flops_of(adaptive.lives(images))) / len(images) / flops(fixed).dense
-    metadata = {"batch": len(images), "peak_bytes": peaks, "flops": fractions}
+    # of logits from the eager ones of the same mode, in bfloat16: decisions and rounding differ a little
+    metadata = {"batch": len(images), "peak_bytes": peaks, "flops": fractions, "differences": differences}
     return alternate(runs, rounds=5 if tiny else 30, device=device, patience=15, metadata=metadata).to_dict()
 
 
@@ -244,23 +264,23 @@ def adaptive_beside_fixed(device: torch.device, tiny: bool) -> dict[str, Any]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/gpu.sh", description=__doc__)
     parser.add_argument("--out", type=Path, help="folder for the JSON files (default: results/gpu-DATE)")
-    parser.add_argument("--minutes", type=float, default=8.5, help="start no job that may end later (default: 8.5)")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, help="default: all, in this order")
+    parser.add_argument("--minutes", type=float, default=8.5, help="time for everything (default: 8.5)")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, help="default: all")
     parser.add_argument("--models", nargs="+", help=f"timm names (default: {' '.join(MODELS)})")
-    parser.add_argument("--batches", nargs="+", type=int, help="default: 1 32 256")
+    parser.add_argument("--batches", nargs="+", type=int, help="default: 32 256 1")
     parser.add_argument("--device", help="default: cuda")
     parser.add_argument("--tiny", action="store_true", help="a short test with a small model and small batches")
     args = parser.parse_args()
     args.engines = args.engines or (["eager"] if args.tiny else list(ENGINES))
     args.models = args.models or (["test_vit"] if args.tiny else list(MODELS))
-    args.batches = args.batches or ([1, 2] if args.tiny else [1, 32, 256])
+    args.batches = args.batches or ([1, 2] if args.tiny else [32, 256, 1])
     return args
 
 
-def _report(checks: dict[str, Any], results: dict[tuple[str, str], Result], out: Path) -> None:
+def _report(checks: dict[str, Any], results: list[Result], out: Path) -> None:
     from patchlife.benchmarks.report import text_report
 
-    for result in results.values():
+    for result in results:
         print("\n" + text_report(result))
     wrong = [check for check in checks["exactness"] if not check["ok"]]
     print(f"\nexact: {len(checks['exactness']) - len(wrong)} of {len(checks['exactness'])} checks")

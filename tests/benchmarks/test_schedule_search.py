@@ -161,3 +161,10 @@ def test_an_exported_graph_is_opened_for_each_number_of_threads(monkeypatch: pyt
     monkeypatch.setattr(schedule_search, "alternate", given_times)
     advise(wrap(built("vit")), photos("vit", 2), 0.65, "onnx", few=0)
     assert opened[:4] == [1, 3, 1, 3]
+
+
+def test_advice_against_slimming_in_eager_mode_on_a_gpu_names_the_compiled_engine() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert "--engine compile" in schedule_search._remark("eager", gpu, worthwhile=False)
+    others = [("compile", gpu, False), ("eager", cpu, False), ("eager", gpu, True)]
+    assert not any(schedule_search._remark(*other) for other in others)

@@ -148,7 +148,15 @@ def test_merging_many_patches_stays_in_range(dtype: torch.dtype) -> None:
     assert size.tolist() == [[251.0]]
     rows, stage = (
         patches[0],
-        Stage(range(1), torch.arange(1), (0, 1), torch.arange(1, 251), torch.zeros(250).long(), torch.ones(250)),
+        Stage(
+            range(1),
+            torch.arange(1),
+            (0, 1),
+            torch.tensor((0, 1)),
+            torch.arange(1, 251),
+            torch.zeros(250).long(),
+            torch.ones(250),
+        ),
     )
     mean, size = merge_rows(rows.clone(), torch.ones(251), stage)
     assert (mean[0].float() - 300).abs().max() <= 300 * torch.finfo(dtype).eps * 16

@@ -107,6 +107,20 @@ def test_merge_targets_are_the_most_similar_kept_patches():
             assert targets.weight[b, rank] == pytest.approx(expected[1], abs=1e-6)
 
 
+@pytest.mark.parametrize("patches", [12, 700], ids=["one block of rows", "several"])
+def test_targets_of_all_images_together_are_those_of_each_image(patches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(3)
+    embedding = nn.functional.normalize(torch.randn(5, patches, 5, generator=draw), dim=-1)
+    order = torch.rand(5, patches, generator=draw).argsort(dim=1)
+    counts = torch.tensor([(12, 12, 7, 3), (12, 12, 12, 12), (12, 1, 1, 1), (12, 9, 9, 8), (12, 11, 5, 1)])
+    counts = counts * patches // 12
+    expected = adaptive_merge_targets(embedding, order, counts)
+    monkeypatch.setattr("patchlife.slimming.merging.adds_in_order", lambda x: False)
+    together = adaptive_merge_targets(embedding, order, counts)
+    assert torch.equal(together.rank, expected.rank)
+    torch.testing.assert_close(together.weight, expected.weight)
+
+
 def test_merging_preserves_the_weighted_sum_of_tokens_and_of_sizes():
     draw = torch.Generator().manual_seed(0)
     patches, size = torch.randn(2, 9, 4, generator=draw), torch.randint(1, 4, (2, 9), generator=draw).float()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
+from families import START, fresh, photos
 
-from patchlife.slimming.run import packed
+from patchlife import LifeConfig, wrap
+from patchlife.slimming import merging
+from patchlife.slimming.run import adaptive, packed
 from patchlife.slimming.run.packed import packed_attention
 
 OFFSETS = (0, 5, 41, 42, 75, 140)
@@ -52,11 +56,28 @@ def test_the_kernel_gets_the_bias_as_channels(qkv, bias, dtype):
     q, k, v = (t.to(dtype) for t in qkv)
     expected = packed_attention(OFFSETS, bias, qkv[0])(q.float(), k.float(), v.float())
     begin = torch.tensor(OFFSETS, dtype=torch.int32)
-    out = packed.varlen_attention(slow_kernel, begin, packed._longest(OFFSETS), bias, q, k, v)
+    channels = None if bias is None else packed.BiasChannels(bias)
+    for _ in range(2):  # the second time with the same channels
+        out = packed.varlen_attention(slow_kernel, begin, packed._longest(OFFSETS), channels, q, k, v)
     assert out.shape == q.shape
     assert out.dtype == dtype
     close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
     torch.testing.assert_close(out.float(), expected, **close)
+
+
+@pytest.mark.parametrize("name", ["vit", "eva02"])
+def test_adaptive_mode_as_on_a_gpu_gives_the_same_logits(name, monkeypatch):
+    vit = fresh(name)
+    model = wrap(vit, LifeConfig(0.65, start=START)).calibrate([photos(name, 8, seed=1)]).set_mode("adaptive")
+    expected = model(photos(name))
+
+    def attention(offsets, bias, like, begins):
+        channels = packed.BiasChannels(bias)
+        return partial(packed.varlen_attention, slow_kernel, begins.int(), packed._longest(offsets), channels)
+
+    monkeypatch.setattr(adaptive, "packed_attention", attention)
+    monkeypatch.setattr(merging, "adds_in_order", lambda x: False)
+    torch.testing.assert_close(model(photos(name)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_kernel_is_called_as_torch_defines_it():
@@ -77,7 +98,8 @@ def test_kernels_of_older_torch_give_the_same(qkv, bias, known):
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     older.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
     offsets = torch.tensor(OFFSETS, dtype=torch.int32)
-    actual = packed.varlen_attention(packed.as_called(older), offsets, packed._longest(OFFSETS), bias, *qkv)
+    channels = None if bias is None else packed.BiasChannels(bias)
+    actual = packed.varlen_attention(packed.as_called(older), offsets, packed._longest(OFFSETS), channels, *qkv)
     torch.testing.assert_close(actual, packed_attention(OFFSETS, bias, qkv[0])(*qkv), atol=1e-5, rtol=1e-5)
 
 

@@ -43,10 +43,13 @@ def time_methods(
     engine: str = "eager",
     rounds: int = 20,
     patience: float = 120.0,
+    before: Callable[[str], str] = lambda name: "",
 ) -> list[Speed]:
     """Time all methods at one FLOPs target on one batch, each against the dense model, which comes first.
 
-    A method that cannot run gets a row with the reason in ``left_out``; the others are timed.
+    A method that cannot run gets a row with the reason in ``left_out``; the others are timed. ``before`` is called with
+    the name of each method before it is prepared, and with "" before the timing. A text that it returns is a reason to
+    leave the method out.
     """
     batch, device = len(images), images.device
     dense = METHODS[_DENSE].build(backbone, 1.0, images)
@@ -55,6 +58,9 @@ def time_methods(
     rows: dict[str, Speed] = {}
     for name, method, runner in _entries(methods, engine):
         row = Speed(name, batch, target, engine=runner)
+        if reason := before(name):
+            rows[name] = replace(row, left_out=reason)
+            continue
         try:
             with torch.inference_mode():
                 if runner in EXPORTED and not method.exports:
@@ -69,6 +75,7 @@ def time_methods(
                 runs[name] = run
         except (UnsupportedModelError, ConfigError, ExportError, RuntimeError) as error:
             rows[name] = replace(row, left_out=_reason(error))
+    before("")
     if _DENSE not in runs:
         return list(rows.values())
     timing = alternate(runs, rounds=rounds, device=device, patience=patience)

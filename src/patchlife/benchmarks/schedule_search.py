@@ -34,6 +34,12 @@ FRACTIONS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1)
 MIN_SPEEDUP = 1.03
 """The least speed-up at which slimming, or another schedule than the default, is advised."""
 
+EAGER_ON_A_GPU = (
+    "; in eager mode a GPU waits for the start of each kernel, and a slimmed model has more of them: measure with "
+    "--engine compile (in Python: patchlife.runtime.CompiledBudgets), or with larger batches"
+)
+"""Added to advice against slimming that was measured in eager mode on a GPU."""
+
 _DENSE, _SLIMMED = "dense", "slimmed"
 _RANKS = ("fastest", "second", "third")
 """Names of schedules by predicted time."""
@@ -123,6 +129,7 @@ def advise(model: SlimModel, images: Tensor, target: float, engine: str = "eager
     timing = alternate(runs, rounds=15, device=images.device, patience=60, threads=threads)
     schedules = {name: _to_dict(candidate) for name, candidate in models.items()}
     text, worthwhile = verdict({name: timing.ratios[name] for name in models}, schedules)
+    text += _remark(engine, images.device, worthwhile)
     return {
         "batch": len(images),
         "target": target,
@@ -187,6 +194,11 @@ def pays(ratio: Spread) -> bool:
 def settings_text(schedule: Mapping[str, Any]) -> str:
     """The options that set a schedule, as text."""
     return f"start {schedule['start']}, drops {', '.join(map(str, schedule['drops']))}"
+
+
+def _remark(engine: str, device: torch.device, worthwhile: bool) -> str:
+    """`EAGER_ON_A_GPU` where it applies, else nothing."""
+    return EAGER_ON_A_GPU if engine == "eager" and device.type == "cuda" and not worthwhile else ""
 
 
 def _to_dict(model: SlimModel) -> dict[str, Any]:

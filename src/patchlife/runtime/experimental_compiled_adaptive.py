@@ -1,4 +1,4 @@
-"""Experimental, has never run on a GPU: torch.compile for adaptive mode.
+"""Experimental, has run on one GPU only: torch.compile for adaptive mode.
 
 The number of tokens differs from batch to batch, so it is rounded up; then few different lengths occur.
 """
@@ -21,7 +21,7 @@ from ..slimming import SlimModel
 from ..slimming.plan import Plan
 from ..slimming.run.adaptive import Stage, run_adaptive
 from ..slimming.run.fixed import Taps
-from ..slimming.run.packed import Kernel, varlen_attention, varlen_kernel
+from ..slimming.run.packed import BiasChannels, Kernel, varlen_attention, varlen_kernel
 from .compiled import compile_separately
 
 __all__ = ["ExperimentalCompiledAdaptive", "rounded_up"]
@@ -41,7 +41,7 @@ Key = tuple[str, int, int, int]
 
 
 class ExperimentalCompiledAdaptive:
-    """Experimental, has never run on a GPU: a slimmed model in adaptive mode with compiled blocks.
+    """Experimental, has run on one GPU only: a slimmed model in adaptive mode with compiled blocks.
 
         fast = ExperimentalCompiledAdaptive(model.cuda().bfloat16().set_mode("adaptive"))
         logits = fast(images, budget=0.6)
@@ -111,7 +111,7 @@ class ExperimentalCompiledAdaptive:
     ) -> Tensor:
         """Run a stage through its compiled graph. No image has more tokens than ``longest``."""
         longest = max(longest, _step(len(x)))  # the padding may be longer than any image
-        offsets = torch.tensor(stage.offsets, dtype=torch.int32, device=x.device)
+        offsets = stage.begins.int()
         key = (f"blocks {stage.blocks[0]} to {stage.blocks[-1]}", len(offsets) - 2, len(x), longest)
         graph = self._graph(key, lambda: _BlocksOfStage(backbone, stage.blocks, self.kernel, longest))
         return graph(x, offsets, bias, *tables)
@@ -168,7 +168,8 @@ class _BlocksOfStage(nn.Module):
         self.backbone, self.blocks, self.kernel, self.longest = backbone, blocks, kernel, longest
 
     def forward(self, x: Tensor, offsets: Tensor, bias: Tensor | None, *tables: Tensor) -> Tensor:
-        attend = partial(varlen_attention, self.kernel, offsets, self.longest, bias)
+        channels = None if bias is None else BiasChannels(bias)
+        attend = partial(varlen_attention, self.kernel, offsets, self.longest, channels)
         for place, index in enumerate(self.blocks):
             x = self.backbone.block_with(index, x, attend, tables[place % len(tables)] if tables else None)
         return x

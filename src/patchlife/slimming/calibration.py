@@ -8,7 +8,7 @@ tokens, so unequal numbers cost more than equal ones of the same mean). Any budg
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class Calibration:
     square: Float[Tensor, "levels"]
     images: int
     patches: int
+    _found: dict[tuple, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, score: Float[Tensor, "images patches"] | Sequence[Float[Tensor, "patches"]]) -> Calibration:
@@ -90,11 +91,16 @@ class Calibration:
         """The tables, for saving."""
         return {"threshold": self.threshold, "square": self.square}
 
-    def thresholds(self, kept: tuple[int, ...], patches: int) -> Float[Tensor, "depth"]:
-        """The score that a patch must exceed to enter each block; -inf where all of them do."""
-        fractions = self._fractions(kept, patches)
-        values = self._look_up(self.threshold, fractions)
-        return torch.where(fractions >= 1, torch.full_like(values, -torch.inf), values)
+    def thresholds(
+        self, kept: tuple[int, ...], patches: int, device: torch.device | str = "cpu"
+    ) -> Float[Tensor, "depth"]:
+        """The score that a patch must exceed to enter each block; -inf where all of them do. On ``device``, cached."""
+        key = (kept, patches, torch.device(device))
+        if key not in self._found:
+            fractions = self._fractions(kept, patches)
+            values = self._look_up(self.threshold, fractions)
+            self._found[key] = values.masked_fill(fractions >= 1, -torch.inf).to(device)
+        return self._found[key]
 
     def mean_flops(self, cost: Cost, kept: tuple[int, ...]) -> float:
         """Mean FLOPs over the calibration images when ``kept`` is the mean count of each block."""

@@ -44,7 +44,7 @@ def _gain(
         # differences first, then the sum: a difference of two sums near 1 would lose a small gain in rounding noise
         gains.append((weight[..., rows] @ (covered[..., 1:] - covered[..., :-1])).squeeze(1))
     gain = gains[0] if len(gains) == 1 else torch.stack(gains).sum(dim=0)
-    return torch.zeros_like(gain).scatter(1, order, gain)
+    return torch.empty_like(gain).scatter_(1, order, gain)  # an order has every place once
 
 
 def running_max(x: Float[Tensor, "*batch ranks"]) -> Float[Tensor, "*batch ranks"]:

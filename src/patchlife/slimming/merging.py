@@ -65,8 +65,7 @@ def fixed_merge_targets(
         schedule: how many are kept.
     """
     if len(windows(order.shape[1])) > 1:
-        counts = torch.tensor(schedule.kept, device=order.device).expand(order.shape[0], -1)
-        return _targets_in_windows(embedding, order, counts)
+        return _targets_in_windows(embedding, order, _kept_where_dropped(schedule, order))
     return _targets(take(comparable(embedding), order), schedule.kept)
 
 
@@ -77,8 +76,10 @@ def adaptive_merge_targets(
 ) -> MergeTargets:
     """`fixed_merge_targets` where each image keeps its own number of patches in each block."""
     if len(windows(order.shape[1])) > 1 or not len(order):
-        return _targets_in_windows(embedding, order, counts)
+        return _targets_in_windows(embedding, order, _counts_where_dropped(counts, order.shape[1]))
     ranked = take(comparable(embedding), order)
+    if not adds_in_order(ranked):
+        return _targets_together(ranked, _counts_where_dropped(counts, order.shape[1]))
     each = [_targets(ranked[image : image + 1], kept) for image, kept in enumerate(counts.tolist())]
     return MergeTargets(*(torch.cat(parts) for parts in zip(*each, strict=True)))
 
@@ -96,19 +97,46 @@ def _targets(ranked: Float[Tensor, "batch patches k"], kept: Sequence[int]) -> M
     return MergeTargets(torch.cat(ranks, dim=1), torch.cat(weights, dim=1).clamp(0, 1))
 
 
+def _targets_together(ranked: Float[Tensor, "batch patches k"], kept: Int[Tensor, "batch patches"]) -> MergeTargets:
+    """`_targets` of images with different counts: a few calls for all of them, where one for each image would be slow.
+
+    ``kept`` is how many patches are kept at the drop point that drops each rank; 0: it is never dropped.
+    """
+    rank = torch.arange(ranked.shape[1], device=ranked.device)
+    targets, weights = [], []
+    for rows in row_blocks(len(rank), len(rank)):
+        cosine = ranked[:, rows] @ ranked.transpose(1, 2)
+        best = cosine.masked_fill(rank >= kept[:, rows, None], -torch.inf).max(dim=2)
+        dropped = kept[:, rows] > 0
+        targets.append(torch.where(dropped, best.indices, rank[rows]))
+        weights.append(torch.where(dropped, best.values, 1.0).clamp(0, 1))
+    return MergeTargets(torch.cat(targets, dim=1), torch.cat(weights, dim=1))
+
+
+def _counts_where_dropped(counts: Int[Tensor, "batch depth"], patches: int) -> Int[Tensor, "batch patches"]:
+    """How many patches are kept at the drop point that drops each rank; 0: it is never dropped."""
+    ranks = torch.arange(patches, device=counts.device)
+    absent = ranks[None, :, None] >= counts[:, None, :]  # (batch, rank, block): does not enter that block
+    return torch.where(absent, counts[:, None, :], 0).amax(dim=2)
+
+
+def _kept_where_dropped(schedule: Schedule, order: Int[Tensor, "batch patches"]) -> Int[Tensor, "batch patches"]:
+    """`_counts_where_dropped` for a schedule; without a copy from the host, which a CUDA graph cannot record."""
+    counts = [*dict.fromkeys((order.shape[1], *schedule.kept))]
+    parts = [order.new_zeros(counts[-1])]
+    parts += [order.new_full((before - after,), after) for before, after in reversed(list(pairwise(counts)))]
+    return torch.cat(parts).expand(order.shape[0], -1)
+
+
 def _targets_in_windows(
     embedding: Float[Tensor, "batch patches k"],
     order: Int[Tensor, "batch patches"],
-    counts: Int[Tensor, "batch depth"],
+    kept: Int[Tensor, "batch patches"],
 ) -> MergeTargets:
-    """The merge targets, searched in each patch's window (`similarity.windows`).
+    """The merge targets, searched in each patch's window (`similarity.windows`); ``kept`` as in `_targets_together`.
 
     A patch whose window keeps none is merged with weight 0.
     """
-    ranks = torch.arange(order.shape[1], device=order.device)
-    absent = ranks[None, :, None] >= counts[:, None, :]  # (batch, rank, block): does not enter that block
-    # how many patches are kept at the drop point that drops a rank; 0: it is never dropped
-    kept = torch.where(absent, counts[:, None, :], 0).amax(dim=2)
     embedding, rank = comparable(embedding), order.argsort(dim=1)
     found = [_targets_in(embedding[:, w], rank[:, w], kept) for w in windows(order.shape[1])]
     ranks, target, weight = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
@@ -134,6 +162,11 @@ def _targets_in(
     return rank, torch.cat(targets, dim=1), torch.cat(weights, dim=1)
 
 
+def adds_in_order(x: Tensor) -> bool:
+    """Whether ``x`` is on a CPU: it adds rows in order, fast, and a call takes little time there."""
+    return x.device.type == "cpu"
+
+
 def merge(
     tokens: Float[Tensor, "batch before dim"],
     size: Float[Tensor, "batch before"],
@@ -147,7 +180,7 @@ def merge(
     batch, dropped = target.shape
     kept = tokens.shape[1] - dropped
     moved = size[:, kept:] * weight.to(size.dtype)
-    if torch.compiler.is_compiling() or tokens.device.type != "cpu":
+    if torch.compiler.is_compiling() or not adds_in_order(tokens):
         return _merge_by_product(tokens, size, target, moved)
     exact, place = tokens.to(size.dtype), flat_index(target, kept)
     mean, new_size = merge_rows(

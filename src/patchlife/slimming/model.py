@@ -142,7 +142,7 @@ class SlimModel(FeatureExtraction, SlimSettings):
                 return fixed_plan(scores.score, embedding, schedule, embedded.grid)
         if self.training:
             raise ConfigError("adaptive mode is for inference: call .eval() first, or train in fixed mode")
-        thresholds = self._thresholds(schedule, scores.score.shape[1], embedded.image_size)
+        thresholds = self._thresholds(schedule, scores.score.shape[1], embedded.image_size, scores.score.device)
         with without_autocast(scores.score):
             return adaptive_plan(scores.score, embedding, schedule, embedded.grid, thresholds)
 

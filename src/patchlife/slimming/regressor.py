@@ -50,7 +50,7 @@ class LifeRegressor(Scorer):
     def regress(self, tokens: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Tensor]:
         """(logits of importance (batch, patches), embeddings of unit length (batch, patches, embedding_dim))."""
         x = self.norm(tokens)
-        patches = x[:, self.prefix :]
+        patches = x[:, self.prefix :].contiguous()  # once: a linear layer copies a strided input each time
         context = x[:, : self.prefix] if self.prefix else patches
         # contiguous: torch 2.9 rounds the product of a strided batch by how the weights are aligned in memory
         context = context.contiguous() if self.prefix == 1 else context.mean(dim=1, keepdim=True)

@@ -84,7 +84,7 @@ class AttentionScorer(Scorer):
         start: int,
     ) -> Scores:
         """Score the patches of ``tokens``, the input of block ``start`` of ``backbone``."""
-        received = attention_received(tokens, rope, backbone, start).float().sum(dim=1)
+        received = attention_received(tokens, rope, backbone, start).sum(dim=1, dtype=torch.float32)
         embedding = unit(comparable(tokens[:, backbone.prefix :]))
         if embedding.shape[1] > _WHOLE_TOKENS:
             embedding = unit(subspace(embedding, _WIDTH))

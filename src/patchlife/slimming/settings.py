@@ -203,7 +203,9 @@ class SlimSettings(BudgetWeights):
             raise
         return self
 
-    def _thresholds(self, schedule: Schedule, patches: int, image_size: ImageSize) -> Tensor:
+    def _thresholds(
+        self, schedule: Schedule, patches: int, image_size: ImageSize, device: torch.device | str
+    ) -> Tensor:
         """The score that a patch must exceed to enter each block (depth). Raises ConfigError for an unknown size."""
         calibration = self.calibration_for(patches)
         if calibration is None:
@@ -213,7 +215,7 @@ class SlimSettings(BudgetWeights):
                 f"patches; calibrated for: {known}); call model.calibrate(batches) with a few hundred unlabelled "
                 "images of this size, or use fixed mode"
             )
-        return calibration.thresholds(schedule.kept, patches)
+        return calibration.thresholds(schedule.kept, patches, device)
 
     # ---- changes of the backbone that timm's models offer
 

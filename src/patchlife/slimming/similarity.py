@@ -64,8 +64,9 @@ def subspace(vectors: Float[Tensor, "batch patches dim"], width: int) -> Float[T
     Cosines in few dimensions cost a fraction of those of whole tokens, and differ little (recipes/NOTES.md).
     """
     patches, width = vectors.shape[1], min(width, vectors.shape[2])
-    spaced = [(2 * i + 1) * patches // (2 * width) for i in range(width)]
-    directions = vectors.transpose(1, 2) @ (vectors @ vectors[:, spaced].transpose(1, 2))
+    # computed on the device: an index from a list would be copied there, and wait for all work before it
+    spaced = torch.arange(1, 2 * width, 2, device=vectors.device) * patches // (2 * width)
+    directions = vectors.transpose(1, 2) @ (vectors @ vectors.index_select(1, spaced).transpose(1, 2))
     return vectors @ _orthonormal(directions)
 
 
@@ -120,4 +121,6 @@ def token_index(patches: Int[Tensor, "batch taken"], prefix: int) -> Int[Tensor,
 def flat_index(index: Int[Tensor, "batch taken"], rows: int) -> Int[Tensor, "batch*taken"]:
     """The same rows in a layout of all images one after the other, of ``rows`` rows each."""
     batch = index.shape[0]
-    return (index if batch == 1 else index + torch.arange(batch, device=index.device)[:, None] * rows).flatten()
+    if batch == 1:
+        return index.flatten()
+    return torch.add(index, torch.arange(batch, device=index.device)[:, None], alpha=rows).flatten()

@@ -38,7 +38,7 @@ class Stage:
         blocks: block indices.
         tokens: rows that enter these blocks, image after image.
         offsets: where each image begins in the packed sequence, and the end: images + 1 numbers, and one more where the
-            sequence is filled up.
+            sequence is filled up. begins: the same numbers on the device of the tokens.
         dropped: rows that entered the stage before and do not enter this one.
         targets: the row that each of them is merged into. weights: its merge weight.
     """
@@ -46,6 +46,7 @@ class Stage:
     blocks: range
     tokens: Int[Tensor, "packed"]
     offsets: tuple[int, ...]
+    begins: Int[Tensor, "images_and_more"]
     dropped: Int[Tensor, "dropped"]
     targets: Int[Tensor, "dropped"]
     weights: Float[Tensor, "dropped"]
@@ -58,7 +59,9 @@ RunStage = Callable[[Backbone, Stage, Tensor, Tensor | None, list[Tensor]], Tens
 def stages(
     plans: Sequence[Plan], prefix: int, length_of: Callable[[int], int] | None = None, ends: Iterable[int] = ()
 ) -> list[Stage]:
-    """The packed layout of every stage, from the counts of the plans: the only host sync after a decision.
+    """The packed layout of every stage, from the counts of the plans.
+
+    The device is waited for twice: when the counts are read, and when the layout of all stages is copied to it.
 
     Each plan is of images of one size; their images follow each other. A stage ends where counts change, and after each
     block of ``ends``.
@@ -76,21 +79,32 @@ def stages(
         b for b in range(start + 1, counts.shape[1]) if b - 1 in ends or not torch.equal(counts[:, b], counts[:, b - 1])
     ]
     before = patches
-    result = []
+    layouts = []
     for block, end in pairwise([start, *changes, counts.shape[1]]):
         after = counts[:, block]
-        present = _rows(first, prefix + after).to(device)
-        dropped = _rows(first + prefix + after, before - after).to(device)
-        targets, weights = dropped, torch.ones(len(dropped), device=device)
-        if merging is not None:
-            targets, weights = merging[0][dropped], merging[1][dropped]
+        present, dropped = _rows(first, prefix + after), _rows(first + prefix + after, before - after)
         offsets = (0, *(prefix + after).cumsum(0).tolist())
         if length_of is not None:
             spare = present.new_full((length_of(offsets[-1]) - offsets[-1],), int(width.sum()))
             present, offsets = torch.cat((present, spare)), (*offsets, offsets[-1] + len(spare))
-        result.append(Stage(range(block, end), present, offsets, dropped, targets, weights))
+        layouts.append((range(block, end), offsets, (present, torch.tensor(offsets), dropped)))
         before = after
+    moved = iter(_moved([tensor for _, _, tensors in layouts for tensor in tensors], device))
+    result = []
+    for blocks, offsets, _ in layouts:
+        present, begins, dropped = next(moved), next(moved), next(moved)
+        targets, weights = dropped, torch.ones(len(dropped), device=device)
+        if merging is not None:
+            targets, weights = merging[0][dropped], merging[1][dropped]
+        result.append(Stage(blocks, present, offsets, begins, dropped, targets, weights))
     return result
+
+
+def _moved(tensors: Sequence[Int[Tensor, "_"]], device: torch.device) -> Sequence[Int[Tensor, "_"]]:
+    """``tensors`` of the CPU on ``device``, in one copy: each copy waits for all work of the device."""
+    if device.type == "cpu":
+        return tensors
+    return torch.cat(list(tensors)).to(device).split([len(tensor) for tensor in tensors])
 
 
 def _rows(first: Int[Tensor, "images"], lengths: Int[Tensor, "images"]) -> Int[Tensor, "packed"]:
@@ -125,7 +139,7 @@ def run_stage(backbone: Backbone, stage: Stage, x: Tensor, bias: Tensor | None, 
 
     ``tables`` are the rotary tables of its tokens: none, one for all blocks, or one for each.
     """
-    attend = packed_attention(stage.offsets, bias, x)
+    attend = packed_attention(stage.offsets, bias, x, stage.begins)
     for place, index in enumerate(stage.blocks):
         x = backbone.block_with(index, x, attend, tables[place % len(tables)] if tables else None)
     return x

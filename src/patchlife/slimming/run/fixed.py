@@ -36,17 +36,17 @@ def run_fixed(
     prefix, start, kept = backbone.prefix, plan.schedule.start, plan.schedule.kept
     all_needed = keep_dropped or plan.merge_targets is not None
     x, rope = reorder(tokens, rope, plan.order if all_needed else plan.order[:, : kept[start]], prefix)
-    size = initial_sizes(x.shape[:2], x)
-    bias = None
+    size = bias = places = None
+    if plan.merge_targets is not None:
+        size, places = initial_sizes(x.shape[:2], x), prefix + plan.merge_targets.rank
     drops: list[Dropped] = []
     for index in range(start, backbone.depth):
         before, n = x.shape[1] - prefix, kept[index]
         if n < before:
             last, target = x[:, prefix + n :], None
-            if plan.merge_targets is not None:
-                targets = plan.merge_targets.of(n, before)
-                target = prefix + targets.rank
-                x, size = merge(x, size, target, targets.weight)
+            if size is not None and places is not None and plan.merge_targets is not None:
+                target = places[:, n:before]
+                x, size = merge(x, size, target, plan.merge_targets.weight[:, n:before])
                 bias = key_bias(size).to(x.dtype)
             else:
                 x = x[:, : prefix + n].contiguous()  # once per drop point: a strided slice slows blocks by up to 25 %

@@ -96,7 +96,9 @@ def _run_all_tokens(backbone: Backbone, groups: Sequence[SizeGroup], blocks: ran
     lengths = torch.cat([torch.full((len(x),), x.shape[1]) for x in tokens])
     none = torch.empty(0, dtype=torch.long, device=rows.device)
     every = torch.arange(len(rows), device=rows.device)
-    stage = Stage(blocks, every, (0, *lengths.cumsum(0).tolist()), none, none, none.float())
+    offsets = (0, *lengths.cumsum(0).tolist())
+    begins = torch.tensor(offsets, device=rows.device)
+    stage = Stage(blocks, every, offsets, begins, none, none, none.float())
     ropes = [_for_each_image(group.embedded.rope, len(group.tokens)) for group in groups]
     rows = run_stage(backbone, stage, rows, None, rotations(backbone, ropes, stage))
     return [replace(group, tokens=x) for group, x in zip(groups, split_rows(rows, tokens), strict=True)]

@@ -2,7 +2,7 @@
 
 Three implementations with the same result. On a CPU: a loop over the images, the fastest (measured). On a GPU: torch's
 variable-length kernel, in half precision; where it does not run, images of nearly equal length are padded to one length
-and run together. The two GPU implementations are tested on the CPU by their arithmetic; they have never run on a GPU.
+and run together. The tests run the arithmetic of the two GPU implementations on the CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...backbones import Attend, sdpa
 
-__all__ = ["Kernel", "packed_attention", "varlen_attention", "varlen_kernel"]
+__all__ = ["BiasChannels", "Kernel", "packed_attention", "varlen_attention", "varlen_kernel"]
 
 Kernel = Callable[..., Any]
 
@@ -30,13 +30,14 @@ _ROUND = 32  # tokens: images whose counts round up to the same multiple run tog
 _CHANNELS = 8  # head dimensions come in eights
 
 
-def packed_attention(offsets: tuple[int, ...], bias: Bias, like: Tensor) -> Attend:
+def packed_attention(offsets: tuple[int, ...], bias: Bias, like: Tensor, begins: Tensor | None = None) -> Attend:
     """The attention function for the images between ``offsets``.
 
     Args:
         offsets: where each image begins in the packed sequence, and the end.
         bias: added to the logits of each key; None for nothing.
         like: a tensor of the device and dtype that attention will see.
+        begins: ``offsets`` on that device; copied there if None.
     """
     if len(offsets) == 1:  # an empty batch
         return _empty
@@ -44,8 +45,9 @@ def packed_attention(offsets: tuple[int, ...], bias: Bias, like: Tensor) -> Atte
         return partial(_one_by_one, offsets, bias)
     kernel = varlen_kernel(like)
     if kernel is not None:
-        begins = torch.tensor(offsets, dtype=torch.int32, device=like.device)
-        return partial(varlen_attention, kernel, begins, _longest(offsets), bias)
+        begins = torch.tensor(offsets, device=like.device) if begins is None else begins
+        channels = None if bias is None else BiasChannels(bias)
+        return partial(varlen_attention, kernel, begins.int(), _longest(offsets), channels)
     return partial(_in_groups, _groups(offsets, like.device), bias)
 
 
@@ -96,24 +98,46 @@ def as_called(kernel: Kernel) -> Kernel:
 
 
 def varlen_attention(
-    kernel: Kernel, offsets: Tensor, longest: int, bias: Bias, q: Tensor, k: Tensor, v: Tensor
+    kernel: Kernel, offsets: Tensor, longest: int, channels: BiasChannels | None, q: Tensor, k: Tensor, v: Tensor
 ) -> Tensor:
-    """``kernel`` with a bias for each key, which it has no argument for.
-
-    The bias is given as extra channels: 1 in the queries, the bias in the keys, as three half-precision numbers whose
-    sum is as exact as float32 logits need.
-    """
+    """``kernel`` with a bias for each key, which it has no argument for: it is given as extra channels."""
     width, scale = q.shape[-1], q.shape[-1] ** -0.5
-    if bias is not None:
-        q, k, v = (F.pad(t, (0, _CHANNELS)) for t in (q, k, v))
-        q[..., width : width + 3] = 1
-        left = bias.float() / scale
-        for channel in range(width, width + 3):
-            part = left.to(k.dtype)
-            k[..., channel] = part[:, None]
-            left = left - part.float()
+    if channels is not None:
+        q, k, v = channels.joined_to(q, k, v)
     out = kernel(q, k, v, offsets, offsets, longest, longest, scale=scale, num_splits=1)
     return out[..., :width]
+
+
+class BiasChannels:
+    """A bias of each key as extra channels: 1 in the queries, in the keys three numbers whose sum is the bias.
+
+    Three half-precision numbers are as exact as float32 logits need. They are computed once for all blocks of a stage.
+
+    Args:
+        bias: added to the logits of each key.
+    """
+
+    def __init__(self, bias: Float[Tensor, "packed"]) -> None:
+        self.bias = bias
+        self._channels: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def joined_to(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values with `_CHANNELS` more channels."""
+        if self._channels is None:
+            self._channels = self._of(k)
+        one, parts, zero = (channel[:, None].expand(-1, k.shape[1], -1) for channel in self._channels)
+        return torch.cat((q, one), -1), torch.cat((k, parts), -1), torch.cat((v, zero), -1)
+
+    def _of(self, k: Float[Tensor, "packed heads head_dim"]) -> tuple[Tensor, Tensor, Tensor]:
+        """The channels of queries, keys and values, each (packed, channels), for keys like ``k``."""
+        left = self.bias.float() / k.shape[-1] ** -0.5  # the kernel multiplies logits with this scale
+        parts = []
+        for _ in range(3):
+            parts.append(left.to(k.dtype))
+            left = left - parts[-1].float()
+        zero = k.new_zeros(len(left), _CHANNELS)
+        one = F.pad(k.new_ones(len(left), 3), (0, _CHANNELS - 3))
+        return one, F.pad(torch.stack(parts, dim=1), (0, _CHANNELS - 3)), zero
 
 
 def _longest(offsets: tuple[int, ...]) -> int:
