@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .adapters import load as load
     from .adapters import save as save
     from .config import LifeConfig as LifeConfig
+    from .config import Shape as Shape
     from .errors import PatchLifeError as PatchLifeError
     from .runtime import from_hub as from_hub
     from .runtime import push_to_hub as push_to_hub
@@ -33,6 +34,7 @@ _MODULES = {
     "Lives": "slimming",
     "PatchLifeError": "errors",
     "Plan": "slimming",
+    "Shape": "config",
     "SlimModel": "slimming",
     "draw": "visual",
     "flops": "slimming",

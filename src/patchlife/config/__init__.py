@@ -3,6 +3,7 @@
 This package does not import torch, so that ``--help`` is fast.
 """
 
+from .shapes import Shape
 from .slimming import MODES, RESTORES, LifeConfig, Mode, Restore
 from .training import Finetune, TrainingConfig
 from .verbs import (
@@ -47,5 +48,6 @@ __all__ = [
     "PredictConfig",
     "Restore",
     "RunConfig",
+    "Shape",
     "TrainingConfig",
 ]
