@@ -67,7 +67,9 @@ class FeatureExtraction:
 
         if plan is not None:
             index = plan.grid_index(prefix)
-            taps = {block: take(tapped, index) if block >= self._layout.start else tapped for block, tapped in taps.items()}
+            taps = {
+                block: take(tapped, index) if block >= self._layout.start else tapped for block, tapped in taps.items()
+            }
             tokens = tokens if intermediates_only else take(tokens, index)
         each = [self.backbone.norm(tapped) if norm else tapped for tapped in taps.values()]
         if not output_dict:

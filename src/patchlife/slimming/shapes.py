@@ -10,7 +10,7 @@ from ..config import LifeConfig, Shape
 from ..errors import ConfigError
 from .schedule import resolve_drops
 
-__all__ = ["Layout", "at_depth", "default_shapes", "layout_of", "shape_of"]
+__all__ = ["Layout", "at_depth", "default_shapes", "layout_of", "learned_starts", "shape_of"]
 
 Family = tuple[Shape, ...]
 """Shapes by rising budget; the last one is for budgets up to 1."""
@@ -94,7 +94,8 @@ def _of_kept(family: Family, kept: tuple[int, ...]) -> Shape:
     """For an explicit schedule: the shape with the latest start block before which no patch is missing."""
     full = next((block for block, count in enumerate(kept) if count < kept[0]), len(kept))
     possible = [shape for shape in family if shape.start <= full]
-    return max(possible or family, key=lambda shape: shape.start)
+    earliest = min(family, key=lambda shape: shape.start)
+    return max(possible, key=lambda shape: shape.start, default=earliest)
 
 
 def default_shapes(depth: int, learned: bool = False, fitted: Sequence[int] | None = None) -> Family:
@@ -109,6 +110,11 @@ def default_shapes(depth: int, learned: bool = False, fitted: Sequence[int] | No
         return at_depth(_ONE_START, depth)
     family = at_depth(_SEVERAL_STARTS if len(fitted) > 1 else _ONE_START, depth)
     return tuple(_started_at(min(fitted, key=lambda start: (abs(start - s.start), start)), s) for s in family)
+
+
+def learned_starts(depth: int) -> tuple[int, ...]:
+    """The start blocks for which a scorer is fitted by default, rising."""
+    return tuple(sorted({shape.start for shape in at_depth(_SEVERAL_STARTS, depth)}))
 
 
 def _started_at(start: int, shape: Shape) -> Shape:

@@ -21,6 +21,7 @@ from .cached_evaluation import CachedDenseScore, CachedScore, Score, measured
 from .dense import DenseTarget
 from .log import Line, lines_of
 from .target_cache import TargetCache
+from .targets import target_starts
 
 __all__ = ["agreements", "write_report"]
 
@@ -127,7 +128,7 @@ def _targets(model: SlimModel, held_out: TargetCache) -> tuple[Any, Any]:
     """(targets of all held-out photos, an embedding with image size and rotary tables), on the model's device."""
     targets = held_out.targets(range(len(held_out)))
     embedded = model.backbone.embed(model.backbone.blank(held_out.image_size))
-    return targets.to(embedded.tokens.device), embedded
+    return targets.at_start(model.start, target_starts(model)).to(embedded.tokens.device), embedded
 
 
 @torch.no_grad()
