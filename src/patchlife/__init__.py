@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .config import LifeConfig as LifeConfig
     from .config import Shape as Shape
     from .errors import PatchLifeError as PatchLifeError
+    from .evaluation.shape_search import tune as tune
     from .runtime import from_hub as from_hub
     from .runtime import push_to_hub as push_to_hub
     from .slimming import Flops as Flops
@@ -42,6 +43,7 @@ _MODULES = {
     "load": "adapters",
     "push_to_hub": "runtime",
     "save": "adapters",
+    "tune": "evaluation.shape_search",
     "wrap": "slimming",
 }
 

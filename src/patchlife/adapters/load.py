@@ -47,6 +47,7 @@ def load(folder: str | Path, vit: nn.Module | None = None, scorer: Scorer | type
     restored.eval().requires_grad_(False)
     model.origin = Origin(**manifest["origin"]) if manifest["origin"] else None
     model.use_delta(delta)
+    model.tuning = manifest.get("tuning")
     for name, images in manifest["calibrations"].items():
         patches, start = calibration_of_name(name)
         tables = under(f"calibration.{name}.", tensors)

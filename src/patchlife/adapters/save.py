@@ -42,6 +42,7 @@ def save(model: SlimModel, folder: str | Path) -> Path:
         "backbone": delta.base if delta else model.base,
         "classes": delta.classes if delta else None,
         "gates": delta.gates if delta else None,
+        "tuning": model.tuning,
         "origin": model.origin.to_dict() if model.origin else None,
     }
     tensors = {f"scorer.{k}": v for k, v in scorer.state_dict().items()}

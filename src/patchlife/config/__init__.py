@@ -23,6 +23,7 @@ from .verbs import (
     Precision,
     PredictConfig,
     RunConfig,
+    TuneConfig,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "RunConfig",
     "Shape",
     "TrainingConfig",
+    "TuneConfig",
 ]

@@ -259,7 +259,7 @@ def _loading_hint(name: str) -> str:
 def _with_settings(saved: SlimModel, settings: LifeConfig) -> SlimModel:
     """The model of an adapter with other settings. Raises ConfigError if its scorer was trained for another start."""
     model = slim_model(saved.backbone, settings, saved.scorer)
-    model.origin, model.delta = saved.origin, saved.delta
+    model.origin, model.delta, model.tuning = saved.origin, saved.delta, saved.tuning
     learned = any(True for _ in saved.scorer.parameters())
     if learned and (other := sorted(set(model.starts) - set(saved.starts))):
         trained, got = (", ".join(map(str, starts)) for starts in (saved.starts, other))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -43,6 +43,7 @@ class SlimSettings(BudgetWeights):
             another number uses the nearest one, if the numbers differ by at most a quarter and the scorer allows it.
         origin: where the backbone came from, if known.
         base: the backbone's signature when it was wrapped; `patchlife.save` compares with it what was trained since.
+        tuning: what `patchlife.tune` measured when the shapes were searched, as JSON values; None if they were not.
         delta: the weight delta of an adapter, which is merged into the backbone (see `use_delta`); None without one.
     """
 
@@ -55,6 +56,7 @@ class SlimSettings(BudgetWeights):
         self.origin: Origin | None = None
         self.base = signature(backbone)
         self.delta = None
+        self.tuning: dict[str, Any] | None = None
         self._layout = self._layout_of(config)
         self._costs: dict[tuple, Cost] = {}
         self._schedules: dict[tuple, Schedule] = {}
@@ -135,6 +137,17 @@ class SlimSettings(BudgetWeights):
     def starts(self) -> tuple[int, ...]:
         """The start blocks of all budgets, rising."""
         return self._layout.starts
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the schedule at the present budget."""
+        return self._layout.shape
+
+    def use_shapes(self, shapes: Iterable[Shape] | None) -> Self:
+        """Use these shapes, instead of a start block and drop points too; None: the default ones. See `LifeConfig`."""
+        family = None if shapes is None else tuple(shapes)
+        self._apply_config(self.settings.replace(shapes=family, start=None, drops=None))
+        return self
 
     def full_settings(self) -> LifeConfig:
         """The settings with start block and drop points, or shapes: they keep their meaning if defaults change."""

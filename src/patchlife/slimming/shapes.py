@@ -10,7 +10,7 @@ from ..config import LifeConfig, Shape
 from ..errors import ConfigError
 from .schedule import resolve_drops
 
-__all__ = ["Layout", "at_depth", "default_shapes", "layout_of", "learned_starts", "shape_of"]
+__all__ = ["Layout", "at_depth", "default_shapes", "layout_of", "learned_starts", "shape_of", "twelfths"]
 
 Family = tuple[Shape, ...]
 """Shapes by rising budget; the last one is for budgets up to 1."""
@@ -19,22 +19,23 @@ Measured = tuple[tuple[float, tuple[Fraction, ...], float], ...]
 """(largest budget, drop points as fractions of the depth, power), by rising budget."""
 
 
-def _twelfths(*blocks: int) -> tuple[Fraction, ...]:
-    return tuple(Fraction(block, 12) for block in blocks)
+def twelfths(*blocks: float) -> tuple[Fraction, ...]:
+    """Fractions of the depth: these blocks in a model of 12."""
+    return tuple(Fraction(block).limit_denominator(1000) / 12 for block in blocks)
 
 
 # Measured best on ViT-Tiny, of 12 blocks, by the KL divergence from the dense model (docs/method.md has the table).
 _RULE: Measured = (
-    (0.375, _twelfths(1, 3, 5, 7), 1.0),
-    (0.65, _twelfths(3, 5, 8), 0.5),
-    (0.75, _twelfths(3, 6), 1.0),
-    (1.0, _twelfths(3, 6), 0.5),
+    (0.375, twelfths(1, 3, 5, 7), 1.0),
+    (0.65, twelfths(3, 5, 8), 0.5),
+    (0.75, twelfths(3, 6), 1.0),
+    (1.0, twelfths(3, 6), 0.5),
 )
-_ONE_START: Measured = ((0.475, _twelfths(3, 5, 8), 0.5), (1.0, _twelfths(3, 6), 1.0))
+_ONE_START: Measured = ((0.475, twelfths(3, 5, 8), 0.5), (1.0, twelfths(3, 6), 1.0))
 _SEVERAL_STARTS: Measured = (
-    (0.385, _twelfths(2, 4, 6), 0.5),
-    (0.425, _twelfths(3, 6), 0.5),
-    (1.0, _twelfths(3, 6), 1.0),
+    (0.385, twelfths(2, 4, 6), 0.5),
+    (0.425, twelfths(3, 6), 0.5),
+    (1.0, twelfths(3, 6), 1.0),
 )
 
 
