@@ -77,7 +77,7 @@ def _run_settings(
         "backbone": f"{backbone.family}, {backbone.depth} blocks of width {backbone.dim}, weights {weights}",
         "photos": f"{len(photos)} ({content_of(evenly_spaced(photos, _PHOTOS_COMPARED))})",
         **{f"preprocess {name}": value for name, value in preprocess.to_dict().items()},
-        "start": model.start if len(starts) == 1 else list(starts),
+        "start": list(starts) if isinstance(model.scorer, LifeRegressors) else starts[0],
         "initial scorer": _shown_scorer(scorer),
     }
 
