@@ -213,8 +213,16 @@ def test_a_solved_shape_keeps_powers_of_a_rate(size: str, budget: float, blocks:
     assert 0.97 * budget <= cost.total(schedule.kept) / cost.dense <= budget * (1 + 1e-12)
     stages = [schedule.kept[block] for block in drops]
     assert all(b <= a for a, b in pairwise(stages))
-    rate = (stages[0] - 1) / cost.patches  # of the first drop; later ones follow from it, but for added patches
-    assert all(n + 1 >= int(cost.patches * rate ** (1 + k * power)) for k, n in enumerate(stages))
+
+    def at_rate(rate: float) -> list[int]:
+        return [max(1, int(cost.patches * rate ** (1 + k * power))) for k in range(len(drops))]
+
+    def spent(numbers: list[int]) -> float:
+        per_block = [[cost.patches, *numbers][sum(drop <= block for drop in drops)] for block in range(cost.depth)]
+        return cost.total(per_block) / cost.dense
+
+    largest = max((rate / 200 for rate in range(201) if spent(at_rate(rate / 200)) <= budget), default=0.0)
+    assert all(kept >= least for kept, least in zip(stages, at_rate(largest), strict=True))
 
 
 # ---- scorers and refusals

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..errors import ConfigError
+from .layout import HasLayout
 from .plan import Plan
 from .run.fixed import Taps
-from .shapes import Layout
 from .similarity import take
 
 __all__ = ["FeatureExtraction", "Indices", "block_indices", "intermediates"]
@@ -20,11 +20,10 @@ ImageBatch = Float[Tensor, "batch channels height width"]
 Indices = int | list[int] | tuple[int, ...] | None
 
 
-class FeatureExtraction:
+class FeatureExtraction(HasLayout):
     """The feature methods of `SlimModel`."""
 
     backbone: Backbone
-    _layout: Layout
 
     def _run(self, images: Tensor, keep_dropped: bool, taps: Taps | None = None) -> tuple[Tensor, Plan | None]:
         raise NotImplementedError
@@ -67,9 +66,7 @@ class FeatureExtraction:
 
         if plan is not None:
             index = plan.grid_index(prefix)
-            taps = {
-                block: take(tapped, index) if block >= self._layout.start else tapped for block, tapped in taps.items()
-            }
+            taps = {block: take(tapped, index) if block >= self.start else tapped for block, tapped in taps.items()}
             tokens = tokens if intermediates_only else take(tokens, index)
         each = [self.backbone.norm(tapped) if norm else tapped for tapped in taps.values()]
         if not output_dict:

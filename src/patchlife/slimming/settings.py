@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone, Embedded, Origin, signature
-from ..config import LifeConfig, Mode, Shape
+from ..config import LifeConfig, Mode
 from ..errors import ConfigError
 from .calibration import Calibration, nearest
 from .cost import Cost
 from .counting import count_parts
+from .layout import HasLayout
 from .lives import Lives
 from .schedule import Schedule, solve
 from .scorers import AttentionScorer, Scorer
@@ -29,7 +30,7 @@ ImageSize = tuple[int, int]
 """(height, width) in pixels."""
 
 
-class SlimSettings(BudgetWeights):
+class SlimSettings(HasLayout, BudgetWeights):
     """A wrapped backbone with settings that can change at run time. `SlimModel` adds the forward pass.
 
     Every change is transactional: a setting that the model cannot meet raises ConfigError and leaves the old ones.
@@ -117,43 +118,6 @@ class SlimSettings(BudgetWeights):
         self.backbone.check_attached(opened=opened, masked=config.merge and not opened)
 
     # ---- schedules and costs
-
-    @property
-    def start(self) -> int:
-        """The start block at the present budget."""
-        return self._layout.start
-
-    @property
-    def drops(self) -> tuple[int, ...]:
-        """The drop points at the present budget."""
-        return self._layout.shape.drops
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """The shapes of the schedules by rising budget."""
-        return self._layout.shapes
-
-    @property
-    def starts(self) -> tuple[int, ...]:
-        """The start blocks of all budgets, rising."""
-        return self._layout.starts
-
-    @property
-    def shape(self) -> Shape:
-        """The shape of the schedule at the present budget."""
-        return self._layout.shape
-
-    def use_shapes(self, shapes: Iterable[Shape] | None) -> Self:
-        """Use these shapes, instead of a start block and drop points too; None: the default ones. See `LifeConfig`."""
-        family = None if shapes is None else tuple(shapes)
-        self._apply_config(self.settings.replace(shapes=family, start=None, drops=None))
-        return self
-
-    def full_settings(self) -> LifeConfig:
-        """The settings with start block and drop points, or shapes: they keep their meaning if defaults change."""
-        if self.settings.start is not None or self.settings.drops is not None:
-            return self.settings.replace(start=self.start, drops=self.drops, shapes=None)
-        return self.settings.replace(shapes=self.shapes)
 
     def schedule(self, image_size: ImageSize | None = None) -> Schedule:
         """Patches kept per block, for images of this size (height, width); in adaptive mode the mean over images."""
