@@ -36,7 +36,7 @@ BUDGETS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.61, 0.7, 0.8, 0.9)
 _STARTS = (1, 2, 3, 4)  # all drop points are in twelfths of the depth, those after the start relative to it
 _LATER = ((), (1,), (2,), (3,), (4,), (1, 3), (2, 4), (2, 5), (3, 6), (1, 2, 3), (2, 4, 6), (1, 2, 3, 4, 5))
 _POWERS = (0.5, 0.75, 1.0, 1.5)
-_ROUNDS = ((8, 24), (48, 4))
+_ROUNDS = ((12, 36), (64, 4))
 """(photos that all remaining candidates run on, candidates that remain after it); the last ones run on all photos."""
 _BATCH = 32
 

@@ -259,7 +259,8 @@ class SlimSettings(HasLayout, BudgetWeights):
     def get_extra_state(self) -> Tensor:
         """Settings and calibrations, for the state dict: JSON text as a tensor of bytes."""
         state = {
-            "config": self.full_settings().to_dict(),
+            "config": self.settings.to_dict(),
+            "full": self.full_settings().to_dict(),
             "calibrations": [found.to_dict() | {"start": start} for (_, start), found in self.calibrations.items()],
             "base": self.base,
             "delta": described(self.delta),
@@ -273,9 +274,12 @@ class SlimSettings(HasLayout, BudgetWeights):
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ConfigError(f"the state dict's settings (_extra_state) are damaged: {error}") from None
         config = LifeConfig.from_dict(values["config"])
-        if "drops" in values:  # written when all budgets had one start block
-            config = config.replace(start=values["start"], drops=tuple(values["drops"]))
-        layout = self._layout_of(config)
+        if "full" in values:
+            full = LifeConfig.from_dict(values["full"])
+        else:  # written when all budgets had one start block
+            full = config.replace(start=values["start"], drops=tuple(values["drops"]))
+        layout = self._layout_of(full)
+        config = config if self._layout_of(config) == layout else full  # defaults may have changed since
         self.calibrations = {
             (found["patches"], found.get("start", layout.start)): Calibration.from_dict(found)
             for found in values["calibrations"]
