@@ -29,6 +29,7 @@ from patchlife.evaluation.timing import alternate
 from patchlife.io.files import write_atomic
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.training.fit import student_of
+from patchlife.training.initial_model import LOWEST_BUDGET
 from patchlife.training.photo_cache import stored_size
 from patchlife.training.stage import Stage, Step
 from patchlife.training.stages import Slimming
@@ -96,9 +97,8 @@ def main() -> None:
 
 def _stage2(model, how, targets, labels, budget) -> tuple[Slimming, Step]:
     """(stage 2, a step at this budget)."""
-    lowest = TrainingConfig().lowest_budget
-    stage = Slimming(student_of(model, TrainingConfig(finetune=how)), lowest, 0.0)
-    return stage, Step(targets, labels, (budget - lowest) / (1 - lowest))
+    stage = Slimming(student_of(model, TrainingConfig(finetune=how)), LOWEST_BUDGET, 0.0)
+    return stage, Step(targets, labels, (budget - LOWEST_BUDGET) / (1 - LOWEST_BUDGET))
 
 
 if __name__ == "__main__":

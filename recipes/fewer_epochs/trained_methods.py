@@ -19,6 +19,7 @@ from patchlife.config import LifeConfig, TrainingConfig
 from patchlife.slimming import SlimModel
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.training.fit import accelerator_for, student_of
+from patchlife.training.initial_model import LOWEST_BUDGET
 from patchlife.training.loop import train
 from patchlife.training.stage import Stage, StageConfig, Step
 from patchlife.training.stages import Regression, Slimming
@@ -66,7 +67,7 @@ def ours(
     def logits_of(tokens: Tensor) -> Tensor:
         return student.set_budget(flops).resume(tokens, embedded)
 
-    stage = OneBudget(student, flops, 0.0) if one_budget else Slimming(student, TrainingConfig().lowest_budget, 0.0)
+    stage = OneBudget(student, flops, 0.0) if one_budget else Slimming(student, LOWEST_BUDGET, 0.0)
     return Trainable(stage, logits_of, patchlife.flops(model).budget)
 
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from .adapters import load as load
     from .adapters import save as save
     from .config import LifeConfig as LifeConfig
+    from .config import Shape as Shape
     from .errors import PatchLifeError as PatchLifeError
+    from .evaluation.shape_search import tune as tune
     from .runtime import from_hub as from_hub
     from .runtime import push_to_hub as push_to_hub
     from .slimming import Flops as Flops
@@ -33,6 +35,7 @@ _MODULES = {
     "Lives": "slimming",
     "PatchLifeError": "errors",
     "Plan": "slimming",
+    "Shape": "config",
     "SlimModel": "slimming",
     "draw": "visual",
     "flops": "slimming",
@@ -40,6 +43,7 @@ _MODULES = {
     "load": "adapters",
     "push_to_hub": "runtime",
     "save": "adapters",
+    "tune": "evaluation.shape_search",
     "wrap": "slimming",
 }
 

@@ -39,7 +39,7 @@ def test_a_loaded_model_equals_the_saved_one(saved, mode):
     model, folder = saved
     images = families.photos("vit", 3)
     loaded = patchlife.load(folder, families.built("vit"))
-    assert loaded.settings == model.settings.replace(start=model.start, drops=model.drops)
+    assert loaded.settings == model.full_settings()
     assert torch.equal(loaded.set_mode(mode)(images), model.set_mode(mode)(images))
     assert torch.equal(loaded.lives(images).life, model.lives(images).life)
 
@@ -142,7 +142,7 @@ def test_a_newer_format_is_refused_with_the_command_to_upgrade(saved):
 
 
 @pytest.mark.parametrize(
-    ("number", "advice"), [(1, "format 4: fit it again"), (2, r"format 4: .*recipes/convert_adapter\.py")]
+    ("number", "advice"), [(1, "format 5: fit it again"), (2, r"format 5: .*recipes/convert_adapter\.py")]
 )
 def test_an_older_format_is_refused_with_advice(saved, number, advice):
     _, folder = saved

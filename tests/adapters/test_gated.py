@@ -74,7 +74,8 @@ def test_a_saved_adapter_records_its_gates(tmp_path: Path) -> None:
 
 
 def test_an_adapter_without_gates_keeps_the_format_of_older_versions(tmp_path: Path) -> None:
-    manifest, _ = read_adapter(patchlife.save(patchlife.wrap(built("vit")), tmp_path / "adapter"))
+    config = patchlife.LifeConfig(start=2)
+    manifest, _ = read_adapter(patchlife.save(patchlife.wrap(built("vit"), config), tmp_path / "adapter"))
     assert (manifest["format"], manifest["gates"]) == (3, None)
 
 

@@ -102,7 +102,7 @@ def test_thresholds_of_another_size_do_not_make_the_schedules_again() -> None:
     """They are scaled at each call, but they are the same; a new calibration is another one."""
     model = adaptive()
     found = model.calibration
-    model.calibrations = {found.patches + 2: replace(found, patches=found.patches + 2)}
+    model.calibrations = {(found.patches + 2, model.start): replace(found, patches=found.patches + 2)}
     fast, images = ExperimentalCompiledAdaptive(model, backend="eager", kernel=kernel), exported_models.images(2)
     fast(images, 0.6)
     prepared = fast._models[0.6]

@@ -189,7 +189,9 @@ def test_thresholds_belong_to_an_image_size() -> None:
         for budget in (0.6, 0.8):
             assert spent_by(model.set_budget(budget), images_of(side)) == pytest.approx(budget, rel=0.05), side
     assert spent_by(model.set_budget(0.7), images_of(128)) == pytest.approx(0.7, rel=0.02)
-    model.calibrations = {256: replace(model.calibrations[64], patches=256)}  # the thresholds of another size
+    model.calibrations = {
+        (256, model.start): replace(model.calibrations[64, model.start], patches=256)
+    }  # the thresholds of another size
     assert abs(spent_by(model.set_budget(0.7), images_of(128)) - 0.7) > 0.05
 
 
@@ -204,7 +206,11 @@ def test_thresholds_serve_sizes_with_about_as_many_patches(size: tuple[int, int]
     assert spent_by(model, images) == pytest.approx(0.7, rel=0.04)
     with pytest.raises(ConfigError, match=r"96 x 96 pixels \(144 patches; calibrated for: 256\).*model\.calibrate"):
         model(images_of(96))
-    model.calibrations = {256: replace(model.calibrations[256], threshold=model.calibrations[256].threshold * 1.25)}
+    model.calibrations = {
+        (256, model.start): replace(
+            model.calibrations[256, model.start], threshold=model.calibrations[256, model.start].threshold * 1.25
+        )
+    }
     assert abs(spent_by(model, images) - 0.7) > 0.04
 
 
@@ -221,7 +227,8 @@ def test_images_of_different_sizes_are_calibrated_together() -> None:
     ]
     lists = [[batch[i] for batch in images] for i in range(8)]
     model.calibrate(lists)
-    assert {patches: found.images for patches, found in model.calibrations.items()} == {249: 24, 64: 16}
+    found = {key: calibration.images for key, calibration in model.calibrations.items()}
+    assert found == {(patches, start): n for start in model.starts for patches, n in ((249, 24), (64, 16))}
     for first, end in ((0, 3), (3, 5)):
         spent = [spent_by(model, batch) for batch in images[first:end]]
         assert sum(spent) / len(spent) == pytest.approx(0.7, rel=0.02)
@@ -242,7 +249,7 @@ def test_thresholds_of_scores_on_another_scale_serve_their_own_number_of_patches
     with pytest.raises(ConfigError, match=r"120 x 120 pixels \(225 patches; calibrated for: 256\)"):
         model(images_of(120, 1))
     model.calibrate([[images_of(128, 1)[0], images_of(120, 1)[0]]])
-    assert set(model.calibrations) == {256, 225}
+    assert {patches for patches, _ in model.calibrations} == {256, 225}
 
 
 def test_stated_flops_of_another_size_are_those_of_its_own_calibration() -> None:
@@ -251,8 +258,8 @@ def test_stated_flops_of_another_size_are_those_of_its_own_calibration() -> None
     )
     model = wrap(liven(vit).eval(), LifeConfig(mode="adaptive", budget=0.7)).calibrate([images_of(64), images_of(128)])
     size, cost, counts = (128, 128), model.cost((128, 128)), model.schedule((128, 128)).kept
-    assert flops(model, size).slimmed == round(model.calibrations[256].mean_flops(cost, counts))
-    assert flops(model, size).slimmed != round(model.calibrations[64].mean_flops(cost, counts))
+    assert flops(model, size).slimmed == round(model.calibrations[256, model.start].mean_flops(cost, counts))
+    assert flops(model, size).slimmed != round(model.calibrations[64, model.start].mean_flops(cost, counts))
 
 
 class Batch(dict):

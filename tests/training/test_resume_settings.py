@@ -95,6 +95,7 @@ CHANGES_RESULT: dict[str, tuple[Any, str]] = {
     "lowest_budget": (0.7, "lowest_budget was 0.6, now 0.7"),
     "token_weight": (0.5, "token_weight was None, now 0.5"),
     "views": ("cached", "views was fresh, now cached"),
+    "starts": ((1, 2), r"start was 2, now \[1, 2\]"),
     "target": ("features", r"target was None, now features; feature_blocks was None, now \[4\]"),
 }
 NO_EFFECT: dict[str, Any] = {

@@ -20,11 +20,24 @@ from ..errors import AdapterError
 from ..io.files import SUMS, check_sums, read_consistently, recover, replace_folder
 from ..version import __version__
 
-__all__ = ["FILES", "FORMAT", "WITHOUT_GATES", "check_free", "read_adapter", "under", "write_adapter"]
+__all__ = [
+    "FILES",
+    "FORMAT",
+    "WITHOUT_GATES",
+    "WITHOUT_SHAPES",
+    "calibration_name",
+    "calibration_of_name",
+    "check_free",
+    "read_adapter",
+    "under",
+    "write_adapter",
+]
 
-FORMAT = 4
+FORMAT = 5
+WITHOUT_SHAPES = 4
+"""Format of adapters with one start block and drop points for all budgets: older versions read them too."""
 WITHOUT_GATES = 3
-"""Format of adapters without a gated weight delta: older versions read them too."""
+"""Format of such adapters without a gated weight delta: still older versions read them too."""
 
 _JSON, _TENSORS = "adapter.json", "adapter.safetensors"
 FILES = (_JSON, _TENSORS, SUMS)
@@ -54,6 +67,17 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     Raises AdapterError when the folder is not an adapter, is damaged, or is of another format.
     """
     return read_consistently(folder, lambda: _read(Path(folder)))
+
+
+def calibration_name(patches: int, start: int | None) -> str:
+    """The name of a calibration for this number of patches; with the start block if budgets have several of them."""
+    return str(patches) if start is None else f"{patches}@{start}"
+
+
+def calibration_of_name(name: str) -> tuple[int, int | None]:
+    """The inverse of `calibration_name`."""
+    patches, _, start = name.partition("@")
+    return int(patches), int(start) if start else None
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

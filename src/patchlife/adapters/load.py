@@ -14,7 +14,7 @@ from ..config import LifeConfig
 from ..errors import AdapterError, shortened
 from ..io.files import sha256_of
 from ..slimming import Calibration, Scorer, SlimModel, slim_model
-from .format import read_adapter, under
+from .format import calibration_of_name, read_adapter, under
 from .scorers import restored_scorer
 
 __all__ = ["load"]
@@ -47,9 +47,11 @@ def load(folder: str | Path, vit: nn.Module | None = None, scorer: Scorer | type
     restored.eval().requires_grad_(False)
     model.origin = Origin(**manifest["origin"]) if manifest["origin"] else None
     model.use_delta(delta)
-    for patches, images in manifest["calibrations"].items():
-        tables = under(f"calibration.{patches}.", tensors)
-        model.use_calibration(Calibration(**tables, images=images, patches=int(patches)))
+    model.tuning = manifest.get("tuning")
+    for name, images in manifest["calibrations"].items():
+        patches, start = calibration_of_name(name)
+        tables = under(f"calibration.{name}.", tensors)
+        model.use_calibration(Calibration(**tables, images=images, patches=patches), start)
     return model
 
 

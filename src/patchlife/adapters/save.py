@@ -7,7 +7,7 @@ from pathlib import Path
 from ..backbones.weight_delta import delta_since
 from ..slimming import Scorer, SlimModel
 from ..version import __version__
-from .format import FORMAT, WITHOUT_GATES, check_free, write_adapter
+from .format import FORMAT, WITHOUT_GATES, WITHOUT_SHAPES, calibration_name, check_free, write_adapter
 from .scorers import scorer_entry
 
 __all__ = ["save"]
@@ -27,20 +27,27 @@ def save(model: SlimModel, folder: str | Path) -> Path:
     scorer: Scorer = getattr(model.scorer, "_orig_mod", model.scorer)  # unwrap torch.compile's module
     entry = scorer_entry(scorer)
     delta = delta_since(model.backbone, model.base, model.delta)
+    settings = model.full_settings()
+    calibrations = {
+        calibration_name(patches, start if settings.shapes else None): calibration
+        for (patches, start), calibration in model.calibrations.items()
+        if start in model.starts
+    }
     manifest = {
-        "format": FORMAT if delta and delta.gates else WITHOUT_GATES,
+        "format": FORMAT if settings.shapes else WITHOUT_SHAPES if delta and delta.gates else WITHOUT_GATES,
         "patchlife": __version__,
-        "config": model.settings.to_dict() | {"start": model.start, "drops": list(model.drops)},
+        "config": settings.to_dict(),
         "scorer": entry,
-        "calibrations": {patches: calibration.images for patches, calibration in model.calibrations.items()},
+        "calibrations": {name: calibration.images for name, calibration in calibrations.items()},
         "backbone": delta.base if delta else model.base,
         "classes": delta.classes if delta else None,
         "gates": delta.gates if delta else None,
+        "tuning": model.tuning,
         "origin": model.origin.to_dict() if model.origin else None,
     }
     tensors = {f"scorer.{k}": v for k, v in scorer.state_dict().items()}
-    for patches, calibration in model.calibrations.items():
-        tensors |= {f"calibration.{patches}.{k}": v for k, v in calibration.tensors().items()}
+    for name, calibration in calibrations.items():
+        tensors |= {f"calibration.{name}.{k}": v for k, v in calibration.tensors().items()}
     tensors |= {f"weight_delta.{k}": v for k, v in (delta.tensors if delta else {}).items()}
     write_adapter(folder, manifest, tensors)
     return folder

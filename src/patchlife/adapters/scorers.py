@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import AdapterError, shortened
-from ..slimming.regressor import LifeRegressor
+from ..slimming.regressor import LifeRegressor, LifeRegressors
 from ..slimming.scorers import AttentionScorer, Scorer
 
 __all__ = ["SCORERS", "restored_scorer", "scorer_entry"]
 
-SCORERS: dict[str, type[Scorer]] = {scorer.kind: scorer for scorer in (AttentionScorer, LifeRegressor)}
+SCORERS: dict[str, type[Scorer]] = {s.kind: s for s in (AttentionScorer, LifeRegressor, LifeRegressors)}
 """The package's own, by kind."""
 
 

@@ -112,8 +112,8 @@ def advise(model: SlimModel, images: Tensor, target: float, engine: str = "eager
     Returns:
         An entry of `Result.advice`: plain values for JSON.
     """
-    own = (model.start, model.drops)
-    models = {"default": scheduled(model, target, own)}
+    models = {"default": _own(model, target)}
+    own = (models["default"].start, models["default"].drops)
     dense = scheduled(model, 1.0, own) if engine in EXPORTED else Dense(model.backbone)
     tried = _thread_times({_DENSE: dense, _SLIMMED: models["default"]}, engine, images)
     best = {name: tried[name].best if tried else torch.get_num_threads() for name in (_DENSE, _SLIMMED)}
@@ -162,22 +162,34 @@ def _prepared_for(threads: int, module: nn.Module, engine: str, images: Tensor) 
 
 
 def scheduled(model: SlimModel, target: float, key: Key) -> SlimModel:
-    """``model`` with another schedule: the same backbone and scorer, in fixed mode."""
-    start, drops = key
+    """``model`` with another schedule: the same backbone and scorer, in fixed mode.
+
+    For the model's own start and drop points it is the model's own schedule.
+    """
+    own, (start, drops) = _own(model, target), key
+    if (own.start, own.drops) == key:
+        return own
     settings = model.settings.replace(budget=target, mode="fixed", start=start, drops=drops)
     return variant(model, settings).eval()
+
+
+def _own(model: SlimModel, target: float) -> SlimModel:
+    """``model`` with its own schedule for ``target``, in fixed mode."""
+    return variant(model, model.settings.replace(budget=target, mode="fixed")).eval()
 
 
 def fastest(times: BlockTimes, model: SlimModel, target: float) -> list[Key]:
     """Schedules that meet ``target``, the least predicted time first.
 
-    A learned scorer was trained on the tokens of its own start block, so no other start is tried for it.
+    ``model`` is the model with its own schedule for ``target``. A learned scorer was trained on the tokens of its own
+    start blocks, so no other start is tried for it.
     """
-    cost, depth, own = model.cost(), model.backbone.depth, (model.start, model.drops)
+    cost, depth = model.cost(), model.backbone.depth
     learned = next(model.scorer.parameters(), None) is not None
-    predicted: dict[Key, float] = {}
-    for start, drops in [*candidates(depth), own]:
-        if learned and start != model.start:
+    fitted = getattr(model.scorer, "starts", None) or (model.start,)
+    predicted = {(model.start, model.drops): times.total(model.schedule())}
+    for start, drops in candidates(depth):
+        if (learned and start not in fitted) or (start, drops) in predicted:
             continue
         try:
             predicted[start, drops] = times.total(solve(cost, target, start, drops))

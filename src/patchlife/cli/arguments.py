@@ -7,6 +7,7 @@ The kind of a field decides the kind of its argument:
 - A field whose type is a dataclass adds the options of that dataclass, as a group.
 - A field marked ``settings_of`` another dataclass collects the given options of that dataclass in a dict, without
   defaults; these settings replace those of a saved model, which are not known when options are parsed.
+- A field marked ``option=False`` has no argument.
 - Any other field is an option. Several paths, and the NAME=VALUE entries of a dict, are separated by spaces.
 
 jsonargparse offers most of this, but its import takes 0.15 s (docs/decisions.md), and ``--help`` must take less than
@@ -143,7 +144,8 @@ def _add_option(target: Any, field: Field, hint: Any, text: str, partial: bool) 
 
 def _fields(config: Any) -> list[tuple[Field, Any]]:
     hints = get_type_hints(config)
-    return [(field, hints[field.name]) for field in dataclasses.fields(config)]
+    fields = [field for field in dataclasses.fields(config) if field.metadata.get("option", True)]
+    return [(field, hints[field.name]) for field in fields]
 
 
 def _is_config(hint: Any) -> TypeGuard[type]:

@@ -209,7 +209,8 @@ def size_note(pipeline: Pipeline, config: ModelConfig) -> str:
 def calibrate_if_needed(pipeline: Pipeline, photos: Sequence[Path], run: RunConfig) -> bool:
     """Calibrate an adaptive model that has no thresholds, on the photos; returns whether this was needed."""
     model = pipeline.model
-    if model.settings.mode == "fixed" or model.calibration is not None or not model.schedule().drops:
+    calibrated = model.calibration is not None and set(model.starts) <= {start for _, start in model.calibrations}
+    if model.settings.mode == "fixed" or calibrated or not model.schedule().drops:
         return False
     from ..runtime.inference import calibrate
 

@@ -51,6 +51,7 @@ def describe(pipeline: Pipeline, config: ModelConfig) -> dict[str, Any]:
         "start": schedule.start,
         "drops": list(schedule.drops),
         "kept": list(schedule.kept),
+        "shapes": [shape.to_dict() for shape in model.shapes],
         "calibration_images": model.calibration.images if model.calibration else 0,
         "flops": {
             "dense": cost.dense,
@@ -115,6 +116,9 @@ def _text(description: dict[str, Any]) -> str:
         ("FLOPs", f"{_giga(cost['slimmed'])} of {_giga(cost['dense'])}, {cost['fraction_of_dense']:.3f} of the dense"),
         ("decision", f"{_giga(cost['decision'])}, {cost['decision_fraction_of_dense']:.4f} of the dense"),
     ]
+    if len(description["shapes"]) > 1:
+        each = [f"up to {s['budget']:g} before blocks {_joined(s['drops'])}" for s in description["shapes"]]
+        facts.append(("all drops", "; ".join(each)))
     if delta := description["weight_delta"]:
         facts.append(("delta", _delta_text(delta)))
     width = max(len(name) for name, _ in facts)

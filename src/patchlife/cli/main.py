@@ -28,6 +28,7 @@ from ..config import (
     FitConfig,
     InfoConfig,
     PredictConfig,
+    TuneConfig,
 )
 from ..errors import PatchLifeError
 from ..malloc import keep_freed_memory
@@ -45,6 +46,7 @@ VERBS: dict[str, type] = {
     "export": ExportConfig,
     "bench": BenchConfig,
     "fit": FitConfig,
+    "tune": TuneConfig,
     "eval": EvalConfig,
 }
 """Each verb with the dataclass of its options. The code of a verb is ``run`` in the module with its name."""
@@ -55,7 +57,8 @@ _EXAMPLES = """examples:
   patchlife embed hf-hub:timm/vit_small_patch14_dinov2.lvd142m photos/ --out embeddings.parquet
   patchlife draw vit_tiny_patch16_224 dog.jpg --pretrained --strip
   patchlife info vit_small_patch14_dinov2 --budget 0.5
-  patchlife fit vit_tiny_patch16_224 photos/ --pretrained --out my-adapter"""
+  patchlife fit vit_tiny_patch16_224 photos/ --pretrained --out my-adapter
+  patchlife tune my-adapter photos/ --out my-tuned-adapter"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 This package does not import torch, so that ``--help`` is fast.
 """
 
+from .shapes import Shape
 from .slimming import MODES, RESTORES, LifeConfig, Mode, Restore
 from .training import Finetune, TrainingConfig
 from .verbs import (
@@ -23,6 +24,7 @@ from .verbs import (
     Precision,
     PredictConfig,
     RunConfig,
+    TuneConfig,
 )
 
 __all__ = [
@@ -49,5 +51,7 @@ __all__ = [
     "PredictConfig",
     "Restore",
     "RunConfig",
+    "Shape",
     "TrainingConfig",
+    "TuneConfig",
 ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import ConfigError
 from .checks import check_budget, check_speedup, check_switch, check_whole, check_wholes
+from .shapes import Shape, check_shapes
 
 __all__ = ["MODES", "RESTORES", "LifeConfig", "Mode", "Restore"]
 
@@ -26,9 +27,12 @@ class LifeConfig:
         budget: FLOPs per image as a fraction of the dense model's FLOPs, in (0, 1]. In adaptive mode it is the mean
             over images.
         mode: fixed: every image keeps the same number of patches. adaptive: each image keeps its own number of patches.
-        start: Start block: the first block (counted from 0) that patches can be missing from. Default: a quarter of the
-            depth.
-        drops: Drop points: the blocks before which patches are dropped. Default: start and half of the depth.
+        start: Start block: the first block (counted from 0) that patches can be missing from. Default: the first drop
+            point, if drop points are given, else as the budget and the scorer ask (docs/method.md has the table).
+        drops: Drop points: the blocks before which patches are dropped. At each of them the same fraction of the
+            patches is kept. Default: start and half of the depth, if a start is given, else as for start.
+        shapes: Shapes of the schedules by rising budget, the last one for budgets up to 1; a start or drop points that
+            are given take precedence. Default: those that were measured best for the kind of scorer.
         kept: Explicit schedule instead of a budget: the number of patches that enter each block, one number for every
             block of the model. The numbers must not increase.
         speedup: Alternative to the budget: a speedup of 1.6 means a budget of 1 / 1.6 = 0.625.
@@ -48,6 +52,7 @@ class LifeConfig:
     speedup: float | None = None
     merge: bool = True
     restore: Restore = "residual"
+    shapes: tuple[Shape, ...] | None = field(default=None, metadata={"option": False})
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -64,6 +69,8 @@ class LifeConfig:
         for name in ("drops", "kept"):
             if getattr(self, name) is not None:
                 self._set(name, check_wholes(getattr(self, name), name))
+        if self.shapes is not None:
+            self._set("shapes", check_shapes(self.shapes))
 
     @property
     def restore_by(self) -> Restore:
@@ -81,7 +88,9 @@ class LifeConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items() if v is not None}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+        return plain | ({"shapes": [shape.to_dict() for shape in self.shapes]} if self.shapes else {})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LifeConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import ConfigError
+from .checks import check_wholes
 
 __all__ = ["Finetune", "Target", "TrainingConfig", "Views"]
 
@@ -58,7 +59,10 @@ class TrainingConfig:
         views: What stage 2 sees of a photo. fresh: in each epoch another random crop; half of the crops are flipped,
             and half are mixed with another photo (none with --label-weight). The dense model runs at every step.
             cached: the photo as the model gets it in use. The dense model runs once on each photo.
-        lowest_budget: Stage 2 draws the budget of every step at random between this value and 1.
+        lowest_budget: Stage 2 draws the budget of every step at random between this value and 1. Default: 0.3 with
+            several start blocks, if the model can reach it, else 0.35.
+        starts: Start blocks that the scorer is fitted for; low budgets start earlier. Default: those of the model's
+            settings if they name any, else a sixth and a quarter of the depth; for dense prediction a quarter.
         max_unreadable: Stop if more than this fraction of the photos cannot be read.
         save_every: Seconds between checkpoints.
         tracker: Also log metrics to this tracker of accelerate: tensorboard, wandb, mlflow, ... Its package must be
@@ -83,7 +87,8 @@ class TrainingConfig:
     patch_weight: float = 0.5
     token_weight: float = 0.0
     views: Views = "fresh"
-    lowest_budget: float = 0.35
+    lowest_budget: float | None = None
+    starts: tuple[int, ...] | None = None
     max_unreadable: float = 0.01
     save_every: float = 30.0
     tracker: str | None = field(default=None, metadata={"metavar": "NAME"})
@@ -106,7 +111,9 @@ class TrainingConfig:
         for name in ("label_weight", "patch_weight", "max_unreadable"):
             self._check(name, 0 <= getattr(self, name) <= 1, "a fraction in [0, 1]")
         self._check("token_weight", self.token_weight >= 0, "at least 0")
-        self._check("lowest_budget", 0 < self.lowest_budget < 1, "a fraction in (0, 1)")
+        self._check("lowest_budget", self.lowest_budget is None or 0 < self.lowest_budget < 1, "a fraction in (0, 1)")
+        if self.starts is not None:
+            object.__setattr__(self, "starts", check_wholes(self.starts, "starts"))
 
     def _check(self, name: str, holds: bool, rule: str) -> None:
         if not holds:

@@ -331,6 +331,38 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
+class TuneConfig:
+    """Search where patches are dropped at each budget, on unlabelled photos, without training; write an adapter.
+
+    Prints a table: for each budget the distance from the dense model before and after. A scorer and a weight delta of
+    MODEL stay as they are.
+
+    Attributes:
+        model: Model and weights.
+        paths: Photos, folders or glob patterns. Labels are not used.
+        out: Folder for the adapter.
+        photos: Number of photos, drawn at random.
+        seed: Seed of the draw.
+        budgets: Budgets to search for, as fractions of the dense model's FLOPs; others have the shape of the nearest.
+        run: Device, number format and batches.
+    """
+
+    model: ModelConfig
+    paths: tuple[str, ...]
+    out: Path = field(default=Path("patchlife-adapter"), metadata={"metavar": "FOLDER"})
+    photos: int = 256
+    seed: int = 0
+    budgets: tuple[float, ...] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.61, 0.7, 0.8, 0.9)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "budgets", tuple(check_budget(budget, "budgets") for budget in self.budgets))
+        _check_at_least(1, photos=self.photos)
+        if self.run.dtype != "float32":
+            raise ConfigError(f"tune runs in float32, got --dtype {self.run.dtype}; remove --dtype")
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """Measure accuracy at several budgets and compare with the dense model, on labelled photos.
 

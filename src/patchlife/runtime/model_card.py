@@ -126,9 +126,10 @@ def _description(model: SlimModel, base_model: str | None, changes_weights: bool
     if changes_weights:
         gated = model.delta is not None and model.delta.gates
         parts.append("the changes of the backbone's weights" + (", which are none at budget 1.0" if gated else ""))
+    starts = " or ".join(map(str, model.starts))
     return (
         f"An adapter of PatchLife for {of}. It makes this Vision Transformer faster: a scorer decides once, before "
-        f"block {model.start} of {model.backbone.depth}, how many blocks each image patch takes part in. The adapter "
+        f"block {starts} of {model.backbone.depth}, how many blocks each image patch takes part in. The adapter "
         f"holds {', '.join(parts[:-1])} and {parts[-1]}, not the backbone."
     )
 

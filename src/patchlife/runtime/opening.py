@@ -197,9 +197,11 @@ def _open_demo(config: ModelConfig, any_size: bool) -> SlimModel:
             "demo has its own weights and image size; remove --checkpoint, --pretrained, --image-size, --model-args"
         )
     vit = demo_backbone(any_size)
-    untrained, trained = wrap(vit, LifeConfig.from_dict(config.life)), load(demo_folder() / "adapter", vit)
-    if untrained.start != trained.start:
-        return untrained
+    trained = load(demo_folder() / "adapter", vit)
+    if config.life.get("start") or config.life.get("drops"):
+        untrained = wrap(vit, LifeConfig.from_dict(config.life))
+        if untrained.start not in trained.starts:
+            return untrained
     return _with_settings(trained, trained.settings.replace(**config.life))
 
 
@@ -257,15 +259,16 @@ def _loading_hint(name: str) -> str:
 def _with_settings(saved: SlimModel, settings: LifeConfig) -> SlimModel:
     """The model of an adapter with other settings. Raises ConfigError if its scorer was trained for another start."""
     model = slim_model(saved.backbone, settings, saved.scorer)
-    model.origin, model.delta = saved.origin, saved.delta
-    if model.start == saved.start:
-        for calibration in saved.calibrations.values():
-            model.use_calibration(calibration)
-        return model
-    if any(True for _ in saved.scorer.parameters()):
+    model.origin, model.delta, model.tuning = saved.origin, saved.delta, saved.tuning
+    learned = any(True for _ in saved.scorer.parameters())
+    if learned and (other := sorted(set(model.starts) - set(saved.starts))):
+        trained, got = (", ".join(map(str, starts)) for starts in (saved.starts, other))
         raise ConfigError(
-            f"this adapter's scorer was trained for start block {saved.start}, got {model.start}; keep that start block"
+            f"this adapter's scorer was trained for start block {trained}, got {got}; keep that start block"
         )
+    for (_, start), calibration in saved.calibrations.items():
+        if start in model.starts:
+            model.use_calibration(calibration, start)
     return model
 
 

@@ -110,7 +110,7 @@ class Calibration:
         """Mean over the calibration images of their squared counts, when ``kept`` are their mean counts."""
         return (self._look_up(self.square, self._fractions(kept, patches)) * patches**2).tolist()
 
-    def solve(self, cost: Cost, budget: float, start: int, drops: tuple[int, ...]) -> Schedule:
+    def solve(self, cost: Cost, budget: float, start: int, drops: tuple[int, ...], power: float = 1.0) -> Schedule:
         """The mean numbers of patches kept per block that cost ``budget`` on average over the calibration images.
 
         Equal numbers in all images would cost less than the images' own ones, so the schedule is solved for a smaller
@@ -118,13 +118,13 @@ class Calibration:
 
         Raises ConfigError when the budget is out of reach.
         """
-        schedule = solve(cost, budget, start, drops)
+        schedule = solve(cost, budget, start, drops, power)
         if budget >= 1:
             return schedule
         lowest = floor(cost, drops) * (1 + 1e-9)
 
         def at(fraction: float) -> Schedule:
-            return solve(cost, lowest + fraction * max(budget - lowest, 0), start, drops)
+            return solve(cost, lowest + fraction * max(budget - lowest, 0), start, drops, power)
 
         def fits(fraction: float) -> bool:
             return self.mean_flops(cost, at(fraction).kept) <= budget * cost.dense

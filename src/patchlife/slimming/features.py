@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..errors import ConfigError
+from .layout import HasLayout
 from .plan import Plan
 from .run.fixed import Taps
 from .similarity import take
@@ -19,11 +20,10 @@ ImageBatch = Float[Tensor, "batch channels height width"]
 Indices = int | list[int] | tuple[int, ...] | None
 
 
-class FeatureExtraction:
+class FeatureExtraction(HasLayout):
     """The feature methods of `SlimModel`."""
 
     backbone: Backbone
-    start: int
 
     def _run(self, images: Tensor, keep_dropped: bool, taps: Taps | None = None) -> tuple[Tensor, Plan | None]:
         raise NotImplementedError

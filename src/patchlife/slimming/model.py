@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self, cast, overload
 
@@ -124,12 +124,15 @@ class SlimModel(FeatureExtraction, SlimSettings):
                 taps[index] = x
         return x
 
-    def score(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded) -> Scores:
-        """The scorer on the input of the start block, in the precision of the weights, without autocast."""
+    def score(self, tokens: Float[Tensor, "batch tokens dim"], embedded: Embedded, start: int | None = None) -> Scores:
+        """The scorer on the input of the start block, in the precision of the weights, without autocast.
+
+        ``start``: the start block of other budgets, whose input ``tokens`` is; that of the present budget if not given.
+        """
         if torch.is_autocast_enabled(tokens.device.type):
             tokens = tokens.to(self.backbone.dtype)
         with without_autocast(tokens):
-            return self.scorer(tokens, embedded.rope, self.backbone, self.start)
+            return self.scorer(tokens, embedded.rope, self.backbone, self.start if start is None else start)
 
     def make_plan(self, scores: Scores, embedded: Embedded) -> Plan:
         """The only decision of a forward pass.
@@ -250,7 +253,9 @@ class SlimModel(FeatureExtraction, SlimSettings):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Any]) -> Self:
-        """Set the thresholds of adaptive mode from unlabelled images; it then meets its budget on average.
+        """Set the thresholds of adaptive mode, for all budgets, from unlabelled images.
+
+        Adaptive mode then meets its budget on average.
 
         ``batches`` yields (batch, channels, height, width) tensors, or what data loaders give: tuples that begin with
         one, or dicts that hold one as ``pixel_values``, ``image`` or ``images``. A few hundred images are enough. Give
@@ -260,27 +265,33 @@ class SlimModel(FeatureExtraction, SlimSettings):
 
         Raises ConfigError when there are no images.
         """
-        scores: dict[int, list[Tensor]] = {}
-        mixed: list[Tensor] = []
+        scores: dict[int, dict[int, list[Tensor]]] = {start: {} for start in self.starts}
+        mixed: dict[int, list[Tensor]] = {start: [] for start in self.starts}
         for batch in batches:
             images = images_in(batch)
-            if not isinstance(images, Tensor):
-                mixed += [score for _, of_size in by_size(images) for score in self._scores_of(of_size)]
-            else:
-                score = self._scores_of(images)
-                scores.setdefault(score.shape[1], []).append(score)
-        for found in scores.values() if scores or mixed else [[torch.empty(0, 1)]]:
-            self.use_calibration(Calibration.of(torch.cat(found)))
-        for band in bands(mixed, self.scorer.gives_shares):
-            self.use_calibration(Calibration.of(band))
+            for of_size in [images] if isinstance(images, Tensor) else [found for _, found in by_size(images)]:
+                for start, score in self._scores_of(of_size):
+                    if isinstance(images, Tensor):
+                        scores[start].setdefault(score.shape[1], []).append(score)
+                    else:
+                        mixed[start] += score
+        found: list[tuple[Calibration, int]] = []
+        for start in self.starts:
+            found += [(Calibration.of(torch.cat(each)), start) for each in scores[start].values()]
+            found += [(Calibration.of(band), start) for band in bands(mixed[start], self.scorer.gives_shares)]
+        for calibration, start in found or [(Calibration.of([]), self.start)]:
+            self.use_calibration(calibration, start)
         return self
 
-    def _scores_of(self, images: ImageBatch) -> Float[Tensor, "batch patches"]:
+    def _scores_of(self, images: ImageBatch) -> Iterator[tuple[int, Float[Tensor, "batch patches"]]]:
+        """(start block, scores) for all start blocks; the blocks before them run once."""
         images = images if self.backbone.device.type == "meta" else images.to(self.backbone.device)
         with self._prepared():
             embedded = self.backbone.embed(images)
-            tokens = self.before_start(embedded)
-        return self.score(tokens, embedded).score
+            tokens, begin = embedded.tokens, 0
+            for start in self.starts:
+                tokens, begin = self._run_all_patches(tokens, embedded, range(begin, start), None), start
+                yield start, self.score(tokens, embedded, start).score
 
     def _prepared(self, packed: bool = False) -> AbstractContextManager[object]:
         """Around a forward pass: check what is attached to the backbone, and load offloaded weights.

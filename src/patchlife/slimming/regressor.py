@@ -1,19 +1,22 @@
-"""The life regressor: the learned scorer."""
+"""The life regressor: the learned scorer, for one start block or for several."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones import Backbone
+from ..config.checks import check_wholes
+from ..errors import ConfigError
 from .coverage import coverage_gain
 from .scorers import Scorer, Scores
 from .similarity import unit
 
-__all__ = ["LifeRegressor"]
+__all__ = ["LifeRegressor", "LifeRegressors"]
 
 
 class LifeRegressor(Scorer):
@@ -65,3 +68,46 @@ class LifeRegressor(Scorer):
         logits, embedding = self.regress(tokens.to(self.norm.weight.dtype))
         importance = logits.float().softmax(dim=1)
         return Scores(coverage_gain(importance, embedding), embedding)
+
+
+class LifeRegressors(Scorer):
+    """A `LifeRegressor` for each of several start blocks: low budgets start earlier than high ones.
+
+    Attributes:
+        starts: the start blocks, rising.
+
+    Args:
+        dim: token width of the backbone.
+        prefix: number of prefix tokens.
+        starts: the start blocks.
+        width: hidden units of each. embedding_dim: width of the similarity embeddings.
+    """
+
+    kind = "life-regressors"
+    gives_shares = True
+
+    def __init__(self, dim: int, prefix: int, starts: Iterable[int], width: int = 96, embedding_dim: int = 48) -> None:
+        super().__init__()
+        self.starts: tuple[int, ...] = tuple(sorted(set(check_wholes(starts, "starts"))))
+        if not self.starts or self.starts[0] < 1:
+            raise ConfigError(f"starts must be blocks from 1 on, got {self.starts}")
+        each = {str(start): LifeRegressor(dim, prefix, width, embedding_dim) for start in self.starts}
+        self.regressors = nn.ModuleDict(each)
+
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments that build this scorer again."""
+        first = self.at(self.starts[0]).settings()
+        return {**first, "starts": list(self.starts)}
+
+    def at(self, start: int) -> LifeRegressor:
+        """The scorer of a start block. Raises ConfigError if there is none."""
+        if start not in self.starts:
+            fitted = ", ".join(map(str, self.starts))
+            raise ConfigError(f"this scorer was fitted for the start blocks {fitted}, got start block {start}")
+        return cast(LifeRegressor, self.regressors[str(start)])
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], rope: Tensor | None, backbone: Backbone, start: int
+    ) -> Scores:
+        """Score the patches of ``tokens``, the input of block ``start`` of ``backbone``."""
+        return self.at(start)(tokens, rope, backbone, start)

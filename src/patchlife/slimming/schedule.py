@@ -1,4 +1,4 @@
-"""Schedules: from a budget to integers, how many patches enter each block, before anything runs.
+"""Schedules: from a budget to integers, how many patches enter each block, before anything runs (`shapes.py`).
 
 Plain Python, no tensors: shapes are known before the forward pass, so that it can be compiled and exported.
 """
@@ -55,9 +55,9 @@ class Schedule:
 
 
 def resolve_drops(depth: int, start: int | None, drops: tuple[int, ...] | None) -> tuple[int, tuple[int, ...]]:
-    """(start block, drop points) with defaults filled in: drop points at a quarter and at half of the depth.
+    """(start block, drop points) where one of them is given: drop points at the start and at half of the depth.
 
-    Measured best with merging at budgets from 0.45 up (docs/method.md has the table).
+    Without either, the start is at a quarter of the depth.
 
     Raises ConfigError for blocks that the model does not have.
     """
@@ -72,11 +72,11 @@ def resolve_drops(depth: int, start: int | None, drops: tuple[int, ...] | None) 
     return start, drops
 
 
-def solve(cost: Cost, budget: float, start: int, drops: tuple[int, ...]) -> Schedule:
+def solve(cost: Cost, budget: float, start: int, drops: tuple[int, ...], power: float = 1.0) -> Schedule:
     """The schedule that costs at most ``budget * cost.dense``, and as little less as whole patches allow.
 
-    The same fraction of the patches is kept at each drop point, rounded down; then single patches are added, at the
-    last drop point first, while they fit.
+    After the k-th drop point (k = 0, 1, ...) the fraction ``rate ** (1 + k * power)`` of the patches is kept, rounded
+    down, at the largest rate that fits; then single patches are added, at the last drop point first, while they fit.
 
     Raises ConfigError when the blocks before the first drop point alone cost more than the budget.
     """
@@ -94,7 +94,7 @@ def solve(cost: Cost, budget: float, start: int, drops: tuple[int, ...]) -> Sche
         return cost.total(per_block(stages)) <= allowed
 
     def at_rate(rate: float) -> list[int]:
-        return [max(1, int(cost.patches * rate**k)) for k in range(1, len(drops) + 1)]
+        return [max(1, int(cost.patches * rate ** (1 + k * power))) for k in range(len(drops))]
 
     lowest = floor(cost, drops)
     if lowest > budget:

@@ -46,10 +46,12 @@ class Scorer(nn.Module):
         gives_shares: whether scores are shares of an image, as coverage gains are: an image of more patches gives each
             of them less. Then the thresholds of adaptive mode also serve images of about as many patches as those that
             they were calibrated on.
+        starts: the start blocks that the scorer was fitted for; None if it does not know them, or scores at any block.
     """
 
     kind: ClassVar[str]
     gives_shares: ClassVar[bool] = False
+    starts: tuple[int, ...] | None = None
 
     def settings(self) -> dict[str, Any]:
         """Constructor arguments, as JSON values, that build this scorer again; its weights are saved separately."""

@@ -16,9 +16,11 @@ from ..errors import ConfigError
 from .calibration import Calibration, nearest
 from .cost import Cost
 from .counting import count_parts
+from .layout import HasLayout
 from .lives import Lives
-from .schedule import Schedule, resolve_drops, solve
+from .schedule import Schedule, solve
 from .scorers import AttentionScorer, Scorer
+from .shapes import Layout, layout_of
 from .weights import BudgetWeights, delta_of, described
 from .wrapper import from_bytes, to_bytes
 
@@ -28,7 +30,7 @@ ImageSize = tuple[int, int]
 """(height, width) in pixels."""
 
 
-class SlimSettings(BudgetWeights):
+class SlimSettings(HasLayout, BudgetWeights):
     """A wrapped backbone with settings that can change at run time. `SlimModel` adds the forward pass.
 
     Every change is transactional: a setting that the model cannot meet raises ConfigError and leaves the old ones.
@@ -38,11 +40,11 @@ class SlimSettings(BudgetWeights):
         scorer: what scores the patches. Gradients reach a learned scorer in training mode where its parameters require
             them; those of loaded adapters do not.
         settings: budget, mode, drop points. Change them by `set_budget`, `set_mode` and `temporarily`.
-        start: the start block. drops: the drop points.
-        calibrations: the thresholds of adaptive mode, by the number of patches of an image. An image of another number
-            uses the nearest one, if the numbers differ by at most a quarter and the scorer allows it.
+        calibrations: the thresholds of adaptive mode, by (number of patches of an image, start block). An image of
+            another number uses the nearest one, if the numbers differ by at most a quarter and the scorer allows it.
         origin: where the backbone came from, if known.
         base: the backbone's signature when it was wrapped; `patchlife.save` compares with it what was trained since.
+        tuning: what `patchlife.tune` measured when the shapes were searched, as JSON values; None if they were not.
         delta: the weight delta of an adapter, which is merged into the backbone (see `use_delta`); None without one.
     """
 
@@ -51,11 +53,12 @@ class SlimSettings(BudgetWeights):
     def __init__(self, backbone: Backbone, config: LifeConfig, scorer: Scorer | None = None) -> None:
         super().__init__(backbone.model, scorer or AttentionScorer())
         self.__dict__["backbone"] = backbone  # not a child module: all its modules are children of this one already
-        self.calibrations: dict[int, Calibration] = {}
+        self.calibrations: dict[tuple[int, int], Calibration] = {}
         self.origin: Origin | None = None
         self.base = signature(backbone)
         self.delta = None
-        self.start, self.drops = resolve_drops(backbone.depth, config.start, config.drops)
+        self.tuning: dict[str, Any] | None = None
+        self._layout = self._layout_of(config)
         self._costs: dict[tuple, Cost] = {}
         self._schedules: dict[tuple, Schedule] = {}
         self.settings = config
@@ -92,15 +95,19 @@ class SlimSettings(BudgetWeights):
 
     def _apply_config(self, config: LifeConfig) -> None:
         """Use ``config`` if the schedule for the model's own image size can be solved; else raise and keep the old."""
-        previous = self.settings, self._schedules
-        self.settings, self._schedules = config, {}
+        previous = self.settings, self._schedules, self._layout
         try:
+            self.settings, self._schedules, self._layout = config, {}, self._layout_of(config)
             self._check_attached(config)
             self.schedule()
             self.follow_budget()
         except Exception:
-            self.settings, self._schedules = previous
+            self.settings, self._schedules, self._layout = previous
             raise
+
+    def _layout_of(self, config: LifeConfig) -> Layout:
+        learned = any(True for _ in self.scorer.parameters())
+        return layout_of(self.backbone.depth, config, learned, getattr(self.scorer, "starts", None))
 
     def apply_settings(self) -> None:
         """Apply the present settings again, because the weights or the backbone changed."""
@@ -123,7 +130,7 @@ class SlimSettings(BudgetWeights):
     def cost(self, image_size: ImageSize | None = None) -> Cost:
         """The FLOPs of the model's parts, for images of this size (height, width)."""
         size = image_size or self.backbone.image_size
-        key = (size, self.settings.merge, self.backbone.state_key)
+        key = (size, self.settings.merge, self.start, self.backbone.state_key)
         if key not in self._costs:
             self._costs[key] = Cost(*self._counted(size, self.settings.merge))
         return self._costs[key]
@@ -168,9 +175,10 @@ class SlimSettings(BudgetWeights):
                     f"kept must be {cost.depth} numbers that begin with {cost.patches}, got {len(asked)}: {asked}"
                 )
             return Schedule(asked, self.start)
+        shape = self.settings.budget, self.start, self.drops, self._layout.shape.power
         if self.settings.mode == "adaptive" and (calibration := self.calibration_for(cost.patches)):
-            return calibration.solve(cost, self.settings.budget, self.start, self.drops)
-        return solve(cost, self.settings.budget, self.start, self.drops)
+            return calibration.solve(cost, *shape)
+        return solve(cost, *shape)
 
     def _schedule_of(self, embedded: Embedded) -> Schedule:
         """For embedded images; where patch dropout has removed some patches, the same fractions of the rest."""
@@ -186,16 +194,25 @@ class SlimSettings(BudgetWeights):
     def calibration(self) -> Calibration | None:
         """Thresholds for the model's own image size, or for the only size that was calibrated; None without any."""
         rows, cols = self.backbone.grid
-        only = next(iter(self.calibrations.values())) if len(self.calibrations) == 1 else None
-        return self.calibration_for(rows * cols) or only
+        own = self._calibrations()
+        return self.calibration_for(rows * cols) or (next(iter(own.values())) if len(own) == 1 else None)
 
     def calibration_for(self, patches: int) -> Calibration | None:
         """Thresholds for images of so many patches; None without any. See `Scorer.gives_shares`."""
-        return nearest(self.calibrations, patches) if self.scorer.gives_shares else self.calibrations.get(patches)
+        own = self._calibrations()
+        return nearest(own, patches) if self.scorer.gives_shares else own.get(patches)
 
-    def use_calibration(self, calibration: Calibration) -> Self:
-        """Use the thresholds of ``calibration``, which must be of this scorer on this backbone."""
-        previous, self.calibrations = self.calibrations, {**self.calibrations, calibration.patches: calibration}
+    def _calibrations(self) -> dict[int, Calibration]:
+        """Those of the present start block, by the number of patches."""
+        return {patches: found for (patches, start), found in self.calibrations.items() if start == self.start}
+
+    def use_calibration(self, calibration: Calibration, start: int | None = None) -> Self:
+        """Use the thresholds of ``calibration``, which must be of this scorer on this backbone.
+
+        ``start``: the start block at which they hold; the present one if not given.
+        """
+        key = calibration.patches, self.start if start is None else start
+        previous, self.calibrations = self.calibrations, {**self.calibrations, key: calibration}
         try:
             self._apply_config(self.settings)
         except Exception:
@@ -209,7 +226,7 @@ class SlimSettings(BudgetWeights):
         """The score that a patch must exceed to enter each block (depth). Raises ConfigError for an unknown size."""
         calibration = self.calibration_for(patches)
         if calibration is None:
-            known = ", ".join(map(str, self.calibrations)) or "none"
+            known = ", ".join(map(str, self._calibrations())) or "none"
             raise ConfigError(
                 f"adaptive mode has no thresholds for images of {image_size[0]} x {image_size[1]} pixels ({patches} "
                 f"patches; calibrated for: {known}); call model.calibrate(batches) with a few hundred unlabelled "
@@ -245,9 +262,8 @@ class SlimSettings(BudgetWeights):
         """Settings and calibrations, for the state dict: JSON text as a tensor of bytes."""
         state = {
             "config": self.settings.to_dict(),
-            "start": self.start,
-            "drops": self.drops,
-            "calibrations": [calibration.to_dict() for calibration in self.calibrations.values()],
+            "full": self.full_settings().to_dict(),
+            "calibrations": [found.to_dict() | {"start": start} for (_, start), found in self.calibrations.items()],
             "base": self.base,
             "delta": described(self.delta),
         }
@@ -260,8 +276,16 @@ class SlimSettings(BudgetWeights):
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ConfigError(f"the state dict's settings (_extra_state) are damaged: {error}") from None
         config = LifeConfig.from_dict(values["config"])
-        self.start, self.drops = resolve_drops(self.backbone.depth, values["start"], tuple(values["drops"]))
-        self.calibrations = {c.patches: c for c in map(Calibration.from_dict, values["calibrations"])}
+        if "full" in values:
+            full = LifeConfig.from_dict(values["full"])
+        else:  # written when all budgets had one start block
+            full = config.replace(start=values["start"], drops=tuple(values["drops"]))
+        layout = self._layout_of(full)
+        config = config if self._layout_of(config) == layout else full  # defaults may have changed since
+        self.calibrations = {
+            (found["patches"], found.get("start", layout.start)): Calibration.from_dict(found)
+            for found in values["calibrations"]
+        }
         self._apply_config(config)
         self._loading = values
 

@@ -15,7 +15,7 @@ from ..evaluation.embeddings import NEIGHBOURS, cosines, neighbour_classes, one_
 from ..slimming import SlimModel
 from .dense import DenseTarget
 from .target_cache import TargetCache
-from .targets import Targets
+from .targets import Targets, at_start, target_starts
 
 __all__ = [
     "CachedDenseScore",
@@ -31,7 +31,7 @@ _BATCH = 50
 _DENSE_BATCH = 4  # answers of a head at full resolution are large
 
 FromTokens = Callable[[Float[Tensor, "batch tokens dim"]], Tensor]
-"""From the input of the start block, on the model's device, to the output of the model."""
+"""From the tokens of the targets, on the model's device, to the output of the model."""
 
 
 class CachedScore(NamedTuple):
@@ -90,7 +90,10 @@ def measured(model: SlimModel, cache: TargetCache, dense: DenseTarget | None = N
     if dense is not None:
         return evaluate_cached_dense(model, cache, dense, embedded)
     evaluate = evaluate_cached if model.backbone.num_classes else evaluate_cached_embeddings
-    return evaluate(lambda tokens: model.resume(tokens, embedded), cache, embedded.tokens.device)
+    starts = target_starts(model)
+    return evaluate(
+        lambda tokens: model.resume(at_start(tokens, model.start, starts), embedded), cache, embedded.tokens.device
+    )
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from .dense_targets import compute_dense_targets
 from .photo_cache import collect_photos
 from .run_settings import distils_features
 from .target_cache import TargetCache, collect
-from .targets import Targets, compute_targets
+from .targets import Targets, compute_targets, target_starts
 from .view_targets import ViewTargets
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def collect_targets(
     some = photos if trains else photos[: CALIBRATION_PHOTOS + _HELD_OUT]
     whole = config.cache or folder / "cache"
     backbone = model.backbone.to(accelerator.device).eval()
-    depends_on = {"backbone": signature(backbone), "start": model.start, "preprocess": preprocess.to_dict()}
+    starts = target_starts(model)
+    start = starts[0] if len(starts) == 1 else list(starts)
+    depends_on = {"backbone": signature(backbone), "start": start, "preprocess": preprocess.to_dict()}
     if not backbone.reads_class:  # its targets have been estimated from some of the queries since format 4
         depends_on["queries"] = QUERIES
     patches, image_tokens = distils and _distils_patches(model, config), distils and config.token_weight > 0
@@ -122,7 +124,7 @@ def _dense_model(
         images = images.to(accelerator.device)
         if dense is not None:
             return compute_dense_targets(backbone, images, dense)
-        return compute_targets(backbone, images, model.start, patches, image_tokens)
+        return compute_targets(backbone, images, target_starts(model), patches, image_tokens)
 
     return targets_of
 

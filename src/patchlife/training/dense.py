@@ -19,7 +19,7 @@ from ..slimming import SlimModel
 from .target_cache import checksum
 from .targets import Targets
 
-__all__ = ["DenseHead", "DenseTarget", "dense_target", "patch_features"]
+__all__ = ["DenseHead", "DenseTarget", "dense_target", "patch_features", "predicts_densely"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,11 @@ def patch_features(
 ) -> Float[Tensor, "batch patches all_dim"]:
     """The patches of the tokens after some blocks, in grid order, after the last norm; one block after the other."""
     return torch.cat([backbone.norm(x)[:, backbone.prefix :] for x in tokens], dim=-1)
+
+
+def predicts_densely(config: TrainingConfig, head: DenseHead | None) -> bool:
+    """Whether the model is trained for dense prediction."""
+    return head is not None or config.target in ("features", "pixels")
 
 
 def dense_target(

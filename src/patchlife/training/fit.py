@@ -23,11 +23,12 @@ from ..evaluation.timing import conditions
 from ..extras import require
 from ..io.files import write_atomic
 from ..slimming import Calibration, SlimModel, slim_model
-from ..slimming.regressor import LifeRegressor
+from ..slimming.regressor import LifeRegressor, LifeRegressors
 from ..version import __version__
 from .caches import CALIBRATION_PHOTOS, collect_targets, collect_views
 from .checkpoint import check_settings, discard
-from .dense import DenseHead, DenseTarget, dense_target
+from .dense import DenseHead, DenseTarget, dense_target, predicts_densely
+from .initial_model import initial_model
 from .log import check_tracker, seconds_per_step
 from .loop import train
 from .report import write_report
@@ -35,6 +36,7 @@ from .run_settings import REGRESSION, distils_features, stage_configs_of
 from .stage import StageConfig, TargetSource
 from .stages import DenseDistillation, FeatureDistillation, Regression, Slimming
 from .target_cache import Photo, TargetCache
+from .targets import target_starts
 from .validation import Validation
 from .view_targets import ViewTargets
 
@@ -75,9 +77,9 @@ def fit(
     `work_folder`. Other arguments are refused, unless ``config.restart`` is set.
 
     Args:
-        model: its backbone is the dense teacher and is not changed. A `LifeRegressor` as scorer is trained further, any
-            other scorer is replaced by a new one. Budget or schedule, mode, start block and drop points are those of
-            the adapter.
+        model: its backbone is the dense teacher and is not changed. A `LifeRegressor` or `LifeRegressors` as scorer is
+            trained further, any other scorer is replaced by a new one for the start blocks of ``config.starts``. Budget
+            or schedule, mode, and shapes, if they are set, are those of the adapter.
         photos: to train on. Labels are used only if ``config.label_weight`` is above 0.
         preprocess: from a photo to the backbone's input.
         out: folder of the adapter.
@@ -107,8 +109,9 @@ def fit(
         finally:
             if accelerator.trackers:
                 accelerator.end_training()
-    dense = dense_target(model, config, head, preprocess.size)
-    original, (model, scorer) = model, _initial_model(model, config, preprocess)
+    original, (model, config) = model, initial_model(model, config, preprocess, dense=predicts_densely(config, head))
+    dense, scorer = dense_target(model, config, head, preprocess.size), model.scorer
+    assert isinstance(scorer, LifeRegressor | LifeRegressors)
     drawn = _random_photos(photos, config)
     stage_configs = stage_configs_of(model, original.scorer, drawn, preprocess, config, dense)
     _prepare_folder(work_folder(out), stage_configs, config, accelerator)
@@ -128,7 +131,8 @@ def fit(
         else:
             model = _train_slimming(model, stage2, stage_config, config, work_folder(out), accelerator, measured, dense)
     model.scorer.eval().requires_grad_(False)  # the flags of the backbone stay as the caller set them
-    model.use_calibration(_calibration(model, cache)).set_mode(original.settings.mode)
+    _calibrate(model, cache)
+    model.set_mode(original.settings.mode)
     model.origin = original.origin
     summary = {
         "patchlife": __version__,
@@ -146,7 +150,7 @@ def fit(
             for each in stage_configs
         },
         "config": config.to_dict(),
-        "life": model.settings.to_dict() | {"start": model.start, "drops": list(model.drops)},
+        "life": model.full_settings().to_dict(),
         "conditions": conditions(accelerator.device)
         | {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision},
     }
@@ -204,31 +208,6 @@ def _check_teacher(model: SlimModel, config: TrainingConfig) -> None:
         raise ConfigError(
             f"label_weight needs a classifier, which this model does not have; got {config.label_weight:g}, set it to 0"
         )
-
-
-def _initial_model(model: SlimModel, config: TrainingConfig, preprocess: Preprocess) -> tuple[SlimModel, LifeRegressor]:
-    """(model at the beginning of training, its scorer): a copy of a `LifeRegressor`, else a new one from the seed."""
-    if model.delta is not None and model.delta.learned:
-        raise ConfigError(
-            "the weights of this backbone were trained by an earlier stage 2, so it cannot be the dense teacher; give "
-            "the original backbone, or an adapter that has only a scorer"
-        )
-    original, backbone, settings = model, model.backbone, model.settings.replace(mode="fixed")
-    delta_since(backbone, original.base, original.delta)  # raises now, before training, if it could not be saved later
-    if config.finetune != "none":  # raises now, not at the first step that draws it, if the budget is out of reach
-        lowest = SlimModel(backbone, settings.replace(budget=config.lowest_budget), model.scorer)
-        lowest.schedule(preprocess.size)
-    if isinstance(model.scorer, LifeRegressor):
-        scorer = copy.deepcopy(model.scorer).requires_grad_(True)  # the scorer of an earlier fit is frozen
-    elif not config.epochs:
-        raise ConfigError("epochs=0 skips stage 1, but this model has no learned scorer; set epochs to 1 or more")
-    else:
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            scorer = LifeRegressor(backbone.dim, backbone.prefix)
-    model = slim_model(backbone, settings, scorer)
-    model.base, model.delta = original.base, original.delta  # weights trained since wrapping belong to the adapter too
-    return model, scorer
 
 
 def _random_photos(photos: Sequence[Photo], config: TrainingConfig) -> list[Photo]:
@@ -293,6 +272,7 @@ def _train_slimming(
         features = DenseDistillation(cache, dense, config.patch_weight)
     elif distils_features(model, config):
         features = FeatureDistillation(cache, config.patch_weight)
+    assert config.lowest_budget is not None  # `initial_model` has filled in the default
     stage = Slimming(
         student, config.lowest_budget, config.label_weight, features, cache.image_size, config.token_weight
     )
@@ -306,7 +286,9 @@ def _train_slimming(
 
 
 def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None) -> SlimModel:
-    """The student of stage 2: a copy of ``model`` whose blocks from the start block on, and scorer, can be trained.
+    """The student of stage 2: a copy of ``model`` whose scorer, and blocks from the last start block on, are trained.
+
+    The blocks before the last start block stay those of the dense model, so the tokens at every start block do too.
 
     The scorer is shared with ``model``. With ``finetune="adapter"`` a gated weight delta is trained, of low rank for
     weights of linear layers; it follows the budget of the student, and is zero at budget 1.0.
@@ -314,7 +296,7 @@ def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None)
     """
     backbone = adapt(copy.deepcopy(model.backbone.model))
     student = SlimModel(backbone, model.settings, model.scorer).eval().requires_grad_(False)
-    late = [backbone.blocks[index] for index in range(student.start, backbone.depth if end is None else end)]
+    late = [backbone.blocks[index] for index in range(student.starts[-1], backbone.depth if end is None else end)]
     for module in (*late, backbone.final_norm, student.scorer):
         module.requires_grad_(True)
     if config.finetune == "adapter":
@@ -324,14 +306,17 @@ def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None)
     return student
 
 
-def _calibration(model: SlimModel, cache: TargetCache) -> Calibration:
-    """Thresholds of adaptive mode, from the scores of cached photos."""
-    return Calibration.of(torch.cat(list(_scores(model, cache, min(CALIBRATION_PHOTOS, len(cache))))))
+def _calibrate(model: SlimModel, cache: TargetCache) -> None:
+    """Set the thresholds of adaptive mode for every start block, from the scores of cached photos."""
+    rows = min(CALIBRATION_PHOTOS, len(cache))
+    for start in model.starts:
+        model.use_calibration(Calibration.of(torch.cat(list(_scores(model, cache, rows, start)))), start)
 
 
 @torch.no_grad()
-def _scores(model: SlimModel, cache: TargetCache, rows: int) -> Iterator[torch.Tensor]:
+def _scores(model: SlimModel, cache: TargetCache, rows: int, start: int) -> Iterator[torch.Tensor]:
     device = next(model.scorer.parameters()).device
     for begin in range(0, rows, 32):
-        tokens = cache.targets(range(begin, min(begin + 32, rows))).tokens.to(device)
-        yield model.scorer(tokens, None, model.backbone, model.start).score
+        targets = cache.targets(range(begin, min(begin + 32, rows)))
+        tokens = targets.at_start(start, target_starts(model)).tokens.to(device)
+        yield model.scorer(tokens, None, model.backbone, start).score

@@ -20,6 +20,7 @@ from .budget_curve import budget_sections
 from .dense import DenseTarget
 from .log import Line, lines_of
 from .target_cache import TargetCache
+from .targets import target_starts
 
 __all__ = ["write_report"]
 
@@ -89,7 +90,7 @@ def _targets(model: SlimModel, held_out: TargetCache) -> tuple[Any, Any]:
     """(targets of all held-out photos, an embedding with image size and rotary tables), on the model's device."""
     targets = held_out.targets(range(len(held_out)))
     embedded = model.backbone.embed(model.backbone.blank(held_out.image_size))
-    return targets.to(embedded.tokens.device), embedded
+    return targets.at_start(model.start, target_starts(model)).to(embedded.tokens.device), embedded
 
 
 @torch.no_grad()

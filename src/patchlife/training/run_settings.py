@@ -10,10 +10,11 @@ from ..backbones.identity import fingerprints
 from ..config import TrainingConfig
 from ..data import Preprocess, evenly_spaced
 from ..slimming import Scorer, SlimModel
-from ..slimming.regressor import LifeRegressor
+from ..slimming.regressor import LifeRegressor, LifeRegressors
 from .dense import DenseTarget
 from .stage import StageConfig
 from .target_cache import Photo, checksum, content_of
+from .targets import target_starts
 
 __all__ = ["REGRESSION", "distils_features", "stage_configs_of"]
 
@@ -69,28 +70,29 @@ def _run_settings(
     model: SlimModel, scorer: Scorer, photos: Sequence[Photo], preprocess: Preprocess, config: TrainingConfig
 ) -> dict[str, Any]:
     """The settings that change the result of every stage, by name; ``scorer`` is that of the model given to `fit`."""
-    backbone = model.backbone
+    backbone, starts = model.backbone, target_starts(model)
     weights = checksum({name: value for name, value in signature(backbone).items() if name != "name"})
     return {
         "seed": config.seed,
         "backbone": f"{backbone.family}, {backbone.depth} blocks of width {backbone.dim}, weights {weights}",
         "photos": f"{len(photos)} ({content_of(evenly_spaced(photos, _PHOTOS_COMPARED))})",
         **{f"preprocess {name}": value for name, value in preprocess.to_dict().items()},
-        "start": model.start,
+        "start": list(starts) if isinstance(model.scorer, LifeRegressors) else starts[0],
         "initial scorer": _shown_scorer(scorer),
     }
 
 
 def _shown_scorer(scorer: Scorer) -> str:
-    learned = isinstance(scorer, LifeRegressor)
+    learned = isinstance(scorer, LifeRegressor | LifeRegressors)
     return f"{scorer.kind}, weights {checksum(fingerprints(scorer.state_dict()))}" if learned else "new"
 
 
 def _stage2_settings(
     model: SlimModel, photos: Sequence[Photo], config: TrainingConfig, dense: DenseTarget | None
 ) -> dict[str, Any]:
+    shapes = model.full_settings().shapes
     settings: dict[str, Any] = {
-        "drops": list(model.drops),
+        **({"shapes": [shape.to_dict() for shape in shapes]} if shapes else {"drops": list(model.drops)}),
         "merge": model.settings.merge,
         "lowest_budget": config.lowest_budget,
         "views": config.views,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..slimming import SlimModel
 from ..slimming.plan import Plan
-from ..slimming.regressor import LifeRegressor
+from ..slimming.regressor import LifeRegressor, LifeRegressors
 from ..slimming.run.fixed import Taps
 from ..slimming.run.gated import run_gated
 from .dense import DenseTarget, patch_features
@@ -23,7 +23,7 @@ from .losses import (
     token_loss,
 )
 from .stage import Stage, Step, TargetSource
-from .targets import Targets, image_token
+from .targets import Targets, image_token, target_starts
 
 _REGRESSION_WEIGHT = 1.0  # of stage 1's loss in stage 2
 _SCORER_LR_MULTIPLIER = 0.1  # in stage 2; at the full learning rate the scorer loses what it learned in stage 1
@@ -36,25 +36,35 @@ __all__ = ["DenseDistillation", "FeatureDistillation", "Regression", "Slimming"]
 class Regression(Stage):
     """Stage 1: the scorer regresses importance and similarities of the patches in the dense model; none is dropped."""
 
-    def __init__(self, scorer: LifeRegressor) -> None:
+    def __init__(self, scorer: LifeRegressor | LifeRegressors) -> None:
         super().__init__()
         self.scorer = scorer
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
-        """Sum of the losses of importance and similarity."""
-        logits, embedding = self.scorer.regress(step.targets.tokens)
-        importance = importance_loss(logits, step.targets.importance)
-        similarity = similarity_loss(embedding, step.targets.embedding)
+        """Sum of the losses of importance and similarity, over all start blocks of the scorer."""
+        if isinstance(self.scorer, LifeRegressor):
+            losses = [_regression_losses(self.scorer, step.targets)]
+        else:
+            starts = self.scorer.starts
+            losses = [_regression_losses(self.scorer.at(s), step.targets.at_start(s, starts)) for s in starts]
+        importance, similarity = (torch.stack(each).sum() for each in zip(*losses, strict=True))
         return importance + similarity, {"importance": importance.item(), "similarity": similarity.item()}
+
+
+def _regression_losses(scorer: LifeRegressor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """(loss of importance, loss of similarity) of one start block."""
+    logits, embedding = scorer.regress(targets.tokens)
+    return importance_loss(logits, targets.importance), similarity_loss(embedding, targets.embedding)
 
 
 class Slimming(Stage):
     """Stage 2: a student that drops patches is distilled from the dense model; its scorer is trained too.
 
-    The student shares the blocks before the start block with the dense model, so a step begins at the tokens among the
-    targets and costs the slimmed blocks only, forward and backward. Each step has a random budget, so that one set of
-    weights serves all budgets. The scorer gets gradients through `run_gated`. The loss of stage 1 is added, so that the
-    scorer stays good for classes that are not among the photos.
+    The student shares the blocks before the last start block with the dense model, so a step begins at the tokens among
+    the targets and costs the slimmed blocks only, forward and backward. Each step has a random budget, with the
+    schedule and the start block of that budget, so that one set of weights serves all budgets. The scorer gets
+    gradients through `run_gated`. The loss of stage 1 is added, so that the scorer stays good for classes that are not
+    among the photos.
 
     Attributes:
         model: the student, in fixed mode; its backbone is a copy of the dense model's.
@@ -81,7 +91,7 @@ class Slimming(Stage):
         super().__init__()
         self.model, self.features = model, features
         self.lowest_budget, self.label_weight, self.token_weight = lowest_budget, label_weight, token_weight
-        assert isinstance(model.scorer, LifeRegressor)
+        assert isinstance(model.scorer, LifeRegressor | LifeRegressors)
         self._regression = Regression(model.scorer)
         with torch.no_grad():
             self._embedded = model.backbone.embed(model.backbone.blank(image_size))
@@ -90,7 +100,8 @@ class Slimming(Stage):
         """Distillation loss at the step's random budget, plus the loss of stage 1."""
         budget = self.lowest_budget + (1 - self.lowest_budget) * step.random_draw
         self.model.set_budget(round(budget, 3))  # it stays: with gradient checkpointing, backward runs blocks again
-        loss, numbers = self._distillation(step)
+        own = step.targets.at_start(self.model.start, target_starts(self.model))
+        loss, numbers = self._distillation(step._replace(targets=own))
         regression, _ = self._regression(step)
         return loss + _REGRESSION_WEIGHT * regression, {"budget": budget, **numbers}
 

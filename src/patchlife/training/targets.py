@@ -5,6 +5,7 @@ Those of dense prediction are in `dense_targets.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,16 +13,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones import Backbone
+from ..slimming import SlimModel
 from ..slimming.scorers import attention_received
 
-__all__ = ["Targets", "block_importance", "compute_targets", "image_token", "middle_block"]
+__all__ = [
+    "Targets",
+    "at_start",
+    "block_importance",
+    "compute_targets",
+    "image_token",
+    "middle_block",
+    "target_starts",
+]
 
 
 class Targets(NamedTuple):
     """Targets of a batch, computed by the dense model.
 
     Attributes:
-        tokens: the input of the start block, which is the input of the scorer.
+        tokens: the input of the start block, which is the input of the scorer. Of several start blocks, one after the
+            other along the tokens; so are importance and embedding along the patches (see `at_start`).
         importance: how much the later blocks read from each patch; for dense prediction, how wrong its answers or
             features are if they skip it. Sums to 1 over an image.
         embedding: the patches that enter the middle block, minus their mean. Patches that are similar there can be
@@ -45,6 +56,23 @@ class Targets(NamedTuple):
         """The same targets on ``device``."""
         return Targets(*(values.to(device) for values in self))
 
+    def at_start(self, start: int, starts: Sequence[int]) -> Targets:
+        """The targets of one of several start blocks."""
+        if len(starts) == 1:
+            return self
+        own = {name: at_start(getattr(self, name), start, starts) for name in ("tokens", "importance", "embedding")}
+        return self._replace(**own, image_tokens=self.image_tokens[:, start - starts[0] :])
+
+
+def at_start(values: Float[Tensor, "batch all *dim"], start: int, starts: Sequence[int]) -> Tensor:
+    """The part of ``start`` of values of several start blocks, one after the other along the second dimension."""
+    return values.chunk(len(starts), dim=1)[tuple(starts).index(start)]
+
+
+def target_starts(model: SlimModel) -> tuple[int, ...]:
+    """The start blocks that the targets for ``model`` are of, rising: those of its scorer."""
+    return getattr(model.scorer, "starts", None) or model.starts
+
 
 def middle_block(start: int, depth: int) -> int:
     """Index of the block at whose input patches are compared: a third of the way from ``start`` to the end.
@@ -58,7 +86,7 @@ def middle_block(start: int, depth: int) -> int:
 def compute_targets(
     backbone: Backbone,
     images: Float[Tensor, "batch channels height width"],
-    start: int,
+    start: int | Sequence[int],
     patches: bool = False,
     image_tokens: bool = False,
 ) -> Targets:
@@ -67,30 +95,27 @@ def compute_targets(
     Args:
         backbone: the dense model.
         images: its input.
-        start: the start block.
+        start: the start block, or several of them, rising.
         patches: with the patches after the last norm, which only stage 2 of a model without a classifier needs.
         image_tokens: with the image tokens, which only ``token_weight`` needs.
     """
-    middle = middle_block(start, backbone.depth)
+    starts = [start] if isinstance(start, int) else list(start)
+    middles = [middle_block(each, backbone.depth) for each in starts]
     x, rope, *_ = backbone.embed(images)
-    importances, tokens_after = [], []
-    tokens = embedding = x
+    tokens, embeddings, importances, tokens_after = [], [], [], []
     for index in range(backbone.depth):
-        if index == start:
-            tokens = x
-        if index == middle:
-            embedding = x[:, backbone.prefix :]
-        if index >= start:
+        tokens += [x] * (index in starts)
+        embeddings += [x[:, backbone.prefix :]] * middles.count(index)
+        if index >= starts[0]:
             importances.append(block_importance(x, rope, backbone, index))
         x = backbone.block(index, x, backbone.rope_of(rope, index))
-        if index >= start and image_tokens:
+        if index >= starts[0] and image_tokens:
             tokens_after.append(image_token(backbone, x))
-    importance = torch.stack(importances).mean(dim=0)
     final = backbone.norm(x)
     return Targets(
-        tokens,
-        importance,
-        embedding - embedding.mean(dim=1, keepdim=True),
+        torch.cat(tokens, dim=1),
+        torch.cat([torch.stack(importances[each - starts[0] :]).mean(dim=0) for each in starts], dim=1),
+        torch.cat([embedding - embedding.mean(dim=1, keepdim=True) for embedding in embeddings], dim=1),
         backbone.classify(final),
         final[:, backbone.prefix :] if patches else final[:, :0],
         torch.stack(tokens_after, dim=1) if tokens_after else final[:, :0],

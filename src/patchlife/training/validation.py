@@ -25,7 +25,7 @@ from .dense_targets import compute_dense_targets
 from .log import Log
 from .stage import Stage, StageConfig
 from .target_cache import Photo, TargetCache, collect
-from .targets import Targets, compute_targets
+from .targets import Targets, compute_targets, target_starts
 
 __all__ = ["BUDGETS", "MAX_PHOTOS", "Validation", "set_names"]
 
@@ -68,9 +68,10 @@ class Validation:
         """
         backbone = model.backbone
         device = next(backbone.parameters()).device
+        starts = target_starts(model)
         depends_on = {
             "backbone": signature(backbone),
-            "start": model.start,
+            "start": starts[0] if len(starts) == 1 else list(starts),
             "preprocess": preprocess.to_dict(),
             "validation": 1,
         } | (dense.settings() if dense else {})
@@ -80,7 +81,7 @@ class Validation:
             if dense is not None:
                 targets = compute_dense_targets(backbone, images, dense)
             else:
-                targets = compute_targets(backbone, images, model.start)
+                targets = compute_targets(backbone, images, starts)
             # importance and embedding are for training only
             return targets._replace(importance=targets.importance[:, :0], embedding=targets.embedding[:, :0])
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone
+from ...config import LifeConfig
 from ...slimming.cost import Cost
-from ...slimming.schedule import Schedule, resolve_drops, solve
+from ...slimming.schedule import Schedule, solve
+from ...slimming.shapes import layout_of
 from .base import Baseline, Images, Method
 
 __all__ = ["NO_DECISION_BOUND", "NoDecisionBound"]
@@ -52,8 +54,9 @@ def _cost(bb: Backbone, images: Images) -> Cost:
 
 
 def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
-    start, drops = resolve_drops(backbone.depth, None, None)
-    return NoDecisionBound(backbone, solve(_cost(backbone, images), target, start, drops))
+    shape = layout_of(backbone.depth, LifeConfig(budget=target)).shape
+    cost = _cost(backbone, images)
+    return NoDecisionBound(backbone, solve(cost, target, shape.start, shape.drops, shape.power))
 
 
 NO_DECISION_BOUND = Method(

@@ -1,0 +1,90 @@
+"""The model with which a fit begins: its scorer, the start blocks of the scorer, and the lowest budget of stage 2."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from dataclasses import replace
+
+import torch
+
+from ..backbones.weight_delta import delta_since
+from ..config import TrainingConfig
+from ..data import Preprocess
+from ..errors import ConfigError
+from ..slimming import SlimModel, slim_model
+from ..slimming.regressor import LifeRegressor, LifeRegressors
+from ..slimming.shapes import learned_starts
+from .targets import target_starts
+
+__all__ = ["LOWEST_BUDGET", "initial_model"]
+
+_LOWEST_OF_SEVERAL_STARTS = 0.3
+LOWEST_BUDGET = 0.35
+"""The default lowest budget of stage 2 with one start block."""
+
+
+def initial_model(
+    model: SlimModel, config: TrainingConfig, preprocess: Preprocess, dense: bool = False
+) -> tuple[SlimModel, TrainingConfig]:
+    """(model at the beginning of training, settings with the lowest budget).
+
+    The scorer is a copy of a learned one, else a new one from the seed. ``dense``: for dense prediction.
+    """
+    if model.delta is not None and model.delta.learned:
+        raise ConfigError(
+            "the weights of this backbone were trained by an earlier stage 2, so it cannot be the dense teacher; give "
+            "the original backbone, or an adapter that has only a scorer"
+        )
+    original, backbone, settings = model, model.backbone, model.settings.replace(mode="fixed")
+    delta_since(backbone, original.base, original.delta)  # raises now, before training, if it could not be saved later
+    model = slim_model(backbone, settings, _initial_scorer(model, config, dense))
+    model.base, model.delta = original.base, original.delta  # weights trained since wrapping belong to the adapter too
+    if dense and len(target_starts(model)) > 1:
+        raise ConfigError(
+            f"dense prediction has one start block, got the start blocks {', '.join(map(str, target_starts(model)))}; "
+            "set one: LifeConfig(start=...)"
+        )
+    return model, replace(config, lowest_budget=_lowest_budget(model, config, preprocess))
+
+
+def _initial_scorer(model: SlimModel, config: TrainingConfig, dense: bool) -> LifeRegressor | LifeRegressors:
+    backbone, own, scorer = model.backbone, model.settings, model.scorer
+    learned = isinstance(scorer, LifeRegressor | LifeRegressors)
+    if isinstance(scorer, LifeRegressor | LifeRegressors) and (
+        config.starts is None or config.starts == target_starts(model)
+    ):
+        if isinstance(scorer, LifeRegressor) and len(model.starts) > 1:
+            raise ConfigError(
+                f"this scorer was fitted for one start block, got a schedule with {', '.join(map(str, model.starts))}"
+            )
+        return copy.deepcopy(scorer).requires_grad_(True)  # the scorer of an earlier fit is frozen
+    if not config.epochs:
+        which = "has no learned scorer" if not learned else f"has no scorer for the start blocks {config.starts}"
+        raise ConfigError(f"epochs=0 skips stage 1, but this model {which}; set epochs to 1 or more")
+    starts = config.starts
+    if starts is None and (own.start is not None or own.drops is not None or own.shapes is not None):
+        starts = model.starts
+    if starts is None:
+        starts = () if dense else learned_starts(backbone.depth)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        if config.starts is None and len(starts) < 2:
+            return LifeRegressor(backbone.dim, backbone.prefix)
+        return LifeRegressors(backbone.dim, backbone.prefix, starts)
+
+
+def _lowest_budget(model: SlimModel, config: TrainingConfig, preprocess: Preprocess) -> float:
+    """The lowest budget of stage 2. Raises ConfigError now, not at the first step that draws it, if out of reach."""
+    asked = config.lowest_budget
+    if config.finetune == "none":
+        return asked or LOWEST_BUDGET
+    if asked is None and len(model.starts) > 1:
+        with suppress(ConfigError):
+            SlimModel(model.backbone, model.settings.replace(budget=_LOWEST_OF_SEVERAL_STARTS), model.scorer).schedule(
+                preprocess.size
+            )
+            return _LOWEST_OF_SEVERAL_STARTS
+    lowest = LOWEST_BUDGET if asked is None else asked
+    SlimModel(model.backbone, model.settings.replace(budget=lowest), model.scorer).schedule(preprocess.size)
+    return lowest

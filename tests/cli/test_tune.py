@@ -1,0 +1,34 @@
+"""``patchlife tune`` writes an adapter with shapes for each budget, on a plain model and on an adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import small
+
+from patchlife.cli.main import main
+
+
+def test_a_plain_model_and_an_adapter_are_tuned(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small.write_photos(tmp_path / "photos", 4)
+    photos, plain, tuned = (str(tmp_path / name) for name in ("photos", "plain", "tuned"))
+    assert main(["tune", "demo", photos, "--out", plain, "--budgets", "0.5,0.8", "--photos", "3"]) == 0
+    printed = capsys.readouterr()
+    assert [line.split()[0] for line in printed.out.splitlines()] == ["budget", "0.5", "0.8"]
+    manifest = json.loads(Path(plain, "adapter.json").read_text())
+    assert manifest["tuning"]["photos"] == 3
+    assert manifest["scorer"]["kind"] == "life-regressor", "the scorer of the adapter stays"
+    assert [row["budget"] for row in manifest["tuning"]["rows"]] == [0.5, 0.8]
+    shapes = manifest["config"]["shapes"]
+    assert shapes[-1]["budget"] == 1.0
+    assert main(["tune", "demo", photos, "--out", tuned, "--budgets", "0.5", "--start", "1"]) == 0
+    assert json.loads(Path(tuned, "adapter.json").read_text())["scorer"]["kind"].startswith("attention")
+
+
+def test_no_readable_photo_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no photo")
+    assert main(["tune", "demo", str(tmp_path / "bad.png"), "--out", str(tmp_path / "out")]) == 2
+    assert "none of the 1 photos could be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
