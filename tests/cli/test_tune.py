@@ -23,8 +23,27 @@ def test_a_plain_model_and_an_adapter_are_tuned(tmp_path: Path, capsys: pytest.C
     assert [row["budget"] for row in manifest["tuning"]["rows"]] == [0.5, 0.8]
     shapes = manifest["config"]["shapes"]
     assert shapes[-1]["budget"] == 1.0
-    assert main(["tune", "demo", photos, "--out", tuned, "--budgets", "0.5", "--start", "1"]) == 0
+    again = [
+        "tune",
+        "demo",
+        photos,
+        "--out",
+        tuned,
+        "--budgets",
+        "0.5",
+        "--start",
+        "1",
+    ]  # no scorer
+    assert main([*again, "--scorer", "rule"]) == 0
     assert json.loads(Path(tuned, "adapter.json").read_text())["scorer"]["kind"].startswith("attention")
+    assert main(again) == 0
+    scorer = json.loads(Path(tuned, "adapter.json").read_text())["scorer"]
+    assert scorer["kind"] == "life-regressors"
+    assert scorer["settings"]["starts"] == sorted({shape["drops"][0] for shape in _shapes(tuned)})
+
+
+def _shapes(adapter: str) -> list[dict]:
+    return json.loads(Path(adapter, "adapter.json").read_text())["config"]["shapes"]
 
 
 def test_no_readable_photo_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

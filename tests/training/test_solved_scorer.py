@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from families import fresh, photos
 
+import patchlife
 from patchlife.errors import ConfigError
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.training.losses import importance_loss, similarity_loss
-from patchlife.training.solved_scorer import solved_regressor
-from patchlife.training.targets import Targets
+from patchlife.training.solved_scorer import solved_regressor, solved_scorer
+from patchlife.training.targets import Targets, compute_targets
 
 IMAGES, PATCHES, DIM = 40, 36, 24
 
@@ -59,3 +61,23 @@ def test_images_without_differences_are_refused() -> None:
     targets = planted(1)
     with pytest.raises(ConfigError, match="patches are alike"):
         solved_regressor(targets._replace(tokens=torch.ones_like(targets.tokens)), 1)
+
+
+def test_a_scorer_for_several_start_blocks_scores_a_model() -> None:
+    model = patchlife.wrap(fresh("vit"), patchlife.LifeConfig(budget=0.6))
+    images = photos("vit", 6)
+    scorer = solved_scorer(model.backbone, [images], starts=(2, 1))
+    assert scorer.starts == (1, 2)
+    alone = solved_regressor(compute_targets(model.backbone, images, 2), model.backbone.prefix)
+    assert all(torch.equal(a, b) for a, b in zip(scorer.at(2).parameters(), alone.parameters(), strict=True))
+    model.scorer = solved_scorer(model.backbone, [images[:4], images[4:]], starts=(2, 1))
+    with torch.no_grad():
+        assert model(images).isfinite().all()
+    assert scorer.only([2]).starts == (2,)
+
+
+@pytest.mark.parametrize(("batches", "message"), [([], "got none"), ([[torch.zeros(3, 8, 8)]], "got a list")])
+def test_images_are_needed_in_batches(batches: list, message: str) -> None:
+    model = patchlife.wrap(fresh("vit"))
+    with pytest.raises(ConfigError, match=message):
+        solved_scorer(model.backbone, batches, (1,))

@@ -26,7 +26,8 @@ def run(config: TuneConfig) -> int:
     from tqdm import tqdm
 
     from ..adapters import check_free, save
-    from ..evaluation.shape_search import tune
+    from ..evaluation.shape_search import candidates, tune
+    from ..training.solved_scorer import solved_scorer
 
     check_free(config.out)
     photos = find_photos(config.paths)
@@ -34,6 +35,11 @@ def run(config: TuneConfig) -> int:
     pipeline = open_model(config.model, config.run)
     model = pipeline.model
     images = list(_batches(pipeline, photos[: config.photos], config.run.workers))
+    solved = config.scorer == "solved" and not any(True for _ in model.scorer.parameters())
+    if solved:
+        starts = {shape.start for shape in candidates(model.backbone.depth)} | set(model.starts)
+        model.scorer = solved_scorer(model.backbone, images, sorted(starts))
+        say(f"solved a scorer for each of the start blocks {', '.join(map(str, sorted(starts)))}")
     shown = None if config.run.progress is None else not config.run.progress
     with tqdm(unit="run", desc="tune", disable=shown) as bar:
 
@@ -43,6 +49,8 @@ def run(config: TuneConfig) -> int:
 
         tuning = tune(model, images, config.budgets, report)
     model.use_shapes(tuning.shapes)
+    if solved:  # the others would only make the adapter larger
+        model.scorer = model.scorer.only(model.starts)
     model.tuning = tuning.to_dict()
     if missing := set(model.starts) - {start for _, start in model.calibrations}:
         model.calibrate(images)

@@ -342,6 +342,8 @@ class TuneConfig:
         paths: Photos, folders or glob patterns. Labels are not used.
         out: Folder for the adapter.
         photos: Number of photos, drawn at random.
+        scorer: What scores the patches of a MODEL without a learned scorer. solved: a life regressor whose parameters
+            are solved for on the photos, without training. rule: the attention rule.
         seed: Seed of the draw.
         budgets: Budgets to search for, as fractions of the dense model's FLOPs; others have the shape of the nearest.
         run: Device, number format and batches.
@@ -351,6 +353,7 @@ class TuneConfig:
     paths: tuple[str, ...]
     out: Path = field(default=Path("patchlife-adapter"), metadata={"metavar": "FOLDER"})
     photos: int = 256
+    scorer: Literal["solved", "rule"] = "solved"
     seed: int = 0
     budgets: tuple[float, ...] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.61, 0.7, 0.8, 0.9)
     run: RunConfig = field(default_factory=RunConfig)

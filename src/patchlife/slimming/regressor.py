@@ -106,6 +106,13 @@ class LifeRegressors(Scorer):
             raise ConfigError(f"this scorer was fitted for the start blocks {fitted}, got start block {start}")
         return cast(LifeRegressor, self.regressors[str(start)])
 
+    def only(self, starts: Iterable[int]) -> LifeRegressors:
+        """The scorers of these start blocks only, which are not copied."""
+        settings = self.at(self.starts[0]).settings()
+        chosen = LifeRegressors(**{**settings, "starts": starts})
+        chosen.regressors = nn.ModuleDict({str(start): self.at(start) for start in chosen.starts})
+        return chosen.train(self.training)
+
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], rope: Tensor | None, backbone: Backbone, start: int
     ) -> Scores:

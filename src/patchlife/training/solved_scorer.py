@@ -8,28 +8,66 @@ problem and similarity a linear one, which are solved. A few hundred images and 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..backbones import Backbone
 from ..errors import ConfigError
-from ..slimming.regressor import LifeRegressor
+from ..slimming.calibration import images_in
+from ..slimming.regressor import LifeRegressor, LifeRegressors
 from .losses import importance_loss
-from .targets import Targets
+from .targets import Targets, compute_targets
 
-__all__ = ["WIDTH", "solved_regressor"]
+__all__ = ["WIDTH", "solved_regressor", "solved_scorer"]
 
 WIDTH = 192
 """Hidden units; sampled units are worth less than trained ones, of which `LifeRegressor` has 96."""
 
 _EMBEDDING = 48  # width of the similarity embeddings
+_PATCHES = 2**16  # of all images together: more do not change the solution, and cost memory
 _PAIRS = 60_000  # candidates from which the units are drawn
 _GAIN = 3.0  # a unit changes by this much from one patch of its pair to the other
 _RIDGE = 1e-2  # of the similarity, in mean squares of the features
 _DECAY = 1e-5  # of the importance
 _STEPS = 80  # of L-BFGS, which has converged by then
 _FLOOR = 1e-4  # added to an importance before its logarithm
+
+
+@torch.no_grad()
+def solved_scorer(backbone: Backbone, batches: Iterable[Any], starts: Sequence[int], seed: int = 0) -> LifeRegressors:
+    """A scorer for each of these start blocks, from unlabelled images; frozen, in eval mode.
+
+    Args:
+        backbone: the dense model.
+        batches: as for `SlimModel.calibrate`, images of one size. A few hundred images are enough; of large images the
+            first ones are used.
+        starts: the start blocks.
+        seed: of the hidden units.
+
+    Raises ConfigError for images of several sizes, for none, and for images that are all alike.
+    """
+    starts, each = sorted(set(starts)), []
+    for batch in batches:
+        images = images_in(batch)
+        if not isinstance(images, Tensor):
+            raise ConfigError("a scorer is solved on images of one size, got a list; give batches of one size")
+        targets = compute_targets(backbone, images.to(device=backbone.device, dtype=backbone.dtype), starts)
+        each.append(targets)
+        if sum(part.importance.numel() for part in each) >= _PATCHES * len(starts):
+            break
+    if not each:
+        raise ConfigError("a scorer is solved on images, got none")
+    targets = Targets(*(torch.cat(parts) for parts in zip(*each, strict=True)))
+    found = {start: solved_regressor(targets.at_start(start, starts), backbone.prefix, seed=seed) for start in starts}
+    scorer = LifeRegressors(backbone.dim, backbone.prefix, starts, WIDTH, found[starts[0]].embedding_dim)
+    for start, regressor in found.items():
+        scorer.at(start).load_state_dict(regressor.state_dict())
+    return scorer.to(backbone.device).eval().requires_grad_(False)
 
 
 @torch.no_grad()
