@@ -136,7 +136,7 @@ def test_the_merges_of_the_parts_are_those_of_a_run(runs: Any, monkeypatch: pyte
     vit, images = runs.backbone_model(MODEL, PIXELS, tiny=True), runs.random_images(1, PIXELS)
     model = runs.slimmed(vit, "merging", 0.5)
     counts = list(dict.fromkeys(model.schedule().kept))
-    assert len(counts) == 3
+    assert len(counts) > 2
     merge, merged = runs.merge, []
 
     def noted(tokens: torch.Tensor, size: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> Any:

@@ -19,10 +19,11 @@ MODES = ("fixed", "adaptive")
 
 
 def scorer_of(kind: str, family: str) -> Scorer:
-    """A scorer with random weights; constructor arguments named as attributes of the backbone get their values."""
+    """A scorer with random weights; constructor arguments follow from the backbone and the start block."""
     backbone, wanted = adapt(built(family)), inspect.signature(SCORERS[kind]).parameters
+    values = {"dim": backbone.dim, "prefix": backbone.prefix, "starts": (START,)}
     torch.manual_seed(0)
-    return SCORERS[kind](**{name: getattr(backbone, name) for name in ("dim", "prefix") if name in wanted})
+    return SCORERS[kind](**{name: value for name, value in values.items() if name in wanted})
 
 
 def slimmed(kind: str, family: str, mode: str, budget: float = 0.65) -> SlimModel:

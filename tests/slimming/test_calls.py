@@ -24,8 +24,14 @@ NAMES = ["vit", "deit-distilled", "siglip", "gap-registers", "unpooled", "eva02"
 SMALL_VIT = {"embed_dim": 24, "num_heads": 2, "num_classes": 5}
 
 
-def _slim(vit: nn.Module, merge: bool, learned: bool = False, start: int | None = START) -> SlimModel:
-    model = wrap(vit, LifeConfig(0.65, start=start, merge=merge))
+def _slim(
+    vit: nn.Module,
+    merge: bool,
+    learned: bool = False,
+    start: int | None = START,
+    drops: tuple[int, ...] | None = None,
+) -> SlimModel:
+    model = wrap(vit, LifeConfig(0.65, start=start, drops=drops, merge=merge))
     if learned:
         model.scorer = LifeRegressor(model.backbone.dim, model.backbone.prefix).train(model.training)
     model.schedule()  # solved before the parameters have no values any more
@@ -92,7 +98,7 @@ def test_waits_are_found(wait) -> None:
 def _added(merge: bool, learned: bool) -> int:
     """Kernels of the slimmed model beyond those of the same blocks on fewer tokens with no decision."""
     vit = timm.create_model("vit_tiny_patch16_224", **SMALL_VIT).eval()
-    model = _slim(vit, merge, learned, start=None)
+    model = _slim(vit, merge, learned, start=3, drops=(3, 6))
     mode, images = _fake(model, (224, 224))
     dense, slimmed = calls_of(mode, lambda: vit(images)), calls_of(mode, lambda: model(images))
     return slimmed.kernels.total() - dense.kernels.total()

@@ -235,7 +235,7 @@ def test_fit_saves_the_trained_model(tmp_path: Path, finetune: str) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (loaded.delta is None) == (finetune == "none")
     report = (work_folder(tmp_path / "out") / "report.html").read_text()
-    assert report.count("<figure>") == (3 if finetune == "none" else 4)
+    assert report.count("<figure>") == (4 if finetune == "none" else 5)
     stages = {line["stage"] for line in metrics(work_folder(tmp_path / "out"))}
     assert stages == {"regression"} | ({f"slimming-{finetune}"} if finetune != "none" else set())
     patchlife.save(loaded, tmp_path / "again")  # saving a loaded adapter changes nothing

@@ -26,7 +26,7 @@ from .targets import Targets, compute_targets
 __all__ = ["WIDTH", "solved_regressor", "solved_scorer"]
 
 WIDTH = 192
-"""Hidden units; sampled units are worth less than trained ones, of which `LifeRegressor` has 96."""
+"""Hidden units; more of them are needed than of trained ones, of which `LifeRegressor` has 96."""
 
 _EMBEDDING = 48  # width of the similarity embeddings
 _PATCHES = 2**16  # of all images together: more do not change the solution, and cost memory
