@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import exported_models
@@ -14,7 +16,9 @@ from gated_deltas import delta_of
 
 import patchlife
 from patchlife.export import export, export_bundle, exporter
+from patchlife.export.cache import _key
 from patchlife.runtime import Bundle, CompiledBudgets, open_engine
+from patchlife.slimming import variant
 from patchlife.slimming.regressor import LifeRegressor
 
 BUDGETS = (1.0, 0.85, 0.7, 0.6)
@@ -160,3 +164,13 @@ def test_a_compiled_model_follows_its_budget() -> None:
     for budget in (0.7, 1.0, 0.7):
         model.set_budget(budget)
         torch.testing.assert_close(compiled(images), small(budget)(images), rtol=1e-5, atol=1e-5)
+
+
+def test_cached_exports_of_other_budgets_are_of_one_delta() -> None:
+    """Two adapters of one backbone and one scorer differ only by the delta, which the name of an entry covers."""
+    model = small()
+    other = copy.deepcopy(model)
+    other.use_delta(replace(other.delta, tensors={name: -2 * value for name, value in other.delta.tensors.items()}))
+    settings = model.settings.replace(budget=0.6)
+    names = {_key(variant(each, settings).eval(), "") for each in (model, other)}
+    assert len(names) == 2

@@ -7,6 +7,7 @@ import io
 import pickle
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -286,6 +287,34 @@ def test_a_change_of_budget_that_cannot_be_merged_is_refused_and_changes_nothing
     assert_same_weights(model.unwrap(), before)
     torch.testing.assert_close(model(photos("vit")), logits)
     model.set_mode("fixed").to(torch.float64)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_weights_that_the_delta_cannot_be_separated_from_are_not_saved(kind: str, tmp_path: Path) -> None:
+    model = gated_model(built("vit"))
+    BROKEN[kind](model)
+    for write in (model.state_dict, lambda: patchlife.save(model, tmp_path / "adapter")):
+        with pytest.raises(ConfigError, match=r"blocks\.3\.mlp\.fc1\.weight .*save at budget 1\.0"):
+            write()
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_weights_replaced_at_budget_1_are_saved_without_the_delta(tmp_path: Path) -> None:
+    model = gated_model(built("vit")).set_budget(1.0)
+    BROKEN["replaced weight"](model)
+    loaded = patchlife.load(patchlife.save(model, tmp_path / "adapter"), fresh("vit")).eval()
+    assert torch.equal(loaded(photos("vit")), model(photos("vit")))
+
+
+def test_offloading_that_loses_a_merged_delta_is_refused() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model, images = gated_model(built("vit")), photos("vit")
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match="offloading loses the delta"):
+        model(images)
+    dense = gated_model(built("vit")).set_budget(1.0)
+    accelerate.cpu_offload(dense, execution_device=torch.device("cpu"))
+    torch.testing.assert_close(dense(images), built("vit")(images), rtol=0, atol=1e-5)
 
 
 def test_a_refused_budget_leaves_the_weights() -> None:

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from versions import needs_timm
 
 from patchlife import LifeConfig, SlimModel, wrap
-from patchlife.slimming.regressor import LifeRegressor
+from patchlife.slimming.regressor import LifeRegressor, LifeRegressors
 
 DROPOUTS = {  # every kind of dropout in timm
     "drop_rate": 0.2,
@@ -203,6 +203,19 @@ def test_an_accelerate_loop(tmp_path: Any) -> None:
     model.head.weight.zero_()
     accelerator.load_state(str(tmp_path / "state"))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("start", [1, 2])
+@torch.enable_grad()
+def test_scorers_of_other_start_blocks_get_gradients_of_zero(start: int) -> None:
+    """DistributedDataParallel waits for a gradient of every weight."""
+    vit = fresh("vit").train()
+    scorer = LifeRegressors(48, 1, (1, 2))
+    wrap(vit, LifeConfig(budget=0.8, start=start), scorer)(photos("vit")).square().sum().backward()
+    for other in scorer.starts:
+        gradients = [parameter.grad for parameter in scorer.at(other).parameters()]
+        assert all(gradient is not None for gradient in gradients)
+        assert any(gradient.any() for gradient in gradients) == (other == start)
 
 
 def _free_port() -> int:

@@ -20,7 +20,8 @@ def save(model: SlimModel, folder: str | Path) -> Path:
     way after the model was wrapped are saved whole, in their own precision.
 
     Raises AdapterError, before anything is written, when ``folder`` exists and is not an adapter, when the structure of
-    the backbone changed since it was wrapped, and when the scorer could not be loaded again.
+    the backbone changed since it was wrapped, and when the scorer could not be loaded again. Raises ConfigError when a
+    weight with a gated delta was replaced while the delta was merged.
     """
     folder = Path(folder)
     check_free(folder)

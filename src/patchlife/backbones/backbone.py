@@ -72,6 +72,9 @@ class GatedWeights(Protocol):
     def unmerged(self, model: nn.Module) -> AbstractContextManager[object]:
         """A context in which the weights are those without the delta, for conversions of the whole model."""
 
+    def check_separable(self, model: nn.Module) -> None:
+        """Raise ConfigError where the weights of ``model`` without the delta are not known."""
+
     def bases(self) -> dict[int, Tensor]:
         """The values without the delta of all parameters that it is merged into, by the parameter's id."""
 

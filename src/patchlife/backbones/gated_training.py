@@ -34,6 +34,9 @@ class Gates:
         """As `MergedDelta.unmerged`: nothing to do, because the parametrizations keep the weights apart."""
         return nullcontext()
 
+    def check_separable(self, model: nn.Module) -> None:
+        """As `MergedDelta.check_separable`: they always are."""
+
     def bases(self) -> dict[int, Tensor]:
         """As `MergedDelta.bases`: none."""
         return {}

@@ -153,6 +153,11 @@ class MergedDelta:
                 part.parameter = after.get(names[id(part.parameter)], part.parameter)
             self.merge(model, values)
 
+    def check_separable(self, model: nn.Module) -> None:
+        """Raise ConfigError where the weights of ``model`` would be saved with the delta, and the delta beside them."""
+        if any(self.values) and not self._on_meta():
+            self._check(model)
+
     def bases(self) -> dict[int, Tensor]:
         """The base of each parameter that a delta is merged into, by the parameter's id."""
         with self._writing():
@@ -179,9 +184,9 @@ class MergedDelta:
             name = present.get(id(part.parameter), "")
             if not name or "parametrizations" in name or name.endswith("_orig"):
                 raise ConfigError(
-                    f"the weight delta of {part.factors.name} follows the budget and can no longer be merged, because "
-                    "this weight was replaced, quantised, sharded, offloaded or parametrised; set the budget before "
-                    "that, or load the adapter again"
+                    f"the weight delta of {part.factors.name} follows the budget and can no longer be merged or "
+                    "separated, because this weight was replaced, quantised, sharded, offloaded or parametrised; set "
+                    "the budget before that, save at budget 1.0, or load the adapter again"
                 )
 
 

@@ -158,7 +158,10 @@ def delta_since(backbone: Backbone, base: dict[str, Any], earlier: WeightDelta |
 
     Raises:
         AdapterError: weights were added or removed, or the architecture changed, except for the classifier.
+        ConfigError: a gated delta is merged into weights that it can no longer be separated from.
     """
+    if backbone.gated is not None:
+        backbone.gated.check_separable(backbone.model)
     now = signature(backbone)
     names = changed_weights(base, now)
     _check_same_architecture(base, now, names)

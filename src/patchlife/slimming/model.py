@@ -110,7 +110,8 @@ class SlimModel(FeatureExtraction, SlimSettings):
             return self._adaptive_run(tokens, embedded, plan, taps, restore if keep_dropped else "last"), plan
         run = self.backbone, tokens, embedded.rope, plan
         if self._trains_scorer():
-            return run_gated(*run, scores.embedding, keep_dropped, taps, restore), plan
+            tokens = run_gated(*run, scores.embedding, keep_dropped, taps, restore)
+            return _with_zero_gradient(self.scorer, tokens), plan
         return run_fixed(*run, keep_dropped, taps, restore), plan
 
     def before_start(self, embedded: Embedded, taps: Taps | None = None) -> Float[Tensor, "batch tokens dim"]:
@@ -310,6 +311,9 @@ class SlimModel(FeatureExtraction, SlimSettings):
 
 
 def _with_zero_gradient(scorer: nn.Module, x: Tensor) -> Tensor:
-    """``x``, with a gradient of 0 for a scorer that did not run: DistributedDataParallel waits for every parameter."""
+    """``x``, with a gradient of 0 for what did not run of a scorer, such as the regressors of other start blocks.
+
+    DistributedDataParallel waits for a gradient of every parameter.
+    """
     zero = cast(Tensor, sum(p.flatten()[:0].sum() for p in scorer.parameters() if p.requires_grad))
     return x + zero.to(x.dtype)

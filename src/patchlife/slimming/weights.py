@@ -11,8 +11,10 @@ from typing import Any, Self
 from torch import Tensor
 
 from ..backbones import Backbone, adapt
+from ..backbones.backbone import GatedWeights
 from ..backbones.merged_delta import MergedDelta
 from ..backbones.weight_delta import WeightDelta, gate_values, revert_delta
+from ..errors import ConfigError
 from .wrapper import BackboneWrapper
 
 __all__ = ["BudgetWeights", "delta_of", "described"]
@@ -70,7 +72,16 @@ class BudgetWeights(BackboneWrapper):
         """Merge the gated delta for this model's budget; another model of the same backbone may have merged another."""
         gated = self.backbone.gated
         if gated is not None:
+            self._check_offloaded(gated)
             gated.merge(self.backbone.model, gate_values(self.spent, gated.knots))
+
+    def _check_offloaded(self, gated: GatedWeights) -> None:
+        """Raise ConfigError if accelerate offloaded a model with a merged delta: it took the weights without it."""
+        if "_hf_hook" in self.__dict__ and any(gated.values) and any(p.is_meta for p in self.parameters()):
+            raise ConfigError(
+                "this model was offloaded while a weight delta that follows the budget was merged, and offloading "
+                "loses the delta; keep the model on one device, or call set_budget(1.0) before it is offloaded"
+            )
 
     def _detach_delta(self) -> None:
         """Restore the weights without the gated delta, and forget it."""
@@ -99,8 +110,12 @@ class BudgetWeights(BackboneWrapper):
         return self.delta.tensors if self.delta else {}
 
     def base_values(self) -> dict[int, Tensor]:
-        """See `BackboneWrapper.base_values`."""
-        return self.backbone.gated.bases() if self.backbone.gated is not None else {}
+        """See `BackboneWrapper.base_values`. Raises ConfigError where they are not known."""
+        gated = self.backbone.gated
+        if gated is None:
+            return {}
+        gated.check_separable(self.backbone.model)
+        return gated.bases()
 
     def about_to_load(self) -> None:
         """Restore the weights without the gated delta, which a state dict replaces."""

@@ -49,4 +49,6 @@ def variant(model: SlimModel, settings: LifeConfig) -> SlimModel:
     A backbone whose weights follow the budget is copied.
     """
     backbone = model.backbone if model.backbone.gated is None else copy.deepcopy(model.backbone)
-    return SlimModel(backbone, settings, model.scorer)
+    made = SlimModel(backbone, settings, model.scorer)
+    made.delta = model.delta  # already merged; the state dict, which names cached exports, holds it
+    return made

@@ -41,7 +41,7 @@ class BackboneWrapper(nn.Module):
         self.register_load_state_dict_post_hook(_call_loaded)
 
     def unwrap(self) -> Any:
-        """The backbone."""
+        """The backbone. A gated weight delta stays in its weights, and changes with this model's budget (1.0: none)."""
         return self.wrapped
 
     # ---- attributes
