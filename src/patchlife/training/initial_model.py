@@ -71,6 +71,11 @@ def _initial_scorer(model: SlimModel, config: TrainingConfig, dense: bool) -> Li
         torch.manual_seed(config.seed)
         if config.starts is None and len(starts) < 2:
             return LifeRegressor(backbone.dim, backbone.prefix)
+        if max(starts, default=0) >= backbone.depth:
+            raise ConfigError(
+                f"starts must be blocks from 1 to {backbone.depth - 1} (the model has {backbone.depth} blocks), "
+                f"got {', '.join(map(str, starts))}"
+            )
         return LifeRegressors(backbone.dim, backbone.prefix, starts)
 
 
