@@ -113,3 +113,8 @@ def test_a_start_block_that_the_model_does_not_have_is_refused() -> None:
     config = TrainingConfig(starts=(1, 40))
     with pytest.raises(ConfigError, match=r"starts must be blocks from 1 to 4 .*got 1, 40"):
         initial_model(wrap(built("vit"), LifeConfig(0.7)), config, PREPROCESS)
+
+
+def test_a_lowest_budget_out_of_reach_names_its_setting() -> None:
+    with pytest.raises(ConfigError, match=r"lowest_budget of stage 2, now 0\.6, must be larger: budget 0\.6 is out"):
+        initial_model(wrap(built("vit"), LifeConfig(0.9, start=3)), STAGE2, PREPROCESS)

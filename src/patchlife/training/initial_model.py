@@ -91,5 +91,8 @@ def _lowest_budget(model: SlimModel, config: TrainingConfig, preprocess: Preproc
             )
             return _LOWEST_OF_SEVERAL_STARTS
     lowest = LOWEST_BUDGET if asked is None else asked
-    SlimModel(model.backbone, model.settings.replace(budget=lowest), model.scorer).schedule(preprocess.size)
+    try:
+        SlimModel(model.backbone, model.settings.replace(budget=lowest), model.scorer).schedule(preprocess.size)
+    except ConfigError as error:
+        raise ConfigError(f"lowest_budget of stage 2, now {lowest:g}, must be larger: {error}") from None
     return lowest
