@@ -166,3 +166,15 @@ def test_a_multi_label_model_has_its_precision_only(patchlife, model, data: Path
     text = page.read_text()
     assert "mean average precision, %" in text
     assert "KL divergence" not in text
+
+
+def test_results_of_the_same_name_are_all_drawn(tmp_path: Path) -> None:
+    paths = [tmp_path / name / "curve.json" for name in ("first", "second")]
+    for top1, path in enumerate(paths):
+        path.parent.mkdir()
+        score = {"mode": "fixed", "fraction": 0.5, "top1": top1}
+        result = {"model": NAME, "data": str(tmp_path), "photos": 8, "failures": [], "scores": [score]}
+        path.write_text(json.dumps(result))
+    curves = read_points(paths, NAME, tmp_path, 8)
+    assert list(curves) == ["curve, fixed", f"curve, fixed ({paths[1]})"]
+    assert [scores[0]["top1"] for scores in curves.values()] == [0, 1]

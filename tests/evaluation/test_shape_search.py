@@ -102,3 +102,8 @@ def test_candidates_fit_any_depth(depth: int) -> None:
         assert all(1 <= block < depth for shape in found for block in shape.drops)
         assert starts is None or {shape.start for shape in found} == set(starts)
     assert Shape(1.0, (1, 3, 5, 7)) in candidates(12)
+
+
+def test_budget_1_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"budgets must have one below 1.*got \(1\.0,\)"):
+        tune(wrap(built("vit"), LifeConfig(0.6)), [photos("vit")], budgets=(1.0,))

@@ -101,3 +101,20 @@ def test_what_several_starts_do_not_go_with_is_refused() -> None:
         initial(LIFE, scorer=LifeRegressor(48, 1))
     with pytest.raises(ConfigError, match=r"epochs=0 .* no scorer for the start blocks \(2, 3\)"):
         initial(LifeConfig(budget=0.9), replace(QUICK, epochs=0, starts=(2, 3)), LifeRegressor(48, 1))
+
+
+def test_blocks_before_a_start_that_no_schedule_uses_are_not_trained(tmp_path: Path) -> None:
+    model = fitted_in(tmp_path, replace(STAGE2, starts=(1, 2, 3))).model
+    assert (model.starts, model.scorer.starts) == ((1, 2), (1, 2, 3))
+    assert {name.split(".")[1] for name in model.delta.tensors if name.startswith("blocks.")} == {"3", "4"}
+
+
+def test_a_start_block_that_the_model_does_not_have_is_refused() -> None:
+    config = TrainingConfig(starts=(1, 40))
+    with pytest.raises(ConfigError, match=r"starts must be blocks from 1 to 4 .*got 1, 40"):
+        initial_model(wrap(built("vit"), LifeConfig(0.7)), config, PREPROCESS)
+
+
+def test_a_lowest_budget_out_of_reach_names_its_setting() -> None:
+    with pytest.raises(ConfigError, match=r"lowest_budget of stage 2, now 0\.6, must be larger: budget 0\.6 is out"):
+        initial_model(wrap(built("vit"), LifeConfig(0.9, start=3)), STAGE2, PREPROCESS)

@@ -77,7 +77,7 @@ def within_reach(config: EvalConfig, attempt: Callable[[float], object]) -> Eval
 
 
 def read_points(patterns: Sequence[Path], model: str, data: Path, photos: int) -> dict[str, list[dict[str, Any]]]:
-    """The scores in result files of bench and eval, by label.
+    """The scores in result files of bench and eval, by label; a label that an earlier file has gets the file's path.
 
     Args:
         patterns: files, or glob patterns of them.
@@ -96,7 +96,7 @@ def read_points(patterns: Sequence[Path], model: str, data: Path, photos: int) -
                 f"--points {path} must be of the same model and photos, expected {_conditions(*expected)}, got "
                 f"{_conditions(*got)}; measure it again"
             )
-        curves |= found
+        curves |= {f"{label} ({path})" if label in curves else label: scores for label, scores in found.items()}
     return curves
 
 

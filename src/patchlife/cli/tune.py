@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from ..evaluation.shape_search import Tuning
     from ..runtime.pipeline import Pipeline
+    from ..slimming import SlimModel
 
 __all__ = ["run"]
 
@@ -52,13 +53,25 @@ def run(config: TuneConfig) -> int:
     if solved:  # the others would only make the adapter larger
         model.scorer = model.scorer.only(model.starts)
     model.tuning = tuning.to_dict()
-    if missing := set(model.starts) - {start for _, start in model.calibrations}:
-        model.calibrate(images)
-        say(f"adaptive mode is calibrated on these photos, for start blocks {', '.join(map(str, sorted(missing)))}")
+    if missing := _calibrate_missing(model, images):
+        say(f"adaptive mode is calibrated on these photos, for start blocks {', '.join(map(str, missing))}")
     save(model, config.out)
     print(_table(tuning))
+    if left_out := sorted(set(config.budgets) - {row.budget for row in tuning.rows} - {1.0}):
+        say(f"no shape was searched for budget {', '.join(map(str, left_out))}: out of reach of the model's own shape")
     say(f"{config.out}: shapes of the schedules for {pipeline.name}, from {tuning.photos} photos")
     return 0
+
+
+def _calibrate_missing(model: SlimModel, images: Sequence[Tensor]) -> list[int]:
+    """Calibrate the start blocks without thresholds, which are returned; the thresholds of the others stay."""
+    earlier = model.calibrations
+    missing = sorted(set(model.starts) - {start for _, start in earlier})
+    if missing:
+        model.calibrate(images)
+        for (_, start), calibration in earlier.items():
+            model.use_calibration(calibration, start)
+    return missing
 
 
 def _batches(pipeline: Pipeline, photos: list[Path], workers: int | None) -> Iterator[Tensor]:

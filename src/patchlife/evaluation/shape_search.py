@@ -97,7 +97,8 @@ def tune(
     Args:
         model: in eval mode. A learned scorer keeps the start blocks that it was fitted for.
         batches: batches of images of one size, as for `SlimModel.calibrate`. A few hundred images are enough.
-        budgets: those to search a shape for; budgets in between have the shape of the nearest one.
+        budgets: those to search a shape for; budgets in between have the shape of the nearest one. Those that the
+            model's own shape cannot reach are left out, and have no row in the result.
         report: called with the progress.
 
     Raises:
@@ -106,6 +107,8 @@ def tune(
     if model.training:
         raise ConfigError("shapes are searched in eval mode, but the model is in training mode; call .eval() first")
     asked = sorted({check_budget(budget, "budgets") for budget in budgets} - {1.0})
+    if not asked:
+        raise ConfigError(f"budgets must have one below 1, at which patches are dropped, got {tuple(budgets)}")
     with model.temporarily(mode="fixed"):
         learned = any(True for _ in model.scorer.parameters())
         possible = candidates(model.backbone.depth, _starts_of(model) if learned else None)

@@ -288,7 +288,8 @@ def _train_slimming(
 def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None) -> SlimModel:
     """The student of stage 2: a copy of ``model`` whose scorer, and blocks from the last start block on, are trained.
 
-    The blocks before the last start block stay those of the dense model, so the tokens at every start block do too.
+    The blocks before the last start block of the scorer stay those of the dense model, so the tokens at every start
+    block do too, also at those that no schedule uses yet.
 
     The scorer is shared with ``model``. With ``finetune="adapter"`` a gated weight delta is trained, of low rank for
     weights of linear layers; it follows the budget of the student, and is zero at budget 1.0.
@@ -296,7 +297,9 @@ def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None)
     """
     backbone = adapt(copy.deepcopy(model.backbone.model))
     student = SlimModel(backbone, model.settings, model.scorer).eval().requires_grad_(False)
-    late = [backbone.blocks[index] for index in range(student.starts[-1], backbone.depth if end is None else end)]
+    late = [
+        backbone.blocks[index] for index in range(target_starts(student)[-1], backbone.depth if end is None else end)
+    ]
     for module in (*late, backbone.final_norm, student.scorer):
         module.requires_grad_(True)
     if config.finetune == "adapter":

@@ -71,6 +71,11 @@ def _initial_scorer(model: SlimModel, config: TrainingConfig, dense: bool) -> Li
         torch.manual_seed(config.seed)
         if config.starts is None and len(starts) < 2:
             return LifeRegressor(backbone.dim, backbone.prefix)
+        if max(starts, default=0) >= backbone.depth:
+            raise ConfigError(
+                f"starts must be blocks from 1 to {backbone.depth - 1} (the model has {backbone.depth} blocks), "
+                f"got {', '.join(map(str, starts))}"
+            )
         return LifeRegressors(backbone.dim, backbone.prefix, starts)
 
 
@@ -86,5 +91,8 @@ def _lowest_budget(model: SlimModel, config: TrainingConfig, preprocess: Preproc
             )
             return _LOWEST_OF_SEVERAL_STARTS
     lowest = LOWEST_BUDGET if asked is None else asked
-    SlimModel(model.backbone, model.settings.replace(budget=lowest), model.scorer).schedule(preprocess.size)
+    try:
+        SlimModel(model.backbone, model.settings.replace(budget=lowest), model.scorer).schedule(preprocess.size)
+    except ConfigError as error:
+        raise ConfigError(f"lowest_budget of stage 2, now {lowest:g}, must be larger: {error}") from None
     return lowest
