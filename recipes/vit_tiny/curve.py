@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, default=Path(__file__).with_name("adapter"))
     parser.add_argument("--methods", default="tome,ppt,mame", help="other methods, as in patchlife bench --methods")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "budget_curve")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "budget_curve_vit_tiny_cpu.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / f"budget_curve_vit_tiny_cpu_{date.today()}.json")
     parser.add_argument("--draw-only", action="store_true", help="only draw the JSON file of an earlier run")
     args = parser.parse_args()
     if not args.draw_only:
