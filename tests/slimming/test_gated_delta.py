@@ -141,6 +141,12 @@ def test_the_merged_model_equals_the_parametrised_student(name: str, rank: int) 
             assert (expected - dense.set_budget(budget)(images)).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("name", ["vit", "eva02", "dinov3"])
+def test_a_student_is_a_model_of_its_family(name: str) -> None:
+    """Blocks of EVA and DINOv3 have vectors of their own, and torch gives a parametrised module another class."""
+    assert adapt(student_of(built(name), 2).model).family == adapt(built(name)).family
+
+
 # ---- copies, conversions, files
 
 

@@ -13,6 +13,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ..data import Preprocess
 from ..errors import ConfigError, UnsupportedModelError
@@ -99,7 +100,8 @@ class TimmBackbone(Backbone):
         """Class and special parts of the model, such as 'Eva, RoPE, 5 prefix tokens'."""
         vit, block = self.model, self.model.blocks[0]
         parts = [type(vit).__name__]
-        parts += [type(block).__name__] if type(block).__name__ not in ("Block", "EvaBlock") else []
+        kind = type_before_parametrizations(block).__name__
+        parts += [kind] if kind not in ("Block", "EvaBlock") else []
         parts += ["RoPE"] if getattr(vit, "rope", None) is not None else []
         parts += [f"{self.prefix} prefix tokens"] if self.prefix else ["no class token"]
         parts += ["reads the class token"] if self.reads_class else [f"pools patches ({vit.global_pool or 'none'})"]

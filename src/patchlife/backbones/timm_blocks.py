@@ -24,6 +24,7 @@ from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
 from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, ParallelScalingBlock, ParallelThingsBlock, ResPostBlock
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ..errors import UnsupportedModelError
 from . import attention
@@ -54,7 +55,7 @@ def run_block(block: Any, x: Tensor, attend: Attend, rope: Tensor | None = None)
     ``rope`` is (..., tokens, 1 or heads, 2 * head_dim) and covers *all* tokens. The rows of prefix tokens hold the
     identity rotation (see `Backbone.token_rope`).
     """
-    return _RUNNERS[type(block)](block, x, attend, rope)
+    return _RUNNERS[type_before_parametrizations(block)](block, x, attend, rope)
 
 
 def check_openable(block: Any, index: int, opened: bool) -> None:
@@ -132,7 +133,7 @@ def _can_skip_keys(block: Any) -> bool:
 
 def _attention_input(block: Any, x: Tensor) -> tuple[Any, Tensor]:
     """(the block's first attention module, its input for ``x``)."""
-    kind = type(block)
+    kind = type_before_parametrizations(block)
     if kind is ParallelThingsBlock:
         return block.attns[0].attn, without_hooks(block.attns[0].norm, x)
     if kind in (ResPostBlock, EvaBlockPostNorm):
@@ -277,7 +278,9 @@ def check_block(block: Any, dim: int, prefix: int, rope_width: int | None) -> No
         rope_width: last dimension of the rotation tables; None for blocks without rotary positions.
     """
     attentions = [m for m in block.modules() if isinstance(m, ATTENTION_TYPES)]
-    if type(block) not in _RUNNERS or not (attentions or isinstance(block, ParallelScalingBlock)):
+    if type_before_parametrizations(block) not in _RUNNERS or not (
+        attentions or isinstance(block, ParallelScalingBlock)
+    ):
         raise UnsupportedModelError(
             f"expected blocks of {', '.join(t.__name__ for t in BLOCK_TYPES)} with standard attention, got "
             f"{type(block).__name__} with {type(getattr(block, 'attn', block)).__name__}"
