@@ -66,4 +66,5 @@ def test_two_processes_on_cpus(patchlife, tmp_path: Path, monkeypatch: pytest.Mo
         assert line["loss"] == pytest.approx(line_alone["loss"], rel=1e-3, abs=1e-5)
     assert tensors.keys() == tensors_alone.keys()
     for name, tensor in tensors.items():  # Adam's step does not depend on the size of a gradient
-        assert (tensor - tensors_alone[name]).abs().max() < 1e-3, name
+        if not name.endswith("importance.bias"):  # it shifts all patches alike: its gradient is rounding noise
+            assert (tensor - tensors_alone[name]).abs().max() < 1e-3, name
