@@ -20,6 +20,11 @@ from patchlife.slimming import merging
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.slimming.run import adaptive, packed
 
+# the counts are those of one version of torch, and torch 2.9 cannot run some of these models on fake tensors of a GPU
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15), reason="counts calls of torch 2.15 and later"
+)
+
 NAMES = ["vit", "deit-distilled", "siglip", "gap-registers", "unpooled", "eva02", "dinov3", "rope-mixed", "dynamic"]
 SMALL_VIT = {"embed_dim": 24, "num_heads": 2, "num_classes": 5}
 
