@@ -11,7 +11,7 @@ import patchlife
 from patchlife import LifeConfig, SlimModel
 from patchlife.backbones import Backbone, adapt, signature
 from patchlife.backbones.gated_training import add_gated_delta
-from patchlife.backbones.weight_delta import GATES, WeightDelta, delta_between
+from patchlife.backbones.weight_delta import GATES, Ramps, WeightDelta, delta_between
 from patchlife.slimming.regressor import LifeRegressor
 
 WALK = (0.9, 0.62, 1.0, 0.7, 0.85, 0.62, 0.97)
@@ -19,23 +19,23 @@ WALK = (0.9, 0.62, 1.0, 0.7, 0.85, 0.62, 0.97)
 
 
 @torch.no_grad()
-def student_of(model: nn.Module, start: int, rank: int = 3, knots: tuple[float, ...] = GATES) -> Backbone:
+def student_of(model: nn.Module, start: int, rank: int = 3, ramps: Ramps = GATES) -> Backbone:
     """A copy of ``model`` with parametrizations of random values that half precision holds exactly."""
     student = adapt(copy.deepcopy(model))
     late = [*list(student.blocks)[start:], student.final_norm]
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        student.gated = add_gated_delta(late, rank, knots)
+        student.gated = add_gated_delta(late, rank, ramps)
         for name, parameter in student.model.named_parameters():
             if name.endswith((".0.up", ".0.down", ".0.shift")):
                 parameter.copy_((0.1 * torch.randn_like(parameter)).half())
     return student
 
 
-def delta_of(model: nn.Module, start: int, rank: int = 3, knots: tuple[float, ...] = GATES) -> WeightDelta:
+def delta_of(model: nn.Module, start: int, rank: int = 3, ramps: Ramps = GATES) -> WeightDelta:
     """The weight delta of `student_of`."""
-    tensors = delta_between(student_of(model, start, rank, knots), adapt(model))
-    return WeightDelta(tensors, signature(adapt(model)), gates=knots)
+    tensors = delta_between(student_of(model, start, rank, ramps), adapt(model))
+    return WeightDelta(tensors, signature(adapt(model)), gates=ramps)
 
 
 def gated_model(model: nn.Module, start: int = 2, budget: float = 0.7) -> SlimModel:

@@ -18,7 +18,7 @@ import patchlife
 from patchlife import SlimModel
 from patchlife.adapters import read_adapter
 from patchlife.backbones import adapt
-from patchlife.backbones.weight_delta import GATES
+from patchlife.backbones.weight_delta import GATES, ramps_of
 from patchlife.errors import AdapterError
 
 SOME = [
@@ -58,7 +58,7 @@ def test_parts_of_a_weight_keep_the_gates_of_their_channels(name: str) -> None:
     for rank in (1, 3, 4, 6):
         delta = delta_of(model, 2, rank)
         up = delta.tensors["blocks.2.attn.qkv.weight.up"]
-        assert up.shape == (144, 3 * 4 * -(-rank // 4))
+        assert up.shape == (144, 3 * len(GATES) * -(-rank // len(GATES)))
         assert (up.abs().sum(0) > 0).sum() == 3 * rank
 
 
@@ -66,11 +66,17 @@ def test_a_saved_adapter_records_its_gates(tmp_path: Path) -> None:
     model = gated_model(built("vit"))
     manifest, tensors = read_adapter(patchlife.save(model, tmp_path / "adapter"))
     assert manifest["format"] == 4, "versions that do not know gates must refuse it"
-    assert tuple(manifest["gates"]) == GATES
+    assert ramps_of(manifest["gates"]) == GATES
     delta = {name: value for name, value in tensors.items() if name.startswith("weight_delta.")}
     assert {name.rpartition(".")[2] for name in delta} == {"up", "down", "shift"}
     assert {value.dtype for value in delta.values()} == {torch.float16}
     assert model.delta.size == sum(2 * value.numel() for value in delta.values())
+
+
+@pytest.mark.parametrize("gates", [[0.2, 0.4], [[0.4, 0.2]], [[0, 0.3, 0.4]], [[-0.1, 0.3]], [[0.5, 1.5]], "text", 3])
+def test_gates_that_are_no_ramps_are_refused(gates: object) -> None:
+    with pytest.raises(AdapterError, match="must be ramps"):
+        ramps_of(gates)
 
 
 def test_an_adapter_without_gates_keeps_the_format_of_older_versions(tmp_path: Path) -> None:

@@ -86,4 +86,4 @@ def test_info_shows_size_and_gates(fitted) -> None:
     delta = info._delta(fitted[0])
     assert delta == json.loads(json.dumps(delta))
     text = info._delta_text(delta)
-    assert "none at budget 1, gates at 0.2, 0.4, 0.55, 0.7 of removed FLOPs" in text
+    assert "none at budget 1, gates at 0 to 0.4, 0.2 to 0.55, 0.4 to 0.7 of removed FLOPs" in text

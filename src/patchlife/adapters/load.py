@@ -9,7 +9,7 @@ from torch import nn
 
 from ..backbones import Origin, adapt, rebuild, signature
 from ..backbones.comparison import differences
-from ..backbones.weight_delta import WeightDelta, apply_delta
+from ..backbones.weight_delta import WeightDelta, apply_delta, ramps_of
 from ..config import LifeConfig
 from ..errors import AdapterError, shortened
 from ..io.files import sha256_of
@@ -58,8 +58,7 @@ def load(folder: str | Path, vit: nn.Module | None = None, scorer: Scorer | type
 def _delta_of(manifest: dict[str, Any], tensors: dict[str, Any]) -> WeightDelta | None:
     if not tensors and manifest["classes"] is None:
         return None
-    gates = manifest.get("gates")
-    return WeightDelta(tensors, manifest["backbone"], manifest["classes"], tuple(gates) if gates else None)
+    return WeightDelta(tensors, manifest["backbone"], manifest["classes"], ramps_of(manifest.get("gates")))
 
 
 def _check_same(saved: dict[str, Any], found: dict[str, Any], delta: WeightDelta | None, folder: Path) -> None:

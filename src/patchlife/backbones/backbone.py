@@ -59,11 +59,11 @@ class GatedWeights(Protocol):
     """A weight delta that depends on the budget, through the values of its gates (see `weight_delta.gate_values`).
 
     Attributes:
-        knots: of its gates.
+        ramps: of its gates.
         values: the present values of its gates.
     """
 
-    knots: tuple[float, ...]
+    ramps: tuple[tuple[float, float], ...]
     values: tuple[float, ...]
 
     def merge(self, model: nn.Module, values: tuple[float, ...]) -> None:

@@ -17,13 +17,13 @@ class Gates:
     """The present values of the gates, shared by all parametrizations of a model.
 
     Attributes:
-        knots: of removed FLOPs, see `weight_delta.gate_values`.
+        ramps: of removed FLOPs, see `weight_delta.gate_values`.
         values: of each gate, in [0, 1]; all 0 at first.
     """
 
-    def __init__(self, knots: Sequence[float]) -> None:
-        self.knots = tuple(knots)
-        self.values: tuple[float, ...] = (0.0,) * len(self.knots)
+    def __init__(self, ramps: Sequence[tuple[float, float]]) -> None:
+        self.ramps = tuple(ramps)
+        self.values: tuple[float, ...] = (0.0,) * len(self.ramps)
         self._tensors: dict[torch.device, Tensor] = {}
 
     def merge(self, model: nn.Module, values: tuple[float, ...]) -> None:
@@ -60,7 +60,7 @@ class GatedLowRank(nn.Module):
         self.gates = gates
         self.down = nn.Parameter(torch.randn(rank, inputs, device=device) / inputs**0.5)
         self.up = nn.Parameter(torch.zeros(outputs, rank, device=device))
-        gate_of_channel = torch.arange(rank, device=device) * len(gates.knots) // rank
+        gate_of_channel = torch.arange(rank, device=device) * len(gates.ramps) // rank
         self.register_buffer("gate_of_channel", gate_of_channel, persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class GatedVector(nn.Module):
     def __init__(self, weight: Float[Tensor, "n"], gates: Gates) -> None:
         super().__init__()
         self.gates = gates
-        self.shift = nn.Parameter(torch.zeros(len(gates.knots), *weight.shape, device=weight.device))
+        self.shift = nn.Parameter(torch.zeros(len(gates.ramps), *weight.shape, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The vector plus the delta, in the precision of the vector also under autocast."""
@@ -88,7 +88,7 @@ class GatedVector(nn.Module):
             return weight + self.gates.on(weight.device) @ self.shift
 
 
-def add_gated_delta(modules: Iterable[nn.Module], rank: int, knots: Sequence[float]) -> Gates:
+def add_gated_delta(modules: Iterable[nn.Module], rank: int, ramps: Sequence[tuple[float, float]]) -> Gates:
     """Add a gated delta to the linear layers and vectors in ``modules``, and freeze all their weights.
 
     Vectors are biases, weights of norms, and scales of layers. The queries, keys and values of nn.MultiheadAttention
@@ -97,7 +97,7 @@ def add_gated_delta(modules: Iterable[nn.Module], rank: int, knots: Sequence[flo
     Returns:
         The gates of all deltas together.
     """
-    gates = Gates(knots)
+    gates = Gates(ramps)
     for module in modules:
         module.requires_grad_(False)
         for layer in list(module.modules()):

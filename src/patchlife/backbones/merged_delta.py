@@ -103,7 +103,7 @@ class MergedDelta:
 
     Attributes:
         delta: the weight delta.
-        knots: of its gates.
+        ramps: of its gates.
         values: the gates that are merged.
 
     Raises:
@@ -112,8 +112,8 @@ class MergedDelta:
 
     def __init__(self, backbone: Backbone, delta: WeightDelta) -> None:
         assert delta.gates is not None
-        self.delta, self.knots = delta, delta.gates
-        self.values = (0.0,) * len(self.knots)
+        self.delta, self.ramps = delta, delta.gates
+        self.values = (0.0,) * len(self.ramps)
         self._parts = list(_parts(backbone, delta))
 
     def merge(self, model: nn.Module, values: tuple[float, ...]) -> None:

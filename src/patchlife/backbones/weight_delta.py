@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,29 +27,44 @@ from .identity import CLASSIFIERS, plain_name, signature, weights_of
 
 __all__ = [
     "GATES",
+    "Ramps",
     "WeightDelta",
     "apply_delta",
     "channel_gates",
     "delta_between",
     "delta_since",
     "gate_values",
+    "ramps_of",
     "revert_delta",
 ]
 
-GATES = (0.2, 0.4, 0.55, 0.7)
-"""The knots of a new gated delta, in fractions of the dense FLOPs that are removed."""
+Ramps = tuple[tuple[float, float], ...]
+"""(from, to) of each gate, in fractions of the dense FLOPs that are removed; rising."""
+
+GATES: Ramps = ((0.0, 0.4), (0.2, 0.55), (0.4, 0.7))
+"""The ramps of a new gated delta."""
 
 _GATED_ENDINGS = (".up", ".down", ".shift")  # of the names of tensors that gates apply to
 
 
-def gate_values(budget: float, knots: Sequence[float]) -> tuple[float, ...]:
+def gate_values(budget: float, ramps: Ramps) -> tuple[float, ...]:
     """How far each gate of a weight delta is open at ``budget``, in [0, 1]. All are 0 at budget 1.0.
 
-    Gate k opens while the removed fraction of the FLOPs, ``1 - budget``, rises from the knot before (0 for the first
-    gate) to knot k.
+    A gate opens while the removed fraction of the FLOPs, ``1 - budget``, rises along its ramp.
     """
     removed = 1.0 - budget
-    return tuple(min(1.0, max(0.0, (removed - low) / (high - low))) for low, high in pairwise((0.0, *knots)))
+    return tuple(min(1.0, max(0.0, (removed - low) / (high - low))) for low, high in ramps)
+
+
+def ramps_of(stored: Sequence[Sequence[float]] | None) -> Ramps | None:
+    """Ramps from JSON. Raises AdapterError for what is none."""
+    try:
+        ramps = tuple((float(low), float(high)) for low, high in stored or ())
+    except (TypeError, ValueError):
+        ramps = ((0.0, 0.0),)
+    if any(not 0 <= low < high <= 1 for low, high in ramps):
+        raise AdapterError(f"gates must be ramps [from, to] with 0 <= from < to <= 1, got {stored}")
+    return ramps or None
 
 
 def channel_gates(values: Sequence[float], rank: int) -> list[float]:
@@ -66,13 +80,13 @@ class WeightDelta:
         tensors: by name of the weight and kind of the tensor, such as ``norm.bias.delta`` (see above).
         base: signature of the backbone without the delta (see `identity.py`).
         classes: number of classes, if the classifier was replaced.
-        gates: the knots of the gates (see `gate_values`); None for a delta that is the same at every budget.
+        gates: the ramps of the gates (see `gate_values`); None for a delta that is the same at every budget.
     """
 
     tensors: dict[str, Tensor]
     base: dict[str, Any]
     classes: int | None = None
-    gates: tuple[float, ...] | None = None
+    gates: Ramps | None = None
 
     @property
     def gated(self) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def _delta(model: SlimModel) -> dict[str, Any] | None:
     """Size in bytes of the weight delta, and its gates; None without one."""
     if model.delta is None:
         return None
-    return {"bytes": model.delta.size, "gates": list(model.delta.gates) if model.delta.gates else None}
+    return {"bytes": model.delta.size, "gates": [list(ramp) for ramp in model.delta.gates or ()]}
 
 
 def _limits(pipeline: Pipeline, config: ModelConfig) -> list[str]:
@@ -149,7 +149,8 @@ def _delta_text(delta: dict[str, Any]) -> str:
     size = f"{delta['bytes'] / 1e6:.1f} MB of changed weights"
     if not delta["gates"]:
         return size
-    return f"{size}, none at budget 1, gates at {_joined(delta['gates'])} of removed FLOPs"
+    ramps = ", ".join(f"{low:g} to {high:g}" for low, high in delta["gates"])
+    return f"{size}, none at budget 1, gates at {ramps} of removed FLOPs"
 
 
 def _giga(flops: float) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..backbones import Backbone, adapt
 from ..backbones.backbone import GatedWeights
 from ..backbones.merged_delta import MergedDelta
-from ..backbones.weight_delta import WeightDelta, gate_values, revert_delta
+from ..backbones.weight_delta import WeightDelta, gate_values, ramps_of, revert_delta
 from ..errors import ConfigError
 from .wrapper import BackboneWrapper
 
@@ -73,7 +73,7 @@ class BudgetWeights(BackboneWrapper):
         gated = self.backbone.gated
         if gated is not None:
             self._check_offloaded(gated)
-            gated.merge(self.backbone.model, gate_values(self.spent, gated.knots))
+            gated.merge(self.backbone.model, gate_values(self.spent, gated.ramps))
 
     def _check_offloaded(self, gated: GatedWeights) -> None:
         """Raise ConfigError if accelerate offloaded a model with a merged delta: it took the weights without it."""
@@ -87,7 +87,7 @@ class BudgetWeights(BackboneWrapper):
         """Restore the weights without the gated delta, and forget it."""
         gated = self.backbone.gated
         if gated is not None:
-            gated.merge(self.backbone.model, (0.0,) * len(gated.knots))
+            gated.merge(self.backbone.model, (0.0,) * len(gated.ramps))
             self.backbone.gated = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -131,5 +131,4 @@ def delta_of(tensors: dict[str, Tensor], values: dict[str, Any] | None) -> Weigh
     """The inverse of `described`. Values of older versions have no gates."""
     if values is None:
         return None
-    gates = values.get("gates")
-    return WeightDelta(tensors, values["base"], values["classes"], tuple(gates) if gates else None)
+    return WeightDelta(tensors, values["base"], values["classes"], ramps_of(values.get("gates")))

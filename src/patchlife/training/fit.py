@@ -280,7 +280,7 @@ def _train_slimming(
     delta = delta_between(student.backbone, model.backbone)
     earlier = delta_since(model.backbone, model.base, model.delta) or WeightDelta({}, model.base)
     gates = student.backbone.gated
-    learned = replace(earlier, tensors=earlier.tensors | delta, gates=gates.knots if gates is not None else None)
+    learned = replace(earlier, tensors=earlier.tensors | delta, gates=gates.ramps if gates is not None else None)
     static = {} if learned.gates else delta
     return slim_model(adapt(apply_delta(teacher, static)), model.settings, model.scorer).use_delta(learned)
 
