@@ -345,6 +345,18 @@ def test_the_demo_model_accepts_no_other_weights(vit_file):
         open_pipeline(ModelConfig("demo", model_args={"in_chans": 1}))
 
 
+def test_an_adapter_of_the_demo_model_is_opened_by_its_folder(tmp_path):
+    own = open_pipeline(ModelConfig("demo")).model
+    folder = str(patchlife.save(own.set_budget(0.5), tmp_path / "adapter"))
+    opened = open_pipeline(ModelConfig(folder)).model
+    images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(opened(images), own(images))
+    assert open_pipeline(ModelConfig(folder, life={"budget": 0.7})).model.settings.budget == 0.7
+    with pytest.raises(ConfigError, match="demo has its own weights"):
+        open_pipeline(ModelConfig(folder, pretrained=True))
+
+
 # ---- devices and labels
 
 

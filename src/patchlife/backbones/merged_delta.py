@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,10 @@ from .backbone import Backbone
 from .identity import plain_name
 from .weight_delta import WeightDelta, channel_gates
 
-__all__ = ["Factors", "MergedDelta"]
+__all__ = ["Factors", "MergedDelta", "has_merged_delta"]
+
+_MERGED: WeakSet[nn.Module] = WeakSet()
+"""The models into whose parameters a delta is merged now."""
 
 _SAMPLE = 64  # entries of a parameter that are compared to find changes by other code
 
@@ -98,6 +102,11 @@ def _equal(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return one[:-1] == other[:-1] and torch.equal(one[-1], other[-1])
 
 
+def has_merged_delta(model: nn.Module) -> bool:
+    """Whether the delta of a budget below 1 is merged into the parameters of ``model``, a backbone's model."""
+    return model in _MERGED
+
+
 class MergedDelta:
     """A gated delta of a backbone's parameters, merged at the gates of one budget. Nothing is merged at first.
 
@@ -131,6 +140,7 @@ class MergedDelta:
             for part in self._parts:
                 part.write(part.present_base(self.values), values)
         self.values = values
+        (_MERGED.add if any(values) else _MERGED.discard)(model)
 
     @contextmanager
     def unmerged(self, model: nn.Module) -> Iterator[None]:

@@ -113,7 +113,7 @@ class TrainingConfig:
         self._check("token_weight", self.token_weight >= 0, "at least 0")
         self._check("lowest_budget", self.lowest_budget is None or 0 < self.lowest_budget < 1, "a fraction in (0, 1)")
         if self.starts is not None:
-            object.__setattr__(self, "starts", check_wholes(self.starts, "starts"))
+            object.__setattr__(self, "starts", tuple(sorted(set(check_wholes(self.starts, "starts")))))
 
     def _check(self, name: str, holds: bool, rule: str) -> None:
         if not holds:

@@ -121,7 +121,7 @@ def _open_adapter(config: ModelConfig, folder: Path, any_size: bool) -> SlimMode
     settings = backbone_config(config)
     vit, origin = _build(settings.model, settings, any_size)
     manifest, _ = read_adapter(folder)
-    if manifest["origin"] and source_of(manifest["origin"]["model"]) == "hf":
+    if origin and manifest["origin"] and source_of(manifest["origin"]["model"]) == "hf":
         check_weights(Origin(**manifest["origin"]), origin)
     saved = load(folder, vit)
     saved.origin = origin
@@ -141,6 +141,8 @@ def backbone_config(config: ModelConfig) -> ModelConfig:
     if not (folder / "adapter.json").is_file() and (suggestion := _suggestion(config.model)):
         raise AdapterError(f"{folder} is not a patchlife adapter: it has no adapter.json; {suggestion}")
     manifest, _ = read_adapter(folder)
+    if not manifest["origin"] and manifest["backbone"]["name"] == DEMO:
+        return replace(config, model=DEMO)
     if not (manifest["origin"] or manifest["backbone"]["name"]):
         raise AdapterError(f"{folder} does not name its backbone; in Python: patchlife.load({str(folder)!r}, vit)")
     if not (manifest["origin"] or config.checkpoint or config.pretrained):
@@ -192,11 +194,7 @@ def _suggestion(model: str) -> str:
 
 def _open_demo(config: ModelConfig, any_size: bool) -> SlimModel:
     """The demo model with its trained adapter, or with the attention scorer if another start block is set."""
-    if config.checkpoint or config.pretrained or config.image_size or config.model_args:
-        raise ConfigError(
-            "demo has its own weights and image size; remove --checkpoint, --pretrained, --image-size, --model-args"
-        )
-    vit = demo_backbone(any_size)
+    vit, _ = _build(DEMO, config, any_size)
     trained = load(demo_folder() / "adapter", vit)
     if config.life.get("start") or config.life.get("drops"):
         untrained = wrap(vit, LifeConfig.from_dict(config.life))
@@ -227,8 +225,17 @@ def adapter_folder(model: str) -> Path | None:
     return folder if folder.name != model or (folder.is_dir() and not timm.is_model(model)) else None
 
 
-def _build(name: str, config: ModelConfig, any_size: bool) -> tuple[Any, Origin]:
-    """(the backbone with its weights at the requested image size, its origin); ``any_size``: for models of timm."""
+def _build(name: str, config: ModelConfig, any_size: bool) -> tuple[Any, Origin | None]:
+    """(the backbone with its weights at the requested image size, its origin); ``any_size``: for models of timm.
+
+    The demo model has no origin: it is part of this package.
+    """
+    if name == DEMO:
+        if config.checkpoint or config.pretrained or config.image_size or config.model_args:
+            raise ConfigError(
+                "demo has its own weights and image size; remove --checkpoint, --pretrained, --image-size, --model-args"
+            )
+        return demo_backbone(any_size), None
     options = config.model_args
     if any_size and source_of(name) in ("", "hf-hub", "local-dir"):
         options = {**options, "dynamic_img_size": True}

@@ -8,7 +8,9 @@ from typing import Any
 from torch import nn
 
 from ..backbones import Backbone, adapt
+from ..backbones.merged_delta import has_merged_delta
 from ..config import LifeConfig
+from ..errors import ConfigError
 from .library_class import library_class
 from .model import SlimModel
 from .scorers import Scorer
@@ -31,8 +33,14 @@ def wrap(model: nn.Module, config: LifeConfig | None = None, scorer: Scorer | No
     Raises:
         UnsupportedModelError: patches of this model cannot be dropped exactly, or something attached to it would be
             ignored.
-        ConfigError: settings that do not fit the model, or a budget that it cannot reach.
+        ConfigError: settings that do not fit the model, or a budget that it cannot reach; or the model is the backbone
+            of a slimmed model whose weights follow a budget that is now below 1.
     """
+    if has_merged_delta(model):
+        raise ConfigError(
+            "the weights of this model follow the budget of the slimmed model that it was taken from, and a second one "
+            "would not know; use that slimmed model, or set its budget to 1.0 before unwrap()"
+        )
     return slim_model(adapt(model), config or LifeConfig(), scorer)
 
 
