@@ -72,7 +72,7 @@ def test_gates_along_their_ramps() -> None:
 
 def test_a_backbone_whose_weights_follow_a_budget_is_not_wrapped_again() -> None:
     model = gated_model(built("vit"))
-    with pytest.raises(ConfigError, match="set its budget to 1.0"):
+    with pytest.raises(ConfigError, match=r"set its budget to 1\.0"):
         patchlife.wrap(model.unwrap())
     again = patchlife.wrap(model.set_budget(1.0).unwrap())
     torch.testing.assert_close(again.set_budget(1.0)(photos("vit")), built("vit")(photos("vit")), rtol=0, atol=1e-5)
