@@ -21,7 +21,8 @@ import torch
 from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.backbones import adapt, signature
 from patchlife.backbones.gated_training import add_gated_delta
-from patchlife.backbones.weight_delta import GATES, WeightDelta, delta_between
+from patchlife.backbones.gates import GATES
+from patchlife.backbones.weight_delta import WeightDelta, delta_between
 from patchlife.evaluation.timing import conditions
 from patchlife.io.files import write_atomic
 

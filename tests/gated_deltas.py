@@ -11,7 +11,8 @@ import patchlife
 from patchlife import LifeConfig, SlimModel
 from patchlife.backbones import Backbone, adapt, signature
 from patchlife.backbones.gated_training import add_gated_delta
-from patchlife.backbones.weight_delta import GATES, Ramps, WeightDelta, delta_between
+from patchlife.backbones.gates import GATES, Ramps
+from patchlife.backbones.weight_delta import WeightDelta, delta_between
 from patchlife.slimming.regressor import LifeRegressor
 
 WALK = (0.9, 0.62, 1.0, 0.7, 0.85, 0.62, 0.97)

@@ -18,7 +18,7 @@ import patchlife
 from patchlife import SlimModel
 from patchlife.adapters import read_adapter
 from patchlife.backbones import adapt
-from patchlife.backbones.weight_delta import GATES, ramps_of
+from patchlife.backbones.gates import GATES, ramps_of
 from patchlife.errors import AdapterError
 
 SOME = [
@@ -73,7 +73,9 @@ def test_a_saved_adapter_records_its_gates(tmp_path: Path) -> None:
     assert model.delta.size == sum(2 * value.numel() for value in delta.values())
 
 
-@pytest.mark.parametrize("gates", [[0.2, 0.4], [[0.4, 0.2]], [[0, 0.3, 0.4]], [[-0.1, 0.3]], [[0.5, 1.5]], "text", 3])
+@pytest.mark.parametrize(
+    "gates", [[0.2], [[0.4, 0.2, 1]], [[0, 0.3]], [[-0.1, 0.3, 1]], [[0.5, 1.5, 1]], [[0, 1, 0]], "text", 3]
+)
 def test_gates_that_are_no_ramps_are_refused(gates: object) -> None:
     with pytest.raises(AdapterError, match="must be ramps"):
         ramps_of(gates)

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 import patchlife
 from patchlife import LifeConfig, SlimModel
 from patchlife.backbones import adapt
-from patchlife.backbones.weight_delta import GATES, channel_gates, gate_values
+from patchlife.backbones.gates import GATES, Ramp, channel_gates, gate_values
 from patchlife.errors import AdapterError, ConfigError
 from patchlife.slimming import variant
 
@@ -60,10 +60,11 @@ def test_gates_open_one_after_the_other_as_the_budget_falls(one: float, other: f
 
 
 def test_gates_along_their_ramps() -> None:
-    assert gate_values(1.0, GATES) == (0, 0, 0)
-    assert gate_values(0.9, GATES) == pytest.approx((0.25, 0, 0))
-    assert gate_values(0.6, GATES) == pytest.approx((1, 0.2 / 0.35, 0))
-    assert gate_values(0.3, GATES) == pytest.approx((1, 1, 1))
+    ramps = (Ramp(0.0, 0.4, 1.0), Ramp(0.2, 0.6, 2.0))
+    assert gate_values(1.0, ramps) == (0, 0)
+    assert gate_values(0.9, ramps) == pytest.approx((0.25, 0))
+    assert gate_values(0.6, ramps) == pytest.approx((1, 0.25))
+    assert gate_values(0.3, ramps) == (1, 1)
     assert channel_gates((1.0, 2.0), 5) == [1, 1, 1, 2, 2]
 
 

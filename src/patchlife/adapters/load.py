@@ -9,7 +9,8 @@ from torch import nn
 
 from ..backbones import Origin, adapt, rebuild, signature
 from ..backbones.comparison import differences
-from ..backbones.weight_delta import WeightDelta, apply_delta, ramps_of
+from ..backbones.gates import ramps_of
+from ..backbones.weight_delta import WeightDelta, apply_delta
 from ..config import LifeConfig
 from ..errors import AdapterError, shortened
 from ..io.files import sha256_of

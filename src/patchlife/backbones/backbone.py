@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import torch
@@ -20,12 +19,12 @@ from ..errors import ConfigError, UnsupportedModelError
 from ..flop_counter import counted
 from .attached import attachments
 from .attention import Attend, Projected, identity_prefix
+from .gates import GatedWeights
 from .skeleton import skeleton
 
 __all__ = [
     "Backbone",
     "Embedded",
-    "GatedWeights",
     "RunBlocks",
 ]
 
@@ -53,30 +52,6 @@ class RunBlocks(Protocol):
         With ``all_tokens`` in grid order, else without dropped patches. ``taps`` gets the tokens after each block that
         it names, in grid order.
         """
-
-
-class GatedWeights(Protocol):
-    """A weight delta that depends on the budget, through the values of its gates (see `weight_delta.gate_values`).
-
-    Attributes:
-        ramps: of its gates.
-        values: the present values of its gates.
-    """
-
-    ramps: tuple[tuple[float, float], ...]
-    values: tuple[float, ...]
-
-    def merge(self, model: nn.Module, values: tuple[float, ...]) -> None:
-        """Make the weights of ``model`` those at these gates. Raises ConfigError if they cannot be changed."""
-
-    def unmerged(self, model: nn.Module) -> AbstractContextManager[object]:
-        """A context in which the weights are those without the delta, for conversions of the whole model."""
-
-    def check_separable(self, model: nn.Module) -> None:
-        """Raise ConfigError where the weights of ``model`` without the delta are not known."""
-
-    def bases(self) -> dict[int, Tensor]:
-        """The values without the delta of all parameters that it is merged into, by the parameter's id."""
 
 
 class Backbone(nn.Module):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.utils.parametrize as parametrize
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from .gates import Ramps
 
 __all__ = ["GatedLowRank", "GatedVector", "Gates", "add_gated_delta"]
 
@@ -17,12 +19,12 @@ class Gates:
     """The present values of the gates, shared by all parametrizations of a model.
 
     Attributes:
-        ramps: of removed FLOPs, see `weight_delta.gate_values`.
+        ramps: of removed FLOPs, see `gates.gate_values`.
         values: of each gate, in [0, 1]; all 0 at first.
     """
 
-    def __init__(self, ramps: Sequence[tuple[float, float]]) -> None:
-        self.ramps = tuple(ramps)
+    def __init__(self, ramps: Ramps) -> None:
+        self.ramps = ramps
         self.values: tuple[float, ...] = (0.0,) * len(self.ramps)
         self._tensors: dict[torch.device, Tensor] = {}
 
@@ -88,7 +90,7 @@ class GatedVector(nn.Module):
             return weight + self.gates.on(weight.device) @ self.shift
 
 
-def add_gated_delta(modules: Iterable[nn.Module], rank: int, ramps: Sequence[tuple[float, float]]) -> Gates:
+def add_gated_delta(modules: Iterable[nn.Module], rank: int, ramps: Ramps) -> Gates:
     """Add a gated delta to the linear layers and vectors in ``modules``, and freeze all their weights.
 
     Vectors are biases, weights of norms, and scales of layers. The queries, keys and values of nn.MultiheadAttention

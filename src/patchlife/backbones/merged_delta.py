@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError, ConfigError
 from .backbone import Backbone
+from .gates import channel_gates
 from .identity import plain_name
-from .weight_delta import WeightDelta, channel_gates
+from .weight_delta import WeightDelta
 
 __all__ = ["Factors", "MergedDelta", "has_merged_delta"]
 

@@ -1,15 +1,15 @@
 """Weight deltas: learned differences of a backbone's weights. Adapters store them; loading merges them into a copy.
 
 Stage 2 of a fit stores differences in half precision. They are gated or full. A gated difference depends on the budget
-(`gate_values`), and at budget 1.0 it is zero: ``up`` and ``down`` of a matrix, ``shift`` of a vector. A full difference
-(``delta``) is the same at every budget. Weights that other code trained after the model was wrapped are stored with
-their new values (``whole``). Adapters of older versions have differences of low rank (``up @ down``) without gates.
+(`gates.gate_values`), and at budget 1.0 it is zero: ``up`` and ``down`` of a matrix, ``shift`` of a vector. A full
+difference (``delta``) is the same at every budget. Weights that other code trained after the model was wrapped are
+stored with their new values (``whole``). Adapters of older versions have differences of low rank (``up @ down``)
+without gates.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,53 +23,18 @@ from .attached import compute_weights
 from .backbone import Backbone
 from .comparison import changed_weights
 from .gated_training import GatedLowRank
+from .gates import Ramps, channel_gates
 from .identity import CLASSIFIERS, plain_name, signature, weights_of
 
 __all__ = [
-    "GATES",
-    "Ramps",
     "WeightDelta",
     "apply_delta",
-    "channel_gates",
     "delta_between",
     "delta_since",
-    "gate_values",
-    "ramps_of",
     "revert_delta",
 ]
 
-Ramps = tuple[tuple[float, float], ...]
-"""(from, to) of each gate, in fractions of the dense FLOPs that are removed; rising."""
-
-GATES: Ramps = ((0.0, 0.4), (0.2, 0.55), (0.4, 0.7))
-"""The ramps of a new gated delta."""
-
 _GATED_ENDINGS = (".up", ".down", ".shift")  # of the names of tensors that gates apply to
-
-
-def gate_values(budget: float, ramps: Ramps) -> tuple[float, ...]:
-    """How far each gate of a weight delta is open at ``budget``, in [0, 1]. All are 0 at budget 1.0.
-
-    A gate opens while the removed fraction of the FLOPs, ``1 - budget``, rises along its ramp.
-    """
-    removed = 1.0 - budget
-    return tuple(min(1.0, max(0.0, (removed - low) / (high - low))) for low, high in ramps)
-
-
-def ramps_of(stored: Sequence[Sequence[float]] | None) -> Ramps | None:
-    """Ramps from JSON. Raises AdapterError for what is none."""
-    try:
-        ramps = tuple((float(low), float(high)) for low, high in stored or ())
-    except (TypeError, ValueError):
-        ramps = ((0.0, 0.0),)
-    if any(not 0 <= low < high <= 1 for low, high in ramps):
-        raise AdapterError(f"gates must be ramps [from, to] with 0 <= from < to <= 1, got {stored}")
-    return ramps or None
-
-
-def channel_gates(values: Sequence[float], rank: int) -> list[float]:
-    """The gate of each of ``rank`` channels: channel j belongs to gate ``j * len(values) // rank``."""
-    return [values[channel * len(values) // rank] for channel in range(rank)]
 
 
 @dataclass(frozen=True)
@@ -80,7 +45,7 @@ class WeightDelta:
         tensors: by name of the weight and kind of the tensor, such as ``norm.bias.delta`` (see above).
         base: signature of the backbone without the delta (see `identity.py`).
         classes: number of classes, if the classifier was replaced.
-        gates: the ramps of the gates (see `gate_values`); None for a delta that is the same at every budget.
+        gates: the ramps of the gates (see `gates.gate_values`); None for a delta that is the same at every budget.
     """
 
     tensors: dict[str, Tensor]

@@ -149,7 +149,7 @@ def _delta_text(delta: dict[str, Any]) -> str:
     size = f"{delta['bytes'] / 1e6:.1f} MB of changed weights"
     if not delta["gates"]:
         return size
-    ramps = ", ".join(f"{low:g} to {high:g}" for low, high in delta["gates"])
+    ramps = ", ".join(f"{low:g} to {high:g}" for low, high, _ in delta["gates"])
     return f"{size}, none at budget 1, gates at {ramps} of removed FLOPs"
 
 

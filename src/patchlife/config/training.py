@@ -80,7 +80,7 @@ class TrainingConfig:
     finetune: Finetune = "none"
     finetune_epochs: int = 3
     finetune_learning_rate: float | None = None
-    rank: int = 16
+    rank: int = 24
     target: Target | None = None
     feature_blocks: tuple[int, ...] | None = None
     label_weight: float = 0.0

@@ -11,9 +11,9 @@ from typing import Any, Self
 from torch import Tensor
 
 from ..backbones import Backbone, adapt
-from ..backbones.backbone import GatedWeights
+from ..backbones.gates import GatedWeights, gate_values, ramps_of
 from ..backbones.merged_delta import MergedDelta
-from ..backbones.weight_delta import WeightDelta, gate_values, ramps_of, revert_delta
+from ..backbones.weight_delta import WeightDelta, revert_delta
 from ..errors import ConfigError
 from .wrapper import BackboneWrapper
 

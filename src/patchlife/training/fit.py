@@ -15,7 +15,8 @@ import torch
 from ..adapters import check_free, save
 from ..backbones import adapt
 from ..backbones.gated_training import add_gated_delta
-from ..backbones.weight_delta import GATES, WeightDelta, apply_delta, delta_between, delta_since
+from ..backbones.gates import GATES
+from ..backbones.weight_delta import WeightDelta, apply_delta, delta_between, delta_since
 from ..config import TrainingConfig
 from ..data import Preprocess
 from ..errors import ConfigError, MissingExtraError
