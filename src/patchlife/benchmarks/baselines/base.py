@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...backbones import Backbone
+from ...backbones.timm_branches import check_branches
 from ...errors import ConfigError, UnsupportedModelError
 
 __all__ = [
     "Baseline",
+    "MergingBaseline",
     "Method",
     "bisect",
     "check_class_token",
@@ -64,6 +66,44 @@ class Baseline(nn.Module):
     def outer_flops(self, images: Images) -> int:
         """FLOPs per image outside the blocks, equal for all methods: embedding, final norm, pooling, classifier."""
         return sum(self.backbone.outer_flops((images.shape[-2], images.shape[-1])))
+
+
+class MergingBaseline(Baseline):
+    """Base class of methods that shorten the sequence inside the blocks. Write `block` and `flops`.
+
+    Every token knows how many patches it stands for, its size.
+    """
+
+    title: ClassVar[str]
+
+    def __init__(self, backbone: Backbone, knob: str) -> None:
+        check_class_token(backbone, self.title)
+        check_branches(backbone, self.title)
+        super().__init__(backbone, knob)
+
+    def forward(self, images: Images) -> Tensor:
+        """Logits."""
+        return self.backbone.classify(self.backbone.norm(self.tokens(images)[0]))
+
+    def tokens(self, images: Images) -> tuple[Tensor, Float[Tensor, "batch patches"]]:
+        """(tokens after the last block, number of patches merged into each one)."""
+        bb = self.backbone
+        embedded = bb.embed(images)
+        check_no_rope(embedded.rope, self.title)
+        x = embedded.tokens
+        size = x.new_ones(len(x), x.shape[1] - bb.prefix)
+        block = self.block_for(size.shape[1])
+        for index in range(bb.depth):
+            x, size = block(index, x, size)
+        return x, size
+
+    def block_for(self, patches: int) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """`block` for images of so many patches."""
+        return self.block
+
+    def block(self, index: int, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens, sizes of the patches) after block ``index``."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ of each key's size to its logits; this is our reading of how merged tokens are w
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -32,10 +33,10 @@ from ...errors import ConfigError
 from .base import (
     Baseline,
     Images,
+    MergingBaseline,
     Method,
     bisect,
     check_class_token,
-    check_no_rope,
     class_attention,
     dense_flops,
     size_bias,
@@ -93,12 +94,12 @@ def compress(
     return both[..., :-1] / size[..., None], size
 
 
-class DiffRate(Baseline):
+class DiffRate(MergingBaseline):
     """Prunes and merges as ``rates`` say; ``origin`` of the rates is for the knob's text."""
 
+    title = "DiffRate"
+
     def __init__(self, backbone: Backbone, rates: Rates, origin: str = "given") -> None:
-        check_class_token(backbone, "DiffRate")
-        check_branches(backbone, "DiffRate")
         if not len(rates.pruned) == len(rates.merged) == backbone.depth:
             raise ConfigError(
                 f"DiffRate needs rates for {backbone.depth} blocks, got {len(rates.pruned)} pruned and "
@@ -112,22 +113,10 @@ class DiffRate(Baseline):
         pruned = min(self.rates.pruned[index], patches - 1)
         return pruned, min(self.rates.merged[index], patches - 1 - pruned)
 
-    def forward(self, images: Images) -> Tensor:
-        """Logits."""
-        bb = self.backbone
-        return bb.classify(bb.norm(self.tokens(images)[0]))
-
-    def tokens(self, images: Images) -> tuple[Tensor, Float[Tensor, "batch patches"]]:
-        """(tokens after the last block, number of patches merged into each one)."""
-        bb = self.backbone
-        embedded = bb.embed(images)
-        check_no_rope(embedded.rope, "DiffRate")
-        x = embedded.tokens
-        self._check_grid(x.shape[1] - bb.prefix)
-        size = x.new_ones(len(x), x.shape[1] - bb.prefix)
-        for index in range(bb.depth):
-            x, size = self.block(index, x, size)
-        return x, size
+    def block_for(self, patches: int) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """`block`. Raises ConfigError if the rates are for another number of patches."""
+        self._check_grid(patches)
+        return self.block
 
     def block(self, index: int, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """One block that prunes and merges between attention and MLP."""

@@ -17,20 +17,22 @@ scaled by the square of their ratio.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, sdpa
-from ...backbones.timm_branches import attention_branch, branch_cost, check_branches, mlp_branch
+from ...backbones.timm_branches import attention_branch, branch_cost, mlp_branch
 from .ats import significance
 from .base import (
     Baseline,
     Images,
+    MergingBaseline,
     Method,
-    check_class_token,
-    check_no_rope,
     closest,
     dense_flops,
     reduction_blocks,
@@ -51,34 +53,21 @@ def prunes(score: Float[Tensor, "batch patches"], threshold: float) -> Bool[Tens
     return score.var(dim=1, correction=0) > threshold
 
 
-class PrunePool(Baseline):
+class PrunePool(MergingBaseline):
     """Removes ``removed[l]`` patches in block l, or half of them if there are fewer than twice as many."""
 
+    title = "PPT"
+
     def __init__(self, backbone: Backbone, removed: tuple[int, ...], threshold: float = THRESHOLD) -> None:
-        check_class_token(backbone, "PPT")
-        check_branches(backbone, "PPT")
         blocks = tuple(block for block, count in enumerate(removed) if count)
         super().__init__(backbone, f"r {max(removed)} in blocks {blocks}, threshold {threshold:.1e}")
         self.removed, self.threshold = removed, threshold
 
-    def forward(self, images: Images) -> Tensor:
-        """Logits."""
-        bb = self.backbone
-        return bb.classify(bb.norm(self.tokens(images)[0]))
+    def block_for(self, patches: int) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """`block`; the threshold is for 196 patches, and the variance of scores falls with the square of the number."""
+        return partial(self.block, threshold=self.threshold * (196 / patches) ** 2)
 
-    def tokens(self, images: Images) -> tuple[Tensor, Float[Tensor, "batch patches"]]:
-        """(tokens after the last block, number of patches pooled into each one)."""
-        bb = self.backbone
-        embedded = bb.embed(images)
-        check_no_rope(embedded.rope, "PPT")
-        x = embedded.tokens
-        size = x.new_ones(len(x), x.shape[1] - bb.prefix)
-        threshold = self.threshold * (196 / size.shape[1]) ** 2
-        for index in range(bb.depth):
-            x, size = self.block(index, x, size, threshold)
-        return x, size
-
-    def block(self, index: int, x: Tensor, size: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    def block(self, index: int, x: Tensor, size: Tensor, threshold: float = THRESHOLD) -> tuple[Tensor, Tensor]:
         """One block that prunes or pools between attention and MLP."""
         bb, r = self.backbone, self.count(index, size.shape[1])
         seen: list[Tensor] = []

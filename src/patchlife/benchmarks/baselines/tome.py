@@ -17,8 +17,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, sdpa
-from ...backbones.timm_branches import attention_branch, branch_cost, check_branches, mlp_branch
-from .base import Baseline, Images, Method, check_class_token, check_no_rope, closest, dense_flops, take
+from ...backbones.timm_branches import attention_branch, branch_cost, mlp_branch
+from .base import (
+    Baseline,
+    Images,
+    MergingBaseline,
+    Method,
+    closest,
+    dense_flops,
+    take,
+)
 
 __all__ = ["TOME", "Pairs", "ToMe", "match", "merge", "merge_pairs", "pairs_for"]
 
@@ -62,31 +70,15 @@ def merge_pairs(
     return both[..., :-1] / size[..., None], size
 
 
-class ToMe(Baseline):
+class ToMe(MergingBaseline):
     """Merges ``pairs[l]`` pairs in block l, or all pairs if there are fewer."""
 
+    title = "ToMe"
+
     def __init__(self, backbone: Backbone, pairs: tuple[int, ...]) -> None:
-        check_class_token(backbone, "ToMe")
-        check_branches(backbone, "ToMe")
         more = sum(r > min(pairs) for r in pairs)
         super().__init__(backbone, f"r {min(pairs)}" + (f", {max(pairs)} in the first {more} blocks" if more else ""))
         self.pairs = pairs
-
-    def forward(self, images: Images) -> Tensor:
-        """Logits."""
-        bb = self.backbone
-        return bb.classify(bb.norm(self.tokens(images)[0]))
-
-    def tokens(self, images: Images) -> tuple[Tensor, Float[Tensor, "batch patches"]]:
-        """(tokens after the last block, number of patches merged into each one)."""
-        bb = self.backbone
-        embedded = bb.embed(images)
-        check_no_rope(embedded.rope, "ToMe")
-        x = embedded.tokens
-        size = x.new_ones(len(x), x.shape[1] - bb.prefix)
-        for index in range(bb.depth):
-            x, size = self.block(index, x, size)
-        return x, size
 
     def block(self, index: int, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """One block with merging between attention and MLP."""
