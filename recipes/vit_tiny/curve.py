@@ -4,7 +4,8 @@ the picture docs/images/budget_curve.png, and the tables of docs/how_to/choose_a
     python recipes/vit_tiny/curve.py SHARED [--every 4] [--adapter FOLDER] [--methods tome,ppt,mame]
 
 SHARED has weights/vit_tiny_patch16_224.safetensors and data/. The work is done by `patchlife bench` (other methods, and
-this one with nothing trained) and `patchlife eval` (the adapter). Finished parts in --work are not repeated;
+this one with nothing trained), `patchlife tune` (on 256 of the photos that the adapter was trained on) and `patchlife
+eval`. Finished parts in --work are not repeated;
 --draw-only makes picture and tables from the JSON file alone.
 """
 
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 SETS = {"in1k-samples": "one photo of each ImageNet class", "in20/val": "validation photos of 20 ImageNet classes"}
 PICTURE, PAGE = ROOT / "docs/images/budget_curve.png", ROOT / "docs/how_to/choose_a_budget.md"
 MEASURES = (("top1", "top-1, %", 100), ("divergence", "KL divergence from the dense model, nats", 1))
-OURS = ("adapter, fixed", "adapter, adaptive", "nothing trained, fixed")
+OURS = ("adapter, fixed", "adapter, adaptive", "tuned, fixed", "nothing trained, fixed")
 TITLES = {"ours-fixed": "nothing trained, fixed"}
 
 
@@ -38,16 +39,28 @@ def measured(shared: Path, work: Path, adapter: Path, methods: str, every: int) 
     """All curves on all sets, as in the JSON file."""
     weights = shared / "weights" / "vit_tiny_patch16_224.safetensors"
     result: dict[str, Any] = {"adapter": adapter.name, "sets": {}}
+    tuned, photos = work / "tuned", [shared / "data" / part / "train" for part in ("in20", "caltech101")]
+    if not tuned.is_dir():
+        _run("tune", "vit_tiny_patch16_224", *photos, "--checkpoint", weights, "--out", tuned)
     for name in SETS:
         folder, data = work / f"{name.replace('/', '-')}-{every}", shared / "data" / name
-        bench, scores = _bench(folder / "bench", weights, data, methods, every), folder / "adapter.json"
-        if not scores.exists():
-            options = ["--checkpoint", weights, "--every", every, "--modes", "fixed,adaptive", "--out", scores]
-            _run("eval", adapter, data, *options, "--curve", scores.with_suffix(".html"), "--points", bench)
-        both = [json.loads(path.read_text()) for path in (bench, scores)]
-        result["sets"][name], result["conditions"] = _curves(*both)
+        bench = _bench(folder / "bench", weights, data, methods, every)
+        options = ["--checkpoint", weights, "--every", every, "--points", bench]
+        both = [
+            _eval(adapter, data, folder / "adapter.json", "--modes", "fixed,adaptive", *options),
+            _eval(tuned, data, folder / "tuned.json", *options),
+        ]
+        result["sets"][name], result["conditions"] = _curves(json.loads(bench.read_text()), *both)
         result["sets"][name]["every"] = every
     return result
+
+
+def _eval(model: Path, data: Path, out: Path, *options: object) -> dict[str, Any]:
+    """The result of eval."""
+    if not out.exists():
+        _run("eval", model, data, *options, "--curve", out.with_suffix(".html"), "--out", out)
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
 
 
 def _bench(out: Path, weights: Path, data: Path, methods: str, every: int) -> Path:
@@ -66,12 +79,16 @@ def _run(*words: object) -> None:
         raise SystemExit(code)
 
 
-def _curves(bench: dict[str, Any], scores: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _curves(
+    bench: dict[str, Any], scores: dict[str, Any], tuned: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(dense model, number of photos and points of each curve; conditions)."""
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in OURS}
-    for score in scores["scores"]:
-        names = ("budget", "fraction", "top1", "drop", "drop_interval", "agreement", "divergence")
-        curves[f"adapter, {score['mode']}"].append({name: score[name] for name in names})
+    names = ("budget", "fraction", "top1", "drop", "drop_interval", "agreement", "divergence")
+    for title, measurement in (("adapter", scores), ("tuned", tuned)):
+        for score in measurement["scores"]:
+            if (curve := f"{title}, {score['mode']}") in curves:
+                curves[curve].append({name: score[name] for name in names})
     (dense,) = [row for row in bench["accuracy"] if row["method"] == "dense"]
     for row in bench["accuracy"]:
         if row["method"] == "dense" or row["left_out"]:
