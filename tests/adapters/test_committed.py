@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import patchlife
 from patchlife import SlimModel
+from patchlife.adapters import read_adapter
+from patchlife.backbones import build
 from patchlife.config import ModelConfig
 from patchlife.data import list_photos, read_photo
+from patchlife.errors import AdapterError
+from patchlife.io.files import sha256_of
 from patchlife.runtime.demo_model import demo_backbone, demo_folder
 from patchlife.runtime.opening import open_pipeline
 from patchlife.runtime.pipeline import Pipeline
+from patchlife.slimming.regressor import LifeRegressors
 
 ROOT = Path(__file__).parents[2]
+VIT_TINY = ROOT / "recipes" / "vit_tiny"
+ADAPTERS = ("adapter", "head")
 FOLDERS = sorted(
     path.parent for place in ("recipes", "src") for path in (ROOT / place).rglob("adapter.json") if path.is_file()
 )
@@ -64,12 +72,44 @@ def test_at_budget_1_the_model_is_the_backbone(folder: Path, mode: str, pipeline
         assert (slimmed - model(images)).abs().max() > 0.01, "nothing was dropped, so this test shows nothing"
 
 
-@pytest.mark.parametrize("folder", NAMES)
-def test_it_is_small_and_names_no_file_of_a_machine(folder: Path) -> None:
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 2.1e6
-    manifest = json.loads((folder / "adapter.json").read_text())
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_it_is_complete_small_and_names_no_file_of_a_machine(folder: Path) -> None:
+    manifest, tensors = read_adapter(folder)
     assert manifest["format"] == 5, "fit it again: shapes and start blocks follow the budget"
+    assert manifest["scorer"]["kind"] == LifeRegressors.kind
     assert not (manifest["origin"] or {}).get("checkpoint")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 2_000_000
+    assert any(key.startswith("weight_delta.") for key in tensors) == (folder == VIT_TINY / "adapter")
+
+
+def perturbed(vit: nn.Module, part: float) -> nn.Module:
+    """A copy with noise on all weights, of ``part`` of their standard deviation, as after a short training."""
+    other, generator = copy.deepcopy(vit), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(part * parameter.std() * torch.randn(parameter.shape, generator=generator))
+    return other
+
+
+def assert_belongs_to(folder: Path, vit: nn.Module) -> None:
+    """The backbone is accepted in every precision; a perturbed one is refused."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        patchlife.load(folder, copy.deepcopy(vit).to(dtype))
+        for part in (0.01, 0.003) if dtype != torch.bfloat16 else (0.01,):
+            with pytest.raises(AdapterError, match="was made for other weights"):
+                patchlife.load(folder, perturbed(vit, part).to(dtype))
+
+
+def test_the_demo_adapter_belongs_to_the_demo_backbone() -> None:
+    assert_belongs_to(demo_folder() / "adapter", demo_backbone())
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_it_belongs_to_the_published_weights(name: str, shared: Path) -> None:
+    weights = shared / "weights" / "vit_tiny_patch16_224.safetensors"
+    assert_belongs_to(VIT_TINY / name, build("vit_tiny_patch16_224", weights)[0])
+    assert read_adapter(VIT_TINY / name)[0]["origin"]["sha256"] == sha256_of(weights)
 
 
 @torch.inference_mode()
@@ -77,7 +117,7 @@ def test_it_is_small_and_names_no_file_of_a_machine(folder: Path) -> None:
 def test_of_vit_tiny_the_weight_delta_is_better_than_the_scorer_and_the_scorer_than_nothing(shared: Path) -> None:
     """KL divergence from the dense model on photos that no weights were trained on."""
     weights = shared / "weights" / "vit_tiny_patch16_224.safetensors"
-    folders = [ROOT / "recipes" / "vit_tiny" / name for name in ("adapter", "head")]
+    folders = [VIT_TINY / name for name in ADAPTERS]
     pipelines = [opened(folder, weights) for folder in folders]
     pipelines.append(open_pipeline(ModelConfig("vit_tiny_patch16_224", checkpoint=weights)))
     images = images_of(pipelines[0], shared / "data" / "in1k-samples", 50)
