@@ -24,7 +24,7 @@ from photo_sets import PhotoSets, dense_top1, photo_sets
 from plot import plot
 from seed_table import comparisons, table
 from torch import Tensor
-from trained_methods import BASELINES, FIRST_TRAINED, OURS, START, Trainable, baseline, ours
+from trained_methods import BASELINES, FIRST_TRAINED, OURS, RATES, START, Trainable, baseline, ours
 
 import patchlife
 from patchlife.backbones import Backbone
@@ -135,7 +135,8 @@ def learn(
     method: str, dense: Backbone, sets: PhotoSets, flops: float, epochs: int, seed: int, work: Path
 ) -> dict[str, Any]:
     """One method's accuracy against epochs."""
-    run = StageConfig(f"{method}-{flops:g}-{epochs}-{seed}", epochs, BATCH, RATE, save_every=float("inf"), seed=seed)
+    name, rate = f"{method}-{flops:g}-{epochs}-{seed}", RATES.get(method, RATE)
+    run = StageConfig(name, epochs, BATCH, rate, save_every=float("inf"), seed=seed)
     for unfinished in (run.name, f"{run.name}-scorer"):  # a checkpoint has neither seconds nor the curve
         shutil.rmtree(work / unfinished, ignore_errors=True)
     steps, started = run.steps(len(sets.train)), time.monotonic()
@@ -153,7 +154,7 @@ def _trainable(
     method: str, dense: Backbone, targets: TargetCache, flops: float, steps: int, work: Path, run: StageConfig
 ) -> Trainable:
     if method in OURS:
-        return ours(dense, targets, flops, method == "ours-one", work, run)
+        return ours(dense, method, targets, flops, work, run)
     return baseline(dense, method, flops, steps)
 
 

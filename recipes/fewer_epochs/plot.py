@@ -16,6 +16,7 @@ from seed_table import TITLES, Curves, by_run, mean_points, sets_of
 from patchlife.visual.plots import new_figure, rendered
 
 COLOURS = {
+    "ours-delta": "#000000",
     "ours": "#0a7d3c",
     "ours-one": "#7fbf3f",
     "evit": "#c44e52",

@@ -14,8 +14,9 @@ from typing import Any
 Curves = list[dict[str, Any]]
 
 TITLES = {
-    "ours": "PatchLife, any budget",
-    "ours-one": "PatchLife, this budget only",
+    "ours-delta": "PatchLife, any budget, delta",
+    "ours": "PatchLife, any budget, all weights",
+    "ours-one": "PatchLife, this budget only, all weights",
     "evit": "EViT",
     "dynamicvit": "DynamicViT",
     "tnt": "TNT, one layer",

@@ -26,7 +26,9 @@ from patchlife.training.stages import Regression, Slimming
 from patchlife.training.target_cache import TargetCache
 
 FIRST_TRAINED = 3  # block; the blocks before it are those of the dense model
-OURS = ("ours", "ours-one")
+OURS = ("ours-delta", "ours", "ours-one")
+RATES = {"ours-delta": TrainingConfig(finetune="adapter").stage2_learning_rate}
+"""Peak learning rates of methods that do not train whole weights."""
 BASELINES = ("evit", "dynamicvit", "tnt", "tome")
 START = {"tome": 0}
 """The block whose input a method's training starts at, where it is not the first trained one: ToMe merges in every
@@ -50,10 +52,9 @@ class OneBudget(Slimming):
         return super().forward(step._replace(random_draw=0.0))
 
 
-def ours(
-    dense: Backbone, targets: TargetCache, flops: float, one_budget: bool, work: Path, run: StageConfig
-) -> Trainable:
-    """PatchLife after stage 1 (eight epochs on cached tokens), for stage 2 at all budgets or at this one only."""
+def ours(dense: Backbone, method: str, targets: TargetCache, flops: float, work: Path, run: StageConfig) -> Trainable:
+    """PatchLife after stage 1 (eight epochs on cached tokens), for stage 2: with the weight delta of ``fit --finetune
+    adapter`` at all budgets, or with all weights at all budgets or at this one only."""
     backbone = adapt(copy.deepcopy(dense.model))
     torch.manual_seed(run.seed)
     scorer = LifeRegressor(backbone.dim, backbone.prefix).to(backbone.device)
@@ -61,13 +62,13 @@ def ours(
     first = StageConfig(name, _SCORER_EPOCHS, run.batch_size, rate, save_every=float("inf"), seed=run.seed)
     train(Regression(scorer), targets, first, work, accelerator_for(backbone.device.type))
     model = SlimModel(backbone, LifeConfig(budget=flops, start=FIRST_TRAINED), scorer)
-    student = student_of(model, TrainingConfig(finetune="full"))
+    student = student_of(model, TrainingConfig(finetune="adapter" if method == "ours-delta" else "full"))
     embedded = backbone.embed(backbone.blank())
 
     def logits_of(tokens: Tensor) -> Tensor:
         return student.set_budget(flops).resume(tokens, embedded)
 
-    stage = OneBudget(student, flops, 0.0) if one_budget else Slimming(student, LOWEST_BUDGET, 0.0)
+    stage = OneBudget(student, flops, 0.0) if method == "ours-one" else Slimming(student, LOWEST_BUDGET, 0.0)
     return Trainable(stage, logits_of, patchlife.flops(model).budget)
 
 

@@ -149,11 +149,12 @@ def test_the_table_has_means_and_deviations_over_the_seeds() -> None:
     curves = [a_curve("ours", 1, 60, 0.2), a_curve("ours", 1, 64, 0.4), a_curve("tnt", 2, 50, 0.5)]
     result = {"dense": {"set": 80.0}, "curves": curves}
     lines = table(result).splitlines()
-    assert lines[2] == "| PatchLife, any budget | 1 | 10 | 62.0 ± 2.8 | 0.300 ± 0.141 | 2 |"
+    assert lines[2] == "| PatchLife, any budget, all weights | 1 | 10 | 62.0 ± 2.8 | 0.300 ± 0.141 | 2 |"
     assert lines[3] == "| TNT, one layer | 2 | 20 | 50.0 | 0.500 | 1 |"
     assert mean_points(curves[:2])[1]["set"]["top1"] == 62
     assert comparisons(result) == [
-        "PatchLife, any budget, 1 epochs, against TNT, one layer, 2 epochs: set +12.0 points, KL 0.300 against 0.500"
+        "PatchLife, any budget, all weights, 1 epochs, against TNT, one layer, 2 epochs: "
+        "set +12.0 points, KL 0.300 against 0.500"
     ]
 
 
