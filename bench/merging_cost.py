@@ -21,7 +21,7 @@ import torch
 from patchlife import LifeConfig, SlimModel, wrap
 from patchlife.backbones import adapt, signature
 from patchlife.backbones.gated_training import add_gated_delta
-from patchlife.backbones.gates import GATES
+from patchlife.backbones.gates import ramps_down_to
 from patchlife.backbones.weight_delta import WeightDelta, delta_between
 from patchlife.evaluation.timing import conditions
 from patchlife.io.files import write_atomic
@@ -40,6 +40,9 @@ def gated(name: str, rank: int) -> SlimModel:
         if parameter_name.endswith((".up", ".shift")):
             parameter.normal_(std=0.01)
     return model.use_delta(WeightDelta(delta_between(trained, model.backbone), signature(model.backbone), gates=GATES))
+
+
+GATES = ramps_down_to(0.3)
 
 
 def milliseconds(rounds: int, prepare: Callable[[], object], run: Callable[[], object]) -> dict[str, float]:

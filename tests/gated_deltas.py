@@ -11,9 +11,12 @@ import patchlife
 from patchlife import LifeConfig, SlimModel
 from patchlife.backbones import Backbone, adapt, signature
 from patchlife.backbones.gated_training import add_gated_delta
-from patchlife.backbones.gates import GATES, Ramps
+from patchlife.backbones.gates import Ramps, ramps_down_to
 from patchlife.backbones.weight_delta import WeightDelta, delta_between
 from patchlife.slimming.regressor import LifeRegressor
+
+GATES = ramps_down_to(0.6)
+"""Of the deltas here."""
 
 WALK = (0.9, 0.62, 1.0, 0.7, 0.85, 0.62, 0.97)
 """Budgets to pass through; all gates open at some of them."""

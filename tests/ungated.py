@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from patchlife.backbones import Backbone
 from patchlife.backbones.gated_training import add_gated_delta
+from patchlife.backbones.gates import Ramp
 from patchlife.backbones.weight_delta import delta_between as gated_delta_between
 
 
 def add_low_rank(modules: Iterable[nn.Module], rank: int) -> None:
     """Add a low-rank delta to every linear layer in ``modules``: one gate, which is always open."""
-    add_gated_delta(modules, rank, (0.5,)).merge(nn.Module(), (1.0,))
+    add_gated_delta(modules, rank, (Ramp(0.0, 0.5, 1.0),)).merge(nn.Module(), (1.0,))
 
 
 def delta_between(trained: Backbone, original: Backbone) -> dict[str, Tensor]:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from converted import PAIRS, pair
 from families import built, photos
-from gated_deltas import WALK, delta_of, gated_model
+from gated_deltas import GATES, WALK, delta_of, gated_model
 from torch import Tensor, nn
 
 import patchlife
 from patchlife import SlimModel
 from patchlife.adapters import read_adapter
 from patchlife.backbones import adapt
-from patchlife.backbones.gates import GATES, ramps_of
+from patchlife.backbones.gates import ramps_of
 from patchlife.errors import AdapterError
 
 SOME = [
@@ -124,21 +124,3 @@ def test_a_delta_of_a_weight_that_is_missing_is_refused(tmp_path: Path) -> None:
     patchlife.save(model, tmp_path / "adapter")
     with pytest.raises(AdapterError, match=r"blocks\.9\.norm1\.weight"):
         patchlife.load(tmp_path / "adapter", built("vit"))
-
-
-@pytest.mark.shared
-def test_the_published_adapter_still_loads(shared: Path) -> None:
-    """An adapter of low rank without gates, as version 0.1 wrote it."""
-    import timm
-    from safetensors.torch import load_file
-
-    vit = timm.create_model("vit_tiny_patch16_224").eval()
-    vit.load_state_dict(load_file(shared / "weights" / "vit_tiny_patch16_224.safetensors"))
-    folder = Path(__file__).parents[2] / "recipes" / "vit_tiny" / "adapter"
-    model = patchlife.load(folder, vit)
-    merged = {name: value.clone() for name, value in model.unwrap().state_dict().items()}
-    for budget in (1.0, 0.5):
-        model.set_budget(budget)
-    assert all(torch.equal(value, merged[name]) for name, value in model.unwrap().state_dict().items())
-    if model.delta.gates is None:
-        assert not torch.equal(merged["blocks.5.mlp.fc1.weight"], vit.blocks[5].mlp.fc1.weight)

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-import timm
-from safetensors.torch import load_file
-
 import patchlife
 from patchlife import Shape
-from patchlife.runtime.demo_model import demo_backbone, demo_folder
+from patchlife.runtime.demo_model import demo_backbone
 
-ROOT = Path(__file__).parents[2]
+FOLDER = Path(__file__).with_name("demo_of_format_3")
 BUDGETS = (0.35, 0.5, 0.8, 1.0)
 
 
@@ -31,14 +27,6 @@ def check(model: patchlife.SlimModel, folder: Path, tmp_path: Path) -> None:
     assert (again["config"]["start"], again["config"]["drops"]) == (config["start"], config["drops"])
 
 
-def test_the_demos_adapter(tmp_path: Path) -> None:
-    check(patchlife.load(demo_folder() / "adapter", demo_backbone()), demo_folder() / "adapter", tmp_path)
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("name", ["adapter", "head"])
-def test_the_adapters_of_the_recipe(name: str, shared: Path, tmp_path: Path) -> None:
-    vit = timm.create_model("vit_tiny_patch16_224").eval()
-    vit.load_state_dict(load_file(shared / "weights" / "vit_tiny_patch16_224.safetensors"))
-    folder = ROOT / "recipes" / "vit_tiny" / name
-    check(patchlife.load(folder, vit), folder, tmp_path)
+def test_an_adapter_of_format_3(tmp_path: Path) -> None:
+    """That of the demo, as version 0.1 wrote it before schedules followed the budget."""
+    check(patchlife.load(FOLDER, demo_backbone()), FOLDER, tmp_path)

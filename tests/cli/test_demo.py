@@ -23,7 +23,7 @@ from patchlife.config import ModelConfig
 from patchlife.data import read_photo
 from patchlife.evaluation.threads import ThreadTimes
 from patchlife.evaluation.timing import Spread
-from patchlife.slimming.regressor import LifeRegressor
+from patchlife.slimming.regressor import LifeRegressor, LifeRegressors
 from patchlife.slimming.scorers import AttentionScorer
 
 ARCHITECTURE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 6, "num_heads": 2, "num_classes": 2}
@@ -147,7 +147,7 @@ def test_the_learned_scorer_is_used_unless_the_start_block_differs(stand_in):
 
 def test_the_embedded_demo_has_a_learned_scorer():
     model = opening.open_pipeline(ModelConfig("demo")).model
-    assert isinstance(model.scorer, LifeRegressor)
+    assert isinstance(model.scorer, LifeRegressors)
     assert model.calibration is not None
     images = torch.randn(2, 3, *model.backbone.image_size)
     assert torch.equal(model.set_budget(1.0)(images), model.backbone.model(images))  # the backbone is not modified

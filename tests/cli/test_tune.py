@@ -23,7 +23,7 @@ def test_a_plain_model_and_an_adapter_are_tuned(tmp_path: Path, capsys: pytest.C
     assert [line.split()[0] for line in printed.out.splitlines()] == ["budget", "0.5", "0.8"]
     manifest = json.loads(Path(plain, "adapter.json").read_text())
     assert manifest["tuning"]["photos"] == 3
-    assert manifest["scorer"]["kind"] == "life-regressor", "the scorer of the adapter stays"
+    assert manifest["scorer"]["kind"] == "life-regressors", "the scorer of the adapter stays"
     assert [row["budget"] for row in manifest["tuning"]["rows"]] == [0.5, 0.8]
     shapes = manifest["config"]["shapes"]
     assert shapes[-1]["budget"] == 1.0

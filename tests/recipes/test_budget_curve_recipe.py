@@ -36,10 +36,12 @@ EVAL = {
     ],
 }
 
+TUNED = {"scores": [SCORE | {"budget": 0.5, "mode": "fixed", "divergence": 0.07}]}
+
 
 @pytest.fixture
 def result() -> dict:
-    found, conditions = curve._curves(BENCH, EVAL)
+    found, conditions = curve._curves(BENCH, EVAL, TUNED)
     return {"conditions": conditions, "sets": {"in20/val": found}}
 
 
@@ -52,9 +54,9 @@ def test_a_cell_has_the_loss_of_top1_and_the_divergence(result: dict, tmp_path: 
     assert lines[0] == "before"
     assert lines[-1] == "after"
     assert "old" not in lines
-    assert "| budget | adapter, fixed | adapter, adaptive | nothing trained, fixed | ToMe |" in lines
-    assert "| 1 | 0.0 / 0.000 | out of reach | out of reach | out of reach |" in lines
-    assert "| 0.5 | 0.0 / 0.050 | 0.0 / 0.040 | 10.0 / 0.120 | 20.0 / 0.200 |" in lines
+    assert "| budget | adapter, fixed | adapter, adaptive | tuned, fixed | nothing trained, fixed | ToMe |" in lines
+    assert "| 1 | 0.0 / 0.000 | out of reach | out of reach | out of reach | out of reach |" in lines
+    assert "| 0.5 | 0.0 / 0.050 | 0.0 / 0.040 | 0.0 / 0.070 | 10.0 / 0.120 | 20.0 / 0.200 |" in lines
     assert lines.count("<!-- curve -->") == 1
 
 

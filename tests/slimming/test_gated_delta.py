@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import built, fresh, photos
-from gated_deltas import WALK, delta_of, gated_model, student_of
+from gated_deltas import GATES, WALK, delta_of, gated_model, student_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 import patchlife
 from patchlife import LifeConfig, SlimModel
 from patchlife.backbones import adapt
-from patchlife.backbones.gates import GATES, Ramp, channel_gates, gate_values
+from patchlife.backbones.gates import Ramp, channel_gates, gate_values
 from patchlife.errors import AdapterError, ConfigError
 from patchlife.slimming import variant
 

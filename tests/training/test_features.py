@@ -43,7 +43,7 @@ CONFIG = TrainingConfig(
     epochs=4,
     batch_size=10,
     finetune="adapter",
-    finetune_epochs=6,
+    finetune_epochs=12,
     finetune_learning_rate=3e-3,
     rank=4,
     lowest_budget=0.6,
@@ -202,7 +202,7 @@ def test_a_fit_brings_embeddings_of_new_photos_nearer_to_the_dense_ones(headless
     near, nearer = (torch.cosine_similarity(dense, output).mean().item() for output in (before, after))
     assert 1 - nearer < 0.9 * (1 - near)
     stage2 = [line for line in metrics(out) if line["stage"] == "slimming-adapter"]
-    assert len([line for line in stage2 if "loss" in line]) == 6 * 7
+    assert len([line for line in stage2 if "loss" in line]) == CONFIG.finetune_epochs * 7
     first, *_, last = (line["cosine"] for line in stage2 if "validation" in line)
     assert first < last
 

@@ -11,13 +11,15 @@ import torch
 from made_targets import PREPROCESS, QUICK, small_model, some_photos
 
 import patchlife
-from patchlife.backbones.gates import GATES, channel_gates, gate_values
+from patchlife.backbones.gates import channel_gates, gate_values, ramps_down_to
 from patchlife.cli import info
 from patchlife.config import TrainingConfig
 from patchlife.errors import ConfigError
 from patchlife.training.fit import accelerator_for, fit, student_of
 
 STAGE2 = TrainingConfig(**{**QUICK.__dict__, "finetune": "adapter", "finetune_epochs": 2, "rank": 5})
+
+GATES = ramps_down_to(STAGE2.lowest_budget)
 
 
 @pytest.fixture(scope="module")
@@ -87,4 +89,4 @@ def test_info_shows_size_and_gates(fitted) -> None:
     delta = info._delta(fitted[0])
     assert delta == json.loads(json.dumps(delta))
     text = info._delta_text(delta)
-    assert "none at budget 1, gates at 0 to 0.7, 0.3 to 0.7 of removed FLOPs" in text
+    assert "none at budget 1, gates at 0 to 0.4, 0.171429 to 0.4 of removed FLOPs" in text

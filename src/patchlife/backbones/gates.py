@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError
 
-__all__ = ["GATES", "GatedWeights", "Ramp", "Ramps", "channel_gates", "gate_values", "ramps_of"]
+__all__ = ["GatedWeights", "Ramp", "Ramps", "channel_gates", "gate_values", "ramps_down_to", "ramps_of"]
 
 
 class Ramp(NamedTuple):
@@ -28,8 +28,14 @@ class Ramp(NamedTuple):
 
 Ramps = tuple[Ramp, ...]
 
-GATES: Ramps = (Ramp(0.0, 0.7, 1.5), Ramp(0.3, 0.7, 1.5))
-"""The ramps of a new gated delta."""
+
+def ramps_down_to(lowest: float) -> Ramps:
+    """The ramps of a new gated delta that is trained at budgets from ``lowest`` on: there all gates are fully open.
+
+    One gate begins to open at budget 1.0, the other one at three sevenths of the removed FLOPs (recipes/NOTES.md, q).
+    """
+    removed = round(1.0 - lowest, 6)
+    return Ramp(0.0, removed, 1.5), Ramp(round(removed * 3 / 7, 6), removed, 1.5)
 
 
 def gate_values(budget: float, ramps: Ramps) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ import torch
 from ..adapters import check_free, save
 from ..backbones import adapt
 from ..backbones.gated_training import add_gated_delta
-from ..backbones.gates import GATES
+from ..backbones.gates import ramps_down_to
 from ..backbones.weight_delta import WeightDelta, apply_delta, delta_between, delta_since
 from ..config import TrainingConfig
 from ..data import Preprocess
@@ -29,7 +29,7 @@ from ..version import __version__
 from .caches import CALIBRATION_PHOTOS, collect_targets, collect_views
 from .checkpoint import check_settings, discard
 from .dense import DenseHead, DenseTarget, dense_target, predicts_densely
-from .initial_model import initial_model
+from .initial_model import LOWEST_BUDGET, initial_model
 from .log import check_tracker, seconds_per_step
 from .loop import train
 from .report import write_report
@@ -293,7 +293,8 @@ def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None)
     block do too, also at those that no schedule uses yet.
 
     The scorer is shared with ``model``. With ``finetune="adapter"`` a gated weight delta is trained, of low rank for
-    weights of linear layers; it follows the budget of the student, and is zero at budget 1.0.
+    weights of linear layers; it follows the budget of the student, from zero at budget 1.0 to all of it at
+    the lowest budget.
     ``end``: the blocks from this one on are not trained, because no target depends on them.
     """
     backbone = adapt(copy.deepcopy(model.backbone.model))
@@ -304,9 +305,10 @@ def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None)
     for module in (*late, backbone.final_norm, student.scorer):
         module.requires_grad_(True)
     if config.finetune == "adapter":
+        ramps = ramps_down_to(LOWEST_BUDGET if config.lowest_budget is None else config.lowest_budget)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            backbone.gated = add_gated_delta([*late, backbone.final_norm], config.rank, GATES)
+            backbone.gated = add_gated_delta([*late, backbone.final_norm], config.rank, ramps)
     return student
 
 
