@@ -18,6 +18,8 @@ from patchlife.cli.main import main
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LONG = ("docs/how_to/export.md", "docs/how_to/tune.md", "docs/how_to/tensorrt.md")
+"""Pages that take most of the time; they run with the slow tests."""
 
 
 def snippets(page: Path) -> list[tuple[str, str]]:
@@ -41,7 +43,14 @@ def files_of_the_pages(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft calls it
-@pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, id=(name := str(p.relative_to(ROOT))), marks=pytest.mark.slow if name in LONG else ())
+        for p in PAGES
+        if snippets(p)
+    ],
+)
 def test_page_runs(page, files_of_the_pages, capsys):
     if page.name == "transformers.md":
         pytest.importorskip("transformers")

@@ -25,7 +25,7 @@ def family_model(learned: bool) -> SlimModel:
     return model.eval()
 
 
-@pytest.mark.parametrize(("kind", "learned"), [("onnx", True), ("openvino", False)])
+@pytest.mark.parametrize(("kind", "learned"), [("onnx", True), pytest.param("openvino", False, marks=pytest.mark.slow)])
 def test_a_bundle_holds_budgets_with_different_starts(tmp_path: Path, kind: str, learned: bool) -> None:
     pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[kind])
     model, images = family_model(learned), exported_models.images(9)
