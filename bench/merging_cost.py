@@ -26,6 +26,8 @@ from patchlife.backbones.weight_delta import WeightDelta, delta_between
 from patchlife.evaluation.timing import conditions
 from patchlife.io.files import write_atomic
 
+GATES = ramps_down_to(0.3)
+
 MODELS = ("vit_tiny_patch16_224", "vit_base_patch16_224")
 
 
@@ -40,9 +42,6 @@ def gated(name: str, rank: int) -> SlimModel:
         if parameter_name.endswith((".up", ".shift")):
             parameter.normal_(std=0.01)
     return model.use_delta(WeightDelta(delta_between(trained, model.backbone), signature(model.backbone), gates=GATES))
-
-
-GATES = ramps_down_to(0.3)
 
 
 def milliseconds(rounds: int, prepare: Callable[[], object], run: Callable[[], object]) -> dict[str, float]:

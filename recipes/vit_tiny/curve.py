@@ -5,8 +5,7 @@ the picture docs/images/budget_curve.png, and the tables of docs/how_to/choose_a
 
 SHARED has weights/vit_tiny_patch16_224.safetensors and data/. The work is done by `patchlife bench` (other methods, and
 this one with nothing trained), `patchlife tune` (on 256 of the photos that the adapter was trained on) and `patchlife
-eval`. Finished parts in --work are not repeated;
---draw-only makes picture and tables from the JSON file alone.
+eval`. Finished parts in --work are not repeated; --draw-only makes picture and tables from the JSON file alone.
 """
 
 from __future__ import annotations
@@ -87,8 +86,7 @@ def _curves(
     names = ("budget", "fraction", "top1", "drop", "drop_interval", "agreement", "divergence")
     for title, measurement in (("adapter", scores), ("tuned", tuned)):
         for score in measurement["scores"]:
-            if (curve := f"{title}, {score['mode']}") in curves:
-                curves[curve].append({name: score[name] for name in names})
+            curves[f"{title}, {score['mode']}"].append({name: score[name] for name in names})
     (dense,) = [row for row in bench["accuracy"] if row["method"] == "dense"]
     for row in bench["accuracy"]:
         if row["method"] == "dense" or row["left_out"]:

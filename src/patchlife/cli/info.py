@@ -82,7 +82,8 @@ def _delta(model: SlimModel) -> dict[str, Any] | None:
     """Size in bytes of the weight delta, and its gates; None without one."""
     if model.delta is None:
         return None
-    return {"bytes": model.delta.size, "gates": [list(ramp) for ramp in model.delta.gates or ()]}
+    gates = [list(ramp) for ramp in model.delta.gates or ()]
+    return {"bytes": model.delta.size, "gates": gates or None}
 
 
 def _limits(pipeline: Pipeline, config: ModelConfig) -> list[str]:

@@ -40,8 +40,8 @@ class TrainingConfig:
             every budget.
         finetune_epochs: Epochs of stage 2.
         finetune_learning_rate: Peak learning rate of stage 2. Default: 1e-3 for adapter, 1e-4 for full.
-        rank: Rank of the low-rank deltas (--finetune adapter). Its channels are divided among three gates, which open
-            as the budget falls.
+        rank: Rank of the low-rank deltas (--finetune adapter). Its channels are divided among two gates, which open as
+            the budget falls.
         target: What training is for. logits: the classifier. features: patch features, for dense prediction with any
             head. pixels: the answers of a dense head, which only the Python function can be given. features and pixels
             change what the scorer learns too. Default: logits, or for a model without a classifier its embedding and

@@ -293,9 +293,8 @@ def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None)
     block do too, also at those that no schedule uses yet.
 
     The scorer is shared with ``model``. With ``finetune="adapter"`` a gated weight delta is trained, of low rank for
-    weights of linear layers; it follows the budget of the student, from zero at budget 1.0 to all of it at
-    the lowest budget.
-    ``end``: the blocks from this one on are not trained, because no target depends on them.
+    weights of linear layers; it follows the budget of the student, from zero at budget 1.0 to all of it at the
+    lowest budget. ``end``: the blocks from this one on are not trained, because no target depends on them.
     """
     backbone = adapt(copy.deepcopy(model.backbone.model))
     student = SlimModel(backbone, model.settings, model.scorer).eval().requires_grad_(False)

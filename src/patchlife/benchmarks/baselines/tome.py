@@ -25,6 +25,7 @@ from .base import (
     Method,
     closest,
     dense_flops,
+    size_bias,
     take,
 )
 
@@ -84,7 +85,7 @@ class ToMe(MergingBaseline):
         """One block with merging between attention and MLP."""
         bb, keys = self.backbone, []
         merged = any(self.pairs[:index])
-        bias = F.pad(size.log(), (bb.prefix, 0))[:, None, None] if merged else None
+        bias = size_bias(size, bb.prefix) if merged else None
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys.append(k)
