@@ -1,6 +1,6 @@
 """Track 3: how many epochs a method needs. PatchLife, EViT, DynamicViT, TNT and ToMe are trained in one loop, from the
-same weights, on the same photos and tokens, at the same FLOPs; accuracy is measured after every epoch. PatchLife is
-trained for the smallest number of epochs only.
+same weights, on the same photos and tokens, at the same FLOPs; accuracy is measured at the ends and after some epochs
+(``MEASURED_AFTER``). PatchLife is trained for the smallest number of epochs only.
 
     python recipes/fewer_epochs/compare.py DATA --checkpoint FILE --out FOLDER
 
@@ -39,11 +39,13 @@ from patchlife.training.stage import Stage, StageConfig, Step
 from patchlife.training.target_cache import TargetCache
 
 BATCH, RATE = 50, 1e-4
+MEASURED_AFTER = (0, 1, 3, 6)
+"""Epochs; measuring on 2000 photos takes as long as training on 670."""
 NAME = "vit_tiny_patch16_224"
 
 
 class Measured(Stage):
-    """A stage that is evaluated before every epoch; ``seconds`` leave the evaluation out."""
+    """A stage that is evaluated after the epochs ``MEASURED_AFTER``; ``seconds`` leave the evaluation out."""
 
     def __init__(self, stage: Stage, every: int, evaluate: Callable[[], dict[str, dict[str, float]]]) -> None:
         super().__init__()
@@ -61,7 +63,7 @@ class Measured(Stage):
         self.started = time.monotonic() - seconds
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, float]]:
-        if self.steps % self.every == 0:
+        if self.steps in {self.every * epochs for epochs in MEASURED_AFTER}:
             self.measure()
         self.steps += 1
         return self.stage(step)
