@@ -165,6 +165,8 @@ def searched_diffrate(
     batches = list(images.split(batch_size) if isinstance(images, Tensor) else images)
     if not batches:
         raise ConfigError("the search of DiffRate's rates needs images, got none")
+    with torch.no_grad():
+        dense = [backbone.output(batch).float().log_softmax(dim=1) for batch in batches]
     choice = RateChoice(uniform(backbone, flops, batches[0])).to(backbone.device)
     generator, steps = torch.Generator().manual_seed(seed), epochs * len(batches)
     optimizer = torch.optim.Adam(choice.parameters())
@@ -172,20 +174,21 @@ def searched_diffrate(
         if step % len(batches) == 0:
             order = torch.randperm(len(batches), generator=generator).tolist()
         optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
-        batch = batches[order[step % len(batches)]]
+        batch = order[step % len(batches)]
         # gradients of the choice only: the backbone's parameters get none
         with torch.enable_grad():
-            (choice.logits.grad,) = torch.autograd.grad(_loss(backbone, choice, batch, flops), [choice.logits])
+            loss = _loss(backbone, choice, batches[batch], dense[batch], flops)
+            (choice.logits.grad,) = torch.autograd.grad(loss, [choice.logits])
         optimizer.step()
     return meeting(backbone, choice.rates(), flops, batches[0])
 
 
-def _loss(backbone: Backbone, choice: RateChoice, images: Images, flops: float) -> Tensor:
-    """KL divergence from the dense model in nats, plus the penalty on the expected FLOPs."""
-    with torch.no_grad():
-        teacher = backbone.output(images).float().log_softmax(dim=1)
+def _loss(
+    backbone: Backbone, choice: RateChoice, images: Images, dense: Float[Tensor, "batch classes"], flops: float
+) -> Tensor:
+    """KL divergence from the dense model's log-probabilities in nats, plus the penalty on the expected FLOPs."""
     student = masked_logits(backbone, choice, images).float().log_softmax(dim=1)
-    divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    divergence = F.kl_div(student, dense, reduction="batchmean", log_target=True)
     outer = sum(backbone.outer_flops((images.shape[-2], images.shape[-1])))
     fraction = (choice.flops(backbone) + outer) / dense_flops(backbone, images)
     return divergence + _FLOPS_WEIGHT * (fraction - flops).square()
