@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from gated_deltas import gated_model
+from gated_deltas import GATES, delta_of, gated_model, student_of
 from open_clip_models import SMALL, START, VisionTransformer, far_apart, fresh, liven
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
@@ -17,8 +17,9 @@ from ungated import add_low_rank, delta_between
 from patchlife import LifeConfig, load, save, wrap
 from patchlife.backbones import adapt, signature
 from patchlife.backbones.comparison import differences
-from patchlife.backbones.weight_delta import apply_delta
-from patchlife.errors import AdapterError
+from patchlife.backbones.gates import gate_values
+from patchlife.backbones.weight_delta import apply_delta, begin_with
+from patchlife.errors import AdapterError, ConfigError
 
 transformers = pytest.importorskip("transformers")
 
@@ -194,6 +195,29 @@ def test_an_adapter_of_other_weights_is_refused(tmp_path: Any) -> None:
         load(tmp_path / "adapter", in_open_clip(seed=1))
     with pytest.raises(AdapterError, match="does not fit"):
         load(tmp_path / "adapter", fresh("custom, scales"))
+
+
+@pytest.mark.parametrize("source", LIBRARIES)
+@pytest.mark.parametrize("target", LIBRARIES)
+def test_a_gated_delta_can_be_trained_further(source: str, target: str) -> None:
+    """A student that begins with it has the same weights; only where queries, keys and values become one it cannot."""
+    rank, gated = 5, delta_of(MAKE[source](), START, rank=5).gated
+    student, expected = student_of(MAKE[target](), START, rank), student_of(MAKE[source](), START, rank)
+    if source == "transformers" != target:
+        with pytest.raises(ConfigError, match=r"qkv.weight has 18 channels, others 5"):
+            begin_with(student, gated)
+        return
+    begin_with(student, gated)
+    for budget in (0.9, 0.6):
+        for one in (student, expected):
+            one.gated.merge(one.model, gate_values(budget, GATES))
+        assert_equal_outputs(embedding(student.model), embedding(expected.model))
+
+
+def test_a_delta_of_other_layers_cannot_be_trained_further() -> None:
+    gated = delta_of(in_timm(), START + 1).gated
+    with pytest.raises(ConfigError, match=f"other layers.*blocks.{START}.attn"):
+        begin_with(student_of(in_timm(), START), gated)
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)

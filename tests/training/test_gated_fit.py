@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ import patchlife
 from patchlife.backbones.gates import channel_gates, gate_values, ramps_down_to
 from patchlife.cli import info
 from patchlife.config import TrainingConfig
-from patchlife.errors import ConfigError
+from patchlife.errors import CheckpointError, ConfigError
 from patchlife.training.fit import accelerator_for, fit, student_of
+from patchlife.training.initial_model import initial_model
 
 STAGE2 = TrainingConfig(**{**QUICK.__dict__, "finetune": "adapter", "finetune_epochs": 2, "rank": 5})
 
@@ -80,9 +82,54 @@ def test_the_student_has_the_gates_of_its_budget_and_gradients_only_through_open
     assert not up.grad[:, first:].any(), "channels of the closed gates"
 
 
-def test_a_gated_adapter_is_no_teacher(fitted, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be the dense teacher"):
-        fit(fitted[0], [], PREPROCESS, tmp_path / "out", STAGE2, accelerator_for("cpu"))
+def test_a_student_begins_with_the_delta_of_an_earlier_fit(fitted, tmp_path: Path) -> None:
+    """At every budget the student computes what the adapter computes, and its teacher is the user's own model."""
+    earlier, images = fitted[0], torch.randn(3, 3, 48, 48)
+    model, config = initial_model(earlier, TrainingConfig(finetune="adapter", epochs=0), PREPROCESS)
+    assert (config.rank, config.lowest_budget) == (STAGE2.rank, STAGE2.lowest_budget)
+    original = small_model().backbone.model
+    assert all(map(torch.equal, model.unwrap().parameters(), original.parameters()))
+    student = student_of(model, config)
+    for budget in (1.0, 0.85, 0.65):
+        with earlier.temporarily(budget=budget, mode="fixed"), torch.no_grad():
+            expected = earlier(images)
+            torch.testing.assert_close(student.set_budget(budget)(images), expected, rtol=0, atol=1e-5)
+    assert (expected - original(images)).abs().max() > 1e-3
+
+
+def test_a_second_fit_trains_the_delta_further(fitted, tmp_path: Path) -> None:
+    earlier, photos = fitted[0], some_photos(tmp_path / "photos", 24)
+    settings = replace(STAGE2, epochs=0, lowest_budget=None, rank=24)
+    with earlier.temporarily(budget=0.65):  # the delta is merged: the teacher must be without it
+        again = fit(earlier, photos, PREPROCESS, tmp_path / "out", settings, accelerator_for("cpu")).model
+    assert again.delta.gates == earlier.delta.gates
+    assert again.delta.tensors.keys() == earlier.delta.tensors.keys()
+    moved = [(again.delta.tensors[name] - value).abs().max() for name, value in earlier.delta.tensors.items()]
+    assert all(moved)
+    assert max(moved) < 0.1
+    own = dict(small_model().unwrap().named_parameters())
+    with again.temporarily(budget=1.0, mode="fixed"):
+        assert all(torch.equal(p, own[n]) for n, p in again.unwrap().named_parameters())
+    loaded = patchlife.load(tmp_path / "out", small_model().unwrap())
+    images = torch.randn(3, 3, 48, 48)
+    with loaded.temporarily(budget=0.7), again.temporarily(budget=0.7), torch.no_grad():
+        torch.testing.assert_close(loaded(images), again(images), rtol=0, atol=1e-5)
+    with pytest.raises(CheckpointError, match="initial delta"):  # the work folder belongs to this beginning
+        fit(again, photos, PREPROCESS, tmp_path / "out", settings, accelerator_for("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finetune": "full"}, "cannot be the dense teacher"),
+        ({"finetune": "none"}, "cannot be the dense teacher"),
+        ({"lowest_budget": 0.5}, "was trained down to budget 0.6, got lowest_budget 0.5"),
+    ],
+)
+def test_other_fits_from_a_gated_adapter_are_refused(fitted, changes, message: str, tmp_path: Path) -> None:
+    settings = replace(STAGE2, **changes)
+    with pytest.raises(ConfigError, match=message):
+        fit(fitted[0], [], PREPROCESS, tmp_path / "out", settings, accelerator_for("cpu"))
 
 
 def test_info_shows_size_and_gates(fitted) -> None:

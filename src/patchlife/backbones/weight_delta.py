@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import AdapterError, shortened
+from ..errors import AdapterError, ConfigError, shortened
 from .adapt import adapt
 from .attached import compute_weights
 from .backbone import Backbone
@@ -29,6 +29,7 @@ from .identity import CLASSIFIERS, plain_name, signature, weights_of
 __all__ = [
     "WeightDelta",
     "apply_delta",
+    "begin_with",
     "delta_between",
     "delta_since",
     "revert_delta",
@@ -81,21 +82,10 @@ class WeightDelta:
 
 def delta_between(trained: Backbone, original: Backbone) -> dict[str, Tensor]:
     """Tensors of the weight delta from ``original`` to ``trained``; those of gated deltas where it has them."""
-    ups, downs, shifts = {}, {}, {}
-    gates = 1
-    for path, module in trained.model.named_modules():
-        for name in getattr(module, "parametrizations", {}):
-            (own,) = module.parametrizations[name]
-            gates = len(own.gates.values)
-            if isinstance(own, GatedLowRank):
-                ups[f"{path}.{name}"], downs[f"{path}.{name}"] = own.up, own.down
-            else:
-                shifts[f"{path}.{name}"] = own.shift
-    downs_of = trained.shared_names(downs)
-    delta: dict[str, Tensor] = {}
-    for name, parts in trained.shared_names(ups).items():
-        delta[f"{name}.up"], delta[f"{name}.down"] = _joined(parts, downs_of[name], gates)
-    delta |= {f"{name}.shift": torch.cat(parts, dim=1) for name, parts in trained.shared_names(shifts).items()}
+    own, delta = _trained(trained), dict[str, Tensor]()
+    for name, parts in own.ups.items():
+        delta[f"{name}.up"], delta[f"{name}.down"] = _joined(parts, own.downs[name], own.gates)
+    delta |= {f"{name}.shift": torch.cat(parts, dim=1) for name, parts in own.shifts.items()}
     before, after = dict(original.model.named_parameters()), dict(trained.model.named_parameters())
     before, after = ({name: side[name] for name in before if name in after} for side in (before, after))
     old, new = original.shared_names(before), trained.shared_names(after)
@@ -105,25 +95,87 @@ def delta_between(trained: Backbone, original: Backbone) -> dict[str, Tensor]:
     return {name: value.detach().half().cpu().contiguous() for name, value in delta.items()}
 
 
+@torch.no_grad()
+def begin_with(student: Backbone, gated: dict[str, Tensor]) -> None:
+    """Set the gated delta that ``student`` trains to ``gated``, the tensors of an earlier one (see `delta_between`).
+
+    Raises ConfigError if they are of other layers, or of other channels.
+    """
+    own = _trained(student)
+    ours, theirs = {*own.ups, *own.shifts}, {_weight(key) for key in gated}
+    if ours != theirs:
+        raise ConfigError(
+            "the weight delta of this adapter is of other layers than those that are trained now "
+            f"({shortened(sorted(ours ^ theirs))}); fit one from the adapter's scorer, with the original backbone"
+        )
+    for name, parts in own.shifts.items():
+        for part, value in zip(parts, gated[f"{name}.shift"].split([p.shape[1] for p in parts], dim=1), strict=True):
+            part.copy_(value)
+    for name, parts in own.ups.items():
+        rank, up, down = parts[0].shape[1], gated[f"{name}.up"], gated[f"{name}.down"]
+        order = _channel_order(len(parts), rank, own.gates)
+        if len(down) not in (rank, len(order)):
+            raise ConfigError(
+                f"the weight delta of {name} has {len(down)} channels, others {rank}: this adapter was trained in a "
+                "library that stores the weight in other parts; train it further there"
+            )
+        rows = up.split([len(part) for part in parts])
+        for index, (part, part_down) in enumerate(zip(parts, own.downs[name], strict=True)):
+            channels = list(range(rank))
+            if len(down) == len(order):
+                channels = [order.index(index * rank + channel) for channel in channels]
+            part.copy_(rows[index][:, channels])
+            part_down.copy_(down[channels])
+
+
+class _Trained(NamedTuple):
+    """What a gated delta trains, by name of the weight: ``up`` and ``down`` of matrices, ``shift`` of vectors."""
+
+    ups: dict[str, list[Tensor]]
+    downs: dict[str, list[Tensor]]
+    shifts: dict[str, list[Tensor]]
+    gates: int
+
+
+def _trained(student: Backbone) -> _Trained:
+    ups, downs, shifts = {}, {}, {}
+    gates = 1
+    for path, module in student.model.named_modules():
+        for name in getattr(module, "parametrizations", {}):
+            (own,) = module.parametrizations[name]
+            gates = len(own.gates.values)
+            if isinstance(own, GatedLowRank):
+                ups[f"{path}.{name}"], downs[f"{path}.{name}"] = own.up, own.down
+            else:
+                shifts[f"{path}.{name}"] = own.shift
+    by_name = student.shared_names
+    return _Trained(by_name(ups), by_name(downs), by_name(shifts), gates)
+
+
 def _joined(
     ups: list[Float[Tensor, "outputs rank"]], downs: list[Float[Tensor, "rank inputs"]], gates: int
 ) -> tuple[Float[Tensor, "all_outputs channels"], Float[Tensor, "channels inputs"]]:
-    """Factors of a weight in several parts: its ``up`` has one block for each part.
-
-    Channels are sorted by their gates. Channels of zeros fill up where a gate has fewer than the others, so that
-    `channel_gates` gives every channel the gate that it was trained with.
-    """
+    """Factors of a weight in several parts: its ``up`` has one block for each part."""
     if len(ups) == 1:
         return ups[0], downs[0]
-    rank, parts = len(downs[0]), len(downs)
+    order = _channel_order(len(downs), len(downs[0]), gates)
+    up, down = torch.block_diag(*ups), torch.cat(downs)
+    up, down = (torch.cat((up, up.new_zeros(len(up), 1)), 1), torch.cat((down, torch.zeros_like(down[:1]))))
+    return up[:, order], down[order]
+
+
+def _channel_order(parts: int, rank: int, gates: int) -> list[int]:
+    """Which channel of which part, ``part * rank + channel``, each channel of all parts together is.
+
+    They are sorted by their gates. Channels of zeros, ``parts * rank``, fill up where a gate has fewer than the others,
+    so that `channel_gates` gives every channel the gate that it was trained with.
+    """
     of_gate = channel_gates(range(gates), rank)
     order: list[int] = []
     for gate in range(gates):
         own = [part * rank + c for part in range(parts) for c in range(rank) if of_gate[c] == gate]
-        order += own + [parts * rank] * (parts * -(-rank // gates) - len(own))
-    up, down = torch.block_diag(*ups), torch.cat(downs)
-    up, down = (torch.cat((up, up.new_zeros(len(up), 1)), 1), torch.cat((down, torch.zeros_like(down[:1]))))
-    return up[:, order], down[order]
+        order += own + [parts * rank] * (parts * -(-rank // gates) - len(own) if parts > 1 else 0)
+    return order
 
 
 def delta_since(backbone: Backbone, base: dict[str, Any], earlier: WeightDelta | None = None) -> WeightDelta | None:

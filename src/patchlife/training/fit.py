@@ -16,7 +16,7 @@ from ..adapters import check_free, save
 from ..backbones import adapt
 from ..backbones.gated_training import add_gated_delta
 from ..backbones.gates import ramps_down_to
-from ..backbones.weight_delta import WeightDelta, apply_delta, delta_between, delta_since
+from ..backbones.weight_delta import WeightDelta, apply_delta, begin_with, delta_between, delta_since
 from ..config import TrainingConfig
 from ..data import Preprocess
 from ..errors import ConfigError, MissingExtraError
@@ -79,8 +79,9 @@ def fit(
 
     Args:
         model: its backbone is the dense teacher and is not changed. A `LifeRegressor` or `LifeRegressors` as scorer is
-            trained further, any other scorer is replaced by a new one for the start blocks of ``config.starts``. Budget
-            or schedule, mode, and shapes, if they are set, are those of the adapter.
+            trained further, any other scorer is replaced by a new one for the start blocks of ``config.starts``. So is
+            a gated weight delta of an earlier fit, with ``finetune="adapter"``. Budget or schedule, mode, and shapes,
+            if they are set, are those of the adapter.
         photos: to train on. Labels are used only if ``config.label_weight`` is above 0.
         preprocess: from a photo to the backbone's input.
         out: folder of the adapter.
@@ -294,7 +295,8 @@ def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None)
 
     The scorer is shared with ``model``. With ``finetune="adapter"`` a gated weight delta is trained, of low rank for
     weights of linear layers; it follows the budget of the student, from zero at budget 1.0 to all of it at the
-    lowest budget. ``end``: the blocks from this one on are not trained, because no target depends on them.
+    lowest budget. It begins with the delta of ``model`` if there is one, else at zero. ``end``: the blocks from this
+    one on are not trained, because no target depends on them.
     """
     backbone = adapt(copy.deepcopy(model.backbone.model))
     student = SlimModel(backbone, model.settings, model.scorer).eval().requires_grad_(False)
@@ -308,6 +310,8 @@ def student_of(model: SlimModel, config: TrainingConfig, end: int | None = None)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             backbone.gated = add_gated_delta([*late, backbone.final_norm], config.rank, ramps)
+        if model.delta is not None and model.delta.gated:
+            begin_with(backbone, model.delta.gated)
     return student
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from ..backbones.weight_delta import delta_since
+from ..backbones.gates import ramps_down_to
+from ..backbones.weight_delta import WeightDelta, delta_since
 from ..config import TrainingConfig
 from ..data import Preprocess
 from ..errors import ConfigError
@@ -29,15 +30,15 @@ def initial_model(
 ) -> tuple[SlimModel, TrainingConfig]:
     """(model at the beginning of training, settings with the lowest budget).
 
-    The scorer is a copy of a learned one, else a new one from the seed. ``dense``: for dense prediction.
+    The scorer is a copy of a learned one, else a new one from the seed. A gated weight delta of an earlier fit is not
+    merged: the model's weights are those at budget 1.0. Rank and lowest budget of the settings become those of the
+    delta. ``dense``: for dense prediction.
     """
     if model.delta is not None and model.delta.learned:
-        raise ConfigError(
-            "the weights of this backbone were trained by an earlier stage 2, so it cannot be the dense teacher; give "
-            "the original backbone, or an adapter that has only a scorer"
-        )
-    original, backbone, settings = model, model.backbone, model.settings.replace(mode="fixed")
-    delta_since(backbone, original.base, original.delta)  # raises now, before training, if it could not be saved later
+        config = _continued(model.delta, config)
+    original, settings = model, model.settings.replace(mode="fixed")
+    delta_since(model.backbone, model.base, model.delta)  # raises now, before training, if it could not be saved later
+    backbone = original.dense_backbone()
     model = slim_model(backbone, settings, _initial_scorer(model, config, dense))
     model.base, model.delta = original.base, original.delta  # weights trained since wrapping belong to the adapter too
     if dense and len(target_starts(model)) > 1:
@@ -46,6 +47,29 @@ def initial_model(
             "set one: LifeConfig(start=...)"
         )
     return model, replace(config, lowest_budget=_lowest_budget(model, config, preprocess))
+
+
+def _continued(delta: WeightDelta, config: TrainingConfig) -> TrainingConfig:
+    """The settings with which a fit trains ``delta``, of an earlier fit, further.
+
+    Raises ConfigError if it cannot, because the weights of the dense teacher are not known, or the gates are others.
+    """
+    if not delta.gates or config.finetune != "adapter":
+        raise ConfigError(
+            "the weights of this backbone were trained by an earlier stage 2, so it cannot be the dense teacher; give "
+            "the original backbone, an adapter that has only a scorer, or an adapter whose weight delta follows the "
+            "budget with --finetune adapter, which trains the delta further"
+        )
+    lowest = round(1.0 - delta.gates[0].high, 6)
+    if delta.gates != ramps_down_to(lowest):
+        raise ConfigError("the gates of this adapter's weight delta are of another version; fit it again")
+    if config.lowest_budget not in (None, lowest):
+        raise ConfigError(
+            f"this adapter's weight delta was trained down to budget {lowest:g}, got lowest_budget "
+            f"{config.lowest_budget:g}; leave it out"
+        )
+    rank = min(len(value) for key, value in delta.gated.items() if key.endswith(".down"))
+    return replace(config, lowest_budget=lowest, rank=rank)
 
 
 def _initial_scorer(model: SlimModel, config: TrainingConfig, dense: bool) -> LifeRegressor | LifeRegressors:

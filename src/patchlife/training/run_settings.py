@@ -82,6 +82,12 @@ def _run_settings(
     }
 
 
+def _initial_delta(model: SlimModel) -> dict[str, str]:
+    """The weight delta of an earlier fit that stage 2 trains further; empty without one."""
+    gated = model.delta.gated if model.delta is not None else {}
+    return {"initial delta": checksum(fingerprints(gated))} if gated else {}
+
+
 def _shown_scorer(scorer: Scorer) -> str:
     learned = isinstance(scorer, LifeRegressor | LifeRegressors)
     return f"{scorer.kind}, weights {checksum(fingerprints(scorer.state_dict()))}" if learned else "new"
@@ -97,6 +103,7 @@ def _stage2_settings(
         "lowest_budget": config.lowest_budget,
         "views": config.views,
         "label_weight": config.label_weight,
+        **_initial_delta(model),
     }
     if model.settings.restore_by != "last":  # as before there was a choice: earlier checkpoints stay valid
         settings["restore"] = model.settings.restore_by
