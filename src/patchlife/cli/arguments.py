@@ -111,8 +111,8 @@ def _add_positional(target: Any, field: Field, hint: Any, text: str) -> str:
     read = _reader(get_args(hint)[0] if many else hint)
     if not _required(field):
         common = {"default": argparse.SUPPRESS, "help": _escaped(text)}
-        target.add_argument(field.name, metavar=name, type=read, nargs="?", **common)
-        return f"[{name}]"
+        target.add_argument(field.name, metavar=name, type=read, nargs="*" if many else "?", **common)
+        return f"[{name}...]" if many else f"[{name}]"
     target.add_argument(field.name, metavar=name, type=read, nargs="+" if many else None, help=_escaped(text))
     return f"{name}..." if many else name
 

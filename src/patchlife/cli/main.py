@@ -24,6 +24,7 @@ from ..config import (
     DrawConfig,
     EmbedConfig,
     EvalConfig,
+    ExploreConfig,
     ExportConfig,
     FitConfig,
     InfoConfig,
@@ -42,6 +43,7 @@ VERBS: dict[str, type] = {
     "predict": PredictConfig,
     "embed": EmbedConfig,
     "draw": DrawConfig,
+    "explore": ExploreConfig,
     "info": InfoConfig,
     "export": ExportConfig,
     "bench": BenchConfig,
@@ -56,6 +58,7 @@ _EXAMPLES = """examples:
   patchlife predict vit_tiny_patch16_224 photos/ --checkpoint vit.safetensors --budget 0.6 --out results.jsonl
   patchlife embed hf-hub:timm/vit_small_patch14_dinov2.lvd142m photos/ --out embeddings.parquet
   patchlife draw vit_tiny_patch16_224 dog.jpg --pretrained --strip
+  patchlife explore demo --open
   patchlife info vit_small_patch14_dinov2 --budget 0.5
   patchlife fit vit_tiny_patch16_224 photos/ --pretrained --out my-adapter
   patchlife tune my-adapter photos/ --out my-tuned-adapter"""

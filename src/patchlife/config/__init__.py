@@ -3,6 +3,7 @@
 This package does not import torch, so that ``--help`` is fast.
 """
 
+from .services import ExploreConfig
 from .shapes import Shape
 from .slimming import MODES, RESTORES, LifeConfig, Mode, Restore
 from .training import Finetune, TrainingConfig
@@ -40,6 +41,7 @@ __all__ = [
     "EmbedConfig",
     "EngineName",
     "EvalConfig",
+    "ExploreConfig",
     "ExportConfig",
     "Finetune",
     "FitConfig",

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..io.files import write_atomic
 
-__all__ = ["Section", "code", "figure", "heading", "note", "page", "paragraph", "save_page", "table"]
+__all__ = ["Section", "code", "data_uri", "figure", "heading", "note", "page", "paragraph", "save_page", "table"]
 
 Section = str
 """A piece of finished HTML. The functions below take plain text and escape it."""
@@ -111,17 +111,21 @@ def figure(picture: Image.Image, caption: str, lossless: bool = False) -> Sectio
         caption: the text below the picture.
         lossless: store a PNG, for plots. A JPEG is stored otherwise; for a photo it takes a fifth of the space.
     """
+    return (
+        f'<figure><img src="{data_uri(picture, lossless)}" width="{picture.width}" height="{picture.height}" '
+        f'alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
+    )
+
+
+def data_uri(picture: Image.Image, lossless: bool = False) -> str:
+    """A picture as the address of an image, which embeds it in a page; ``lossless`` as for `figure`."""
     stream = io.BytesIO()
     if lossless:
         picture.save(stream, "PNG", optimize=True)
     else:  # no chroma subsampling: life maps have sharp edges between colours
         picture.convert("RGB").save(stream, "JPEG", quality=88, subsampling=0)
     data = base64.b64encode(stream.getvalue()).decode()
-    source = f"data:image/{'png' if lossless else 'jpeg'};base64,{data}"
-    return (
-        f'<figure><img src="{source}" width="{picture.width}" height="{picture.height}" '
-        f'alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
-    )
+    return f"data:image/{'png' if lossless else 'jpeg'};base64,{data}"
 
 
 def _row(tag: str, cells: Sequence[str], numeric: Sequence[bool], marked: bool = False) -> str:
