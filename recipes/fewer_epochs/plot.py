@@ -1,17 +1,15 @@
 """Draw accuracy and KL against epochs and against seconds, means over seeds, from a result of compare.py.
 
-python recipes/fewer_epochs/plot.py RESULT.json PICTURE.png
+python recipes/fewer_epochs/plot.py RESULT.json [RESULT.json ...] PICTURE.png
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from seed_table import TITLES, Curves, by_run, mean_points, sets_of
+from seed_table import TITLES, Curves, by_run, mean_points, read, sets_of
 
 from patchlife.visual.plots import new_figure, rendered
 
@@ -74,4 +72,5 @@ def _draw(ax: Any, curves: Curves, name: str, unit: str, number: str) -> None:
 
 
 if __name__ == "__main__":
-    plot(json.loads(Path(sys.argv[1]).read_text())).save(sys.argv[2])
+    *results, picture = sys.argv[1:]
+    plot(read(results)).save(picture)

@@ -1,6 +1,8 @@
 """Means over the seeds of a result of compare.py: a table in Markdown, and who is ahead.
 
-python recipes/fewer_epochs/seed_table.py RESULT.json
+python recipes/fewer_epochs/seed_table.py RESULT.json [RESULT.json ...]
+
+Results of several runs, such as of different seeds, are joined.
 """
 
 from __future__ import annotations
@@ -22,6 +24,15 @@ TITLES = {
     "tnt": "TNT, one layer",
     "tome": "ToMe",
 }
+
+
+def read(paths: list[str]) -> dict[str, Any]:
+    """The result of one or several files: the curves of all, with the other fields of the first."""
+    results = [json.loads(Path(path).read_text()) for path in paths]
+    for name in ("photos", "image_size", "batch_size", "learning_rate"):
+        if len({result[name] for result in results}) > 1:
+            raise SystemExit(f"these results differ in {name}, so they cannot be joined")
+    return results[0] | {"curves": [curve for result in results for curve in result["curves"]]}
 
 
 def by_run(curves: Curves) -> dict[tuple[str, int], Curves]:
@@ -95,6 +106,6 @@ def _spread(values: list[float], digits: int) -> str:
 
 
 if __name__ == "__main__":
-    read = json.loads(Path(sys.argv[1]).read_text())
-    print(table(read))
-    print(*comparisons(read), sep="\n")
+    result = read(sys.argv[1:])
+    print(table(result))
+    print(*comparisons(result), sep="\n")
