@@ -136,6 +136,7 @@ def test_budgets_out_of_reach_are_left_out() -> None:
         late.view(late.open(PHOTOS[0]), 0.3)
 
 
+@pytest.mark.slow
 def test_an_exported_bundle_has_its_own_budgets_and_no_dense_model(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     from patchlife.cli.main import main

@@ -11,6 +11,7 @@ import pytest
 from patchlife.extras import installed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not installed("gradio"), reason="needs gradio")
 def test_the_callbacks_of_the_page(tmp_path: Path) -> None:
     script = Path(__file__).with_name("page_checks.py")

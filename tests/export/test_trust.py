@@ -21,6 +21,8 @@ from patchlife.io.files import sha256_of
 from patchlife.runtime import open_engine
 from patchlife.runtime.engine import checksum_file
 
+pytestmark = pytest.mark.slow  # each graph is exported by torch
+
 
 class Trap:
     """Creates a folder when it is unpickled."""
