@@ -42,7 +42,7 @@ from patchlife.runtime.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[2]
 NAME, SETS, BUDGETS = "vit_tiny_patch16_224", ("in1k-samples", "in20/val"), (0.61, 0.5, 0.45, 0.35)
-OFF_THE_SHELF = ("evit", "tome", "ats", "ppt", "mame", "diffrate")
+OFF_THE_SHELF = ("evit", "tome", "ppt", "mame")
 SEARCHED_ON = 256
 Row = dict[str, Any]
 
@@ -64,7 +64,7 @@ def searched_rates(backbone: Backbone, images: Callable[[], Tensor], path: Path)
     for budget in BUDGETS:
         if f"{budget:g}" not in found:
             print(f"searching the rates of DiffRate at {budget:g}", flush=True)
-            rates = searched_diffrate(backbone, images(), budget, epochs=15, batch_size=16)
+            rates = searched_diffrate(backbone, images(), budget, epochs=8, batch_size=8)
             found[f"{budget:g}"] = rates.to_dict()
             write_atomic(path, json.dumps(found, indent=1) + "\n")
     return searched_method(path)
@@ -98,7 +98,7 @@ def measured(shared: Path, work: Path, every: int) -> dict[str, Any]:
     photos = cache(partial(search_photos, pipeline, shared))  # decoded when the first search needs them
     backbone = pipeline.model.backbone
     methods = [
-        *(METHODS[name] for name in OFF_THE_SHELF if name != "diffrate"),
+        *(METHODS[name] for name in OFF_THE_SHELF),
         searched_rates(backbone, photos, work / "rates.json"),
         ppt_with_threshold(photos),
         METHODS["ours-fixed"],
