@@ -16,7 +16,7 @@ from patchlife.backbones.gates import channel_gates, gate_values, ramps_down_to
 from patchlife.cli import info
 from patchlife.config import TrainingConfig
 from patchlife.errors import CheckpointError, ConfigError
-from patchlife.training.fit import accelerator_for, fit, student_of
+from patchlife.training.fit import accelerator_for, fit, student_of, work_folder
 from patchlife.training.initial_model import initial_model
 
 STAGE2 = TrainingConfig(**{**QUICK.__dict__, "finetune": "adapter", "finetune_epochs": 2, "rank": 5})
@@ -97,6 +97,14 @@ def test_a_student_begins_with_the_delta_of_an_earlier_fit(fitted, tmp_path: Pat
     assert (expected - original(images)).abs().max() > 1e-3
 
 
+def budgets_drawn(out: Path) -> list[float]:
+    """The budget of each step of stage 2."""
+    lines = (work_folder(out) / "metrics.jsonl").read_text().splitlines()
+    return [
+        line["budget"] for line in map(json.loads, lines) if line["stage"] == "slimming-adapter" and "budget" in line
+    ]
+
+
 def test_a_second_fit_trains_the_delta_further(fitted, tmp_path: Path) -> None:
     earlier, photos = fitted[0], some_photos(tmp_path / "photos", 24)
     settings = replace(STAGE2, epochs=0, lowest_budget=None, rank=24)
@@ -114,6 +122,7 @@ def test_a_second_fit_trains_the_delta_further(fitted, tmp_path: Path) -> None:
     images = torch.randn(3, 3, 48, 48)
     with loaded.temporarily(budget=0.7), again.temporarily(budget=0.7), torch.no_grad():
         torch.testing.assert_close(loaded(images), again(images), rtol=0, atol=1e-5)
+    assert budgets_drawn(fitted[1]) != budgets_drawn(tmp_path / "out"), "new views and budgets"
     with pytest.raises(CheckpointError, match="initial delta"):  # the work folder belongs to this beginning
         fit(again, photos, PREPROCESS, tmp_path / "out", settings, accelerator_for("cpu"))
 

@@ -52,7 +52,7 @@ def stage_configs_of(
             f"slimming-{config.finetune}",
             config.finetune_epochs,
             learning_rate=config.stage2_learning_rate,
-            seed=config.seed + 1,
+            seed=config.seed + 1 + _seed_of(_initial_delta(model)),
             prior_stages=tuple(stage_config.name for stage_config in stage_configs),
             run_settings=run_settings | _stage2_settings(model, photos, config, dense),
             **common,
@@ -91,6 +91,11 @@ def _initial_delta(model: SlimModel) -> dict[str, str]:
 def _shown_scorer(scorer: Scorer) -> str:
     learned = isinstance(scorer, LifeRegressor | LifeRegressors)
     return f"{scorer.kind}, weights {checksum(fingerprints(scorer.state_dict()))}" if learned else "new"
+
+
+def _seed_of(delta: dict[str, str]) -> int:
+    """A part of the seed: a fit that trains a delta further must not see the views of the fit before it again."""
+    return int(delta["initial delta"][:6], 16) if delta else 0
 
 
 def _stage2_settings(
