@@ -99,10 +99,10 @@ def test_a_student_begins_with_the_delta_of_an_earlier_fit(fitted, tmp_path: Pat
 
 def budgets_drawn(out: Path) -> list[float]:
     """The budget of each step of stage 2."""
-    lines = (work_folder(out) / "metrics.jsonl").read_text().splitlines()
-    return [
-        line["budget"] for line in map(json.loads, lines) if line["stage"] == "slimming-adapter" and "budget" in line
-    ]
+    lines = map(json.loads, (work_folder(out) / "metrics.jsonl").read_text().splitlines())
+    drawn = [line["budget"] for line in lines if line["stage"] == "slimming-adapter" and "budget" in line]
+    assert len(drawn) == 10
+    return drawn
 
 
 def test_a_second_fit_trains_the_delta_further(fitted, tmp_path: Path) -> None:
