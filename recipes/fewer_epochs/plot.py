@@ -46,7 +46,8 @@ def plot(result: dict[str, Any]) -> Image.Image:
                 ax.set_yscale("log")
             ax.set(xlabel=LABELS[unit], ylabel=LABELS[number], title=name)
             ax.grid(alpha=0.3)
-    axes[0][0].legend(frameon=False, fontsize="small")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     flops, size = result["curves"][0]["flops"], result["image_size"]
     figure.suptitle(f"ViT-Tiny, {size} px, {flops:.2f} of the dense FLOPs, {result['photos']} photos to learn from")
     return rendered(figure)

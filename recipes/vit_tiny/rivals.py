@@ -44,6 +44,8 @@ ROOT = Path(__file__).parents[2]
 NAME, SETS, BUDGETS = "vit_tiny_patch16_224", ("in1k-samples", "in20/val"), (0.61, 0.5, 0.45, 0.35)
 OFF_THE_SHELF = ("evit", "tome", "ppt", "mame")
 SEARCHED_ON = 256
+RATES = Path(__file__).with_name("diffrate_rates.json")
+"""The rates that were found; without this file they are searched again (10 minutes each on one core)."""
 Row = dict[str, Any]
 
 
@@ -59,7 +61,7 @@ def search_photos(pipeline: Pipeline, shared: Path) -> Tensor:
 
 
 def searched_rates(backbone: Backbone, images: Callable[[], Tensor], path: Path) -> Method:
-    """DiffRate with rates of its own search for each budget, which are kept in ``path``."""
+    """DiffRate with rates of its own search for each budget. Those in the file ``path`` are not searched again."""
     found = json.loads(path.read_text()) if path.exists() else {}
     for budget in BUDGETS:
         if f"{budget:g}" not in found:
@@ -99,7 +101,7 @@ def measured(shared: Path, work: Path, every: int) -> dict[str, Any]:
     backbone = pipeline.model.backbone
     methods = [
         *(METHODS[name] for name in OFF_THE_SHELF),
-        searched_rates(backbone, photos, work / "rates.json"),
+        searched_rates(backbone, photos, RATES),
         ppt_with_threshold(photos),
         METHODS["ours-fixed"],
         tuned_ours(shared, work, weights),
@@ -108,7 +110,7 @@ def measured(shared: Path, work: Path, every: int) -> dict[str, Any]:
         "every": every,
         "titles": {method.name: method.title for method in methods} | {"ours-learned-fixed": "ours, tuned"},
         "ours": [method.name for method in methods if method.ours],
-        "rates": json.loads((work / "rates.json").read_text()),
+        "rates": json.loads(RATES.read_text()),
         "sets": {},
         "conditions": conditions(backbone.device),
     }
