@@ -1,6 +1,6 @@
 """Is ours ahead of the other methods? ViT-Tiny at four budgets, with nothing trained on either side.
 
-    python recipes/vit_tiny/rivals.py SHARED [--every 4]
+    python recipes/vit_tiny/other_methods.py SHARED [--every 4]
 
 SHARED has weights/vit_tiny_patch16_224.safetensors and data/. The rates of DiffRate and the threshold of PPT are
 searched on unlabelled photos of `in20/train` and Caltech-101, as many as `patchlife tune` takes for our schedules. All
@@ -191,8 +191,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shared", type=Path)
     parser.add_argument("--every", type=int, default=1, help="use every N-th photo")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "rivals")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / f"rivals_vit_tiny_cpu_{date.today()}.json")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "other_methods")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "results" / f"other_methods_vit_tiny_cpu_{date.today()}.json"
+    )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     result = measured(args.shared, args.work, args.every)
