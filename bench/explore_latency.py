@@ -2,9 +2,9 @@
 
     python bench/explore_latency.py recipes/vit_tiny/adapter photos/ --checkpoint vit_tiny.safetensors --out result.json
 
-It serves the page on this machine, moves the slider to random budgets, and waits each time until the browser shows the
-new numbers. Times are from the key press to the change, in milliseconds. All arguments but --moves and --out are those
-of `patchlife explore`.
+It serves the page on this machine, moves the slider up and down by the keyboard, and waits each time until the browser
+has the life map of the new budget. Times are from the key press to it, in milliseconds. All arguments but --moves and
+--out are those of `patchlife explore`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,23 @@ from playwright.sync_api import sync_playwright
 from patchlife.evaluation.timing import conditions
 from patchlife.io.files import write_atomic
 
-_CHANGED = "before => document.querySelector('#numbers').innerText != before"
+_KEYS = ("ArrowLeft", "ArrowRight", "PageUp", "PageDown")
+_SHOWN = """before => {
+  const map = document.querySelector('#map svg'), budget = document.querySelector('#budget input[type=range]').value
+  return budget != before && map && Number(map.dataset.budget) == Number(budget)
+}"""
 
 
 def moves(page: Any, count: int) -> list[float]:
-    """Milliseconds of each of ``count`` moves of the slider, to a neighbouring budget, up or down."""
+    """Milliseconds of each of ``count`` moves of the slider, until the life map of the new budget is there."""
     chance, slider, times = random.Random(0), page.locator("#budget input[type=range]"), []
     slider.focus()
     for _ in range(count):
-        before = page.locator("#numbers").inner_text()
-        keys = chance.choice(("ArrowLeft", "ArrowRight", "PageUp", "PageDown"))
+        before = slider.input_value()
+        key = "ArrowLeft" if float(before) > 0.9 else "ArrowRight" if float(before) < 0.35 else chance.choice(_KEYS)
         started = time.perf_counter()
-        slider.press(keys)
-        page.wait_for_function(_CHANGED, arg=before, polling=5)
+        slider.press(key)
+        page.wait_for_function(_SHOWN, arg=before, polling=5)
         times.append(1000 * (time.perf_counter() - started))
     return times
 

@@ -30,7 +30,7 @@ from .merges import Merges
 __all__ = ["Answer", "Explorer", "Opened", "View"]
 
 _SHOWN = 1024  # longer side in pixels of the picture that is kept of a photo
-_ROUNDS, _ENOUGH = 3, 0.12  # a time is the median of so many calls, fewer if all take so many seconds together
+_ROUNDS, _ENOUGH = 3, 0.06  # a time is the median of so many calls, fewer if all take so many seconds together
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ STYLE = """
 .dark .pl .changed { color: #ff8a80; }
 """
 
-_WIDTH = 480  # of the life map, in its own pixels
+_WIDTH = 440  # of the life map, in its own pixels
 _MOST_CELLS = 1100  # more patches than this are not drawn one by one: the page would be slow
 _BAR, _HEIGHT = 34, 150
 
@@ -67,7 +67,8 @@ def life_map(view: View, preprocess: Preprocess, all_lines: bool = False) -> str
     kept = int((view.lives.life[0] >= view.lives.depth).sum())
     label = f"Life map: {kept} of {view.lives.life.shape[1]} patches take part in all {view.lives.depth} blocks"
     return _panel(
-        f'<svg viewBox="0 0 {picture.width} {picture.height}" role="img" aria-label="{label}">'
+        f'<svg viewBox="0 0 {picture.width} {picture.height}" role="img" aria-label="{label}" '
+        f'data-budget="{view.budget:g}">'
         f'<image href="{data_uri(picture)}" width="{picture.width}" height="{picture.height}"/>'
         f'<g class="{"all" if all_lines else "one"}">{cells}</g></svg>'
     )
