@@ -198,7 +198,8 @@ def test_nothing_but_the_page_is_served(address: str) -> None:
     for path in (f"gradio_api/file={own}", "gradio_api/file=/etc/passwd", "gradio_api/file=../../../../etc/passwd"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(address + path)
-        assert refused.value.code in (403, 404)
+        with refused.value as answer:  # holds the connection
+            assert answer.code in (403, 404)
     with urllib.request.urlopen(address + "gradio_api/info") as answer:
         assert json.load(answer) == {"named_endpoints": {}, "unnamed_endpoints": {}}
 
