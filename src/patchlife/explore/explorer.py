@@ -128,13 +128,13 @@ class Explorer:
 
     # ---- photos
 
-    def open(self, photo: str | Path, name: str | None = None) -> Opened:
+    def open(self, photo: str | Path) -> Opened:
         """Read a photo. Raises ImageError if it cannot be read."""
         picture = read_photo(Path(photo))
         images = self.pipeline.preprocess(picture)[None].to(self.pipeline.device, self.pipeline.dtype)
         shown = picture.copy()
         shown.thumbnail((_SHOWN, _SHOWN))
-        return Opened(name or Path(photo).name, shown, images)
+        return Opened(Path(photo).name, shown, images)
 
     # ---- budgets
 
@@ -193,9 +193,7 @@ class Explorer:
 
     def _probabilities(self, output: Tensor) -> Tensor:
         output = output.float().cpu()
-        if not self.classes:
-            return output
-        return output.sigmoid() if self.pipeline.multi_label else output.softmax(dim=-1)
+        return self.pipeline.probabilities(output) if self.classes else output
 
 
 def _in_turns(calls: Sequence[Callable[[], Any]], device: torch.device) -> list[tuple[Any, float]]:

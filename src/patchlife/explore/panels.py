@@ -60,9 +60,8 @@ def life_map(view: View, preprocess: Preprocess, all_lines: bool = False) -> str
 
     ``all_lines``: show the lines of all patches, not only of the hovered one.
     """
-    one = preprocess.for_photo(view.photo.picture.size) if preprocess.keep_aspect else preprocess
-    picture = draw(view.photo.picture, view.lives, preprocess=one, width=_WIDTH)
-    height = max(round(_WIDTH * one.size[0] / one.size[1]), 1)  # without the legend below
+    picture = draw(view.photo.picture, view.lives, preprocess=preprocess, width=_WIDTH)
+    height = max(round(_WIDTH * preprocess.size[0] / preprocess.size[1]), 1)  # without the legend below
     cells = _cells(view, _WIDTH, height) if view.lives.life.shape[1] <= _MOST_CELLS else ""
     kept = int((view.lives.life[0] >= view.lives.depth).sum())
     label = f"Life map: {kept} of {view.lives.life.shape[1]} patches take part in all {view.lives.depth} blocks"
@@ -79,12 +78,17 @@ def _cells(view: View, width: int, height: int) -> str:
     rows, cols = view.lives.grid
     wide, high = width / cols, height / rows
     life = view.lives.life[0].tolist()
-    found, paths = [], [view.merges.path(patch) for patch in range(rows * cols)]
+    found = []
+    paths = {patch: view.merges.path(patch) for patch in view.merges.target}
+    merged_into: dict[int, list[list[int]]] = {}
+    for path in paths.values():
+        merged_into.setdefault(path[-1], []).append(path)
     for patch in range(rows * cols):
         row, col = divmod(patch, cols)
-        own = paths[patch] if len(paths[patch]) > 1 else []
-        sources = [path for path in paths if len(path) > 1 and path[-1] == patch]
-        line = _line([own], "merge", wide, high, cols) if own else _line(sources, "merge source", wide, high, cols)
+        if patch in paths:
+            line = _line([paths[patch]], "merge", wide, high, cols)
+        else:
+            line = _line(merged_into.get(patch, []), "merge source", wide, high, cols)
         found.append(
             f'<g class="patch"><rect class="cell" x="{col * wide:.1f}" y="{row * high:.1f}" width="{wide:.1f}" '
             f'height="{high:.1f}"/>{line}<title>{_patch_text(patch, cols, life, view)}</title></g>'
@@ -114,8 +118,7 @@ def _patch_text(patch: int, cols: int, life: Sequence[float], view: View) -> str
 
 def strips(view: View, preprocess: Preprocess) -> str:
     """The patches that enter five of the blocks."""
-    one = preprocess.for_photo(view.photo.picture.size) if preprocess.keep_aspect else preprocess
-    picture = strip(view.photo.picture, view.lives, preprocess=one, width=150)
+    picture = strip(view.photo.picture, view.lives, preprocess=preprocess, width=150)
     kept = ", ".join(map(str, view.lives.kept[0].tolist()))
     label = f"Patches that enter each block: {kept}"
     return _panel(f'<div class="wide"><img src="{data_uri(picture)}" alt="{label}"></div>')

@@ -181,7 +181,7 @@ def _results(run: RunBatch[R], pipeline: Pipeline, paths: Sequence[Path], images
 def _predictions(pipeline: Pipeline, paths: Sequence[Path], images: Images) -> list[Prediction | Failure]:
     logits, on_device = pipeline.model.predict(_moved(images, pipeline))
     logits, lives = logits.float(), _each_on_cpu(on_device)
-    probabilities = (logits.sigmoid() if pipeline.multi_label else logits.softmax(dim=-1)).cpu()
+    probabilities = pipeline.probabilities(logits).cpu()
     flops = _flops(pipeline, images, lives)
     return [
         Prediction(path, probabilities[i], lives[i], *flops[i])

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..config import Device
 from ..data import Preprocess
@@ -46,6 +48,10 @@ class Pipeline(Generic[Model]):
     def dtype(self) -> torch.dtype:
         """Number format in which the model expects images."""
         return self.model.dtype
+
+    def probabilities(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+        """The probability of each class: each by itself for a multi-label model, else their sum is 1."""
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
 
 
 def pick_device(device: Device) -> torch.device:
