@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -209,8 +208,6 @@ def test_a_port_in_use_is_an_error() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         command = [sys.executable, "-m", "patchlife", "explore", "demo", "--port", str(taken.getsockname()[1])]
-        started = time.monotonic()
         run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 2, run.stderr
     assert "port" in run.stderr
-    assert time.monotonic() - started < 120
