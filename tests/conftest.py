@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import random
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,24 @@ NO_GRADIENTS = tuple(
 # No deadline, because a busy machine is slow. `timeout` in pyproject.toml ends tests that hang.
 settings.register_profile("any machine", settings(), deadline=None)
 settings.load_profile("any machine")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sample", type=int, metavar="N", help="run N random parametrisations of each test at most")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --sample N: N parametrisations of each test at most, always the same ones; all of a contract."""
+    if not (limit := config.getoption("--sample")):
+        return
+    tests: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        tests[item.nodeid if item.get_closest_marker("contract") else item.nodeid.partition("[")[0]].append(item)
+    left_out: set[pytest.Item] = set()
+    for name, cases in tests.items():
+        left_out.update(random.Random(name).sample(cases, max(0, len(cases) - limit)))
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_configure() -> None:

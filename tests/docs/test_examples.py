@@ -21,7 +21,9 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "segment.py" else ()) for name in ARGUMENTS]
+)
 def test_example_runs(name, tmp_path, monkeypatch, capsys):
     for seed, photo in enumerate(("a.jpg", "b.jpg", "c.jpg")):
         generator = np.random.default_rng(seed)

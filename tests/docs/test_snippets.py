@@ -18,7 +18,7 @@ from patchlife.cli.main import main
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LONG = ("docs/how_to/export.md", "docs/how_to/tune.md", "docs/how_to/tensorrt.md")
+LONG = ("README.md", "docs/learning.md", *(f"docs/how_to/{page}.md" for page in ("export", "tune", "tensorrt")))
 """Pages that take most of the time; they run with the slow tests."""
 
 

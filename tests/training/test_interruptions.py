@@ -36,6 +36,7 @@ def metrics(out: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in ("photos_per_s", "seconds")} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_kill_9_at_twelve_random_moments_changes_nothing(tmp_path: Path) -> None:
     photo_folder = tmp_path / "photos"
