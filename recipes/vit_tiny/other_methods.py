@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from functools import cache, partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from patchlife.backbones import Backbone
 from patchlife.benchmarks.baselines import METHODS, Baseline, Method, learned
 from patchlife.benchmarks.baselines.diffrate import searched_method
-from patchlife.benchmarks.baselines.diffrate_search import searched_diffrate
+from patchlife.benchmarks.baselines.diffrate_search import refined_rates, searched_diffrate
 from patchlife.benchmarks.baselines.ppt import tuned as tuned_ppt
 from patchlife.benchmarks.comparison import evaluate_methods
 from patchlife.cli.main import main as patchlife
@@ -43,9 +43,9 @@ from patchlife.runtime.pipeline import Pipeline
 ROOT = Path(__file__).parents[2]
 NAME, SETS, BUDGETS = "vit_tiny_patch16_224", ("in1k-samples", "in20/val"), (0.61, 0.5, 0.45, 0.35)
 OFF_THE_SHELF = ("evit", "tome", "ppt", "mame")
-SEARCHED_ON = 256
+SEARCHED_ON, REFINED_ON = 256, 64  # photos
 RATES = Path(__file__).with_name("diffrate_rates.json")
-"""The rates that were found; without this file they are searched again (10 minutes each on one core)."""
+"""The rates that were found; without this file they are searched again (15 minutes each on one core)."""
 Row = dict[str, Any]
 
 
@@ -66,7 +66,8 @@ def searched_rates(backbone: Backbone, images: Callable[[], Tensor], path: Path)
     for budget in BUDGETS:
         if f"{budget:g}" not in found:
             print(f"searching the rates of DiffRate at {budget:g}", flush=True)
-            rates = searched_diffrate(backbone, images(), budget, epochs=8, batch_size=8)
+            by_gradient = searched_diffrate(backbone, images(), budget, epochs=8, batch_size=8)
+            rates = refined_rates(backbone, images()[:REFINED_ON], budget, [by_gradient])
             found[f"{budget:g}"] = rates.to_dict()
             write_atomic(path, json.dumps(found, indent=1) + "\n")
     return searched_method(path)
@@ -101,6 +102,7 @@ def measured(shared: Path, work: Path, every: int) -> dict[str, Any]:
     backbone = pipeline.model.backbone
     methods = [
         *(METHODS[name] for name in OFF_THE_SHELF),
+        replace(METHODS["diffrate"], name="diffrate-uniform"),
         searched_rates(backbone, photos, RATES),
         ppt_with_threshold(photos),
         METHODS["ours-fixed"],

@@ -250,6 +250,7 @@ def test_layers_quantised_before_or_after_wrapping(variant: str, when: str) -> N
     model.set_budget(0.7)(images)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_run_compiled() -> None:
     vit, images, graphs = fresh("vit"), photos("vit"), []
     for block in vit.blocks:

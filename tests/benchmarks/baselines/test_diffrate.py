@@ -9,11 +9,18 @@ import pytest
 import torch
 from families import built, fresh, photos
 from plain_blocks import attention_maps, backbone, images
+from torch import Tensor
+from torch.nn import functional as F
 
 from patchlife.backbones import adapt
 from patchlife.benchmarks.baselines.base import dense_flops
 from patchlife.benchmarks.baselines.diffrate import DiffRate, Rates, compress, meeting, searched_method, uniform
-from patchlife.benchmarks.baselines.diffrate_search import RateChoice, masked_logits, searched_diffrate
+from patchlife.benchmarks.baselines.diffrate_search import (
+    RateChoice,
+    masked_logits,
+    refined_rates,
+    searched_diffrate,
+)
 from patchlife.errors import ConfigError
 
 NONE = (0,) * 5
@@ -140,6 +147,13 @@ def test_every_block_gets_gradients_of_the_loss_and_of_the_flops() -> None:
     assert (of_flops.abs().amax(dim=2) > 0).any(dim=0).all()
 
 
+@torch.no_grad()
+def divergence(model: DiffRate, batch: Tensor) -> float:
+    """KL divergence from the dense model, mean over the images."""
+    logits, dense = (run(batch).log_softmax(dim=1) for run in (model, model.backbone.model))
+    return F.kl_div(logits, dense, reduction="batchmean", log_target=True).item()
+
+
 def test_the_search_meets_the_flops_and_lowers_the_divergence() -> None:
     bb, batch = adapt(fresh("vit")), photos("vit", 16)
     bb.model.head.weight.data.mul_(10)  # sure predictions, so that divergences are large
@@ -148,12 +162,27 @@ def test_the_search_meets_the_flops_and_lowers_the_divergence() -> None:
     assert model.flops(batch) / dense_flops(bb, batch) == pytest.approx(0.65, abs=0.02)
     assert all(p.grad is None for p in bb.parameters())
 
-    def divergence(model: DiffRate) -> float:
-        with torch.no_grad():
-            student, teacher = model(batch).log_softmax(1), bb.model(batch).log_softmax(1)
-        return (teacher.exp() * (teacher - student)).sum(dim=1).mean().item()
+    assert divergence(model, batch) < divergence(DiffRate(bb, uniform(bb, 0.65, batch)), batch)
 
-    assert divergence(model) < divergence(DiffRate(bb, uniform(bb, 0.65, batch)))
+
+def test_refined_rates_meet_the_flops_and_are_not_worse_than_any_start() -> None:
+    batch, starts = photos("vit", 8), [uniform(backbone(), 0.65, images()), Rates(36, (20, 0, 0, 0, 0), (0,) * 5)]
+
+    def loss(rates: Rates) -> float:
+        return divergence(DiffRate(backbone(), rates), batch)
+
+    rates = refined_rates(backbone(), batch, 0.65, starts, evaluations=30)
+    dense = dense_flops(backbone(), images())
+    assert DiffRate(backbone(), rates).flops(images()) / dense == pytest.approx(0.65, abs=0.03)
+    few = refined_rates(backbone(), batch, 0.65, starts, evaluations=0)
+    best = min(loss(meeting(backbone(), start, 0.65, images())) for start in starts)
+    assert loss(rates) < loss(few) <= best
+    assert rates == refined_rates(backbone(), batch, 0.65, starts, evaluations=30)
+
+
+def test_refined_rates_out_of_reach_are_refused() -> None:
+    with pytest.raises(ConfigError, match="out of reach"):
+        refined_rates(backbone(), photos("vit", 2), 0.01)
 
 
 def test_the_search_takes_batches_and_repeats() -> None:

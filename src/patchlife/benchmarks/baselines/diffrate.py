@@ -43,7 +43,17 @@ from .base import (
     take,
 )
 
-__all__ = ["DIFFRATE", "DiffRate", "Rates", "block_flops", "compress", "meeting", "searched_method", "uniform"]
+__all__ = [
+    "DIFFRATE",
+    "DiffRate",
+    "Rates",
+    "block_flops",
+    "compress",
+    "meeting",
+    "scaled",
+    "searched_method",
+    "uniform",
+]
 
 Count = TypeVar("Count", float, Tensor)
 
@@ -171,7 +181,7 @@ def block_flops(bb: Backbone, index: int, n: Count, pruned: Count, merged: Count
 def uniform(backbone: Backbone, target: float, images: Images) -> Rates:
     """The same number of patches in every block, half of them pruned and half merged, while there are any."""
     rows, cols = backbone.grid_of(images)
-    return _scaled(backbone, rows * cols, [1.0] * (2 * backbone.depth), target, images)
+    return scaled(backbone, rows * cols, [1.0] * (2 * backbone.depth), target, images)
 
 
 def meeting(backbone: Backbone, found: Rates, target: float, images: Images) -> Rates:
@@ -180,11 +190,14 @@ def meeting(backbone: Backbone, found: Rates, target: float, images: Images) -> 
     Raises ConfigError if the target is out of reach with these proportions.
     """
     counts = [float(count) for pair in zip(found.pruned, found.merged, strict=True) for count in pair]
-    return _scaled(backbone, found.patches, counts, target, images)
+    return scaled(backbone, found.patches, counts, target, images)
 
 
-def _scaled(backbone: Backbone, patches: int, counts: list[float], target: float, images: Images) -> Rates:
-    """``counts`` (pruned and merged, block by block) times the factor that meets the target; one patch stays."""
+def scaled(backbone: Backbone, patches: int, counts: list[float], target: float, images: Images) -> Rates:
+    """``counts`` (pruned and merged, block by block) times the factor that meets the target; one patch stays.
+
+    Raises ConfigError if the target is out of reach with these proportions.
+    """
     sums = [0.0, *accumulate(counts)]
 
     def rates(keep: float) -> Rates:
