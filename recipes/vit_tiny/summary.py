@@ -11,7 +11,11 @@ from pathlib import Path
 
 from patchlife.io.files import write_atomic
 
-MODELS = {"head": "scorer only", "adapter": "low-rank delta"}
+MODELS = {
+    "head": "scorer only",
+    "three-epochs": "low-rank delta, three epochs",
+    "adapter": "low-rank delta, seven epochs",
+}
 SETS = ("in1k-samples", "in20-val")
 
 
