@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Track 1: train adapters of ViT-Tiny/16-224 (ImageNet-1k) without labels, on photos of 20 of its classes and of
-# Caltech-101; evaluate them on photos of those 20 classes and of all 1000. Finished parts are not repeated, and an
-# interrupted one is resumed.
+# Caltech-101; evaluate them on photos of those 20 classes and of all 1000. EPOCHS is that of stage 2. Finished parts are
+# not repeated, and an interrupted one is resumed.
 #
 #   recipes/vit_tiny/run.sh SHARED OUT      SHARED has weights/vit_tiny_patch16_224.safetensors and data/
 set -euo pipefail
@@ -16,16 +16,11 @@ mkdir -p "$out"
 [ -d "$out/head" ] || patchlife fit vit_tiny_patch16_224 "${photos[@]}" --checkpoint "$weights" "${learn[@]}" \
   --out "$out/head"
 
-# stage 2, from these scorers: a low-rank weight delta that follows the budget, on fresh views. Three epochs, which is the
-# default, and four more from there.
-stage_two() {  # FROM EPOCHS OUT
-  [ -d "$3" ] || patchlife fit "$1" "${photos[@]}" --checkpoint "$weights" "${learn[@]}" --epochs 0 \
-    --finetune adapter --finetune-epochs "$2" --out "$3"
-}
-stage_two "$out/head" 3 "$out/three-epochs"
-stage_two "$out/three-epochs" 4 "$out/adapter"
+# stage 2, from these scorers: a low-rank weight delta that follows the budget, on fresh views
+[ -d "$out/adapter" ] || patchlife fit "$out/head" "${photos[@]}" --checkpoint "$weights" "${learn[@]}" --epochs 0 \
+  --finetune adapter --finetune-epochs "${EPOCHS:-3}" --out "$out/adapter"
 
-for model in head three-epochs adapter; do
+for model in head adapter; do
   for set in in1k-samples in20/val; do
     result=$out/$model-${set//\//-}.json
     [ -f "$result" ] || patchlife eval "$out/$model" "$shared/data/$set" --checkpoint "$weights" \

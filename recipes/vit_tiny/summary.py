@@ -11,11 +11,7 @@ from pathlib import Path
 
 from patchlife.io.files import write_atomic
 
-MODELS = {
-    "head": "scorer only",
-    "three-epochs": "low-rank delta, three epochs",
-    "adapter": "low-rank delta, seven epochs",
-}
+MODELS = {"head": "scorer only", "adapter": "low-rank delta"}
 SETS = ("in1k-samples", "in20-val")
 
 
