@@ -213,9 +213,9 @@ def refined_rates(
 ) -> Rates:
     """Rates at a fraction ``flops`` of the dense FLOPs, by a random search on unlabelled images.
 
-    It evaluates ``starts`` and even rates (merged only, half pruned, pruned only, from each block of the first third
-    on), and then changes the best rates at random, one block at a time, and keeps what lowers the KL divergence from
-    the dense model.
+    It evaluates ``starts`` and simple rates (merged only, half pruned, pruned only; from each block of the first third
+    on; as many in every block, or falling), and then changes the best rates at random, one block at a time, and keeps
+    what lowers the KL divergence from the dense model.
 
     Args:
         backbone: the dense model in eval mode. images: (batch, channels, height, width), on its device.
@@ -241,7 +241,7 @@ def refined_rates(
         return F.kl_div(logits, dense, reduction="batchmean", log_target=True).item(), rates
 
     candidates = [torch.tensor([*zip(start.pruned, start.merged, strict=True)], dtype=torch.float) for start in starts]
-    candidates += _even_counts(backbone.depth)
+    candidates += _simple_counts(backbone.depth)
     found = [(*result, counts) for counts in candidates if (result := measured(counts))]
     if not found:
         raise ConfigError(f"{flops:g} of the FLOPs is out of reach of DiffRate on this model")
@@ -254,10 +254,11 @@ def refined_rates(
     return best
 
 
-def _even_counts(depth: int) -> list[Tensor]:
-    """(depth, 2) pruned and merged: the same in every block from one on, before which there are none."""
+def _simple_counts(depth: int) -> list[Tensor]:
+    """(depth, 2) pruned and merged, from one block on: in each one the same fraction of those in the block before."""
     shares = [torch.tensor([pruned, 1 - pruned]) for pruned in (0.0, 0.5, 1.0)]
-    return [(torch.arange(depth) >= first)[:, None] * share for first in range(depth // 3 + 1) for share in shares]
+    after = [torch.arange(depth)[:, None] - first for first in range(depth // 3 + 1)]
+    return [(i >= 0) * f**i * share for i in after for f in (1.0, 0.85, 0.7) for share in shares]
 
 
 def _changed(counts: Float[Tensor, "depth 2"], generator: torch.Generator) -> Tensor:
