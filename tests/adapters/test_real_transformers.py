@@ -57,17 +57,16 @@ def answers(model: SlimModel, batches: list[Tensor]) -> dict[tuple[str, float], 
 def assert_same_answers(
     one: SlimModel, other: SlimModel, batches: list[Tensor], labels: list[int] | None = None
 ) -> None:
-    """Logits equal to 1e-4, but for one photo in 200: rounding may order two patches of equal score differently."""
-    others = sum(map(len, batches)) // 200
+    """Logits equal to 1e-4 on 99.9 % of the photos: rounding may order two patches of equal score differently."""
     expected, got = answers(one, batches), answers(other, batches)
     for setting, logits in expected.items():
         error = (logits - got[setting]).abs().amax(dim=1)
-        assert (error > 1e-4).sum() <= others, (setting, error.max())
+        assert (error <= 1e-4).float().mean() >= 0.999, (setting, error.max())
         same = logits.argmax(dim=1) == got[setting].argmax(dim=1)
-        assert (~same).sum() <= others, setting
+        assert same.float().mean() >= 0.999, setting
         if labels:
             correct = [(side.argmax(dim=1) == torch.tensor(labels)).sum() for side in (logits, got[setting])]
-            assert abs(correct[0] - correct[1]) <= others, setting
+            assert abs(correct[0] - correct[1]) <= len(labels) // 1000, setting
     assert len(expected) == 5
 
 
@@ -80,11 +79,12 @@ def test_the_model_gives_timms_answers(models: tuple[Any, Any], few: list[Tensor
 
 
 @pytest.mark.slow
-def test_200_photos_have_timms_answers(models: tuple[Any, Any], shared: Path) -> None:
-    paths = photos_of(shared, 5)
+@pytest.mark.timeout(1800)
+def test_all_photos_have_timms_answers(models: tuple[Any, Any], shared: Path) -> None:
+    paths = photos_of(shared, 1)
     batches = read(paths)
     one, other = (patchlife.wrap(side, LifeConfig()).calibrate(batches[::4]) for side in models)
-    assert len(paths) == 200
+    assert sum(map(len, batches)) == 1000
     assert_same_answers(one, other, batches, imagenet_labels().classes_of(paths))
 
 
