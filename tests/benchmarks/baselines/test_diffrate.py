@@ -10,7 +10,6 @@ import torch
 from families import built, fresh, photos
 from plain_blocks import attention_maps, backbone, images
 from torch import Tensor
-from torch.nn import functional as F
 
 from patchlife.backbones import adapt
 from patchlife.benchmarks.baselines.base import dense_flops
@@ -22,6 +21,7 @@ from patchlife.benchmarks.baselines.diffrate_search import (
     searched_diffrate,
 )
 from patchlife.errors import ConfigError
+from patchlife.evaluation.agreement import kl_divergence
 
 NONE = (0,) * 5
 
@@ -150,8 +150,7 @@ def test_every_block_gets_gradients_of_the_loss_and_of_the_flops() -> None:
 @torch.no_grad()
 def divergence(model: DiffRate, batch: Tensor) -> float:
     """KL divergence from the dense model, mean over the images."""
-    logits, dense = (run(batch).log_softmax(dim=1) for run in (model, model.backbone.model))
-    return F.kl_div(logits, dense, reduction="batchmean", log_target=True).item()
+    return kl_divergence(model.backbone.model(batch), model(batch)).mean().item()
 
 
 def test_the_search_meets_the_flops_and_lowers_the_divergence() -> None:

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from ...backbones import Backbone
 from ...backbones.timm_branches import attention_branch, check_branches, mlp_branch
 from ...errors import ConfigError
+from ...evaluation.agreement import kl_divergence
 from .base import Images, check_class_token, check_no_rope, dense_flops, size_bias, take
 from .diffrate import DiffRate, Rates, block_flops, meeting, scaled, uniform
 
@@ -228,7 +229,7 @@ def refined_rates(
     """
     check_class_token(backbone, "DiffRate")
     check_branches(backbone, "DiffRate")
-    dense = backbone.output(images).float().log_softmax(dim=1)
+    dense = backbone.output(images).float()
     rows, cols = backbone.grid_of(images)
 
     def measured(counts: Tensor) -> tuple[float, Rates] | None:
@@ -237,8 +238,7 @@ def refined_rates(
             rates = scaled(backbone, rows * cols, counts.flatten().tolist(), flops, images)
         except ConfigError:
             return None
-        logits = DiffRate(backbone, rates)(images).float().log_softmax(dim=1)
-        return F.kl_div(logits, dense, reduction="batchmean", log_target=True).item(), rates
+        return kl_divergence(dense, DiffRate(backbone, rates)(images).float()).mean().item(), rates
 
     candidates = [torch.tensor([*zip(start.pruned, start.merged, strict=True)], dtype=torch.float) for start in starts]
     candidates += _simple_counts(backbone.depth)
