@@ -171,7 +171,7 @@ def searched_diffrate(
     if not batches:
         raise ConfigError("the search of DiffRate's rates needs images, got none")
     with torch.no_grad():
-        dense = [backbone.output(batch).float().log_softmax(dim=1) for batch in batches]
+        dense = [backbone.output(batch).float() for batch in batches]
     choice = RateChoice(uniform(backbone, flops, batches[0])).to(backbone.device)
     generator, steps = torch.Generator().manual_seed(seed), epochs * len(batches)
     optimizer = torch.optim.Adam(choice.parameters())
@@ -191,9 +191,8 @@ def searched_diffrate(
 def _loss(
     backbone: Backbone, choice: RateChoice, images: Images, dense: Float[Tensor, "batch classes"], flops: float
 ) -> Tensor:
-    """KL divergence from the dense model's log-probabilities in nats, plus the penalty on the expected FLOPs."""
-    student = masked_logits(backbone, choice, images).float().log_softmax(dim=1)
-    divergence = F.kl_div(student, dense, reduction="batchmean", log_target=True)
+    """KL divergence from the dense model's logits in nats, plus the penalty on the expected FLOPs."""
+    divergence = kl_divergence(dense, masked_logits(backbone, choice, images).float()).mean()
     outer = sum(backbone.outer_flops((images.shape[-2], images.shape[-1])))
     fraction = (choice.flops(backbone) + outer) / dense_flops(backbone, images)
     return divergence + _FLOPS_WEIGHT * (fraction - flops).square()

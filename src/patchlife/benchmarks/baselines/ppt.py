@@ -23,10 +23,10 @@ from functools import partial
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...backbones import Backbone, sdpa
 from ...backbones.timm_branches import attention_branch, branch_cost, mlp_branch
+from ...evaluation.agreement import kl_divergence
 from .ats import significance
 from .base import (
     Baseline,
@@ -141,11 +141,10 @@ def _build(backbone: Backbone, target: float, images: Images) -> Baseline:
 @torch.no_grad()
 def tuned(backbone: Backbone, target: float, images: Images) -> PrunePool:
     """PPT at ``target`` of the dense FLOPs, with the best threshold of a few on ``images``, which need no labels."""
-    removed, dense = _removed(backbone, target, images), backbone.output(images).float().log_softmax(dim=1)
+    removed, dense = _removed(backbone, target, images), backbone.output(images).float()
 
     def divergence(model: PrunePool) -> float:
-        slimmed = model(images).float().log_softmax(dim=1)
-        return F.kl_div(slimmed, dense, reduction="batchmean", log_target=True).item()
+        return kl_divergence(dense, model(images).float()).mean().item()
 
     return min((PrunePool(backbone, removed, threshold) for threshold in _TRIED), key=divergence)
 
