@@ -45,7 +45,7 @@ NAME, SETS, BUDGETS = "vit_tiny_patch16_224", ("in1k-samples", "in20/val"), (0.6
 OFF_THE_SHELF = ("evit", "tome", "ppt", "mame")
 SEARCHED_ON, REFINED_ON = 256, 64  # photos
 RATES = Path(__file__).with_name("diffrate_rates.json")
-"""The rates that were found; without this file they are searched again (10 to 20 minutes each on one core)."""
+"""The rates that were found; without this file they are searched again (10 to 20 minutes each on a busy core)."""
 Row = dict[str, Any]
 
 
