@@ -24,7 +24,7 @@ from photo_sets import PhotoSets, dense_top1, photo_sets
 from plot import plot
 from seed_table import comparisons, table
 from torch import Tensor
-from trained_methods import BASELINES, FIRST_TRAINED, OURS, RATES, START, Trainable, baseline, ours
+from trained_methods import BASELINES, FIRST_TRAINED, OURS, RATES, Trainable, baseline, ours, starts_of
 
 import patchlife
 from patchlife.backbones import Backbone
@@ -78,19 +78,19 @@ def main() -> None:
     backbone = pipeline.model.backbone
 
     @cache
-    def sets_at(start: int) -> PhotoSets:
-        return photo_sets(pipeline, args.data, args.photos, args.out, start)
+    def sets_at(starts: tuple[int, ...]) -> PhotoSets:
+        return photo_sets(pipeline, args.data, args.photos, args.out, starts)
 
     curves = []
     for method, epochs, seed in _runs(args):
         path = args.out / f"{method}-{args.flops:g}-{epochs}-{seed}.json"
         if not path.is_file():
             print(f"{method}, {epochs} epochs, seed {seed}", flush=True)
-            sets = sets_at(START.get(method, FIRST_TRAINED))
+            sets = sets_at(starts_of(method, backbone))
             curve = learn(method, backbone, sets, args.flops, epochs, seed, work)
             write_atomic(path, json.dumps(curve, indent=1) + "\n")
         curves.append(json.loads(path.read_text()))
-    sets = sets_at(FIRST_TRAINED)
+    sets = sets_at((FIRST_TRAINED,))
     result = {
         "patchlife": patchlife.__version__,
         "photos": len(sets.train),

@@ -1,4 +1,4 @@
-"""The photos of track 3 and their cached targets, once for each block at which a method's training starts."""
+"""The photos of track 3 and their cached targets, once for the start blocks of each method."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ class PhotoSets(NamedTuple):
     evaluated: dict[str, TargetCache]
 
 
-def photo_sets(pipeline: Pipeline, data: Path, photos: int, folder: Path, start: int) -> PhotoSets:
-    """The targets with the tokens that enter block ``start``; computed unless they are in ``folder``."""
+def photo_sets(pipeline: Pipeline, data: Path, photos: int, folder: Path, starts: tuple[int, ...]) -> PhotoSets:
+    """The targets with the tokens that enter the blocks ``starts``; computed unless they are in ``folder``."""
     paths = list_photos([data / "in20/train", data / "caltech101/train"])
+    cache = f"cache-{'-'.join(map(str, starts))}"
     order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
-    train = _cached(pipeline, [Photo(paths[i]) for i in order[:photos]], folder / f"cache-{start}", start)
+    train = _cached(pipeline, [Photo(paths[i]) for i in order[:photos]], folder / cache, starts)
     evaluated = {}
     for name in EVALUATED:
         paths = list_photos([data / name])
         labelled = [Photo(p, label) for p, label in zip(paths, pipeline.labels.classes_of(paths), strict=True)]
-        evaluated[name] = _cached(pipeline, labelled, folder / f"cache-{start}-{name.replace('/', '-')}", start)
+        evaluated[name] = _cached(pipeline, labelled, folder / f"{cache}-{name.replace('/', '-')}", starts)
     return PhotoSets(train, evaluated)
 
 
@@ -42,16 +43,16 @@ def dense_top1(photos: TargetCache) -> float:
     return round(100 * (targets.output.argmax(dim=1) == labels).double().mean().item(), 2)
 
 
-def _cached(pipeline: Pipeline, photos: list[Photo], folder: Path, start: int) -> TargetCache:
+def _cached(pipeline: Pipeline, photos: list[Photo], folder: Path, starts: tuple[int, ...]) -> TargetCache:
     backbone = pipeline.model.backbone
     return collect(
         photos,
-        lambda images: compute_targets(backbone, images.to(backbone.device), start),
+        lambda images: compute_targets(backbone, images.to(backbone.device), starts),
         pipeline.preprocess,
         folder,
         depends_on={
             "backbone": signature(backbone),
             "preprocess": pipeline.preprocess.to_dict(),
-            "start": start,
+            "starts": starts,
         },
     )
