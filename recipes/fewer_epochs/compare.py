@@ -24,7 +24,7 @@ from photo_sets import PhotoSets, dense_top1, photo_sets
 from plot import plot
 from seed_table import comparisons, table
 from torch import Tensor
-from trained_methods import BASELINES, FIRST_TRAINED, OURS, RATES, Trainable, baseline, ours, starts_of
+from trained_methods import BASELINES, OURS, RATES, Trainable, baseline, ours, starts_of
 
 import patchlife
 from patchlife.backbones import Backbone
@@ -90,7 +90,7 @@ def main() -> None:
             curve = learn(method, backbone, sets, args.flops, epochs, seed, work)
             write_atomic(path, json.dumps(curve, indent=1) + "\n")
         curves.append(json.loads(path.read_text()))
-    sets = sets_at((FIRST_TRAINED,))
+    sets = sets_at(starts_of(args.methods[0], backbone))  # labels and dense outputs are the same in each
     result = {
         "patchlife": patchlife.__version__,
         "photos": len(sets.train),
