@@ -22,7 +22,7 @@ from patchlife.visual.plots import new_figure, rendered
 
 PHOTOS = ("kangaroo/image_0034.jpg", "dalmatian/image_0043.jpg")
 BUDGET, HEIGHT, GAP = 0.5, 200, 10
-RESULT = Path(__file__).parents[2] / "results" / "bench-adapter-eager-20261125-035334.json"
+RESULT = Path(__file__).parents[2] / "results" / "bench-adapter-eager-20261127-190147.json"
 CURVES = {  # method: label, line
     "ours-learned-fixed": ("PatchLife, low-rank adapter", "o-"),
     "ours-fixed": ("PatchLife, nothing trained", "o--"),

@@ -61,8 +61,8 @@ def test_advice_names_the_fastest_number_of_threads_of_each_model() -> None:
     old = {"batch": 16, "target": 0.6, "verdict": "of an old file"}
     alone = {**advice, "batch": 4, "ms_by_threads": {}}
     assert advice_lines(a_result(advice=[{**advice, "ms_by_threads": times}, alone, old])) == [
-        "batch 1, 0.6 of the FLOPs: the dense model is fastest on 2 threads (6 ms; 9.5 ms on 1), the slimmed model is "
-        "fastest on 1 thread (4 ms; 4.25 ms on 2); the next line compares them at these numbers.",
+        "batch 1, 0.6 of the FLOPs: the dense model runs best on 2 threads (6 ms; 9.5 ms on 1), the slimmed model runs "
+        "best on 1 thread (4 ms; 4.25 ms on 2); the next line compares them at these numbers.",
         "batch 1, 0.6 of the FLOPs: take it.",
         "batch 4, 0.6 of the FLOPs: take it.",
         "batch 16, 0.6 of the FLOPs: of an old file.",

@@ -140,12 +140,12 @@ def advice_lines(result: Result) -> list[str]:
 
 
 def _threads_text(entry: dict[str, Any]) -> str:
-    """The best number of threads of the dense and the slimmed model, with the times at the other numbers."""
+    """The best number of threads (see `ThreadTimes`) of the dense and the slimmed model, and all times."""
     parts = []
     for name, times in entry["ms_by_threads"].items():
         best = entry["threads"][name]
         others = ", ".join(f"{ms:g} ms on {n}" for n, ms in times.items() if n != str(best))
-        parts.append(f"the {name} model is fastest on {threads_text(best)} ({times[str(best)]:g} ms; {others})")
+        parts.append(f"the {name} model runs best on {threads_text(best)} ({times[str(best)]:g} ms; {others})")
     return f"{', '.join(parts)}; the next line compares them at these numbers"
 
 
