@@ -21,6 +21,7 @@ from patchlife.benchmarks.baselines.tome import pairs_for
 from patchlife.benchmarks.baselines.tome_unmerging import UnmergingToMe
 from patchlife.config import Restore
 from patchlife.flop_counter import counted
+from patchlife.slimming import slim_model
 from patchlife.slimming.coverage import coverage_gain
 from patchlife.slimming.scorers import Scores
 
@@ -104,11 +105,11 @@ def equal_importance(backbone: nn.Module, head: Head, budget: float, **settings:
 
 
 def fitted(folder: Path) -> Callable[..., Method]:
-    """patchlife with a trained adapter: its scorer, and its weight delta if it has one."""
+    """patchlife with a trained adapter: its scorer, and its weight delta, which follows the budget, if it has one."""
 
     def build(backbone: nn.Module, head: Head, budget: float, **settings: Any) -> Method:
         model = patchlife.load(folder, backbone)
-        return slimmed(patchlife.wrap(model.unwrap(), config_of(budget, settings), model.scorer).eval(), head)
+        return slimmed(slim_model(model.backbone, config_of(budget, settings), model.scorer).eval(), head)
 
     return build
 

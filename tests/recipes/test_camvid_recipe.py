@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from families import built, photos
+from gated_deltas import gated_model
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import patchlife
 from patchlife.backbones import adapt
 from patchlife.benchmarks.baselines.base import dense_flops
 from patchlife.data import read_photo
@@ -111,6 +113,21 @@ def test_every_method_spends_the_budget_on_the_whole_model(parts, budget: float)
     for build in METHODS.values():
         spent = build(*parts, budget).flops / allowed
         assert 0.95 < spent < 1.005, build.__name__  # ToMe's is the closest number of pairs, above or below
+
+
+def test_a_trained_adapter_is_evaluated_with_the_delta_of_each_budget_at_other_drop_points(parts, tmp_path) -> None:
+    backbone, head = parts
+    trained = gated_model(backbone, start=methods.START)
+    patchlife.save(trained, tmp_path / "adapter")
+    build, scenes = methods.fitted(tmp_path / "adapter"), torch.randint(0, 256, (1, 3, *camvid.INPUT)).byte()
+    drops = (2, 6)
+    with torch.inference_mode():
+        dense = methods.dense(backbone, head).maps(scenes)
+        torch.testing.assert_close(build(backbone, head, 1.0).maps(scenes), dense)
+        for budget in (0.8, 0.5):
+            found = build(backbone, head, budget, drops=drops).maps(scenes)
+            with trained.temporarily(budget=budget, drops=drops):
+                torch.testing.assert_close(found, methods.slimmed(trained, head).maps(scenes))
 
 
 def test_the_smaller_input_is_the_largest_that_fits(parts) -> None:
