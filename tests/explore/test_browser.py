@@ -38,9 +38,9 @@ def address() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "patchlife", "explore", "demo", "--port", str(port), "--threads", "1"]
-    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as a job in the background of a shell has it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored in a background job
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    signal.signal(signal.SIGINT, ignored)
+    signal.signal(signal.SIGINT, before)
     assert server.stdout is not None
     line = server.stdout.readline()
     assert f"http://127.0.0.1:{port}" in line, line
