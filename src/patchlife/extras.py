@@ -19,6 +19,7 @@ _EXTRA = {
     "pyarrow": "parquet",
     "transformers": "transformers",
     "open_clip": "open_clip",
+    "ray": "ray",
 }
 _WRITERS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 _RUNNERS = {"onnx": "onnxruntime", "openvino": "openvino"}

@@ -8,6 +8,8 @@ The kind of a field decides the kind of its argument:
 - A field marked ``settings_of`` another dataclass collects the given options of that dataclass in a dict, without
   defaults; these settings replace those of a saved model, which are not known when options are parsed.
 - A field marked ``option=False`` has no argument.
+- A field marked ``alone`` is an option whose value may be left out; ``alone`` is then its value.
+- A field marked ``address`` keeps an address of fsspec (``PROTOCOL://...``) as text, where its type is a path.
 - Any other field is an option. Several paths, and the NAME=VALUE entries of a dict, are separated by spaces.
 
 jsonargparse offers most of this, but its import takes 0.15 s (docs/decisions.md), and ``--help`` must take less than
@@ -139,6 +141,10 @@ def _add_option(target: Any, field: Field, hint: Any, text: str, partial: bool) 
         target.add_argument(flag, type=Path, nargs="+", metavar=unit, **common)
         return
     read = _list_reader(kind) if several else _reader(kind)
+    if field.metadata.get("address"):
+        read = _path_or_address
+    if alone := field.metadata.get("alone"):
+        common |= {"nargs": "?", "const": alone}
     target.add_argument(flag, type=read, metavar=f"{unit},{unit},..." if several else unit, **common)
 
 
@@ -171,6 +177,10 @@ def _reader(kind: type) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"expected {_UNITS[kind][0]}, got {text!r}") from None
 
     return read
+
+
+def _path_or_address(text: str) -> Path | str:
+    return text if "://" in text else Path(text)
 
 
 def _list_reader(kind: type) -> Callable[[str], Any]:

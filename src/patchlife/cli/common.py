@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..config import ClassOrder, EngineName, ModelConfig, Precision, RunConfig
-from ..data import PHOTO_SUFFIXES, by_suffix, list_photos
+from ..data import PHOTO_SUFFIXES, AnyPhoto, Sample, by_suffix, list_photos, list_samples
 from ..errors import ConfigError
 from ..extras import require_engine, require_export
 from ..io.exported_files import BUNDLE, exported_format, is_exported
@@ -26,7 +26,9 @@ __all__ = [
     "check_takes_any_size",
     "classes_of",
     "find_photos",
+    "find_samples",
     "label_sets_of",
+    "needs_calibration",
     "open_classifier",
     "open_model",
     "progress",
@@ -90,6 +92,14 @@ def find_photos(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     return photos
 
 
+def find_samples(paths: Iterable[str]) -> list[Path | Sample]:
+    """List photos as `list_samples` does, and print how many other files were left out."""
+    left_out: set[Path] = set()
+    photos = list_samples(paths, left_out)
+    say_left_out(left_out)
+    return photos
+
+
 def say_left_out(files: Collection[Path]) -> None:
     """Print how many files were left out because they are not photos, if there are any."""
     if files:
@@ -98,12 +108,16 @@ def say_left_out(files: Collection[Path]) -> None:
 
 
 def classes_of(
-    labels: Labels, photos: Sequence[Path], order: ClassOrder | None, table: Path | None = None
+    labels: Labels, given: Sequence[Path | Sample], order: ClassOrder | None, table: Path | None = None
 ) -> list[int]:
-    """The class index of each photo, from its folder, or from the CSV file ``table``.
+    """The class index of each photo, from its folder, the label in its shard, or the CSV file ``table``.
 
-    Prints how folder names are read. ``photos`` must be the whole data set.
+    Prints how folder names are read. ``given`` must be the whole data set.
     """
+    samples = [photo for photo in given if isinstance(photo, Sample)]
+    if samples:
+        return _classes_of_samples(labels, samples, len(given), table)
+    photos = [photo for photo in given if not isinstance(photo, Sample)]
     if table is None:
         classes = labels.classes_of(photos, order)
         say(labels.describe_folders(photos, order))
@@ -120,15 +134,32 @@ def classes_of(
     return [class_of_text[row.label] for row in rows]
 
 
+def _classes_of_samples(labels: Labels, samples: Sequence[Sample], photos: int, table: Path | None) -> list[int]:
+    """The class index of each sample of shards. Raises ConfigError if a photo is no sample or has no label."""
+    if table is not None or len(samples) < photos:
+        raise ConfigError(
+            "accuracy needs either files, in folders of their classes or in a CSV file, or shards with labels, got "
+            "both kinds; give one kind"
+        )
+    found = {sample: labels.class_of_label(sample.label, sample) for sample in samples}
+    if unlabelled := [sample for sample, index in found.items() if index < 0]:
+        raise ConfigError(
+            f"{unlabelled[0]} has no label; give shards with KEY.cls or KEY.json, or photos in folders of their classes"
+        )
+    return [found[sample] for sample in samples]
+
+
 def label_sets_of(
-    labels: Labels, photos: Sequence[Path], order: ClassOrder | None, table: Path | None
+    labels: Labels, photos: Sequence[Path | Sample], order: ClassOrder | None, table: Path | None
 ) -> list[set[int]]:
     """The class indices of each photo for a multi-label model; without ``table`` one class, that of the folder."""
     if table is None:
         return [{index} for index in classes_of(labels, photos, order)]
     from ..data.label_table import read_label_table, separated
 
-    rows = read_label_table(table, photos)
+    if any(isinstance(photo, Sample) for photo in photos):
+        raise ConfigError("--labels-from has the labels of files, got photos in shards or at addresses; give files")
+    rows = read_label_table(table, [photo for photo in photos if not isinstance(photo, Sample)])
     where = {text: row.where for row in reversed(rows) for text in separated(row.label)}
     class_of_text = labels.classes_of_texts(where, order)
     return [{class_of_text[text] for text in separated(row.label)} for row in rows]
@@ -206,11 +237,16 @@ def size_note(pipeline: Pipeline, config: ModelConfig) -> str:
     )
 
 
-def calibrate_if_needed(pipeline: Pipeline, photos: Sequence[Path], run: RunConfig) -> bool:
-    """Calibrate an adaptive model that has no thresholds, on the photos; returns whether this was needed."""
+def needs_calibration(pipeline: Pipeline) -> bool:
+    """Whether the model is adaptive and has no thresholds."""
     model = pipeline.model
     calibrated = model.calibration is not None and set(model.starts) <= {start for _, start in model.calibrations}
-    if model.settings.mode == "fixed" or calibrated or not model.schedule().drops:
+    return not (model.settings.mode == "fixed" or calibrated or not model.schedule().drops)
+
+
+def calibrate_if_needed(pipeline: Pipeline, photos: Sequence[AnyPhoto], run: RunConfig) -> bool:
+    """Calibrate an adaptive model that has no thresholds, on the photos; returns whether this was needed."""
+    if not needs_calibration(pipeline):
         return False
     from ..runtime.inference import calibrate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import EmbedConfig
 from ..errors import ConfigError
@@ -13,15 +13,18 @@ from .common import (
     calibrate_if_needed,
     check_engine,
     check_takes_any_size,
-    find_photos,
+    find_samples,
     open_model,
     say,
     use_threads,
 )
+from .parts import Verb, write_parts
 from .recording import Tally, run_identity, write_results
 from .results import KEY, Record, results_in
 
 if TYPE_CHECKING:
+    from ..data import AnyPhoto
+    from ..io.table import Table
     from ..runtime.pipeline import Pipeline
 
 __all__ = ["embed", "run"]
@@ -30,25 +33,45 @@ __all__ = ["embed", "run"]
 def run(config: EmbedConfig) -> int:
     """Write the embedding of each photo; returns the exit code."""
     check_engine(config.model.model, None, config.trust, config.run.dtype)
-    results = results_in(config.out, embeddings=True)
-    photos = find_photos(config.paths)
+    if config.cluster.ray is not None:
+        return write_parts(Verb(_open, _settings, _records, _table, _tally), config)
+    results = results_in(Path(config.out), embeddings=True)
+    photos = find_samples(config.paths)
     earlier = results.earlier(config.resume)
     pipeline = _open(config)
     calibrated_now = calibrate_if_needed(pipeline, photos, config.run)
-    settings = {"output": "embedding", "normalize": config.normalize}
-    identity = run_identity(pipeline, settings, photos if calibrated_now else [])
+    identity = run_identity(pipeline, _settings(pipeline, config), photos if calibrated_now else [])
 
-    def records_of(remaining: Sequence[Path]) -> Iterator[Record]:
-        return embed(pipeline, remaining, config.normalize, config.run.batch_size, config.run.workers)
+    def records_of(remaining: Sequence[AnyPhoto]) -> Iterator[Record]:
+        return _records(pipeline, remaining, config)
 
     code = write_results(results, photos, earlier, records_of, identity, Tally(), config.run)
     say(f"embeddings: {' and '.join(map(str, results.files))}")
     return code
 
 
+def _settings(pipeline: Pipeline, config: EmbedConfig) -> dict[str, Any]:
+    """The options that change the records."""
+    return {"output": "embedding", "normalize": config.normalize}
+
+
+def _records(pipeline: Pipeline, photos: Sequence[AnyPhoto], config: EmbedConfig) -> Iterator[Record]:
+    return embed(pipeline, photos, config.normalize, config.run.batch_size, config.run.workers)
+
+
+def _table() -> Table:
+    from ..io.parquet import EMBEDDINGS
+
+    return EMBEDDINGS
+
+
+def _tally(*_: object) -> Tally:
+    return Tally()
+
+
 def embed(
     pipeline: Pipeline,
-    photos: Sequence[Path],
+    photos: Sequence[AnyPhoto],
     normalize: bool = False,
     batch_size: int = 16,
     workers: int | None = None,

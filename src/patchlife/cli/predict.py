@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import PredictConfig
 from ..errors import ConfigError
@@ -16,16 +16,19 @@ from .common import (
     check_has_classes,
     check_takes_any_size,
     classes_of,
-    find_photos,
+    find_samples,
     label_sets_of,
     open_classifier,
     use_threads,
 )
+from .parts import Verb, write_parts
 from .recording import Tally, run_identity, write_results
 from .results import KEY, Record, results_in
 
 if TYPE_CHECKING:
+    from ..data import AnyPhoto, Sample
     from ..data.labels import Labels
+    from ..io.table import Table
     from ..runtime.inference import Prediction
     from ..runtime.pipeline import Pipeline
 
@@ -35,19 +38,36 @@ __all__ = ["predict", "run"]
 def run(config: PredictConfig) -> int:
     """Write a record for each photo; returns the exit code."""
     check_engine(config.model.model, config.engine, config.trust, config.run.dtype)
-    results = results_in(config.out)
-    photos = find_photos(config.paths)
+    if config.cluster.ray is not None:
+        labelled = config.labelled or config.labels_from is not None
+        return write_parts(Verb(_open, _settings, _records, _table, _tally, labelled), config)
+    results = results_in(None if config.out is None else Path(config.out))
+    photos = find_samples(config.paths)
     earlier = results.earlier(config.resume)
     pipeline = _open(config)
-    tally = _tally(pipeline, photos, config)
+    tally = _tally(pipeline.labels, pipeline.multi_label, photos, config)
     calibrated_now = calibrate_if_needed(pipeline, photos, config.run)
-    settings = {"top": config.top} | ({"multi_label": True} if pipeline.multi_label else {})
-    identity = run_identity(pipeline, settings, photos if calibrated_now else [])
+    identity = run_identity(pipeline, _settings(pipeline, config), photos if calibrated_now else [])
 
-    def records_of(remaining: Sequence[Path]) -> Iterator[Record]:
-        return predict(pipeline, remaining, config.top, config.run.batch_size, config.run.workers)
+    def records_of(remaining: Sequence[AnyPhoto]) -> Iterator[Record]:
+        return _records(pipeline, remaining, config)
 
     return write_results(results, photos, earlier, records_of, identity, tally, config.run)
+
+
+def _settings(pipeline: Pipeline, config: PredictConfig) -> dict[str, Any]:
+    """The options that change the records."""
+    return {"top": config.top} | ({"multi_label": True} if pipeline.multi_label else {})
+
+
+def _records(pipeline: Pipeline, photos: Sequence[AnyPhoto], config: PredictConfig) -> Iterator[Record]:
+    return predict(pipeline, photos, config.top, config.run.batch_size, config.run.workers)
+
+
+def _table() -> Table:
+    from ..io.parquet import PREDICTIONS
+
+    return PREDICTIONS
 
 
 def _open(config: PredictConfig) -> Pipeline:
@@ -69,7 +89,7 @@ def _open(config: PredictConfig) -> Pipeline:
 
 
 def predict(
-    pipeline: Pipeline, photos: Sequence[Path], top: int = 5, batch_size: int = 16, workers: int | None = None
+    pipeline: Pipeline, photos: Sequence[AnyPhoto], top: int = 5, batch_size: int = 16, workers: int | None = None
 ) -> Iterator[Record]:
     """Classify photos; yields one record for each, in their order.
 
@@ -160,18 +180,18 @@ class MultiLabelTally(Tally):
         return f"{super().summary()}, mean average precision {percent:.2f} % of {len(self.probabilities)}"
 
 
-def _tally(pipeline: Pipeline, photos: Sequence[Path], config: PredictConfig) -> Tally:
+def _tally(labels: Labels, multi_label: bool, photos: Sequence[Path | Sample], config: PredictConfig) -> Tally:
     """Counts, with the accuracy if the photos are labelled."""
     order, table = config.model.class_order, config.labels_from
     if not (config.labelled or table):
         return Tally()
     paths = list(map(str, photos))
-    if not pipeline.multi_label:
-        classes = classes_of(pipeline.labels, photos, order, table)
+    if not multi_label:
+        classes = classes_of(labels, photos, order, table)
         return LabelledTally(classes=dict(zip(paths, classes, strict=True)))
-    if config.top < (count := len(pipeline.labels.names)):
+    if config.top < (count := len(labels.names)):
         raise ConfigError(
             f"mean average precision needs the probability of every class, got --top {config.top}; give --top {count}"
         )
-    label_sets = label_sets_of(pipeline.labels, photos, order, table)
+    label_sets = label_sets_of(labels, photos, order, table)
     return MultiLabelTally(classes=dict(zip(paths, label_sets, strict=True)))

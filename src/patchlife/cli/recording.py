@@ -18,6 +18,7 @@ from .common import progress, say
 from .results import KEY, Record, Results
 
 if TYPE_CHECKING:
+    from ..data import AnyPhoto
     from ..runtime.pipeline import Pipeline
 
 __all__ = ["Tally", "run_identity", "write_results"]
@@ -67,7 +68,7 @@ class Tally:
         return ", ".join(parts)
 
 
-def run_identity(pipeline: Pipeline, settings: Mapping[str, Any], calibrated_on: Sequence[Path]) -> str:
+def run_identity(pipeline: Pipeline, settings: Mapping[str, Any], calibrated_on: Sequence[AnyPhoto]) -> str:
     """Eight hexadecimal digits of a hash of the weights, settings, preprocessing, labels and calibration.
 
     Args:
@@ -96,9 +97,9 @@ def run_identity(pipeline: Pipeline, settings: Mapping[str, Any], calibrated_on:
 
 def write_results(
     results: Results,
-    photos: Sequence[Path],
+    photos: Sequence[AnyPhoto],
     earlier: Sequence[Record],
-    make: Callable[[Sequence[Path]], Iterator[Record]],
+    make: Callable[[Sequence[AnyPhoto]], Iterator[Record]],
     identity: str,
     tally: Tally,
     run: RunConfig,
@@ -138,7 +139,7 @@ def write_results(
     return 1 if tally.failed else 0
 
 
-def _without(photos: Sequence[Path], earlier: Sequence[Record]) -> list[Path]:
+def _without(photos: Sequence[AnyPhoto], earlier: Sequence[Record]) -> list[AnyPhoto]:
     """The photos that have no record."""
     done = {printable(record[KEY]) for record in earlier}
     return [photo for photo in photos if printable(str(photo)) not in done] if done else list(photos)

@@ -109,12 +109,44 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """Many machines (extra ray).
+
+    Attributes:
+        ray: Run on Ray, with one worker per GPU, or per --threads CPU cores where there is no GPU. ADDRESS is that of a
+            running cluster, HOST:PORT, or auto for the cluster of this machine; without it, a cluster of this machine's
+            cores is started and ended. Each worker uses one CPU thread if --threads is not given. --out is then a
+            folder, or its address. Its files are parts: the results of consecutive photos, Parquet if the name of the
+            folder ends in .parquet, JSON lines if it ends otherwise (embed: only if it ends in .jsonl). Each part is
+            complete or absent, and --resume computes those that are absent.
+        part_size: Photos per part, rounded up to whole batches. Default: at most 1024, and about four parts per worker.
+        ordered: Write the parts in their order. Default: as they are done.
+    """
+
+    ray: str | None = field(default=None, metadata={"metavar": "ADDRESS", "alone": "local"})
+    part_size: int | None = field(default=None, metadata={"metavar": "PHOTOS"})
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, part_size=self.part_size)
+        if self.ray is None and (self.part_size or self.ordered):
+            option = "--part-size" if self.part_size else "--ordered"
+            raise ConfigError(f"{option} is about the parts of a run on Ray; add --ray, or remove {option}")
+        if self.ray is not None and "://" in self.ray:
+            raise ConfigError(
+                f"expected HOST:PORT or auto after --ray, got {self.ray}; run the command on a machine of the cluster, "
+                "for example with ray job submit"
+            )
+
+
+@dataclass(frozen=True)
 class PredictConfig:
     """Classify photos; write one JSON line or row per photo, in the order of the paths.
 
     Attributes:
         model: Model and weights.
-        paths: Photos, folders or glob patterns. In folders, all JPEG, PNG and WEBP files are used.
+        paths: Photos, folders or glob patterns, also at addresses such as s3://BUCKET/photos; Parquet tables with the
+            paths of photos in the column path; shards (*.tar). In folders, all JPEG, PNG and WEBP files are used.
         out: File for the JSON lines, or for a table if its name ends in .parquet. A table is complete when the run
             ends; until then the results are in a JSON lines file beside it. Default: JSON lines on standard output.
         resume: Continue an interrupted --out file. Photos that have a line in the file are skipped, also if the line is
@@ -134,12 +166,13 @@ class PredictConfig:
             transformers that interpolate.
         trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
             you trust its source.
+        cluster: Many machines (extra ray).
         run: Device, number format and batches.
     """
 
     model: ModelConfig
     paths: tuple[str, ...]
-    out: Path | None = None
+    out: Path | str | None = field(default=None, metadata={"address": True})
     resume: bool = False
     top: int = 5
     labelled: bool = False
@@ -147,6 +180,7 @@ class PredictConfig:
     engine: EngineName | None = None
     keep_aspect: bool = False
     trust: bool = False
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -159,7 +193,10 @@ class PredictConfig:
         if self.resume and self.out is None:
             raise ConfigError("--resume needs the file to continue, got none; give it with --out FILE")
         _check_dtype(self.engine, self.run.dtype)
-        if self.out is not None and self.out.suffix == ".npy":
+        if self.cluster.ray is not None and self.out is None:
+            raise ConfigError("--ray writes a folder of parts, got none; give it with --out FOLDER")
+        _check_is_path(self.out, self.cluster)
+        if self.out is not None and Path(self.out).suffix == ".npy":
             raise ConfigError("predictions are not written to .npy files, only embeddings are; give .jsonl or .parquet")
 
 
@@ -171,7 +208,7 @@ class EmbedConfig:
 
     Attributes:
         model: Model and weights.
-        paths: Photos, folders or glob patterns. In folders, all JPEG, PNG and WEBP files are used.
+        paths: Photos, folders, glob patterns, addresses, tables and shards; as for predict.
         out: Output file, complete when the run ends. .parquet: a table with the columns path, embedding, flops,
             fraction_of_dense, error and run. .npy: an array with a row per photo; a .jsonl file beside it has the other
             columns. Until the run ends, the results are in a JSON lines file beside it.
@@ -180,20 +217,26 @@ class EmbedConfig:
         keep_aspect: Photos keep their own shape; as for predict.
         trust: Allow opening a .pt2 file (export --format torch). A .pt2 file can run any code: open it only if
             you trust its source.
+        cluster: Many machines (extra ray).
         run: Device, number format and batches.
     """
 
     model: ModelConfig
     paths: tuple[str, ...]
-    out: Path = Path("embeddings.parquet")
+    out: Path | str = field(default=Path("embeddings.parquet"), metadata={"address": True})
     resume: bool = False
     normalize: bool = False
     keep_aspect: bool = False
     trust: bool = False
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        if self.out.suffix not in (".parquet", ".npy"):
+        suffix = Path(self.out).suffix
+        _check_is_path(self.out, self.cluster)
+        if self.cluster.ray is not None and suffix == ".npy":
+            raise ConfigError(f"--ray writes a folder of .parquet or .jsonl files, got {self.out}; give another --out")
+        if self.cluster.ray is None and suffix not in (".parquet", ".npy"):
             raise ConfigError(f"--out must end in .parquet or .npy, got {self.out}")
 
 
@@ -519,6 +562,12 @@ def _check_at_least(minimum: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < minimum:
             raise ConfigError(f"{name} must be at least {minimum}, got {value}")
+
+
+def _check_is_path(out: Path | str | None, cluster: ClusterConfig) -> None:
+    """Raise ConfigError if one process would write to an address."""
+    if isinstance(out, str) and cluster.ray is None:
+        raise ConfigError(f"one process writes to a file of this machine, got --out {out}; give a path, or add --ray")
 
 
 def _check_dtype(engine: EngineName | None, dtype: Precision) -> None:

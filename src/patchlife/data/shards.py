@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from ..errors import ImageError
+from .addresses import is_address, list_at, opened, read_range
 from .listing import PHOTO_SUFFIXES
 from .reading import Sample
 
@@ -32,15 +33,15 @@ class _Member(Sample):
     """A photo in a tar file.
 
     Attributes:
-        shard: the path of the tar file as the user gave it.
-        resolved: the same path, absolute and without links.
+        shard: the path of the tar file as the user gave it, or its address.
+        resolved: the same path, absolute and without links; or the address.
         path: the name of the member.
         begin: offset of the content in the shard, in bytes.
         size: size of the content, in bytes.
         label_at: (suffix, begin, size) of the member that holds the label, None without a label.
     """
 
-    shard: Path
+    shard: Path | str
     resolved: str
     path: str
     begin: int
@@ -88,9 +89,12 @@ class _Member(Sample):
 
     def _bytes(self, begin: int, size: int) -> bytes:
         try:
-            with open(self.shard, "rb") as file:
-                file.seek(begin)
-                data = file.read(size)
+            if isinstance(self.shard, str):
+                data = read_range(self.shard, begin, begin + size, self)
+            else:
+                with open(self.shard, "rb") as file:
+                    file.seek(begin)
+                    data = file.read(size)
         except OSError as error:
             raise ImageError(
                 f"{self}: expected a shard that can be read, found {error.strerror}; check the file"
@@ -105,16 +109,18 @@ def is_shard(argument: str) -> bool:
     return argument.lower().endswith((".tar", ".tar.gz", ".tgz"))
 
 
-def list_shards(argument: str) -> list[Path]:
-    """The shards of a path or glob, sorted. Raises ImageError if there are none."""
+def list_shards(argument: str) -> list[Path | str]:
+    """The shards of a path, address or glob, sorted. Raises ImageError if there are none."""
+    if is_address(argument):
+        return [*list_at(argument)]
     exists = Path(argument).exists()
     paths = [Path(argument)] if exists else [Path(path) for path in sorted(glob.glob(argument, recursive=True))]
     if not paths:
         raise ImageError(f"{argument}: expected a shard or a glob of shards, found no such file; check the path")
-    return paths
+    return [*paths]
 
 
-def members(shard: Path) -> list[Sample]:
+def members(shard: Path | str) -> list[Sample]:
     """The photos of a shard, in its order. Only the headers are read.
 
     Raises ImageError if the shard has no photo or cannot be read to its end.
@@ -122,7 +128,7 @@ def members(shard: Path) -> list[Sample]:
     photos: dict[str, tuple[str, int, int]] = {}  # by name: the last member of a name counts, as in tar
     labels: dict[str, tuple[str, int, int]] = {}
     try:
-        with open(shard, "rb") as file:
+        with opened(shard) as file:
             for path, begin, size in _headers(shard, file):
                 key, suffix = _key(path)
                 if suffix in PHOTO_SUFFIXES:
@@ -138,11 +144,11 @@ def members(shard: Path) -> list[Sample]:
             f"{shard}: expected photos (members named KEY.jpg, or {', '.join(PHOTO_SUFFIXES[1:])}, no dot in KEY), "
             "found none; check the names in the shard"
         )
-    resolved = str(shard.resolve())
+    resolved = str(shard.resolve()) if isinstance(shard, Path) else shard
     return [_Member(shard, resolved, path, begin, size, labels.get(key)) for path, (key, begin, size) in photos.items()]
 
 
-def _headers(shard: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+def _headers(shard: Path | str, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     """(name, begin, size) of each regular member. Links and sparse files are skipped; they hold no content to read."""
     end, last = 0, "the beginning"
     try:
@@ -163,7 +169,7 @@ def _headers(shard: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         raise _damaged(shard, f"a damaged header after {last}")
 
 
-def _damaged(shard: Path, found: str) -> ImageError:
+def _damaged(shard: Path | str, found: str) -> ImageError:
     return ImageError(
         f"{shard}: expected a complete, uncompressed .tar file, found {found}; copy it again, decompress it, or "
         "leave it out"

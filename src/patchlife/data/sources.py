@@ -1,4 +1,4 @@
-"""List photos from files, shards, and data sets that timm opens."""
+"""List photos from files, addresses, tables of paths, shards, and data sets that timm opens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, ImageError, PatchLifeError
+from .addresses import is_address, photos_at
 from .listing import list_photos
+from .path_tables import is_path_table, photos_in_tables
 from .reading import Sample
 from .shards import is_shard, list_shards, members
 
@@ -23,28 +25,44 @@ _TIMM = "timm:"
 
 
 def list_samples(data: Iterable[str], left_out: set[Path] | None = None) -> list[Path | Sample]:
-    """List all photos of ``data``: files first, then members of shards, then samples of data sets.
+    """List all photos of ``data``: files first, then addresses, tables, members of shards, samples of data sets.
 
     Args:
-        data: photos, folders and globs as for `list_photos`; shards (``*.tar``, or a glob that ends so), whose
-            members are ``key.jpg`` (or another photo suffix) and, for labels, ``key.cls`` or ``key.json``; data sets
-            of timm as ``timm:NAME[:SPLIT[:ROOT]]``.
+        data: photos, folders and globs as for `list_photos`, or at addresses of fsspec (``s3://bucket/photos``);
+            Parquet tables with the paths or addresses of photos in the column ``path`` (``*.parquet``); shards
+            (``*.tar``, or a glob that ends so), whose members are ``key.jpg`` (or another photo suffix) and, for
+            labels, ``key.cls`` or ``key.json``; data sets of timm as ``timm:NAME[:SPLIT[:ROOT]]``.
         left_out: if given, files in folders and globs that are not photos by their suffix are added to this set.
 
     Raises:
-        ImageError: a path does not exist or has no photos, or a shard cannot be read to its end.
+        ImageError: a path does not exist or has no photos, or a shard or table cannot be read to its end.
         ConfigError: timm cannot open a data set, or the data set has no random access.
+        MissingExtraError: a table is given, and pyarrow is not installed.
     """
-    arguments = [str(argument) for argument in data]
-    data_sets = [argument for argument in arguments if argument.startswith(_TIMM)]
-    shards = [argument for argument in arguments if is_shard(argument) and argument not in data_sets]
-    files = [argument for argument in arguments if argument not in shards and argument not in data_sets]
-    photos: list[Path | Sample] = list(list_photos(files, left_out)) if files or not arguments else []
-    for shard in dict.fromkeys(shard for argument in shards for shard in list_shards(argument)):
+    by_kind: dict[str, list[str]] = {"file": [], "address": [], "table": [], "shard": [], "timm": []}
+    for argument in dict.fromkeys(map(str, data)):
+        by_kind[_kind(argument)].append(argument)
+    files = by_kind["file"]
+    photos: list[Path | Sample] = list(list_photos(files, left_out)) if files or not any(by_kind.values()) else []
+    more: list[Path | Sample] = [photo for argument in by_kind["address"] for photo in photos_at(argument, left_out)]
+    more += [photo for argument in by_kind["table"] for photo in photos_in_tables(argument)]
+    if more:
+        photos = list(dict.fromkeys(photos + more))
+    for shard in dict.fromkeys(shard for argument in by_kind["shard"] for shard in list_shards(argument)):
         photos += members(shard)
-    for argument in dict.fromkeys(data_sets):
+    for argument in by_kind["timm"]:
         photos += _timm_samples(argument)
     return photos
+
+
+def _kind(argument: str) -> str:
+    if argument.startswith(_TIMM):
+        return "timm"
+    if is_shard(argument):
+        return "shard"
+    if is_path_table(argument):
+        return "table"
+    return "address" if is_address(argument) else "file"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -38,7 +37,7 @@ class Prediction:
         dense_flops: FLOPs that the dense model spends on a photo of this size.
     """
 
-    path: Path
+    path: Any
     probabilities: Float[Tensor, "classes"]
     lives: Lives
     flops: int
@@ -56,7 +55,7 @@ class Embedding:
         dense_flops: FLOPs that the dense model spends on a photo of this size.
     """
 
-    path: Path
+    path: Any
     vector: Float[Tensor, "width"]
     flops: int
     dense_flops: float
@@ -71,12 +70,12 @@ class Failure:
         error: a message that names the photo and the reason.
     """
 
-    path: Path
+    path: Any
     error: str
 
 
 def predict_photos(
-    pipeline: Pipeline, photos: Sequence[Path], batch_size: int = 16, workers: int | None = None
+    pipeline: Pipeline, photos: Sequence[AnyPhoto], batch_size: int = 16, workers: int | None = None
 ) -> Iterator[Prediction | Failure]:
     """Run ``pipeline`` on photos. Yields one result per photo, in their order, after each batch.
 
@@ -89,13 +88,13 @@ def predict_photos(
 
 
 def embed_photos(
-    pipeline: Pipeline, photos: Sequence[Path], batch_size: int = 16, workers: int | None = None
+    pipeline: Pipeline, photos: Sequence[AnyPhoto], batch_size: int = 16, workers: int | None = None
 ) -> Iterator[Embedding | Failure]:
     """Compute the embeddings of photos; as `predict_photos` otherwise."""
     return _run_on_photos(_embeddings, pipeline, photos, batch_size, workers)
 
 
-def calibrate(pipeline: Pipeline, photos: Sequence[Path], workers: int | None = None) -> int:
+def calibrate(pipeline: Pipeline, photos: Sequence[AnyPhoto], workers: int | None = None) -> int:
     """Calibrate adaptive mode on up to 256 of the photos, evenly spaced. Returns the number of photos used.
 
     Photos that cannot be read are skipped. If no photo can be read, the model is not changed.
@@ -116,7 +115,7 @@ def calibrate(pipeline: Pipeline, photos: Sequence[Path], workers: int | None = 
     return used
 
 
-def _calibration_batches(pipeline: Pipeline, photos: Sequence[Path], workers: int | None) -> Iterator[Images]:
+def _calibration_batches(pipeline: Pipeline, photos: Sequence[AnyPhoto], workers: int | None) -> Iterator[Images]:
     # the evenly spaced photos first; the others replace those that cannot be read
     candidates = dict.fromkeys([*evenly_spaced(photos, CALIBRATION_PHOTOS), *photos])
     missing = CALIBRATION_PHOTOS
@@ -132,7 +131,7 @@ def _calibration_batches(pipeline: Pipeline, photos: Sequence[Path], workers: in
 Images = Float[Tensor, "batch channels height width"] | list[Float[Tensor, "channels height width"]]
 """A batch of one size, or a list of images of different sizes."""
 
-RunBatch = Callable[[Pipeline, Sequence[Path], Images], list[R | Failure]]
+RunBatch = Callable[[Pipeline, Sequence[AnyPhoto], Images], list[R | Failure]]
 """From a batch of images and their paths to one result per image."""
 
 
@@ -151,7 +150,7 @@ def _moved(images: Images, pipeline: Pipeline) -> Images:
 
 
 def _run_on_photos(
-    run: RunBatch[R], pipeline: Pipeline, photos: Sequence[Path], batch_size: int, workers: int | None
+    run: RunBatch[R], pipeline: Pipeline, photos: Sequence[AnyPhoto], batch_size: int, workers: int | None
 ) -> Iterator[R | Failure]:
     for batch in _load(photos, pipeline, batch_size, workers):
         images_results = _results(run, pipeline, [photos[index] for index in batch.indices], batch.images)
@@ -160,7 +159,7 @@ def _run_on_photos(
         yield from (results[index] for index in sorted(results))
 
 
-def _results(run: RunBatch[R], pipeline: Pipeline, paths: Sequence[Path], images: Images) -> list[R | Failure]:
+def _results(run: RunBatch[R], pipeline: Pipeline, paths: Sequence[AnyPhoto], images: Images) -> list[R | Failure]:
     """One result per image. A batch that fails is halved until only single images fail."""
     if not len(images):
         return []
@@ -178,7 +177,7 @@ def _results(run: RunBatch[R], pipeline: Pipeline, paths: Sequence[Path], images
 
 
 @torch.inference_mode()
-def _predictions(pipeline: Pipeline, paths: Sequence[Path], images: Images) -> list[Prediction | Failure]:
+def _predictions(pipeline: Pipeline, paths: Sequence[AnyPhoto], images: Images) -> list[Prediction | Failure]:
     logits, on_device = pipeline.model.predict(_moved(images, pipeline))
     logits, lives = logits.float(), _each_on_cpu(on_device)
     probabilities = pipeline.probabilities(logits).cpu()
@@ -192,7 +191,7 @@ def _predictions(pipeline: Pipeline, paths: Sequence[Path], images: Images) -> l
 
 
 @torch.inference_mode()
-def _embeddings(pipeline: Pipeline, paths: Sequence[Path], images: Images) -> list[Embedding | Failure]:
+def _embeddings(pipeline: Pipeline, paths: Sequence[AnyPhoto], images: Images) -> list[Embedding | Failure]:
     vectors, lives = pipeline.model.embedding(_moved(images, pipeline))
     vectors = vectors.float().cpu()
     flops = _flops(pipeline, images, _each_on_cpu(lives))
