@@ -74,6 +74,7 @@ def connected(address: str) -> Iterator[None]:
 def _set_environment(address: str) -> None:
     """Ray reads these when it is imported and when it starts processes."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # on standard error; workers that end are no error here
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # would upload the working folder and install it anew
     if address == LOCAL:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # all ports on 127.0.0.1, also on Linux

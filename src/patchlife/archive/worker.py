@@ -2,9 +2,10 @@
 
 A photo may kill its worker: a decoder crashes, or the process needs more memory than there is. Ray then restarts the
 worker and runs the part again. Before a worker begins a part it notes so in the journal, an actor that outlives it. A
-part that has killed `TRIES` workers is run with care: each photo alone, noted before and after. A photo that has killed
+part that has killed a worker is run with care: each photo alone, noted before and after. A photo that has killed
 `TRIES` workers alone is given up: its record is an error. The part is then run as a whole again, without it, so the
-records of the other photos are those of a run in which this photo cannot be read.
+records of the other photos are those of a run in which this photo cannot be read. A part whose worker was killed for
+another reason takes this longer way, too, and gives the same records.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ __all__ = ["TRIES", "Done", "Journal", "Part", "Work", "Worker"]
 Record = dict[str, Any]
 
 TRIES = 2
-"""Number of workers that a part, and then a photo, may kill before it is treated as the cause."""
+"""Number of workers that a photo alone may kill before it is given up."""
 
 _WHOLE, _WITHOUT = "whole", "without the given up"
 
@@ -181,7 +182,7 @@ class Worker:
         return Done(part.number, tuple(map(self.work.summary, records)), content)
 
     def _records(self, part: Part) -> list[Record]:
-        if (self.notes.begin(part.number, _WHOLE) or 0) < TRIES:
+        if not self.notes.begin(part.number, _WHOLE):
             return self._run(part.photos)
         photos = [self._tried(part.number, row, photo) for row, photo in enumerate(part.photos)]
         if (self.notes.begin(part.number, _WITHOUT) or 0) < TRIES:

@@ -1,0 +1,100 @@
+"""What bounds `patchlife predict|embed --ray` on 10, 100 and 1000 machines, from stated assumptions; not measured.
+
+    python bench/ray_archive_scale.py      prints the tables of docs/how_to/archive.md
+
+Each bound is a rate in photos per second that one resource allows; the smallest is the rate of the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MACHINES = (10, 100, 1000)
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """Of one kind of machine, the store and the command.
+
+    Attributes:
+        name: of the kind of machine.
+        cores: that decode photos.
+        decode: core seconds to read, decode and resize a photo.
+        model: photos per second of the model on a machine, with decoded photos.
+        photo: bytes of a photo.
+        network: bytes per second into or out of a machine.
+        store: bytes per second that the object store gives in total.
+        requests: photos per second that it gives in total, if each is an object of its own.
+        record: bytes of a result.
+        parts: parts per second that the command hands out and takes back.
+        part_size: photos in a part.
+    """
+
+    name: str
+    cores: int
+    decode: float
+    model: float
+    photo: float = 110e3
+    network: float = 1.25e9
+    store: float = 25e9
+    requests: float = 55e3
+    record: float = 700
+    parts: float = 50
+    part_size: int = 1024
+
+    def bounds(self, machines: int, shards: bool, by_workers: bool) -> dict[str, float]:
+        """Photos per second that each resource allows.
+
+        Args:
+            machines: number of machines.
+            shards: whether the photos are in shards, of which many photos are read by one request.
+            by_workers: whether the workers write the parts (--out is an address), not the command.
+        """
+        found = {
+            "decode": machines * self.cores / self.decode,
+            "model": machines * self.model,
+            "network of the machines": machines * self.network / self.photo,
+            "object store, bytes": self.store / self.photo,
+            "command, parts": self.parts * self.part_size,
+        }
+        if not shards:
+            found["object store, requests"] = self.requests
+        if not by_workers:
+            found["command, network"] = self.network / self.record
+        return found
+
+
+# Decoding and the model on a core: ViT-Tiny at budget 0.45 on a slow core of our machine, rounded. A CPU core does both in
+# turns, so its time per photo is the sum; a machine with a GPU decodes on its cores while the GPU computes.
+KINDS = (
+    Assumptions("32 CPU cores", cores=32, decode=0.008 + 0.020, model=32 / 0.028),
+    Assumptions("16 CPU cores, one GPU", cores=16, decode=0.008, model=4000),
+)
+
+
+def table(kind: Assumptions, shards: bool, by_workers: bool) -> str:
+    """A Markdown table: machines, rate, what bounds it, what would be next, hours for 10^9 photos."""
+    lines = [
+        "| machines | photos per second | bound by | next bound | hours for 1,000,000,000 photos |",
+        "| ---: | ---: | --- | --- | ---: |",
+    ]
+    for machines in MACHINES:
+        bounds = kind.bounds(machines, shards, by_workers)
+        if kind.decode * kind.model > kind.cores * 0.99 and "GPU" not in kind.name:
+            bounds.pop("model")  # the same cores
+        (first, rate), (second, then) = sorted(bounds.items(), key=lambda item: item[1])[:2]
+        lines.append(f"| {machines:,} | {rate:,.0f} | {first} | {second} ({then:,.0f}) | {1e9 / rate / 3600:,.1f} |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """The tables of the documentation."""
+    parts = []
+    for kind in KINDS:
+        parts.append(f"{kind.name}, one object per photo, `--out` a folder:\n\n{table(kind, False, False)}")
+        parts.append(f"{kind.name}, shards, `--out` an address:\n\n{table(kind, True, True)}")
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(page())
