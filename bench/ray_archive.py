@@ -4,8 +4,9 @@
 
 Each command runs twice, on --few and on --many photos (those of the folder, repeated if it has fewer). Seconds per
 photo are the difference of the two times divided by the difference of the two numbers, so the start of processes, of
-Ray and of the model does not count; it is reported by itself. The commands take turns; medians of --rounds are compared.
-One process uses as many threads as Ray has workers with one thread each. Other arguments are those of `predict`.
+Ray and of the model does not count; it is reported by itself. The commands take turns; medians of --rounds are
+compared. One process uses as many threads as Ray has workers with one thread each. Other arguments are those of
+`predict`.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class Assumptions:
         return found
 
 
-# Decoding and the model on a core: ViT-Tiny at budget 0.45 on a slow core of our machine, rounded. A CPU core does both in
-# turns, so its time per photo is the sum; a machine with a GPU decodes on its cores while the GPU computes.
+# Decoding and the model on a core: ViT-Tiny at budget 0.45 on a slow core of our machine, rounded. A CPU core does both
+# in turns, so its time per photo is the sum; a machine with a GPU decodes on its cores while the GPU computes.
 KINDS = (
     Assumptions("32 CPU cores", cores=32, decode=0.008 + 0.020, model=32 / 0.028),
     Assumptions("16 CPU cores, one GPU", cores=16, decode=0.008, model=4000),
