@@ -24,10 +24,9 @@ class Assumptions:
         photo: bytes of a photo.
         network: bytes per second into or out of a machine.
         store: bytes per second that the object store gives in total.
-        requests: photos per second that it gives in total, if each is an object of its own.
+        requests: requests per second that it gives for each prefix; a photo is one request, in a shard too.
         record: bytes of a result.
         parts: parts per second that the command hands out and takes back.
-        part_size: photos in a part.
     """
 
     name: str
@@ -37,17 +36,17 @@ class Assumptions:
     photo: float = 110e3
     network: float = 1.25e9
     store: float = 25e9
-    requests: float = 55e3
+    requests: float = 5.5e3
     record: float = 700
     parts: float = 50
-    part_size: int = 1024
 
-    def bounds(self, machines: int, shards: bool, by_workers: bool) -> dict[str, float]:
+    def bounds(self, machines: int, prefixes: int, part_size: int, by_workers: bool) -> dict[str, float]:
         """Photos per second that each resource allows.
 
         Args:
             machines: number of machines.
-            shards: whether the photos are in shards, of which many photos are read by one request.
+            prefixes: of the object store, over which the photos are spread.
+            part_size: photos in a part.
             by_workers: whether the workers write the parts (--out is an address), not the command.
         """
         found = {
@@ -55,10 +54,9 @@ class Assumptions:
             "model": machines * self.model,
             "network of the machines": machines * self.network / self.photo,
             "object store, bytes": self.store / self.photo,
-            "command, parts": self.parts * self.part_size,
+            "object store, requests": prefixes * self.requests,
+            "command, parts": self.parts * part_size,
         }
-        if not shards:
-            found["object store, requests"] = self.requests
         if not by_workers:
             found["command, network"] = self.network / self.record
         return found
@@ -72,14 +70,14 @@ KINDS = (
 )
 
 
-def table(kind: Assumptions, shards: bool, by_workers: bool) -> str:
+def table(kind: Assumptions, prefixes: int, part_size: int, by_workers: bool) -> str:
     """A Markdown table: machines, rate, what bounds it, what would be next, hours for 10^9 photos."""
     lines = [
         "| machines | photos per second | bound by | next bound | hours for 1,000,000,000 photos |",
         "| ---: | ---: | --- | --- | ---: |",
     ]
     for machines in MACHINES:
-        bounds = kind.bounds(machines, shards, by_workers)
+        bounds = kind.bounds(machines, prefixes, part_size, by_workers)
         if kind.decode * kind.model > kind.cores * 0.99 and "GPU" not in kind.name:
             bounds.pop("model")  # the same cores
         (first, rate), (second, then) = sorted(bounds.items(), key=lambda item: item[1])[:2]
@@ -91,8 +89,9 @@ def page() -> str:
     """The tables of the documentation."""
     parts = []
     for kind in KINDS:
-        parts.append(f"{kind.name}, one object per photo, `--out` a folder:\n\n{table(kind, False, False)}")
-        parts.append(f"{kind.name}, shards, `--out` an address:\n\n{table(kind, True, True)}")
+        plain, wide = table(kind, 10, 1024, False), table(kind, 100, 8192, True)
+        parts.append(f"{kind.name}; photos under 10 prefixes, parts of 1,024, `--out` a folder:\n\n{plain}")
+        parts.append(f"{kind.name}; photos under 100 prefixes, parts of 8,192, `--out` an address:\n\n{wide}")
     return "\n\n".join(parts)
 
 

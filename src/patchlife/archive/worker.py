@@ -171,6 +171,7 @@ class Worker:
         if self.failure:
             return Done(part.number, failure=self.failure)
         records = self._records(part)
+        summaries = tuple(map(self.work.summary, records))
         content: bytes | None = self.work.encoded(records)
         if self.work.write is not None and content is not None:
             try:
@@ -179,7 +180,7 @@ class Worker:
                 return Done(part.number, failure=f"part {part.number} cannot be written: {error}")
             content = None
         self.notes.forget(part.number)
-        return Done(part.number, tuple(map(self.work.summary, records)), content)
+        return Done(part.number, summaries, content)
 
     def _records(self, part: Part) -> list[Record]:
         if not self.notes.begin(part.number, _WHOLE):

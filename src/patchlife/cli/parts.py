@@ -114,7 +114,8 @@ def _write(
     finished = sorted(number for number in folder.finished() if number < run.parts)
     for number in finished:
         _count_finished(folder, run, number, tally)
-    absent = [number for number in range(run.parts) if number not in set(finished)]
+    absent = sorted(set(range(run.parts)).difference(finished))
+    missing = set(absent)
     done_before, started = tally.photos, time.perf_counter()
     kept = (*_SUMMARY, *((KEY, "top") if verb.labelled else ()))
     work = Work(
@@ -129,6 +130,9 @@ def _write(
     def summaries() -> Iterator[Record]:
         parts = (Part(number, tuple(photos[run.photos_of(number)])) for number in absent)
         for done in compute(parts, work, workers, config.cluster.ordered):
+            if done.number not in missing:  # computed twice, because the first result was lost with its machine
+                continue
+            missing.remove(done.number)
             if done.content is not None:
                 folder.write_part(done.number, done.content)
             yield from done.summaries
@@ -139,7 +143,8 @@ def _write(
     except KeyboardInterrupt:
         say(f"{tally.photos} of {len(photos)} photos are done; continue with --resume")
         raise
-    assert tally.photos == len(photos), "a part is lost"
+    if missing:
+        raise ConfigError(f"Ray gave no result for {len(missing)} of {run.parts} parts; continue with --resume")
     speed = (len(photos) - done_before) / (time.perf_counter() - started)
     say(tally.summary() + (f", {speed:.1f} photos/s including reading" if absent else ""))
     say(f"parts: {run.parts} in {folder.place}, {run.part_size} photos each")
