@@ -1,6 +1,6 @@
 """The folder that the parts of a run are written to, on this machine or at an address of fsspec.
 
-It holds ``run.json``, which says what the run is, and the parts ``part-000000.jsonl``, ``part-000001.jsonl``, ... (or
+It holds ``_run.json``, which says what the run is, and the parts ``part-000000.jsonl``, ``part-000001.jsonl``, ... (or
 ``.parquet``): the records of consecutive photos. A part is complete or absent, so a run continues with the absent ones.
 """
 
@@ -22,7 +22,7 @@ from ..io.table import Table
 __all__ = ["PartFolder", "Run", "photo_list_sum"]
 
 Record = dict[str, Any]
-RUN = "run.json"
+RUN = "_run.json"  # readers of Parquet data sets skip files whose names begin with _
 _LOCAL = ("file://", "local://")
 
 
