@@ -29,6 +29,7 @@ from ..config import (
     FitConfig,
     InfoConfig,
     PredictConfig,
+    ServeConfig,
     TuneConfig,
 )
 from ..errors import PatchLifeError
@@ -44,6 +45,7 @@ VERBS: dict[str, type] = {
     "embed": EmbedConfig,
     "draw": DrawConfig,
     "explore": ExploreConfig,
+    "serve": ServeConfig,
     "info": InfoConfig,
     "export": ExportConfig,
     "bench": BenchConfig,
@@ -59,6 +61,7 @@ _EXAMPLES = """examples:
   patchlife embed hf-hub:timm/vit_small_patch14_dinov2.lvd142m photos/ --out embeddings.parquet
   patchlife draw vit_tiny_patch16_224 dog.jpg --pretrained --strip
   patchlife explore demo --open
+  patchlife serve my-adapter --degrade 1.0,0.8,0.6,0.45
   patchlife info vit_small_patch14_dinov2 --budget 0.5
   patchlife fit vit_tiny_patch16_224 photos/ --pretrained --out my-adapter
   patchlife tune my-adapter photos/ --out my-tuned-adapter"""

@@ -3,7 +3,7 @@
 This package does not import torch, so that ``--help`` is fast.
 """
 
-from .services import ExploreConfig
+from .services import ExploreConfig, ServeConfig
 from .shapes import Shape
 from .slimming import MODES, RESTORES, LifeConfig, Mode, Restore
 from .training import Finetune, TrainingConfig
@@ -55,6 +55,7 @@ __all__ = [
     "PredictConfig",
     "Restore",
     "RunConfig",
+    "ServeConfig",
     "Shape",
     "TrainingConfig",
     "TuneConfig",

@@ -17,7 +17,17 @@ from ..errors import ConfigError, NumericalError
 from ..slimming import Lives, SlimModel
 from .pipeline import Pipeline
 
-__all__ = ["CALIBRATION_PHOTOS", "Embedding", "Failure", "Prediction", "calibrate", "embed_photos", "predict_photos"]
+__all__ = [
+    "CALIBRATION_PHOTOS",
+    "Embedding",
+    "Failure",
+    "Prediction",
+    "calibrate",
+    "embed_images",
+    "embed_photos",
+    "predict_images",
+    "predict_photos",
+]
 
 R = TypeVar("R")
 
@@ -92,6 +102,16 @@ def embed_photos(
 ) -> Iterator[Embedding | Failure]:
     """Compute the embeddings of photos; as `predict_photos` otherwise."""
     return _run_on_photos(_embeddings, pipeline, photos, batch_size, workers)
+
+
+def predict_images(pipeline: Pipeline, images: Images, names: Sequence[Path]) -> list[Prediction | Failure]:
+    """Run ``pipeline`` on one batch of preprocessed images; as `predict_photos` otherwise. ``names`` are for errors."""
+    return _results(_predictions, pipeline, names, images)
+
+
+def embed_images(pipeline: Pipeline, images: Images, names: Sequence[Path]) -> list[Embedding | Failure]:
+    """The embeddings of one batch of preprocessed images; as `predict_images` otherwise."""
+    return _results(_embeddings, pipeline, names, images)
 
 
 def calibrate(pipeline: Pipeline, photos: Sequence[AnyPhoto], workers: int | None = None) -> int:

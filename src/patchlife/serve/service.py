@@ -1,0 +1,181 @@
+"""A service that starts, runs until a signal and ends: on a Ray cluster of its own, or on an existing one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..config import ServeConfig
+from ..errors import ConfigError
+from .bodies import MIDDLEWARES, limits_in_environment
+from .questions import Description
+
+__all__ = ["serve_until_signal"]
+
+_DRAIN = 2.5  # seconds in which accepted photos are answered when the service ends
+_LOOPBACK = "127.0.0.1"
+_STORE = 256 * 2**20  # bytes of Ray's object store, which holds bodies on their way to a replica
+
+
+def serve_until_signal(config: ServeConfig, description: Description, on_gpu: bool) -> None:
+    """Serve until SIGTERM or SIGINT, then answer the accepted photos.
+
+    Raises ConfigError if the port is not free, or the service cannot start.
+    """
+    config = _absolute(config)
+    if config.address is None:
+        _check_free(config.host, config.port)
+    for name, value in _environment(config).items():
+        os.environ.setdefault(name, value)
+    with _signals() as signals, _cluster(config) as ended:
+        handle = _run(config, description, on_gpu)
+        print(
+            f"{description.name} at http://{_shown(config.host)}:{config.port}/v1/{description.tasks[0]}, its page at "
+            "/docs  (Ctrl-C ends it)",
+            flush=True,
+        )
+        signals.wait()
+        with contextlib.suppress(Exception):  # the gate may have ended; the processes end in any case
+            handle.drain.remote(_DRAIN).result(timeout_s=_DRAIN + 1)
+        ended()
+
+
+def _environment(config: ServeConfig) -> dict[str, str]:
+    """Settings of Ray that are read from the environment, also by its other processes."""
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": MIDDLEWARES,
+        "RAY_SERVE_ROUTER_RETRY_MAX_BACKOFF_S": "0.05",  # half a second by default, in which a replica has no work
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's own ports are then reachable from this machine only
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a replica on the CPU keeps its CUDA_VISIBLE_DEVICES
+    } | limits_in_environment(config.max_body * 2**20)
+
+
+def _run(config: ServeConfig, description: Description, on_gpu: bool) -> Any:
+    """Start the application; returns the handle of its gate."""
+    from ray import serve
+
+    from .deployments import NAME, deployed
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    options = {"host": config.host, "port": config.port, "request_timeout_s": config.deadline + 5}
+    logs: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
+    serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logs)
+    try:
+        return serve.run(deployed(config, description, on_gpu), name=NAME, route_prefix="/", logging_config=logs)
+    except RuntimeError as error:
+        raise ConfigError(f"the service did not start: {error}") from None
+
+
+@contextmanager
+def _cluster(config: ServeConfig) -> Iterator[Any]:
+    """A cluster; gives a function that ends the service on it."""
+    import ray
+
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "serve"}
+    if config.address is not None:
+        ray.init(address=config.address, **common)
+        try:
+            yield _deleted
+        finally:
+            ray.shutdown()
+        return
+    with TemporaryDirectory(prefix="pl-serve-", ignore_cleanup_errors=True) as folder:
+        try:
+            ray.init(
+                num_cpus=max(os.cpu_count() or 1, config.replicas),
+                include_dashboard=False,
+                object_store_memory=_STORE,
+                _node_ip_address=_LOOPBACK,
+                _temp_dir=folder if len(folder) < 40 else None,  # the paths of its sockets are limited to 107 bytes
+                **common,
+            )
+            yield lambda: None
+        finally:
+            ray.shutdown()
+
+
+def _deleted() -> None:
+    """Remove the application from an existing cluster, whose Serve goes on."""
+    from ray import serve
+
+    from .deployments import NAME
+
+    serve.delete(NAME)
+
+
+class _Signals:
+    """SIGTERM and SIGINT: until `wait` they interrupt what is done, as Ctrl-C does; `wait` waits for them."""
+
+    def __init__(self) -> None:
+        self._event, self._waits = threading.Event(), False
+
+    def wait(self) -> None:
+        """Wait for a signal; later ones change nothing."""
+        self._waits = True
+        self.set()
+        self._event.wait()
+
+    def set(self) -> None:
+        """Handle the signals; Ray sets a handler of its own when it starts."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.received)
+
+    def received(self, *_: Any) -> None:
+        """A signal came."""
+        if not self._waits:
+            raise KeyboardInterrupt
+        self._event.set()
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    signals = _Signals()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signals.set()
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port"
+            ) from None
+
+
+def _absolute(config: ServeConfig) -> ServeConfig:
+    """The settings with absolute paths: a replica may have another working directory."""
+    model = config.model
+    path = Path(model.model)
+    return replace(
+        config,
+        model=replace(
+            model,
+            model=str(path.resolve()) if path.exists() else model.model,
+            checkpoint=model.checkpoint and model.checkpoint.resolve(),
+            labels=model.labels and model.labels.resolve(),
+        ),
+    )
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
