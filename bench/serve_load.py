@@ -113,7 +113,6 @@ def started(words: Sequence[str], seconds: float = 480, environment: dict[str, s
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "patchlife", "serve", *words, "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | (environment or {}))
-    timer = signal.SIGKILL
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
     end = time.monotonic() + seconds
@@ -121,8 +120,8 @@ def started(words: Sequence[str], seconds: float = 480, environment: dict[str, s
         if "http://" in (process.stdout.readline() or ""):
             return Service(process, port)
         time.sleep(0.2)
-    process.send_signal(timer)
-    raise RuntimeError(f"the service did not start within {seconds:g} s")
+    process.kill()
+    raise RuntimeError(f"the service did not start within {seconds:g} s (exit code {process.poll()})")
 
 
 @contextmanager

@@ -108,6 +108,11 @@ def test_without_a_verb_it_lists_the_verbs(capsys):
         ("predict m p --image-size 0", "image_size must be at least 1, got 0"),
         ("predict m p --resume", "--resume needs the file to continue, got none; give it with --out FILE"),
         ("predict m p --bud 0.5", "unrecognized arguments: --bud 0.5"),
+        ("serve m --max-batch 0", "max_batch must be at least 1, got 0"),
+        ("serve m --port 70000", "port must be 1 to 65535, got 70000"),
+        ("serve m --degrade 0.6,0.8", "degrade must be budgets from the largest to the smallest, got 0.6, 0.8"),
+        ("serve m --degrade 1.0,0.6 --budget 0.5", "degrade and budget are alternatives"),
+        ("serve m --deadline 0", "deadline must be 0.1 to 3600 seconds, got 0"),
         ("demo --rounds 2", "rounds must be at least 5, got 2"),
     ],
 )

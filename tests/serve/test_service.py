@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -257,13 +256,3 @@ def test_an_error_of_the_model_is_told_in_one_line():
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("patchlife: error: vit_tiny_patch16_224 would have random weights")
     assert run.stderr.count("\n") == 1
-
-
-def test_a_port_in_use_is_told_in_one_line():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        run = started_wrongly(["demo", "--port", str(taken.getsockname()[1])])
-    assert run.returncode == 2
-    assert "cannot be listened on" in run.stderr
-    assert json.dumps(run.stderr).count("patchlife: error") == 1

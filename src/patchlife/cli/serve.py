@@ -19,6 +19,8 @@ def run(config: ServeConfig) -> int:
             f"the service is open to everyone who can reach {config.host}, without a password; --host 127.0.0.1 is for "
             "this machine only"
         )
-    from ..serve.supervisor import supervise
+    from ..serve.supervisor import check_free, supervise
 
+    if config.address is None:
+        check_free(config.host, config.port)
     return supervise(config)

@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import traceback
+from dataclasses import replace
 
 from ..config import ServeConfig
 from ..errors import PatchLifeError
@@ -34,8 +35,9 @@ def _run(config: ServeConfig) -> None:
     from .answering import open_answerer
     from .service import serve_until_signal
 
-    answerer = open_answerer(config, warm_up=False)  # errors of the model are told here, before Ray runs
-    description, on_gpu = answerer.description, answerer.pipeline.device.type == "cuda"
+    here = config if config.address is None else replace(config, device="cpu")  # a cluster's GPUs are elsewhere
+    answerer = open_answerer(here, warm_up=False)  # errors of the model are told here, before Ray runs
+    description, on_gpu = answerer.description, answerer.pipeline.device.type == "cuda" or config.device == "cuda"
     del answerer
     serve_until_signal(config, description, on_gpu)
 

@@ -21,7 +21,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _LONGEST_QUERY = 2048
 _BODY_SECONDS = 30.0  # in which a body must arrive
-_DISCARD = 2.0  # seconds in which the rest of a refused body is read and dropped, so that the client reads the answer
+_DISCARD = 5.0  # seconds in which the rest of a refused body is read and dropped, so that the client reads the answer
 _RAYS_BUSY = (408, 429)  # no replica within its own deadline, its queue is full
 _RAYS_OWN = (b"x-request-id", b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
 """Headers by which a client would change how Ray Serve treats its request."""
@@ -165,7 +165,7 @@ def _without_rays(scope: Scope) -> Scope:
 
 
 async def _refuse(receive: Receive, send: Send, status: int, message: str) -> None:
-    """Answer, after the client has sent its body or two seconds have passed; then the connection is closed."""
+    """Answer, after the client has sent its body or five seconds have passed; then the connection is closed."""
     try:
         async with asyncio.timeout(_DISCARD):
             while True:

@@ -28,7 +28,7 @@ Told = tuple[int, Any]
 """A status, with the record of status 200 or the message of another one."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Work:
     """A photo in a batch."""
 
@@ -91,7 +91,7 @@ def _batched(answerer: Answerer, runner: ThreadPoolExecutor, config: ServeConfig
         if not wanted:
             return [None] * len(works)
         run = partial(answerer.answer, [work.ask for work in wanted], [work.image for work in wanted])
-        found = iter(await asyncio.get_running_loop().run_in_executor(runner, run))
-        return [None if work.dropped and work not in wanted else next(found) for work in works]
+        found = dict(zip(wanted, await asyncio.get_running_loop().run_in_executor(runner, run), strict=True))
+        return [found.get(work) for work in works]  # None for a client that left
 
     return batch

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +18,12 @@ from ..config import ServeConfig
 from ..errors import ConfigError
 from .bodies import MIDDLEWARES, limits_in_environment
 from .questions import Description
+from .supervisor import descendants, kill
 
 __all__ = ["serve_until_signal"]
 
 _DRAIN = 2.5  # seconds in which accepted photos are answered when the service ends
+_TRIES = 3
 _LOOPBACK = "127.0.0.1"
 _STORE = 256 * 2**20  # bytes of Ray's object store, which holds bodies on their way to a replica
 
@@ -30,13 +31,10 @@ _STORE = 256 * 2**20  # bytes of Ray's object store, which holds bodies on their
 def serve_until_signal(config: ServeConfig, description: Description, on_gpu: bool) -> None:
     """Serve until SIGTERM or SIGINT, then answer the accepted photos.
 
-    Raises ConfigError if the port is not free, or the service cannot start.
+    Raises ConfigError if the service cannot start.
     """
     config = _absolute(config)
-    if config.address is None:
-        _check_free(config.host, config.port)
-    for name, value in _environment(config).items():
-        os.environ.setdefault(name, value)
+    os.environ |= _environment(config)
     with _signals() as signals, _cluster(config) as ended:
         handle = _run(config, description, on_gpu)
         print(
@@ -52,13 +50,19 @@ def serve_until_signal(config: ServeConfig, description: Description, on_gpu: bo
 
 def _environment(config: ServeConfig) -> dict[str, str]:
     """Settings of Ray that are read from the environment, also by its other processes."""
-    return {
+    always = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would build another environment for its workers
+    }
+    if config.address is not None:
+        return always
+    return always | {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": MIDDLEWARES,
         "RAY_SERVE_ROUTER_RETRY_MAX_BACKOFF_S": "0.05",  # half a second by default, in which a replica has no work
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's own ports are then reachable from this machine only
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a replica on the CPU keeps its CUDA_VISIBLE_DEVICES
-    } | limits_in_environment(config.max_body * 2**20)
+        **limits_in_environment(config.max_body * 2**20),
+    }
 
 
 def _run(config: ServeConfig, description: Description, on_gpu: bool) -> Any:
@@ -74,6 +78,8 @@ def _run(config: ServeConfig, description: Description, on_gpu: bool) -> Any:
     try:
         return serve.run(deployed(config, description, on_gpu), name=NAME, route_prefix="/", logging_config=logs)
     except RuntimeError as error:
+        if config.address is not None:
+            serve.delete(NAME)
         raise ConfigError(f"the service did not start: {error}") from None
 
 
@@ -91,18 +97,33 @@ def _cluster(config: ServeConfig) -> Iterator[Any]:
             ray.shutdown()
         return
     with TemporaryDirectory(prefix="pl-serve-", ignore_cleanup_errors=True) as folder:
+        own: dict[str, Any] = {
+            "num_cpus": max(os.cpu_count() or 1, config.replicas),
+            "include_dashboard": False,
+            "object_store_memory": _STORE,
+            "_node_ip_address": _LOOPBACK,
+            "_temp_dir": folder if len(folder) < 40 else None,  # the paths of its sockets are limited to 107 bytes
+        }
         try:
-            ray.init(
-                num_cpus=max(os.cpu_count() or 1, config.replicas),
-                include_dashboard=False,
-                object_store_memory=_STORE,
-                _node_ip_address=_LOOPBACK,
-                _temp_dir=folder if len(folder) < 40 else None,  # the paths of its sockets are limited to 107 bytes
-                **common,
-            )
+            _start(**common, **own)
             yield lambda: None
         finally:
             ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    """Start a cluster. Ray gives its processes half a minute, which is too short on a busy machine: three tries."""
+    import ray
+
+    for _ in range(_TRIES):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises the base class
+            reason = str(error).partition("\n")[0]
+        ray.shutdown()
+        kill(descendants(os.getpid()))
+    raise ConfigError(f"Ray does not start on this machine: {reason}; is it overloaded?")
 
 
 def _deleted() -> None:
@@ -148,18 +169,6 @@ def _signals() -> Iterator[_Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _check_free(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port"
-            ) from None
 
 
 def _absolute(config: ServeConfig) -> ServeConfig:

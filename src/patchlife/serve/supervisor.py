@@ -11,23 +11,28 @@ import ctypes
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from ..config import ServeConfig
+from ..errors import ConfigError
 
-__all__ = ["descendants", "die_with_parent", "supervise"]
+__all__ = ["check_free", "descendants", "die_with_parent", "kill", "supervise"]
 
 _END = 4.8  # seconds from the signal until all processes are killed
 _SUBREAPER, _PARENT_DEATH_SIGNAL = 36, 1  # of prctl, from Linux's <sys/prctl.h>
 
 
-def supervise(config: ServeConfig) -> int:
-    """Run the service in another process; returns its exit code, after the last of its processes has ended."""
+def supervise(config: ServeConfig, module: str = "patchlife.serve") -> int:
+    """Run the service in another process; returns its exit code, after the last of its processes has ended.
+
+    ``module`` is that of the service; it gets the settings through standard input.
+    """
     _prctl(_SUBREAPER)  # a process whose parent ends becomes a child of this one, so that it is found below
-    command = [sys.executable, "-m", "patchlife.serve"]
+    command = [sys.executable, "-m", module]
     service = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     signalled: list[float] = []
 
@@ -43,11 +48,24 @@ def supervise(config: ServeConfig) -> int:
         while service.poll() is None and not (signalled and time.monotonic() - signalled[0] > _END):
             time.sleep(0.05)
     finally:
-        _kill(descendants(os.getpid()))
+        kill(descendants(os.getpid()))
         for number, handler in before.items():
             signal.signal(number, handler)
     code = service.wait()
     return 0 if signalled else code if code >= 0 else 70
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise ConfigError for an address that cannot be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port"
+            ) from None
 
 
 def die_with_parent() -> None:
@@ -71,7 +89,8 @@ def descendants(root: int) -> set[int]:
     return found
 
 
-def _kill(processes: set[int]) -> None:
+def kill(processes: set[int]) -> None:
+    """End these processes at once."""
     for pid in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
