@@ -103,6 +103,8 @@ class Service:
         started = time.monotonic()
         self.process.send_signal(number)
         self.process.wait(seconds)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         return time.monotonic() - started
 
 
