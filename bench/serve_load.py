@@ -123,6 +123,7 @@ def started(words: Sequence[str], seconds: float = 480, environment: dict[str, s
             return Service(process, port)
         time.sleep(0.2)
     process.kill()
+    process.stdout.close()
     raise RuntimeError(f"the service did not start within {seconds:g} s (exit code {process.poll()})")
 
 

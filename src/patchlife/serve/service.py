@@ -59,6 +59,7 @@ def _environment(config: ServeConfig) -> dict[str, str]:
     return always | {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": MIDDLEWARES,
         "RAY_SERVE_ROUTER_RETRY_MAX_BACKOFF_S": "0.05",  # half a second by default, in which a replica has no work
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 by default, too short on a busy machine
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's own ports are then reachable from this machine only
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a replica on the CPU keeps its CUDA_VISIBLE_DEVICES
         **limits_in_environment(config.max_body * 2**20),
@@ -68,16 +69,17 @@ def _environment(config: ServeConfig) -> dict[str, str]:
 def _run(config: ServeConfig, description: Description, on_gpu: bool) -> Any:
     """Start the application; returns the handle of its gate."""
     from ray import serve
+    from ray.exceptions import RayError
 
     from .deployments import NAME, deployed
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     options = {"host": config.host, "port": config.port, "request_timeout_s": config.deadline + 5}
     logs: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
-    serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logs)
     try:
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logs)
         return serve.run(deployed(config, description, on_gpu), name=NAME, route_prefix="/", logging_config=logs)
-    except RuntimeError as error:
+    except (RuntimeError, RayError) as error:
         if config.address is not None:
             serve.delete(NAME)
         raise ConfigError(f"the service did not start: {error}") from None
