@@ -62,15 +62,15 @@ def test_no_process_is_left(tmp_path, ends, number, code):
     (tmp_path / "child.py").write_text(CHILD + ENDS[ends])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     command = [sys.executable, "-c", SUPERVISE, "child"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None
-    first, second = process.stdout.readline().split(), process.stdout.readline().split()
-    pids = [int(word) for word in [*first, *second[:2]]]
-    if number is not None:
-        assert set(pids) <= descendants(process.pid)  # the orphan too
-        time.sleep(0.5 if ends == "ignores SIGTERM" else 0)
-        process.send_signal(number)
-    assert process.wait(60) == code
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        first, second = process.stdout.readline().split(), process.stdout.readline().split()
+        pids = [int(word) for word in [*first, *second[:2]]]
+        if number is not None:
+            assert set(pids) <= descendants(process.pid)  # the orphan too
+            time.sleep(0.5 if ends == "ignores SIGTERM" else 0)
+            process.send_signal(number)
+        assert process.wait(60) == code
     end = time.monotonic() + 20
     while any(map(runs, pids)) and time.monotonic() < end:
         time.sleep(0.05)
