@@ -15,6 +15,7 @@ from small import write_photos
 from timm.models import VisionTransformer
 
 import patchlife
+import patchlife.cli.demo_measurements as demo_measurements
 import patchlife.evaluation.threads as threads
 import patchlife.runtime.demo_model as demo_model
 import patchlife.runtime.opening as opening
@@ -27,6 +28,12 @@ from patchlife.slimming.regressor import LifeRegressor, LifeRegressors
 from patchlife.slimming.scorers import AttentionScorer
 
 ARCHITECTURE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 6, "num_heads": 2, "num_classes": 2}
+
+
+@pytest.fixture(autouse=True)
+def without_onnx(monkeypatch):
+    """Exporting takes seconds; one test here does it."""
+    monkeypatch.setattr(demo_measurements, "installed", lambda package: False)
 
 
 @pytest.fixture
@@ -68,7 +75,7 @@ def test_it_writes_numbers_pictures_and_a_report(settings, stand_in, patchlife, 
     assert sorted(p.name for p in out.iterdir()) == ["contact-sheet.png", "demo.json", "report.html", "strips.png"]
     assert f"open {out / 'report.html'}" in result.out
     assert re.search(r"^dense .* 100.0 %", result.out, re.MULTILINE)
-    assert re.search(r"^1 +[\d.]+ ms +1 +[\d.]+ ms +1 +", result.out, re.MULTILINE)
+    assert re.search(r"^PyTorch +1 +[\d.]+ ms +1 +[\d.]+ ms +1 +", result.out, re.MULTILINE)
     numbers = json.loads((out / "demo.json").read_text())
     dense, slimmed, *others = numbers["outcomes"]
     assert (dense["name"], dense["photos"], dense["agreeing"], dense["fraction_of_dense"]) == ("dense", 6, 6, 1)
@@ -92,8 +99,8 @@ def test_dense_and_slimmed_each_run_on_their_best_number_of_threads(stand_in, pa
     present = torch.get_num_threads()
     result = patchlife("demo", "--out", tmp_path / "report", "--rounds", 5, "--batch-size", 1)
     assert tried == [(1, 3)]
-    assert re.search(r"^batch +dense +threads +slimmed +threads +speed-up$", result.out, re.MULTILINE)
-    assert re.search(r"^1 +[\d.]+ ms +3 +[\d.]+ ms +1 +", result.out, re.MULTILINE)
+    assert re.search(r"^engine +batch +dense +threads +slimmed +threads +speed-up$", result.out, re.MULTILINE)
+    assert re.search(r"^PyTorch +1 +[\d.]+ ms +3 +[\d.]+ ms +1 +", result.out, re.MULTILINE)
     conditions = json.loads((tmp_path / "report" / "demo.json").read_text())["timings"]["1"]["conditions"]
     assert conditions["threads"] == {"dense": 3, "slimmed": 1}
     assert conditions["ms_by_threads"]["dense"] == {"1": 2, "3": 1}
@@ -101,9 +108,30 @@ def test_dense_and_slimmed_each_run_on_their_best_number_of_threads(stand_in, pa
     assert torch.get_num_threads() == present
 
 
+def test_onnx_runtime_is_timed_beside_pytorch(stand_in, patchlife, tmp_path, monkeypatch):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    monkeypatch.setattr(demo_measurements, "installed", lambda package: True)
+    monkeypatch.setenv("PATCHLIFE_CACHE", str(tmp_path / "cache"))
+    result = patchlife("demo", "--out", tmp_path / "report", "--rounds", 5, "--batch-size", 4, "--threads", 1)
+    assert re.search(r"^PyTorch +4 +[\d.]+ ms +1 +[\d.]+ ms +1 +", result.out, re.MULTILINE)
+    assert re.search(r"^ONNX Runtime +1 +[\d.]+ ms +1 +[\d.]+ ms +1 +", result.out, re.MULTILINE)
+    assert len(list((tmp_path / "cache").glob("*/onnx"))) == 2, "dense and slimmed are exported once each"
+    timings = json.loads((tmp_path / "report" / "demo.json").read_text())["onnx_timings"]
+    assert {size: timing["conditions"]["batch"] for size, timing in timings.items()} == {"1": 1, "4": 4}
+    assert timings["1"]["conditions"]["onnxruntime"] in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_onnx_runtime_is_left_out_in_adaptive_mode(stand_in, patchlife, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_measurements, "installed", lambda package: True)
+    result = patchlife("demo", "--out", tmp_path / "report", "--rounds", 5, "--mode", "adaptive")
+    assert result.code == 0
+    assert "ONNX" not in result.out
+
+
 def test_a_given_number_of_threads_is_not_changed(stand_in, patchlife, tmp_path):
     result = patchlife("demo", "--out", tmp_path / "report", "--rounds", 5, "--batch-size", 1, "--threads", 2)
-    assert re.search(r"^1 +[\d.]+ ms +2 +[\d.]+ ms +2 +", result.out, re.MULTILINE)
+    assert re.search(r"^PyTorch +1 +[\d.]+ ms +2 +[\d.]+ ms +2 +", result.out, re.MULTILINE)
 
 
 def test_the_report_needs_no_network_or_script(stand_in, patchlife, tmp_path):
