@@ -40,8 +40,8 @@ class _Upload(Sample):
     def __str__(self) -> str:
         return str(_NAME)
 
-    name = place = property(__str__)  # type: ignore[assignment]
-    label = None  # type: ignore[assignment]
+    name = place = property(__str__)
+    label = None
 
     def content(self, max_bytes: int) -> bytes | Image.Image:
         return self.data
@@ -62,7 +62,7 @@ class Answerer:
         only = tuple(sorted(set(budgets), reverse=True)) if budgets is not None else None
         classes = len(pipeline.labels.names)
         embeds = pipeline.model.backbone.pools if isinstance(pipeline.model, SlimModel) else not classes
-        tasks: tuple[Task, ...] = (*(("predict",) if classes else ()), *(("embed",) if embeds else ()))  # type: ignore[assignment]
+        tasks: tuple[Task, ...] = (*(("predict",) if classes else ()), *(("embed",) if embeds else ()))
         if not tasks:
             raise ConfigError(
                 f"{pipeline.name} gives a vector for each patch, neither classes nor an embedding of the photo; choose "

@@ -100,7 +100,7 @@ def deployed(config: ServeConfig, description: Description, on_gpu: bool) -> ser
         graceful_shutdown_timeout_s=_GRACE,
         graceful_shutdown_wait_loop_s=0.1,
     )
-    gate = serve.deployment(
+    gate: Any = serve.deployment(  # Ray's annotation of a call with options is that of a decorator
         serve.ingress()(Gate),
         name=GATE,
         max_ongoing_requests=_UNBOUNDED,
