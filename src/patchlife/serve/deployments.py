@@ -90,7 +90,6 @@ def deployed(config: ServeConfig, description: Description, on_gpu: bool) -> ser
     """The application for `serve.run`; ``on_gpu``: each replica has a GPU."""
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.replicas)
     replicas = serve.deployment(
-        Model,
         name=MODEL,
         num_replicas=config.replicas,
         max_ongoing_requests=2 * config.max_batch,  # one batch runs, the next one is read
@@ -99,14 +98,13 @@ def deployed(config: ServeConfig, description: Description, on_gpu: bool) -> ser
         health_check_period_s=2,
         graceful_shutdown_timeout_s=_GRACE,
         graceful_shutdown_wait_loop_s=0.1,
-    )
-    gate: Any = serve.deployment(  # Ray's annotation of a call with options is that of a decorator
-        serve.ingress()(Gate),
+    )(Model)
+    gate = serve.deployment(
         name=GATE,
         max_ongoing_requests=_UNBOUNDED,
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=2,
         graceful_shutdown_timeout_s=_GRACE,
         graceful_shutdown_wait_loop_s=0.1,
-    )
+    )(serve.ingress()(Gate))
     return gate.bind(config, description, replicas.bind(config, threads))
