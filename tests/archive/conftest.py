@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -69,7 +70,7 @@ def here(monkeypatch) -> list[int]:
         yield
 
     def compute(wanted, work, workers, ordered):
-        worker = Worker(work, Journal())
+        worker = Worker(pickle.loads(pickle.dumps(work)), Journal())  # as it is sent to the workers
         for part in wanted if ordered else reversed(list(wanted)):
             computed.append(part.number)
             done = worker.done(part)
@@ -92,6 +93,7 @@ def nodes() -> Iterator[Any]:
     node to a file beside it and waits, unless the node is the head or there is such a file.
     """
     on_ray._set_environment("")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as in a cluster that the command starts
     import ray
     from ray.cluster_utils import Cluster
 

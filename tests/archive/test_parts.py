@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -15,6 +16,7 @@ import pytest
 from small import write_photos
 
 from patchlife.archive import PartFolder, cluster
+from patchlife.cli import parts
 from patchlife.errors import ConfigError, MissingExtraError
 
 
@@ -142,17 +144,13 @@ def test_the_accuracy_is_that_of_one_process(here, patchlife, model, photos, tmp
     assert alone.partition("top-1")[2].split(",")[0] == found.partition("top-1")[2].split(",")[0]
 
 
+def expecting_others(verb, config, first, real=parts._open_again):
+    """Opens the model of a worker as if the first worker had had other weights."""
+    return real(verb, config, dataclasses.replace(first, base="00000000"))
+
+
 def test_a_machine_with_other_weights_is_refused(here, patchlife, model, photos, tmp_path, monkeypatch):
-    from patchlife.cli import parts
-
-    real = parts._open_again
-    monkeypatch.setattr(parts, "_open_again", lambda verb, config, first: real(verb, config, changed(first)))
-
-    def changed(first):
-        import dataclasses
-
-        return dataclasses.replace(first, base="00000000")
-
+    monkeypatch.setattr(parts, "_open_again", expecting_others)
     result = patchlife("predict", *model, photos, "--out", tmp_path / "parts", "--ray")
     assert result.code == 2
     assert "has other weights or settings: expected 00000000, got" in result.err

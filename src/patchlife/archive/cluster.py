@@ -78,6 +78,7 @@ def _set_environment(address: str) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # on standard error; workers that end are no error here
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # would upload the working folder and install it anew
     if address == LOCAL:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other process would be served first
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # all ports on 127.0.0.1, also on Linux
 
 

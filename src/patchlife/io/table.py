@@ -12,6 +12,10 @@ __all__ = ["Table"]
 Record = dict[str, Any]
 
 
+def _only(path: Path) -> list[Path]:
+    return [path]
+
+
 @dataclass(frozen=True)
 class Table:
     """A kind of file that is written at once, from records that are read one at a time.
@@ -24,4 +28,4 @@ class Table:
 
     write: Callable[[Path, Callable[[], Iterator[Record]], int], None]
     read: Callable[[Path], Iterator[Record]]
-    files: Callable[[Path], list[Path]] = lambda path: [path]
+    files: Callable[[Path], list[Path]] = _only  # by name: tables are sent to other processes

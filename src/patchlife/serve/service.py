@@ -61,6 +61,7 @@ def _environment(config: ServeConfig) -> dict[str, str]:
         "RAY_SERVE_ROUTER_RETRY_MAX_BACKOFF_S": "0.05",  # half a second by default, in which a replica has no work
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 by default, too short on a busy machine
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's own ports are then reachable from this machine only
+        "RAY_worker_niceness": "0",  # 15 by default: any other process would be served first
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a replica on the CPU keeps its CUDA_VISIBLE_DEVICES
         **limits_in_environment(config.max_body * 2**20),
     }
