@@ -13,7 +13,7 @@ from patchlife.config import LifeConfig, ModelConfig
 from patchlife.data import list_photos
 from patchlife.errors import ConfigError, ImageError
 from patchlife.explore import Explorer, Merges, curve_of
-from patchlife.explore.folder import reachable
+from patchlife.explore.folder import budgets_of
 from patchlife.runtime.demo_model import DEMO, demo_folder
 from patchlife.runtime.inference import predict_photos
 from patchlife.runtime.opening import open_pipeline
@@ -101,7 +101,7 @@ def test_the_curve_is_top1_by_budget_and_names_the_photos_that_change(explorer: 
     found = curve_of(explorer, PHOTOS, limit=30, progress=lambda done, total: told.append((done, total)))
     assert (found.measure, found.photos, found.unread) == ("top-1", 30, [])
     assert told[-1] == (30, 30)
-    assert list(found.values) == reachable(explorer)
+    assert list(found.values) == budgets_of(explorer)
     assert found.values[1.0] == found.dense
     assert abs(found.divergences[1.0]) < 1e-6 < found.divergences[0.45]
     assert [change.budget for change in found.changes] == sorted((c.budget for c in found.changes), reverse=True)
@@ -129,8 +129,8 @@ def test_unlabelled_photos_give_agreement_and_broken_ones_are_named(explorer: Ex
 def test_budgets_out_of_reach_are_left_out() -> None:
     life = {"budget": 0.9, "start": 8, "drops": (8,)}
     late = Explorer(open_pipeline(ModelConfig(DEMO, life=life), device="cpu"))
-    assert 1.0 in reachable(late)
-    assert 0.3 not in reachable(late)
+    assert 1.0 in budgets_of(late)
+    assert 0.3 not in budgets_of(late)
     assert late.slim.settings.replace(budget=0.9) == LifeConfig(budget=0.9, start=8, drops=(8,)), "nothing was changed"
     with pytest.raises(ConfigError, match="budget"):
         late.view(late.open(PHOTOS[0]), 0.3)

@@ -75,7 +75,9 @@ def test_an_exported_file_or_bundle(tmp_path):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle/bundle.json").touch()
     for name in ("vit.onnx", "bundle"):
-        with pytest.raises(ConfigError, match=f"got the file or bundle .*{name}; only predict, embed and eval run"):
+        with pytest.raises(
+            ConfigError, match=f"got the file or bundle .*{name}; only predict, embed, eval, explore and serve run"
+        ):
             open_pipeline(ModelConfig(str(tmp_path / name)), random_weights=True)
 
 

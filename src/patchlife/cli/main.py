@@ -1,7 +1,7 @@
 """The command line ``patchlife VERB ...``.
 
 To add a verb, add a row to `VERBS` and a module with the name of the verb in this folder. The row names the dataclass
-of the verb's options (in `config/verbs.py`); the module has a function ``run(config)`` that returns the exit code.
+of the verb's options (in `config/`); the module has a function ``run(config)`` that returns the exit code.
 Torch and other slow modules are imported only after the options have been parsed.
 
 Exit codes: 0 success; 1 some photos failed, the others are done; 2 invalid arguments or input; 70 a bug in patchlife;

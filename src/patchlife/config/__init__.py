@@ -3,29 +3,20 @@
 This package does not import torch, so that ``--help`` is fast.
 """
 
+from .groups import BackboneConfig, ClassOrder, ClusterConfig, Device, EngineName, ModelConfig, Precision, RunConfig
+from .measuring import CURVE_BUDGETS, BenchConfig, EvalConfig
 from .services import ExploreConfig, ServeConfig
 from .shapes import Shape
 from .slimming import MODES, RESTORES, LifeConfig, Mode, Restore
 from .training import Finetune, TrainingConfig
 from .verbs import (
-    CURVE_BUDGETS,
-    BackboneConfig,
-    BenchConfig,
-    ClassOrder,
-    ClusterConfig,
     DemoConfig,
-    Device,
     DrawConfig,
     EmbedConfig,
-    EngineName,
-    EvalConfig,
     ExportConfig,
     FitConfig,
     InfoConfig,
-    ModelConfig,
-    Precision,
     PredictConfig,
-    RunConfig,
     TuneConfig,
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError
 
-__all__ = ["check_budget", "check_speedup", "check_switch", "check_whole", "check_wholes", "plain"]
+__all__ = ["check_at_least", "check_budget", "check_speedup", "check_switch", "check_whole", "check_wholes", "plain"]
 
 _ROUNDING = 1e-6
 """A budget or speedup within this distance of 1 counts as 1: np.arange and divisions round."""
@@ -58,6 +58,13 @@ def check_whole(value: Any, name: str) -> int:
     if isinstance(number, bool) or not isinstance(number, int):
         raise ConfigError(f"{name} must be a whole number, got {_digits(number)}")
     return number
+
+
+def check_at_least(minimum: int, **values: int | None) -> None:
+    """Raise ConfigError, with the name in the message, for a value below ``minimum``; None is allowed."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise ConfigError(f"{name} must be at least {minimum}, got {value}")
 
 
 def check_wholes(values: Any, name: str) -> tuple[int, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..errors import ConfigError
-from .checks import check_budget
-from .verbs import Device, EngineName, ModelConfig, Precision, RunConfig, _check_at_least, _check_dtype
+from .checks import check_at_least, check_budget
+from .groups import Device, EngineName, ModelConfig, Precision, RunConfig, check_dtype
 
 __all__ = ["ExploreConfig", "ServeConfig"]
 
@@ -83,7 +83,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         _check_port(self.port)
-        _check_at_least(
+        check_at_least(
             1,
             threads=self.threads,
             replicas=self.replicas,
@@ -91,7 +91,7 @@ class ServeConfig:
             max_queue=self.max_queue,
             max_body=self.max_body,
         )
-        _check_dtype(self.engine, self.dtype)
+        check_dtype(self.engine, self.dtype)
         if not 0 <= self.max_wait_ms <= 10_000:
             raise ConfigError(f"max_wait_ms must be 0 to 10000, got {self.max_wait_ms:g}")
         if not 0.1 <= self.deadline <= 3600:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..errors import ConfigError
 from ..evaluation.agreement import kl_divergence
 from .explorer import Explorer
 
-__all__ = ["Change", "FolderCurve", "curve_of", "reachable"]
+__all__ = ["Change", "FolderCurve", "budgets_of", "curve_of"]
 
 _BATCH = 16
 
@@ -59,20 +60,13 @@ class FolderCurve:
     changes: list[Change]
 
 
-def reachable(explorer: Explorer) -> list[float]:
+def budgets_of(explorer: Explorer) -> list[float]:
     """The budgets of a curve, the largest first: those in an exported file, else the ones that the model reaches."""
     if explorer.budgets is not None:
         return explorer.budgets[::-1]
-    model, found = explorer.slim, []
-    assert model is not None
-    with model.temporarily(mode="fixed"):
-        for budget in sorted(CURVE_BUDGETS, reverse=True):
-            try:
-                model.set_budget(budget).schedule()
-            except ConfigError:
-                continue
-            found.append(budget)
-    return found
+    assert explorer.slim is not None
+    with explorer.slim.temporarily(mode="fixed"):
+        return explorer.slim.in_reach(CURVE_BUDGETS)
 
 
 def curve_of(
@@ -89,50 +83,93 @@ def curve_of(
     Raises ConfigError if no photo can be read.
     """
     chosen = evenly_spaced(photos, limit)
-    classes, budgets = _classes(explorer, photos, chosen), reachable(explorer)
-    first: list[float | None] = [None] if explorer.slim is not None else []
-    told: list[list[Tensor]] = [[] for _ in (*first, *budgets)]
+    classes = _classes(explorer, photos, chosen)
+    told = _told(explorer, chosen, progress)
+    return _of_answers(explorer, told, classes) if explorer.classes else _of_embeddings(told)
+
+
+# ---- running
+
+
+class _Told(NamedTuple):
+    """What the model says of the photos that could be read, at each budget."""
+
+    photos: list[Path]
+    indices: list[int]  # of these photos among the chosen ones
+    unread: list[str]
+    dense: Tensor | None  # (photos, classes or width); None without a dense model
+    by_budget: dict[float, Tensor]  # the largest budget first
+
+    @property
+    def reference(self) -> Tensor:
+        """What the others are compared with: the dense model, or else the largest budget."""
+        return self.dense if self.dense is not None else next(iter(self.by_budget.values()))
+
+
+def _told(explorer: Explorer, chosen: Sequence[Path], progress: Callable[[int, int], None]) -> _Told:
+    budgets = budgets_of(explorer)
+    dense: list[float | None] = [None] if explorer.slim is not None else []
+    parts: list[list[Tensor]] = [[] for _ in (*dense, *budgets)]
     read: list[int] = []
     unread: list[str] = []
-    for done, batch in enumerate(_batches(explorer, chosen)):
+    for done, batch in enumerate(load_batches(chosen, explorer.pipeline.preprocess, _BATCH)):
         read += batch.indices
         unread += [str(error) for _, error in batch.failures]
         if len(batch.images):
-            for outputs, found in zip(told, explorer.outputs(batch.images, [*first, *budgets]), strict=True):
-                outputs.append(found)
+            for part, output in zip(parts, explorer.outputs(batch.images, [*dense, *budgets]), strict=True):
+                part.append(output)
         progress(min(len(chosen), (done + 1) * _BATCH), len(chosen))
     if not read:
         raise ConfigError("none of the photos can be read; " + (unread[0] if unread else "the folder is empty"))
-    outputs = [torch.cat(parts) for parts in told]
-    by_budget = dict(zip(budgets, outputs[len(first) :], strict=True))
-    paths = [chosen[index] for index in read]
-    if not explorer.classes:
-        values = {b: torch.cosine_similarity(outputs[0], own).mean().item() for b, own in by_budget.items()}
-        return FolderCurve("cosine to dense", values, None, {}, len(paths), unread, [])
-    names = explorer.pipeline.labels.names
-    answers = {budget: own.argmax(dim=1).tolist() for budget, own in by_budget.items()}
-    reference = outputs[0].argmax(dim=1).tolist()
-    changes = [
-        Change(path, budget, names[reference[i]], names[answers[budget][i]])
-        for i, path in enumerate(paths)
-        if (budget := next((b for b in budgets if answers[b][i] != reference[i]), None)) is not None
-    ]
-    divergences = {}
-    if first and not explorer.pipeline.multi_label:
-        logs = outputs[0].clamp_min(1e-12).log()
-        divergences = {b: kl_divergence(logs, own.clamp_min(1e-12).log()).mean().item() for b, own in by_budget.items()}
-    changes.sort(key=lambda change: -change.budget)
-    if classes is not None:
-        truth = [classes[index] for index in read]
-        values = {budget: _fraction(own, truth) for budget, own in answers.items()}
-        dense = _fraction(reference, truth) if explorer.slim is not None else None
-        return FolderCurve("top-1", values, dense, divergences, len(paths), unread, changes)
-    values = {budget: _fraction(own, reference) for budget, own in answers.items()}
-    return FolderCurve("same answer as dense", values, None, divergences, len(paths), unread, changes)
+    outputs = [torch.cat(part) for part in parts]
+    own = outputs.pop(0) if dense else None
+    return _Told([chosen[i] for i in read], read, unread, own, dict(zip(budgets, outputs, strict=True)))
 
 
-def _batches(explorer: Explorer, photos: Sequence[Path]) -> Iterator:
-    return iter(load_batches(photos, explorer.pipeline.preprocess, _BATCH))
+# ---- measures
+
+
+def _of_embeddings(told: _Told) -> FolderCurve:
+    values = {b: torch.cosine_similarity(told.reference, own).mean().item() for b, own in told.by_budget.items()}
+    return FolderCurve("cosine to dense", values, None, {}, len(told.photos), told.unread, [])
+
+
+def _of_answers(explorer: Explorer, told: _Told, classes: Sequence[int] | None) -> FolderCurve:
+    """Of a classifier; ``classes`` of the chosen photos, if they are known."""
+    reference, answers = _answers(told.reference), {b: _answers(own) for b, own in told.by_budget.items()}
+    changes = _changes(told.photos, explorer.pipeline.labels.names, reference, answers)
+    divergences = {} if explorer.pipeline.multi_label else _divergences(told)
+    if classes is None:
+        measure, expected, dense = "same answer as dense", reference, None
+    else:
+        measure, expected = "top-1", [classes[index] for index in told.indices]
+        dense = _fraction(reference, expected) if told.dense is not None else None
+    values = {budget: _fraction(own, expected) for budget, own in answers.items()}
+    return FolderCurve(measure, values, dense, divergences, len(told.photos), told.unread, changes)
+
+
+def _answers(probabilities: Tensor) -> list[int]:
+    return probabilities.argmax(dim=1).tolist()
+
+
+def _changes(
+    photos: Sequence[Path], names: Sequence[str], reference: Sequence[int], answers: dict[float, list[int]]
+) -> list[Change]:
+    """The photos with another answer than the reference, those that change at the largest budgets first."""
+    found = []
+    for i, photo in enumerate(photos):
+        budget = next((b for b, own in answers.items() if own[i] != reference[i]), None)
+        if budget is not None:
+            found.append(Change(photo, budget, names[reference[i]], names[answers[budget][i]]))
+    return sorted(found, key=lambda change: -change.budget)
+
+
+def _divergences(told: _Told) -> dict[float, float]:
+    """KL divergence from the dense model by budget, in nats; empty without a dense model."""
+    if told.dense is None:
+        return {}
+    dense = told.dense.clamp_min(1e-12).log()
+    return {b: kl_divergence(dense, own.clamp_min(1e-12).log()).mean().item() for b, own in told.by_budget.items()}
 
 
 def _classes(explorer: Explorer, photos: Sequence[Path], chosen: Sequence[Path]) -> list[int] | None:

@@ -87,8 +87,8 @@ def _check_not_exported(model: str) -> None:
     """Raise ConfigError for a file or a bundle. A timm name wins over a file of the same name."""
     if is_exported(model) and not timm.is_model(model):
         raise ConfigError(
-            f"expected a model, got the file or bundle {model}; only predict, embed and eval run exported models. Give "
-            "the MODEL that it was exported from; weights are given with --checkpoint FILE"
+            f"expected a model, got the file or bundle {model}; only predict, embed, eval, explore and serve run "
+            "exported models. Give the MODEL that it was exported from; weights are given with --checkpoint FILE"
         )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import torch
@@ -92,6 +92,14 @@ class SlimSettings(HasLayout, BudgetWeights):
             yield self
         finally:
             self._apply_config(before)
+
+    def in_reach(self, budgets: Iterable[float]) -> list[float]:
+        """Those of ``budgets`` that the model can meet, the largest first. A late start block leaves less to save."""
+        found = []
+        for budget in sorted(budgets, reverse=True):
+            with suppress(ConfigError), self.temporarily(budget=budget):
+                found.append(budget)
+        return found
 
     def _apply_config(self, config: LifeConfig) -> None:
         """Use ``config`` if the schedule for the model's own image size can be solved; else raise and keep the old."""

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 
 from ..config import CURVE_BUDGETS
-from ..errors import ConfigError
 from ..slimming import SlimModel
 from ..visual.html import Section, figure, heading, table
 from ..visual.plots import Panel, Point, plot_panels
@@ -41,11 +40,8 @@ def agreements(
     """(budget, fraction of the dense FLOPs, score) in fixed mode, from budget 1.0 down to the last one in reach."""
     rows = []
     with model.temporarily(mode="fixed"):
-        for budget in sorted(CURVE_BUDGETS, reverse=True):
-            try:
-                model.set_budget(budget)
-            except ConfigError:  # out of reach, because the start block is late
-                continue
+        for budget in model.in_reach(CURVE_BUDGETS):
+            model.set_budget(budget)
             cost, kept = model.cost(photos.image_size), model.schedule(photos.image_size).kept
             rows.append((budget, cost.total(kept) / cost.dense, measured(model, photos, dense)))
     return rows
