@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from patchlife.adapters.format import WITHOUT_GATES, write_adapter
 from patchlife.errors import AdapterError
-from patchlife.io.files import check_sums
+from patchlife.io.folders import check_sums
 from patchlife.version import __version__
 
 SETTINGS = {"heirs": "merge", "survivors": "kept", "kin_dim": "embedding_dim"}

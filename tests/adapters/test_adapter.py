@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 import patchlife
 from patchlife.backbones import Origin
 from patchlife.errors import AdapterError, ConfigError
-from patchlife.io.files import SUMS, sha256_of
+from patchlife.io.files import sha256_of
+from patchlife.io.folders import SUMS
 from patchlife.slimming.regressor import LifeRegressor
 
 FILES = ("adapter.json", "adapter.safetensors")

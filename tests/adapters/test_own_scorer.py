@@ -15,7 +15,8 @@ from torch.nn.functional import normalize
 import patchlife
 from patchlife import LifeConfig, Scorer, SlimModel
 from patchlife.errors import AdapterError
-from patchlife.io.files import SUMS, sha256_of
+from patchlife.io.files import sha256_of
+from patchlife.io.folders import SUMS
 from patchlife.slimming import AttentionScorer
 from patchlife.slimming.regressor import LifeRegressor
 from patchlife.slimming.scorers import Scores

@@ -15,7 +15,8 @@ from patchlife.errors import ConfigError, ExportError
 from patchlife.export import bundle as export_bundle_module
 from patchlife.export import export_bundle
 from patchlife.io.exported_files import is_exported
-from patchlife.io.files import check_sums, sha256_of
+from patchlife.io.files import sha256_of
+from patchlife.io.folders import check_sums
 from patchlife.runtime import Bundle, open_engine
 from patchlife.runtime.bundle import bundle_json
 from patchlife.runtime.metadata import metadata_of

@@ -329,7 +329,8 @@ def test_a_validation_set_with_other_photos_is_measured_again(tmp_path: Path) ->
 
 def test_checkpoints_of_an_older_format_are_refused(earlier: tuple[Path, list[Photo]]) -> None:
     out, _ = earlier
-    from patchlife.io.files import SUMS, sha256_of
+    from patchlife.io.files import sha256_of
+    from patchlife.io.folders import SUMS
 
     for state in (work_folder(out) / "regression").glob("*/state.json"):
         state.write_text(json.dumps({"step": json.loads(state.read_text())["step"]}))

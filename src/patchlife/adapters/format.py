@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..errors import AdapterError
-from ..io.files import SUMS, check_sums, read_consistently, recover, replace_folder
+from ..io.folders import SUMS, check_sums, read_consistently, recover, replace_folder
 from ..version import __version__
 
 __all__ = [

@@ -23,6 +23,7 @@ __all__ = [
     "Precision",
     "RunConfig",
     "check_dtype",
+    "checked_life",
 ]
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -88,7 +89,7 @@ class ModelConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "life", _checked_life(self.life))
+        object.__setattr__(self, "life", checked_life(self.life))
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def check_dtype(engine: EngineName | None, dtype: Precision) -> None:
         raise ConfigError(f"--engine {engine} runs in float32, got --dtype {dtype}; remove one of the two")
 
 
-def _checked_life(settings: dict[str, Any]) -> dict[str, Any]:
+def checked_life(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings as `LifeConfig` stores them. Raises ConfigError for invalid ones, before a model is built."""
     checked = LifeConfig.from_dict(settings)
     alternatives = [name for name in ("budget", "speedup", "kept") if settings.get(name) is not None]

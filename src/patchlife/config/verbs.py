@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from ..errors import ConfigError
 from .checks import check_at_least, check_budget
-from .groups import ClusterConfig, Device, EngineName, ModelConfig, RunConfig, check_dtype
+from .groups import ClusterConfig, Device, EngineName, ModelConfig, RunConfig, check_dtype, checked_life
+from .slimming import LifeConfig
 from .training import TrainingConfig
 
 
@@ -220,7 +222,7 @@ class DemoConfig:
         check_at_least(5, rounds=self.rounds)
         if self.run.dtype != "float32":
             raise ConfigError(f"demo runs in float32, got --dtype {self.run.dtype}; remove --dtype")
-        object.__setattr__(self, "life", _checked_life(self.life))
+        object.__setattr__(self, "life", checked_life(self.life))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..data import Preprocess
 from ..data.labels import Labels
 from ..errors import ConfigError, ExportError
 from ..io.exported_files import BUNDLE
-from ..io.files import replace_folder
+from ..io.folders import replace_folder
 from ..runtime.bundle import WEIGHTS, bundle_json, graph_name
 from ..runtime.metadata import Format, Metadata
 from ..runtime.tensor_module import tensor_module

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..data import Preprocess
 from ..data.labels import Labels
 from ..errors import ExportError
-from ..io.files import read_consistently, replace_folder
+from ..io.folders import read_consistently, replace_folder
 from ..runtime.engine import Engine, read_verified
 from ..runtime.metadata import Format, metadata_of
 from ..runtime.open_file import open_engine

@@ -1,1 +1,1 @@
-"""Atomic writing of files and folders, checksums, JSON lines."""
+"""Atomic writing of files and folders, checksums, locks, tables, JSON lines."""

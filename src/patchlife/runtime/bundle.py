@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..errors import ConfigError, ExportError
 from ..io.exported_files import BUNDLE
-from ..io.files import SUMS, check_sums, sha256_of
+from ..io.files import sha256_of
+from ..io.folders import SUMS, check_sums
 from .engine import Engine, open_file_session
 from .metadata import Metadata
 

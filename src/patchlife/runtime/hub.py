@@ -28,7 +28,7 @@ from ..adapters import load, read_adapter, save
 from ..adapters.format import FILES
 from ..data import Preprocess, read_photo
 from ..errors import AdapterError, ConfigError, PatchLifeError
-from ..io.files import check_sums
+from ..io.folders import check_sums
 from ..slimming import Scorer, SlimModel
 from ..version import __version__
 from ..visual import draw

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, shortened
-from ..io.files import check_sums, remove_leftovers, replace_folder
+from ..io.folders import check_sums, remove_leftovers, replace_folder
 
 __all__ = ["FORMAT", "Settings", "check_settings", "discard", "restore_latest", "save_checkpoint"]
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..data import Batch, Sample
 from ..errors import ConfigError, ImageError
-from ..io.files import locked, write_atomic
+from ..io.files import write_atomic
+from ..io.locks import locked
 
 __all__ = ["Collected", "Contents", "Photo", "Rows", "checksum", "content_of", "gather"]
 
