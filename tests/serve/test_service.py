@@ -185,7 +185,7 @@ def test_a_hundred_clients_get_answers_or_503(live, bodies, alone):
     good = [reply for reply in replies if reply.status == 200]
     assert statuses <= {200, 422, 503}  # 422 for the bodies that are not photos
     assert 200 in statuses
-    assert percentile([reply.seconds for reply in good], 99) <= DEADLINE + 20  # on a machine that does other work too
+    assert percentile([reply.seconds for reply in good], 99) <= DEADLINE
     assert len({reply.budget for reply in good}) > 1, "the load did not lower the budget"
     wrong = [text for reply in replies if reply.status != 503 and (text := alone.wrong(reply))]
     assert wrong == []
