@@ -229,11 +229,16 @@ class Batches:
 
 
 def losses(student, projections, images, targets, labels) -> dict[str, torch.Tensor]:
-    """Squared errors of the projected tokens against the teacher's, and cross-entropy with the labels there are."""
+    """Squared errors of the projected tokens against the teacher's, and cross-entropy with the labels there are.
+
+    The class token has its own term as well: as one of 197 tokens it would hardly count, and it is what is classified.
+    """
     middle, last = tokens(student, images)
+    projected = projections[1](last)
     return {
         "middle": F.mse_loss(projections[0](middle), targets[0]),
-        "last": F.mse_loss(projections[1](last), targets[1]),
+        "last": F.mse_loss(projected, targets[1]),
+        "class": F.mse_loss(projected[:, 0], targets[1, :, 0]),
         "labels": F.cross_entropy(student.forward_head(last), labels, ignore_index=OTHER, label_smoothing=0.05),
     }
 
