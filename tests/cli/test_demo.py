@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from html import escape
 
 import pytest
 import torch
@@ -74,6 +75,11 @@ def test_it_writes_numbers_pictures_and_a_report(settings, stand_in, patchlife, 
     assert result.code == 0
     assert sorted(p.name for p in out.iterdir()) == ["contact-sheet.png", "demo.json", "report.html", "strips.png"]
     assert f"open {out / 'report.html'}" in result.out
+    headline = result.out.splitlines()[0]
+    assert re.match(
+        r"With \d+ % of the FLOPs the slimmed model gave the dense model's answer on [0-6] of 6 photos", headline
+    )
+    assert escape(headline, quote=True) in (out / "report.html").read_text()
     assert re.search(r"^dense .* 100.0 %", result.out, re.MULTILINE)
     assert re.search(r"^PyTorch +1 +[\d.]+ ms +1 +[\d.]+ ms +1 +", result.out, re.MULTILINE)
     numbers = json.loads((out / "demo.json").read_text())

@@ -41,11 +41,31 @@ def run(config: DemoConfig) -> int:
     say(f"drawing the life maps of {len(photos)} photos")
     report = _write(measurements, pipeline, config.out)
     tables = [_text(*_outcome_table(measurements)), _text(*_time_table(measurements))]
-    print("\n\n".join([*tables, f"open {report.absolute()}"]))
+    print("\n\n".join([_headline(measurements), *tables, f"open {report.absolute()}"]))
     return 0
 
 
-# ---- tables
+# ---- the result in one sentence, and in tables
+
+
+def _headline(measurements: Measurements) -> str:
+    """What was measured in this run: FLOPs, answers and speed of the slimmed model."""
+    slimmed = measurements.outcomes[1]
+    return (
+        f"With {100 * slimmed.fraction_of_dense:.0f} % of the FLOPs the slimmed model gave the dense model's answer on "
+        f"{slimmed.agreeing} of {slimmed.photos} photos. {_speed(measurements)}"
+    )
+
+
+def _speed(measurements: Measurements) -> str:
+    """A sentence on the speed of the slimmed model, by engine, at the largest batch size."""
+    engines = (("PyTorch", measurements.timings), ("ONNX Runtime", measurements.onnx_timings))
+    last = {engine: list(timings.items())[-1] for engine, timings in engines if timings}
+    if any(timing.noisy for _, timing in last.values()):
+        return "The times were too noisy to state its speed."
+    ratios = [f"{timing.ratios[SLIMMED].median:.2f}x as fast in {engine}" for engine, (_, timing) in last.items()]
+    size = next(iter(last.values()))[0]
+    return f"In batches of {size} it ran {' and '.join(ratios)}, on this machine."
 
 
 def _outcome_table(measurements: Measurements) -> Table:
@@ -118,6 +138,7 @@ def _write(measurements: Measurements, pipeline: Pipeline, folder: Path) -> Path
         folder / "report.html",
         "PatchLife demo: dense and slimmed Vision Transformer",
         [
+            paragraph(_headline(measurements)),
             paragraph(
                 "One small module scores the patches of a photo once. The scores decide in how many blocks of the "
                 "Vision Transformer each patch takes part. This report compares the embedded model "
