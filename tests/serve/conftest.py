@@ -22,6 +22,7 @@ from patchlife.serve.answering import Answerer, open_answerer
 from patchlife.serve.application import Service, application
 from patchlife.serve.bodies import limits_of
 from patchlife.serve.degrading import Ladder
+from patchlife.serve.pace import Pace
 from patchlife.serve.questions import Ask, Description
 
 BODY = 100_000
@@ -62,7 +63,7 @@ def description() -> Description:
 
 @pytest.fixture
 def service(backend: FakeBackend, description: Description) -> Service:
-    return Service(backend, description, Ladder((1.0, 0.8, 0.6), 2, 8), deadline=5.0)
+    return Service(backend, description, Ladder((1.0, 0.8, 0.6), 2), Pace(2, 12, deadline=5.0))
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_a_body_over_the_limit_is_413(ask, backend):
 
 
 def test_after_the_deadline_a_photo_is_refused(ask, backend, service):
-    backend.wait, service.deadline = 10, 0.05
+    backend.wait, service.pace.deadline = 10, 0.05
     answer = ask("POST", PREDICT, content=b"x")
     assert answer.status_code == 503
     assert answer.json() == {"error": "the photo was not answered within 0.05 s; try again in 1 s"}
@@ -129,7 +129,32 @@ def test_load_lowers_the_budget_and_the_header_says_so(app, backend, service):
     budgets = [float(answer.headers["X-PatchLife-Budget"]) for answer in asyncio.run(together())]
     assert sorted(set(budgets), reverse=True) == [1.0, 0.8, 0.6]
     assert budgets == [ask.budget for ask in backend.asks]
-    assert service.ladder.step(service.pending) == 0
+    assert service.ladder.step(service.pending, service.pace.limit) == 0
+
+
+def test_photos_that_would_wait_too_long_are_refused_at_once(app, backend, service):
+    service.pace.seconds, backend.wait = 0.5, 0.05  # of a deadline of 5 s half may be waited: 5 photos
+
+    async def together() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+            return await asyncio.gather(*(client.post(PREDICT, content=b"x") for _ in range(8)))
+
+    answers = asyncio.run(together())
+    assert [answer.status_code for answer in answers] == [200] * 5 + [503] * 3
+    assert answers[-1].json() == {"error": "too many photos wait; try again in 1 s"}
+    assert answers[-1].headers["retry-after"] == "1"
+    assert len(backend.photos) == 5
+
+
+def test_photos_that_cannot_be_read_are_part_of_the_pace(app, backend, service):
+    backend.error, backend.wait = RequestError(422, "no photo"), 0.01
+
+    async def together() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+            await asyncio.gather(*(client.post(PREDICT, content=b"x") for _ in range(8)))
+
+    asyncio.run(together())
+    assert service.pace.seconds is not None
 
 
 def test_a_client_that_leaves_is_counted_and_forgotten(backend, service):

@@ -23,6 +23,7 @@ from .documents import docs_page, embed_schema, predict_schema, schema_of
 from .errors import RequestError, busy
 from .metrics import CONTENT_TYPE_LATEST, Metrics
 from .multipart import photo_in
+from .pace import Pace
 from .questions import Ask, Description, Task
 
 __all__ = ["Backend", "Service", "application"]
@@ -47,11 +48,11 @@ class Service:
         backend: answers photos.
         description: of the model.
         ladder: the budget by load.
-        deadline: seconds after which a photo is refused.
+        pace: how many photos are accepted, and the deadline of each.
     """
 
-    def __init__(self, backend: Backend, description: Description, ladder: Ladder, deadline: float) -> None:
-        self.backend, self.description, self.ladder, self.deadline = backend, description, ladder, deadline
+    def __init__(self, backend: Backend, description: Description, ladder: Ladder, pace: Pace) -> None:
+        self.backend, self.description, self.ladder, self.pace = backend, description, ladder, pace
         self.metrics = Metrics()
         self.pending = 0
         self.draining = False
@@ -61,29 +62,42 @@ class Service:
     async def answer(self, ask: Ask, photo: bytes) -> tuple[float, dict[str, Any]]:
         """(the budget that answered, the record). Raises RequestError."""
         started = time.monotonic()
-        async with self._counted():
-            try:
-                async with asyncio.timeout(self.deadline) as limit:
-                    self._waiting.add(limit)
-                    try:
-                        record = await self.backend.answer(ask, photo)
-                    finally:
-                        self._waiting.discard(limit)
-            except TimeoutError:
-                if self.draining:
-                    raise busy("the service ends", "draining") from None
-                raise busy(f"the photo was not answered within {self.deadline:g} s", "deadline") from None
+        try:
+            async with self._counted():
+                record = await self._in_time(ask, photo)
+        except RequestError as error:
+            if error.status != 503:  # the photo was read
+                self.pace.answered(self.pending, time.monotonic())
+            raise
         self._answered = time.monotonic()
+        self.pace.answered(self.pending, self._answered)
         self.metrics.seconds.observe(self._answered - started)
         self.metrics.answers.labels(f"{ask.budget:g}").inc()
         return ask.budget, record
 
+    async def _in_time(self, ask: Ask, photo: bytes) -> dict[str, Any]:
+        """The record. Raises RequestError, also after the deadline and when the service ends."""
+        try:
+            async with asyncio.timeout(self.pace.deadline) as limit:
+                self._waiting.add(limit)
+                try:
+                    return await self.backend.answer(ask, photo)
+                finally:
+                    self._waiting.discard(limit)
+        except TimeoutError:
+            if self.draining:
+                raise busy("the service ends", "draining") from None
+            raise busy(f"the photo was not answered within {self.pace.deadline:g} s", "deadline") from None
+
     def budget(self, asked: float | None) -> float:
-        """The budget that answers a photo which comes now. Raises RequestError if the service ends."""
+        """The budget that answers a photo which comes now. Raises RequestError if it cannot be accepted."""
         if self.draining:
             raise busy("the service ends", "draining")
-        self.metrics.step.set(self.ladder.step(self.pending))
-        return self.ladder.budget(self.pending, asked)
+        limit = self.pace.limit
+        if self.pending >= limit:
+            raise busy("too many photos wait")
+        self.metrics.step.set(self.ladder.step(self.pending, limit))
+        return self.ladder.budget(self.pending, limit, asked)
 
     async def ready(self) -> bool:
         """Whether photos are answered: one was in the last two seconds, or the backend says so."""

@@ -18,6 +18,7 @@ from .bodies import limits_of
 from .degrading import Ladder
 from .errors import RequestError, busy
 from .loopback import keep_to_loopback
+from .pace import Pace
 from .questions import Ask, Description
 from .replica import Model
 
@@ -26,6 +27,7 @@ __all__ = ["GATE", "NAME", "deployed"]
 NAME, GATE, MODEL = "patchlife", "Gate", "Model"
 
 _TRIES = 3  # a photo whose replica ends is given to another one; a photo that ends replicas must not end them all
+_ONGOING = 2  # batches in a replica: one runs, the next one is read
 _READY_SECONDS = 1.0
 _UNBOUNDED = 100_000  # requests in the gate, whose own limits are lower
 _GRACE = 3.0  # seconds that Ray Serve gives replicas to end
@@ -73,8 +75,10 @@ class Gate:
 
     def __init__(self, config: ServeConfig, description: Description, model: DeploymentHandle) -> None:
         keep_to_loopback(config)
-        ladder = Ladder(config.degrade or (description.budget,), config.max_batch * config.replicas, config.max_queue)
-        self._service = Service(_Replicas(model), description, ladder, config.deadline)
+        in_work = config.max_batch * config.replicas
+        ladder = Ladder(config.degrade or (description.budget,), in_work)
+        pace = Pace(in_work, _ONGOING * in_work + config.max_queue, config.deadline)
+        self._service = Service(_Replicas(model), description, ladder, pace)
         self._limits = limits_of(config.max_body * 2**20)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -92,7 +96,7 @@ def deployed(config: ServeConfig, description: Description, on_gpu: bool) -> ser
     replicas = serve.deployment(
         name=MODEL,
         num_replicas=config.replicas,
-        max_ongoing_requests=2 * config.max_batch,  # one batch runs, the next one is read
+        max_ongoing_requests=_ONGOING * config.max_batch,
         max_queued_requests=config.max_queue,
         ray_actor_options={"num_cpus": 0 if config.address is None else threads, "num_gpus": int(on_gpu)},
         health_check_period_s=2,
