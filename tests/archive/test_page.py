@@ -18,4 +18,4 @@ def test_more_machines_are_never_slower_and_the_smallest_bound_counts():
     for kind in ray_archive_scale.KINDS:
         rates = [min(kind.bounds(machines, 10, 1024, False).values()) for machines in ray_archive_scale.MACHINES]
         assert rates == sorted(rates)
-        assert rates[0] <= 10 * kind.cores / kind.decode
+        assert rates[0] <= 10 * kind.cores / kind.core

@@ -56,9 +56,10 @@ class ServeConfig:
         replicas: Processes that run the model, each with a copy of it.
         max_batch: Most photos in a batch. Photos of different budgets are in different batches.
         max_wait_ms: Longest time in milliseconds that a photo waits for others of its batch.
-        max_queue: Photos that wait for a replica. Further ones are refused with status 503 and Retry-After.
+        max_queue: Most photos that wait for a replica. Further ones are refused with status 503 and Retry-After.
         max_body: Largest body of a request in MiB. Larger ones are refused with status 413.
-        deadline: Seconds after which a photo that is not answered is refused with status 503.
+        deadline: Seconds after which a photo that is not answered is refused with status 503. A photo is refused at
+            once if those in front of it take more than half of it.
         degrade: Budgets, the largest first, such as 1.0,0.8,0.6,0.45. The first one answers. As the queue fills, the
             next ones answer, before anything is refused. The header X-PatchLife-Budget says which budget answered.
         trust: Open an exported .pt2 file. Opening one can run any code, so give only files that you exported.
