@@ -63,7 +63,7 @@ def description() -> Description:
 
 @pytest.fixture
 def service(backend: FakeBackend, description: Description) -> Service:
-    return Service(backend, description, Ladder((1.0, 0.8, 0.6), 2), Pace(2, 12, deadline=5.0))
+    return Service(backend, description, Ladder((1.0, 0.8, 0.6), 2), Pace(4, 8, deadline=5.0))
 
 
 @pytest.fixture

@@ -133,7 +133,8 @@ def test_load_lowers_the_budget_and_the_header_says_so(app, backend, service):
 
 
 def test_photos_that_would_wait_too_long_are_refused_at_once(app, backend, service):
-    service.pace.seconds, backend.wait = 0.5, 0.05  # of a deadline of 5 s half may be waited: 5 photos
+    service.pace.answered(front=9, seconds=5.0)  # of a deadline of 5 s half may be waited: 5 photos
+    backend.wait = 0.05
 
     async def together() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
@@ -146,15 +147,16 @@ def test_photos_that_would_wait_too_long_are_refused_at_once(app, backend, servi
     assert len(backend.photos) == 5
 
 
-def test_photos_that_cannot_be_read_are_part_of_the_pace(app, backend, service):
-    backend.error, backend.wait = RequestError(422, "no photo"), 0.01
+def test_photos_after_their_deadline_shorten_the_queue(app, backend, service):
+    backend.wait, service.pace.deadline = 10, 0.05
 
     async def together() -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
-            await asyncio.gather(*(client.post(PREDICT, content=b"x") for _ in range(8)))
+            await asyncio.gather(*(client.post(PREDICT, content=b"x") for _ in range(12)))
 
+    assert service.pace.limit == 12
     asyncio.run(together())
-    assert service.pace.seconds is not None
+    assert service.pace.limit == 2
 
 
 def test_a_client_that_leaves_is_counted_and_forgotten(backend, service):

@@ -20,8 +20,9 @@ def test_the_budgets_follow_in_equal_steps_to_half_of_the_queue():
     ]
 
 
-def test_a_short_queue_has_all_steps_too():
-    assert [LADDER.budget(pending, 8) for pending in range(8)] == [1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.45, 0.45]
+def test_the_last_photo_that_is_accepted_gets_the_last_budget():
+    assert [LADDER.budget(pending, 8) for pending in range(8)] == [1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.45, 0.45]
+    assert {LADDER.budget(limit - 1, limit) for limit in range(2, 100)} == {0.45}
 
 
 def test_a_budget_that_was_asked_for_is_a_limit_from_above():

@@ -61,33 +61,25 @@ class Service:
 
     async def answer(self, ask: Ask, photo: bytes) -> tuple[float, dict[str, Any]]:
         """(the budget that answered, the record). Raises RequestError."""
-        started = time.monotonic()
-        try:
-            async with self._counted():
-                record = await self._in_time(ask, photo)
-        except RequestError as error:
-            if error.status != 503:  # the photo was read
-                self.pace.answered(self.pending, time.monotonic())
-            raise
+        started, front = time.monotonic(), self.pending
+        async with self._counted():
+            try:
+                async with asyncio.timeout(self.pace.deadline) as limit:
+                    self._waiting.add(limit)
+                    try:
+                        record = await self.backend.answer(ask, photo)
+                    finally:
+                        self._waiting.discard(limit)
+            except TimeoutError:
+                if self.draining:
+                    raise busy("the service ends", "draining") from None
+                self.pace.late(front)
+                raise busy(f"the photo was not answered within {self.pace.deadline:g} s", "deadline") from None
         self._answered = time.monotonic()
-        self.pace.answered(self.pending, self._answered)
+        self.pace.answered(front, self._answered - started)
         self.metrics.seconds.observe(self._answered - started)
         self.metrics.answers.labels(f"{ask.budget:g}").inc()
         return ask.budget, record
-
-    async def _in_time(self, ask: Ask, photo: bytes) -> dict[str, Any]:
-        """The record. Raises RequestError, also after the deadline and when the service ends."""
-        try:
-            async with asyncio.timeout(self.pace.deadline) as limit:
-                self._waiting.add(limit)
-                try:
-                    return await self.backend.answer(ask, photo)
-                finally:
-                    self._waiting.discard(limit)
-        except TimeoutError:
-            if self.draining:
-                raise busy("the service ends", "draining") from None
-            raise busy(f"the photo was not answered within {self.pace.deadline:g} s", "deadline") from None
 
     def budget(self, asked: float | None) -> float:
         """The budget that answers a photo which comes now. Raises RequestError if it cannot be accepted."""

@@ -28,7 +28,7 @@ class Ladder:
 
         ``limit``: the most of them, 2 or more.
         """
-        in_work, last = min(self.in_work, limit // 2), len(self.budgets) - 1
+        in_work, last = min(self.in_work, (limit - 1) // 2), len(self.budgets) - 1
         return min(last, 2 * last * max(0, pending - in_work) // (limit - in_work))
 
     def budget(self, pending: int, limit: int, asked: float | None = None) -> float:

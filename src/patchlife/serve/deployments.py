@@ -75,9 +75,9 @@ class Gate:
 
     def __init__(self, config: ServeConfig, description: Description, model: DeploymentHandle) -> None:
         keep_to_loopback(config)
-        in_work = config.max_batch * config.replicas
-        ladder = Ladder(config.degrade or (description.budget,), in_work)
-        pace = Pace(in_work, _ONGOING * in_work + config.max_queue, config.deadline)
+        batches = config.max_batch * config.replicas
+        ladder = Ladder(config.degrade or (description.budget,), batches)
+        pace = Pace(_ONGOING * batches, config.max_queue, config.deadline, max(2, config.replicas))
         self._service = Service(_Replicas(model), description, ladder, pace)
         self._limits = limits_of(config.max_body * 2**20)
 
