@@ -139,8 +139,8 @@ def build_cache(args: argparse.Namespace, folder: Path) -> None:
     for photos in by_class(list_photos(args.data / "train")):
         jobs += (photos * args.views_per_class)[: args.views_per_class]
     rng = np.random.default_rng(args.seed)
-    others = other_photos(args.data / "train")
-    jobs += [others[i] for i in rng.choice(len(others), args.other_views, args.other_views > len(others))]
+    if others := other_photos(args.data / "train"):
+        jobs += [others[i] for i in rng.choice(len(others), args.other_views, args.other_views > len(others))]
     count, teacher = len(jobs), load_teacher(args.teacher)
     views = np.lib.format.open_memmap(folder / "views.npy", "w+", np.uint8, (count, SIZE, SIZE, 3))
     shape = (2, count, 197, TEACHER_DIM)  # middle, last

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import shutil
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -153,7 +155,7 @@ def test_a_machine_with_other_weights_is_refused(here, patchlife, model, photos,
     monkeypatch.setattr(parts, "_open_again", expecting_others)
     result = patchlife("predict", *model, photos, "--out", tmp_path / "parts", "--ray")
     assert result.code == 2
-    assert "has other weights or settings: expected 00000000, got" in result.err
+    assert f"on machine {platform.node()}: other weights or settings than on the first one: expected 0000" in result.err
 
 
 # ---- inputs and outputs at addresses, in tables and in shards
@@ -215,6 +217,32 @@ def test_a_run_at_an_address_is_continued(here, memory, patchlife, model, photos
     assert patchlife(*line, "--resume").code == 1
     assert here == [2]
     assert memory.cat("/out/run/*") == before
+
+
+class Denied(type(fsspec.filesystem("memory"))):  # type: ignore[misc]
+    """A file system with an error of its own, which is not an OSError."""
+
+    protocol = "denied"
+
+    def exists(self, *_, **__):
+        raise RuntimeError("no credentials")
+
+
+def test_an_error_of_the_file_system_of_the_results_is_told(here, patchlife, model, photos):
+    fsspec.register_implementation("denied", Denied, clobber=True)
+    result = patchlife("predict", *model, photos, "--out", "denied://bucket/run", "--ray")
+    assert result.code == 2
+    assert "denied://bucket/run: expected an address that fsspec can read and write, got: no credentials" in result.err
+
+
+def test_a_folder_inside_a_file_at_an_address_is_refused(here, patchlife, model, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.write(write_photos(tmp_path, 1)[0], "p/00.png")
+    result = patchlife("predict", *model, f"zip://p::file://{tmp_path}/a.zip", "--out", tmp_path / "out", "--ray")
+    assert result.code == 2
+    assert "found a folder inside another file (::)" in result.err
+    result = patchlife("predict", *model, f"zip://p/00.png::file://{tmp_path}/a.zip", "--out", tmp_path / "o", "--ray")
+    assert (result.code, result.err.count("1 photos, 0 failed")) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -292,16 +320,17 @@ def test_a_missing_package_is_named_with_its_install_line(patchlife, model, phot
 def test_workers_are_one_per_gpu_or_per_number_of_threads(monkeypatch):
     import ray
 
-    found = {"CPU": 16.0, "GPU": 4.0}
-    monkeypatch.setattr(ray, "cluster_resources", lambda: found)
-    assert cluster.workers_of("auto", 1, None) == cluster.Workers(4, 4, 1)
-    assert cluster.workers_of("auto", 1, 2) == cluster.Workers(4, 2, 1)
-    assert cluster.workers_of("cpu", 3, None) == cluster.Workers(5, 3, 0)
+    nodes = [{"CPU": 16.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 4.0}, {"memory": 1.0}]
+    found = [{"Alive": True, "Resources": node} for node in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: [*found, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}])
+    assert cluster.workers_of("auto", 1, None) == cluster.Workers(5, 2, 1)
+    assert cluster.workers_of("auto", 1, 1) == cluster.Workers(5, 1, 1)
+    assert cluster.workers_of("cpu", 3, None) == cluster.Workers(5 + 1 + 2, 3, 0)
     with pytest.raises(ConfigError, match="got --device mps; choose --device cpu"):
         cluster.workers_of("mps", 1, None)
-    with pytest.raises(ConfigError, match="the Ray cluster has 16; give fewer"):
+    with pytest.raises(ConfigError, match="of one machine \\(--threads\\), the Ray cluster has 16; give fewer"):
         cluster.workers_of("cpu", 17, None)
-    del found["GPU"]
+    found[1:3] = []
     assert cluster.workers_of("auto", 1, None) == cluster.Workers(16, 1, 0)
     with pytest.raises(ConfigError, match="has no GPU; choose --device auto"):
         cluster.workers_of("cuda", 1, None)

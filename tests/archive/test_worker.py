@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import platform
 from collections.abc import Sequence
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchlife.archive.worker import TRIES, Done, Journal, Part, Work, Worker, _GivenUp
-from patchlife.errors import ConfigError, ImageError
+from patchlife.errors import CheckpointError, ConfigError, ImageError, MissingExtraError
 
 
 class KilledError(BaseException):
@@ -37,7 +38,7 @@ def work(deadly: set[str], most: int = 1000, runs: list[list[str]] | None = None
             yield record_of(photo)
 
     settings = {
-        "folder": "/no/such/folder",
+        "folder": ".",
         "opened": lambda: None,
         "records": records,
         "summary": lambda record: record,
@@ -123,3 +124,21 @@ def test_a_worker_writes_the_part_if_the_command_does_not():
 
     failure = Worker(work(set(), write=full), Journal()).done(Part(3, ("a",))).failure
     assert failure == "part 3 cannot be written: [Errno 28] No space left on device"
+
+
+def test_a_machine_without_the_folder_of_the_command_reads_addresses_and_absolute_paths_only():
+    there = Part(0, ("s3://bucket/a.jpg", "/disk/b.jpg"))
+    assert finish(work(set(), folder="/no/such/folder"), there)[0].failure == ""
+    failure = finish(work(set(), folder="/no/such/folder"), Part(1, ("a.jpg",)))[0].failure
+    assert "has no folder /no/such/folder, to which paths of photos are relative; give absolute paths" in failure
+
+
+@pytest.mark.parametrize(
+    "error", [CheckpointError("no such file"), MissingExtraError("ray", "ray", "--ray"), OSError("no disk")]
+)
+def test_a_model_that_cannot_be_opened_ends_the_run_with_the_name_of_the_machine(error):
+    def opened():
+        raise error
+
+    failure = finish(work(set(), opened=opened), Part(0, ("a",)))[0].failure
+    assert failure == f"the model cannot be opened on machine {platform.node()}: {error}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from not_photos import BAD, encoded
@@ -73,3 +75,24 @@ def test_adaptive_mode_works_with_thresholds():
     together = answerer.answer([ask] * 3, [answerer.read(encoded(seed)) for seed in range(3)])
     alone = [answerer.answer([ask], [answerer.read(encoded(seed))])[0] for seed in range(3)]
     assert [record["kept"] for record in together] == [record["kept"] for record in alone]
+
+
+def test_a_failure_of_the_model_is_no_error_of_the_photo(monkeypatch):
+    """The client is told neither that its photo is wrong nor what failed; a replica that always fails is replaced."""
+    with warnings.catch_warnings():  # Ray's own
+        warnings.simplefilter("ignore")
+        from patchlife.serve.replica import Model
+
+    replica = Model.__new__(Model)
+    answerer = open_answerer(ServeConfig(ModelConfig("demo"), device="cpu"))
+    image = answerer.read(encoded(0))
+    monkeypatch.setattr(answerer.pipeline.model, "predict", lambda images: torch.empty(-1))
+    (failure,) = answerer.answer([Ask("predict", 1.0)], [image])
+    assert "the model fails on it" in failure.error
+    replica._failures = 0
+    told = [replica._told(failure) for _ in range(20)]
+    assert set(told) == {(500, "the model gave no answer for this photo; the log of the service has the reason")}
+    with pytest.raises(RuntimeError, match="20 photos"):
+        replica.check_health()
+    assert replica._told({"top": []}) == (200, {"top": []})
+    replica.check_health()

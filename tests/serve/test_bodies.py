@@ -32,7 +32,7 @@ class Client:
         if self.sent <= len(self.parts):
             last = self.sent == len(self.parts) and not (self.stalls or self.leaves)
             return {"type": "http.request", "body": self.parts[self.sent - 1], "more_body": not last}
-        if self.stalls:
+        if not self.leaves:  # as uvicorn: after the body, or a stalled one, nothing comes until the client leaves
             await asyncio.sleep(3600)
         return {"type": "http.disconnect"}
 

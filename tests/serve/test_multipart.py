@@ -42,6 +42,8 @@ def test_fields_beside_the_file_are_ignored(head):
         (TYPE, body(('filename="a"', b"1"), ('filename="b"', b"2")), "got 2 files"),
         (TYPE, b"--edge\r\nno headers\r\n--edge--", "a part without headers"),
         (TYPE, body(*[('name="c"', b"")] * 40), "does not end with its boundary"),
+        *((TYPE, body((f"filename*={charset}''x", b"1")), "cannot be decoded") for charset in ("undefined", "idna")),
+        ("multipart/form-data; boundary*=idna''x", body(), "cannot be decoded"),
     ],
 )
 def test_another_body_is_refused(content_type, content, message):

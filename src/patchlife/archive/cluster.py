@@ -18,7 +18,7 @@ from ..errors import ConfigError, PatchLifeError
 from ..extras import need
 from .worker import Done, Journal, Part, Work, Worker
 
-__all__ = ["LOCAL", "Workers", "compute", "connected", "run_once", "workers_of"]
+__all__ = ["LOCAL", "Workers", "compute", "connected", "machines", "run_once", "workers_of"]
 
 T = TypeVar("T")
 
@@ -87,18 +87,26 @@ def workers_of(device: str, threads: int, reading: int | None) -> Workers:
 
     Raises ConfigError if the cluster has no room for a worker.
     """
-    found = need("ray", _WHAT).cluster_resources()
-    cores, gpus = int(found.get("CPU", 0)), int(found.get("GPU", 0))
     if device == "mps":
         raise ConfigError("--ray runs on CPUs and CUDA GPUs, got --device mps; choose --device cpu")
-    if device != "cpu" and gpus:
-        own = max(1, min(cores // gpus, reading or _MOST_CORES))
-        return Workers(gpus, own, 1)
+    found = machines()
+    if device != "cpu" and (with_gpu := [(cores, gpus) for cores, gpus in found if gpus and cores]):
+        own = max(1, min(reading or _MOST_CORES, *(cores // gpus for cores, gpus in with_gpu)))
+        return Workers(sum(min(gpus, cores // own) for cores, gpus in with_gpu), own, 1)
     if device == "cuda":
         raise ConfigError("the Ray cluster has no GPU; choose --device auto")
-    if cores < threads:
-        raise ConfigError(f"a worker needs {threads} CPU cores (--threads), the Ray cluster has {cores}; give fewer")
-    return Workers(cores // threads, threads, 0)
+    if not (count := sum(cores // threads for cores, _ in found)):
+        most = max((cores for cores, _ in found), default=0)
+        raise ConfigError(
+            f"a worker needs {threads} CPU cores of one machine (--threads), the Ray cluster has {most}; give fewer"
+        )
+    return Workers(count, threads, 0)
+
+
+def machines() -> list[tuple[int, int]]:
+    """(CPU cores, GPUs) of each machine of the cluster, as they are offered to Ray."""
+    nodes = [node["Resources"] for node in need("ray", _WHAT).nodes() if node["Alive"]]
+    return [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
 
 
 def run_once(function: Callable[[], T], workers: Workers) -> T:

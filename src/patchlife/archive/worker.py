@@ -11,15 +11,15 @@ another reason takes this longer way, too, and gives the same records.
 from __future__ import annotations
 
 import os
+import platform
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..data import AnyPhoto, Sample
-from ..errors import ConfigError, ImageError
+from ..errors import ImageError, PatchLifeError
 
 if TYPE_CHECKING:
     from ..runtime.pipeline import Pipeline
@@ -159,28 +159,40 @@ class Worker:
 
     def __init__(self, work: Work, notes: Notes) -> None:
         self.work, self.notes, self.failure = work, notes, ""
-        with suppress(OSError):  # the files of the run may be at addresses only
+        self.elsewhere = False
+        try:
             os.chdir(work.folder)
+        except OSError:
+            self.elsewhere = True
         try:
             self.pipeline = work.opened()
-        except ConfigError as error:
-            self.failure = str(error)
+        except (PatchLifeError, OSError) as error:
+            self.failure = f"the model cannot be opened on machine {platform.node()}: {error}"
 
     def done(self, part: Part) -> Done:
         """Compute a part; write it if the command does not."""
-        if self.failure:
-            return Done(part.number, failure=self.failure)
+        if failure := self.failure or self._without_folder(part):
+            return Done(part.number, failure=failure)
         records = self._records(part)
         summaries = tuple(map(self.work.summary, records))
         content: bytes | None = self.work.encoded(records)
         if self.work.write is not None and content is not None:
             try:
                 self.work.write(part.number, content)
-            except OSError as error:
+            except (PatchLifeError, OSError) as error:
                 return Done(part.number, failure=f"part {part.number} cannot be written: {error}")
             content = None
         self.notes.forget(part.number)
         return Done(part.number, summaries, content)
+
+    def _without_folder(self, part: Part) -> str:
+        """What is wrong if paths are relative to a folder that is not on this machine; empty if nothing is."""
+        if not self.elsewhere or all("://" in str(p) or Path(str(p)).is_absolute() for p in part.photos):
+            return ""
+        return (
+            f"machine {platform.node()} has no folder {self.work.folder}, to which paths of photos are relative; give "
+            "absolute paths or addresses, or share the folder"
+        )
 
     def _records(self, part: Part) -> list[Record]:
         if not self.notes.begin(part.number, _WHOLE):

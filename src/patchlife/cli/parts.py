@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, suppress
@@ -250,8 +249,8 @@ def _open_again(verb: Verb, config: Any, first: _Opened) -> Pipeline:
     found = run_identity(pipeline, verb.settings(pipeline, config), [])
     if found != first.base:
         raise ConfigError(
-            f"the model on machine {platform.node()} has other weights or settings: expected {first.base}, got "
-            f"{found}; give every machine the same files and the same packages"
+            f"other weights or settings than on the first one: expected {first.base}, got {found}; give every machine "
+            "the same files and the same packages"
         )
     for start, calibration in first.calibrations:
         pipeline.model.use_calibration(calibration, start)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..data import AnyPhoto, Sample
     from ..data.labels import Labels
     from ..io.table import Table
-    from ..runtime.inference import Prediction
     from ..runtime.pipeline import Pipeline
 
 __all__ = ["predict", "run"]
@@ -105,17 +104,11 @@ def predict(
             continue
         yield {
             KEY: str(result.path),
-            "top": _top_classes(result, pipeline.labels, top),
+            "top": result.top(pipeline.labels, top),
             "flops": result.flops,
             "fraction_of_dense": round(result.flops / result.dense_flops, 6),
             "kept": result.lives.kept[0].tolist(),
         }
-
-
-def _top_classes(prediction: Prediction, labels: Labels, top: int) -> list[Record]:
-    best = prediction.probabilities.topk(min(top, len(labels.names)))
-    ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [{"class": c, "label": labels.names[c], "probability": round(p, 6)} for c, p in ranked]
 
 
 # ---- accuracy

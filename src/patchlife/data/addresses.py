@@ -93,6 +93,8 @@ def list_at(address: str) -> list[str]:
     """
     with _named(address):
         system, path = _system(address)
+        if "::" in address and (glob.has_magic(path) or system.isdir(path)):
+            raise ValueError("a folder inside another file (::); give the addresses of its photos in a table instead")
         if glob.has_magic(path):
             matches = system.glob(path)
             found = [file for match in matches for file in (system.find(match) if system.isdir(match) else [match])]
@@ -103,9 +105,7 @@ def list_at(address: str) -> list[str]:
             return [address]
         else:
             raise FileNotFoundError("no such file or folder")
-        prefix = address.rpartition("::")[0] + "::" if "::" in address else ""
-        shown = sorted({file for file in found if not _hidden(file, base)})
-        return [prefix + system.unstrip_protocol(file) for file in shown]
+        return [system.unstrip_protocol(file) for file in sorted(set(found)) if not _hidden(file, base)]
 
 
 def read_range(address: str, begin: int, end: int, name: object = "") -> bytes:

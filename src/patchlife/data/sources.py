@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,10 @@ class _TimmDataSet:
         self._names = {index: name for name, index in (getattr(folder_reader, "class_to_idx", None) or {}).items()}
         self._lock = threading.Lock()  # a reader may share one file handle among all threads
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It is opened again in another process; once in each, although every photo names it."""
+        return _timm_data_set, (self.argument,)
+
     def __len__(self) -> int:
         return len(self._data)
 
@@ -143,6 +148,11 @@ class _TimmDataSet:
                 stream, target = self._reader[index][:2]
                 stream.close()
         return None if target is None or int(target) < 0 else self._names.get(int(target), int(target))
+
+
+@cache
+def _timm_data_set(argument: str) -> _TimmDataSet:
+    return _TimmDataSet(argument)
 
 
 def _timm_samples(argument: str) -> list[_TimmSample]:

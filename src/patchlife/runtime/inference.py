@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data import Batch, evenly_spaced, load_batches, load_mixed_batches
+from ..data.labels import Labels
 from ..data.reading import AnyPhoto
 from ..errors import ConfigError, NumericalError
 from ..slimming import Lives, SlimModel
@@ -52,6 +53,12 @@ class Prediction:
     lives: Lives
     flops: int
     dense_flops: float
+
+    def top(self, labels: Labels, count: int) -> list[dict[str, Any]]:
+        """The ``count`` most probable classes, the most probable first, as the records of photos have them."""
+        best = self.probabilities.topk(min(count, len(labels.names)))
+        ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [{"class": c, "label": labels.names[c], "probability": round(p, 6)} for c, p in ranked]
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,9 @@ def _run(config: ServeConfig) -> None:
     from .answering import open_answerer
     from .service import serve_until_signal
 
-    here = config if config.address is None else replace(config, device="cpu")  # a cluster's GPUs are elsewhere
-    answerer = open_answerer(here, warm_up=False)  # errors of the model are told here, before Ray runs
-    description, on_gpu = answerer.description, answerer.pipeline.device.type == "cuda" or config.device == "cuda"
-    del answerer
-    serve_until_signal(config, description, on_gpu)
+    # errors of the model are told here, before Ray runs; on the CPU, because the memory of a GPU is for the replicas
+    description = open_answerer(replace(config, device="cpu"), warm_up=False).description
+    serve_until_signal(config, description)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from ..config import ModelConfig, ServeConfig
 from ..data import read_photo
-from ..data.labels import Labels
 from ..data.reading import Sample
-from ..errors import ConfigError, ImageError
+from ..errors import ConfigError
 from ..io.exported_files import is_exported
 from ..runtime.inference import Failure, Prediction, embed_images, predict_images
 from ..runtime.pipeline import Pipeline
@@ -82,8 +81,8 @@ class Answerer:
                 model.schedule()
 
     @torch.inference_mode()
-    def answer(self, asks: Sequence[Ask], images: Sequence[Tensor]) -> list[dict[str, Any] | ImageError]:
-        """A record for each image, or the error of an image that the model fails on.
+    def answer(self, asks: Sequence[Ask], images: Sequence[Tensor]) -> list[dict[str, Any] | Failure]:
+        """A record for each image, or the failure of the model on it.
 
         Raises ConfigError for a budget that the model does not reach.
         """
@@ -96,14 +95,14 @@ class Answerer:
                 self.pipeline.model.set_budget(budget)
             results = run(self.pipeline, batch, [_NAME] * len(batch))[: len(images)]
         return [
-            ImageError(result.error) if isinstance(result, Failure) else self._record(result, ask)
+            result if isinstance(result, Failure) else self._record(result, ask)
             for result, ask in zip(results, asks, strict=True)
         ]
 
     def _record(self, result: Any, ask: Ask) -> dict[str, Any]:
         record: dict[str, Any] = {}
         if isinstance(result, Prediction):
-            record["top"] = _top(result, self.pipeline.labels, ask.top)
+            record["top"] = result.top(self.pipeline.labels, ask.top)
         else:
             record["embedding"] = result.vector.tolist()
         record |= {
@@ -116,12 +115,6 @@ class Answerer:
             if ask.lives:
                 record["lives"] = {"grid": list(result.lives.grid), "life": result.lives.life[0].tolist()}
         return record
-
-
-def _top(prediction: Prediction, labels: Labels, top: int) -> list[dict[str, Any]]:
-    best = prediction.probabilities.topk(min(top, len(labels.names)))
-    ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [{"class": c, "label": labels.names[c], "probability": round(p, 6)} for c, p in ranked]
 
 
 def open_answerer(config: ServeConfig, warm_up: bool = True) -> Answerer:

@@ -92,10 +92,15 @@ class Service:
         return self.ladder.budget(self.pending, limit, asked)
 
     async def ready(self) -> bool:
-        """Whether photos are answered: one was in the last two seconds, or the backend says so."""
+        """Whether photos are answered: one was not long ago, or the backend says so.
+
+        A replica with work does not answer the question before it: while photos are in work, as long ago as the
+        deadline of a photo is not long.
+        """
         if self.draining:
             return False
-        return time.monotonic() - self._answered < 2 or await self.backend.ready()
+        recent = max(2.0, self.pace.deadline) if self.pending else 2.0
+        return time.monotonic() - self._answered < recent or await self.backend.ready()
 
     async def drain(self, seconds: float) -> int:
         """Refuse new photos, wait for the accepted ones, and refuse those left after ``seconds``; returns how many."""
@@ -132,9 +137,9 @@ def application(service: Service, limits: Limits) -> FastAPI:
     app.openapi = lambda: schema_of(app)  # type: ignore[method-assign]
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
+    async def docs(request: Request) -> HTMLResponse:
         policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
-        return HTMLResponse(docs_page(app.openapi(), service.description), headers=policy)
+        return HTMLResponse(docs_page(app.openapi(), service.description, str(request.base_url)), headers=policy)
 
     return app
 

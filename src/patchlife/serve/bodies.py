@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,7 @@ class Limited:
                 await self.app(_without_rays(scope), held.receiver(receive), _json_errors(send))
             elif error[0]:
                 held.release()
-                await _refuse(receive, send, *error)
+                await _refuse(receive, send, *error, ended=held.ended)
         finally:
             held.release()
 
@@ -104,7 +105,7 @@ class _Body:
     """The body of one request while it is in work."""
 
     def __init__(self, of: Limited) -> None:
-        self.of, self.size = of, 0
+        self.of, self.size, self.ended = of, 0, False
         self.parts: list[bytes] = []
 
     async def read(self, scope: Scope, receive: Receive) -> tuple[int, str] | None:
@@ -119,7 +120,7 @@ class _Body:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return 0, ""
-                    part = message.get("body", b"")
+                    part, self.ended = message.get("body", b""), not message.get("more_body", False)
                     if self.size + len(part) > limits.body:
                         return too_large
                     if self.of._held + len(part) > limits.all_bodies:
@@ -127,7 +128,7 @@ class _Body:
                     self.parts.append(part)
                     self.size += len(part)
                     self.of._held += len(part)
-                    if not message.get("more_body", False):
+                    if self.ended:
                         return None
         except TimeoutError:
             return 408, f"the body must arrive within {limits.seconds:g} s"
@@ -164,16 +165,16 @@ def _without_rays(scope: Scope) -> Scope:
     return {**scope, "headers": [header for header in headers if not header[0].startswith(b"serve")]}
 
 
-async def _refuse(receive: Receive, send: Send, status: int, message: str) -> None:
-    """Answer, after the client has sent its body or five seconds have passed; then the connection is closed."""
-    try:
+async def _refuse(receive: Receive, send: Send, status: int, message: str, ended: bool = False) -> None:
+    """Answer, after the client has sent its body or five seconds have passed; then the connection is closed.
+
+    ``ended``: the whole body has come already.
+    """
+    with suppress(TimeoutError):
         async with asyncio.timeout(_DISCARD):
-            while True:
+            while not ended:
                 part = await receive()
-                if part["type"] == "http.disconnect" or not part.get("more_body", False):
-                    break
-    except TimeoutError:
-        pass
+                ended = part["type"] == "http.disconnect" or not part.get("more_body", False)
     await _send_json(send, status, message, [(b"connection", b"close")])
 
 

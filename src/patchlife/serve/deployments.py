@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +18,7 @@ from .degrading import Ladder
 from .errors import RequestError, busy
 from .loopback import keep_to_loopback
 from .pace import Pace
+from .placement import Placement
 from .questions import Ask, Description
 from .replica import Model
 
@@ -90,15 +90,15 @@ class Gate:
         return await self._service.drain(seconds)
 
 
-def deployed(config: ServeConfig, description: Description, on_gpu: bool) -> serve.Application:
-    """The application for `serve.run`; ``on_gpu``: each replica has a GPU."""
-    threads = config.threads or max(1, (os.cpu_count() or 1) // config.replicas)
+def deployed(config: ServeConfig, description: Description, placement: Placement) -> serve.Application:
+    """The application for `serve.run`."""
+    threads, own = placement.threads, config.address is None
     replicas = serve.deployment(
         name=MODEL,
         num_replicas=config.replicas,
         max_ongoing_requests=_ONGOING * config.max_batch,
         max_queued_requests=config.max_queue,
-        ray_actor_options={"num_cpus": 0 if config.address is None else threads, "num_gpus": int(on_gpu)},
+        ray_actor_options={"num_cpus": 0 if own else threads, "num_gpus": int(placement.on_gpu)},
         health_check_period_s=2,
         graceful_shutdown_timeout_s=_GRACE,
         graceful_shutdown_wait_loop_s=0.1,

@@ -109,11 +109,9 @@ def _operation(parameters: list[dict[str, Any]], answer: dict[str, Any], require
     }
 
 
-def docs_page(schema: dict[str, Any], description: Description) -> str:
-    """A page of the OpenAPI document."""
-    tasks = "".join(
-        f"<pre>curl --data-binary @photo.jpg http://127.0.0.1:8000/v1/{task}</pre>" for task in description.tasks
-    )
+def docs_page(schema: dict[str, Any], description: Description, base: str) -> str:
+    """A page of the OpenAPI document; ``base`` is the address of the service, with a slash at its end."""
+    tasks = "".join(f"<pre>curl --data-binary @photo.jpg {escape(base)}v1/{task}</pre>" for task in description.tasks)
     operations = "".join(
         _section(method, path, operation)
         for path, methods in schema["paths"].items()

@@ -17,7 +17,13 @@ def photo_in(content_type: str, body: bytes) -> bytes:
 
     Raises RequestError for another body than one with exactly one file.
     """
-    boundary = _boundary(content_type)
+    try:
+        return _photo(_boundary(content_type), body)
+    except (ValueError, LookupError):  # of the standard library, at a parameter with an unknown or wrong encoding
+        raise RequestError(422, f"{_EXPECTED}, got a header that cannot be decoded") from None
+
+
+def _photo(boundary: bytes, body: bytes) -> bytes:
     sections = (b"\r\n" + body).split(b"\r\n--" + boundary, _MOST_PARTS + 1)
     if len(sections) < 3 or not sections[-1].startswith(b"--"):
         raise RequestError(422, f"{_EXPECTED}, got a body that does not end with its boundary")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,9 +21,13 @@ from .questions import Ask
 if TYPE_CHECKING:  # the gate imports this module too, and needs no torch
     from torch import Tensor
 
+    from ..runtime.inference import Failure
     from .answering import Answerer
 
 __all__ = ["Model"]
+
+_MOST_FAILURES = 16
+_FAILED = "the model gave no answer for this photo; the log of the service has the reason"
 
 Told = tuple[int, Any]
 """A status, with the record of status 200 or the message of another one."""
@@ -56,6 +61,7 @@ class Model:
         self._config, self._answerer = config, open_answerer(config)
         self._readers = ThreadPoolExecutor(max(2, min(4, threads)), "read")
         self._runner = ThreadPoolExecutor(1, "run")  # batches of all budgets, in the order of their completion
+        self._failures = 0  # photos without an answer since the last answer
         self._queues: dict[tuple[str, float], Callable[[_Work], Any]] = {}
 
     async def answer(self, ask: Ask, photo: bytes) -> Told:
@@ -75,11 +81,25 @@ class Model:
         except asyncio.CancelledError:
             work.dropped = True
             raise
-        return (422, str(found)) if isinstance(found, ImageError) else (200, found)
+        return self._told(found)
+
+    def _told(self, found: dict[str, Any] | Failure) -> Told:
+        """What the gate is told: the record, or that the model failed, whose reason goes to the log."""
+        if isinstance(found, dict):
+            self._failures = 0
+            return 200, found
+        self._failures += 1
+        logging.getLogger("ray.serve").error(found.error)
+        return 500, _FAILED
 
     async def ready(self) -> bool:
         """True, as soon as it runs."""
         return True
+
+    def check_health(self) -> None:
+        """Raise RuntimeError if the model fails on photo after photo; Ray Serve then replaces this replica."""
+        if self._failures >= _MOST_FAILURES:
+            raise RuntimeError(f"the model failed on {self._failures} photos, one after the other")
 
 
 def _batched(answerer: Answerer, runner: ThreadPoolExecutor, config: ServeConfig) -> Callable[[_Work], Any]:

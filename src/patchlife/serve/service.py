@@ -14,9 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..archive.cluster import machines
 from ..config import ServeConfig
 from ..errors import ConfigError
 from .bodies import MIDDLEWARES, limits_in_environment
+from .placement import Placement, on_cluster, on_this_machine
 from .questions import Description
 from .supervisor import descendants, kill
 
@@ -28,20 +30,21 @@ _LOOPBACK = "127.0.0.1"
 _STORE = 256 * 2**20  # bytes of Ray's object store, which holds bodies on their way to a replica
 
 
-def serve_until_signal(config: ServeConfig, description: Description, on_gpu: bool) -> None:
+def serve_until_signal(config: ServeConfig, description: Description) -> None:
     """Serve until SIGTERM or SIGINT, then answer the accepted photos.
 
     Raises ConfigError if the service cannot start.
     """
     config = _absolute(config)
+    here = on_this_machine(config) if config.address is None else None
     os.environ |= _environment(config)
     with _signals() as signals, _cluster(config) as ended:
-        handle = _run(config, description, on_gpu)
-        print(
-            f"{description.name} at http://{_shown(config.host)}:{config.port}/v1/{description.tasks[0]}, its page at "
-            "/docs  (Ctrl-C ends it)",
-            flush=True,
-        )
+        placement = here or on_cluster(config, machines())
+        where = f"at http://{_shown(config.host)}:{config.port}"
+        if config.address is not None and _serve_runs():
+            where = "at the address of the Serve that runs there, path "
+        handle = _run(config, description, placement)
+        print(f"{description.name} {where}/v1/{description.tasks[0]}, its page at /docs  (Ctrl-C ends it)", flush=True)
         signals.wait()
         with contextlib.suppress(Exception):  # the gate may have ended; the processes end in any case
             handle.drain.remote(_DRAIN).result(timeout_s=_DRAIN + 1)
@@ -67,7 +70,19 @@ def _environment(config: ServeConfig) -> dict[str, str]:
     }
 
 
-def _run(config: ServeConfig, description: Description, on_gpu: bool) -> Any:
+def _serve_runs() -> bool:
+    """Whether Serve runs on the cluster already. Raises ConfigError if our application does: it would be replaced."""
+    from ray import serve
+
+    from .deployments import NAME
+
+    status = serve.status()
+    if NAME in status.applications:
+        raise ConfigError(f"an application named {NAME} runs on this cluster already; end that `patchlife serve` first")
+    return bool(status.proxies)
+
+
+def _run(config: ServeConfig, description: Description, placement: Placement) -> Any:
     """Start the application; returns the handle of its gate."""
     from ray import serve
     from ray.exceptions import RayError
@@ -79,7 +94,7 @@ def _run(config: ServeConfig, description: Description, on_gpu: bool) -> Any:
     logs: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
     try:
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logs)
-        return serve.run(deployed(config, description, on_gpu), name=NAME, route_prefix="/", logging_config=logs)
+        return serve.run(deployed(config, description, placement), name=NAME, route_prefix="/", logging_config=logs)
     except (RuntimeError, RayError) as error:
         if config.address is not None:
             serve.delete(NAME)
