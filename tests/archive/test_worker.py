@@ -106,13 +106,6 @@ def test_the_notes_of_a_finished_part_are_dropped():
     assert journal.begin(0, "whole") == 0
 
 
-def test_a_model_that_cannot_be_opened_is_the_result_of_the_part():
-    def opened():
-        raise ConfigError("no such model")
-
-    assert Worker(work(set(), opened=opened), Journal()).done(Part(3, ("a",))) == Done(3, failure="no such model")
-
-
 def test_a_worker_writes_the_part_if_the_command_does_not():
     written = {}
     done = Worker(work(set(), write=written.__setitem__), Journal()).done(Part(3, ("a",)))
@@ -134,7 +127,13 @@ def test_a_machine_without_the_folder_of_the_command_reads_addresses_and_absolut
 
 
 @pytest.mark.parametrize(
-    "error", [CheckpointError("no such file"), MissingExtraError("ray", "ray", "--ray"), OSError("no disk")]
+    "error",
+    [
+        ConfigError("no such model"),
+        CheckpointError("no such file"),
+        MissingExtraError("ray", "ray", "--ray"),
+        OSError("no disk"),
+    ],
 )
 def test_a_model_that_cannot_be_opened_ends_the_run_with_the_name_of_the_machine(error):
     def opened():

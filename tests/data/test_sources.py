@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -148,6 +149,9 @@ def test_a_folder_opened_by_timm(classes: Path, kind: str) -> None:
     assert [photo.label for photo in found] == ["cat", "dog"]
     assert all(isinstance(photo, Sample) and read_photo(photo).size == scene().size for photo in found)
     assert len(list_samples([f"timm:{kind}:val:{classes}"])) == 1
+    copies = pickle.loads(pickle.dumps(found))  # as it is sent to another process
+    assert [str(copy) for copy in copies] == [str(photo) for photo in found]
+    assert read_photo(copies[0]).tobytes() == read_photo(found[0]).tobytes()
 
 
 @pytest.mark.parametrize("kind", ["folder", "torch/folder"])
