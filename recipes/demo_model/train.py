@@ -57,8 +57,8 @@ def parse_args() -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/demo"), help="cache and checkpoint; a rerun resumes there")
     add("--assets", type=Path, default=Path("runs/demo/assets"), help="folder for the finished model")
     add("--views-per-class", type=int, default=600, help="fixed random crops, divided among its photos")
-    add("--other-views", type=int, default=3000, help="the same of other categories, without labels")
-    add("--grids", type=int, nargs="+", default=[7] * 10 + [10] + [14] * 2, help="patches a side, by epoch")
+    add("--other-views", type=int, default=6000, help="the same of other categories, without labels")
+    add("--grids", type=int, nargs="+", default=[7] * 8 + [10] * 3 + [14] * 2, help="patches a side, by epoch")
     add("--batch-size", type=int, default=16)
     add("--lr", type=float, default=1.5e-3)
     add("--seed", type=int, default=0)
@@ -101,8 +101,8 @@ def centre(photo: Image.Image) -> Image.Image:
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """A crop of 35-100 % of the area with an aspect near 1, as far as the photo allows."""
-    area = width * height * rng.uniform(0.35, 1.0)
+    """A crop of 45-100 % of the area with an aspect near 1, as far as the photo allows."""
+    area = width * height * rng.uniform(0.45, 1.0)
     aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
     w, h = min(width, np.sqrt(area * aspect)), min(height, np.sqrt(area / aspect))
     w, h = min(w, h * 4 / 3), min(h, w * 4 / 3)  # a long photo must not be squashed
