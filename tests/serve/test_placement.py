@@ -24,6 +24,7 @@ def settings(**changes) -> ServeConfig:
         ([(32, 0), (16, 4)], {"replicas": 2}, Placement(8, True)),
         ([(32, 0), (16, 4)], {"replicas": 2, "device": "cpu"}, Placement(16, False)),
         ([(8, 1), (64, 1)], {"replicas": 2, "device": "cuda"}, Placement(8, True)),
+        ([(16, 1)], {"replicas": 2, "engine": "onnx"}, Placement(8, False)),
     ],
 )
 def test_replicas_on_a_cluster_have_what_leaves_room_for_the_others(machines, changes, placement):
@@ -33,8 +34,8 @@ def test_replicas_on_a_cluster_have_what_leaves_room_for_the_others(machines, ch
 @pytest.mark.parametrize(
     ("machines", "changes", "message"),
     [
-        ([(16, 1)], {"replicas": 2}, "expected GPUs, the cluster has room for 1; give fewer --replicas"),
-        ([(16, 0)], {"device": "cuda"}, "expected GPUs, the cluster has room for 0"),
+        ([(16, 1)], {"replicas": 2}, "expected a GPU for each, the cluster has room for 1; give fewer --replicas"),
+        ([(16, 0)], {"device": "cuda"}, "expected a GPU for each, the cluster has room for 0"),
         ([(8, 0), (8, 0)], {"threads": 16}, "expected 16 CPU cores for each, the cluster has room for 0"),
         ([(2, 0)], {"replicas": 3}, "expected 1 CPU core for each, the cluster has room for 2"),
         ([], {}, "the cluster has room for 0"),
@@ -57,5 +58,5 @@ def test_each_replica_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert on_this_machine(settings(threads=2)) == Placement(2, True)
-    with pytest.raises(ConfigError, match="--replicas 2: expected GPUs, this machine has room for 1"):
+    with pytest.raises(ConfigError, match="--replicas 2: expected a GPU for each, this machine has room for 1"):
         on_this_machine(settings(replicas=2))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..config import ServeConfig
 from ..errors import ConfigError
+from ..io.exported_files import is_exported
 
 __all__ = ["Placement", "on_cluster", "on_this_machine"]
 
@@ -31,9 +32,9 @@ def on_this_machine(config: ServeConfig) -> Placement:
 
     from ..runtime.pipeline import pick_device
 
-    on_gpu = pick_device(config.device).type == "cuda"
+    on_gpu = _may_use_gpu(config) and pick_device(config.device).type == "cuda"
     if on_gpu and config.replicas > torch.cuda.device_count():
-        raise ConfigError(_too_few("GPUs", config.replicas, torch.cuda.device_count(), "this machine"))
+        raise ConfigError(_too_few("a GPU for each", config.replicas, torch.cuda.device_count(), "this machine"))
     return Placement(config.threads or max(1, (os.cpu_count() or 1) // config.replicas), on_gpu)
 
 
@@ -45,9 +46,9 @@ def on_cluster(config: ServeConfig, machines: Sequence[tuple[int, int]]) -> Plac
     Raises ConfigError if the cluster has no room for the replicas.
     """
     gpus = sum(gpu for _, gpu in machines)
-    on_gpu = config.device == "cuda" or (config.device == "auto" and gpus > 0)
+    on_gpu = _may_use_gpu(config) and (config.device == "cuda" or gpus > 0)
     if on_gpu and gpus < config.replicas:
-        raise ConfigError(_too_few("GPUs", config.replicas, gpus, "the cluster"))
+        raise ConfigError(_too_few("a GPU for each", config.replicas, gpus, "the cluster"))
 
     def room(threads: int) -> int:
         return sum(min(cores // threads, gpu) if on_gpu else cores // threads for cores, gpu in machines)
@@ -59,6 +60,13 @@ def on_cluster(config: ServeConfig, machines: Sequence[tuple[int, int]]) -> Plac
         what = f"{least} CPU core{'' if least == 1 else 's'} for each"
         raise ConfigError(_too_few(what, config.replicas, room(least), "the cluster"))
     return Placement(threads, on_gpu)
+
+
+def _may_use_gpu(config: ServeConfig) -> bool:
+    """Whether replicas may run on a GPU: what ONNX Runtime and OpenVINO run does only if it is asked for."""
+    if config.device != "auto":
+        return config.device == "cuda"
+    return config.engine in (None, "eager", "compile") and not is_exported(config.model.model)
 
 
 def _too_few(what: str, replicas: int, room: int, where: str) -> str:
