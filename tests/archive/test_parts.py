@@ -232,7 +232,7 @@ def test_an_error_of_the_file_system_of_the_results_is_told(here, patchlife, mod
     fsspec.register_implementation("denied", Denied, clobber=True)
     result = patchlife("predict", *model, photos, "--out", "denied://bucket/run", "--ray")
     assert result.code == 2
-    assert "denied://bucket/run: expected an address that fsspec can read and write, got: no credentials" in result.err
+    assert "denied://bucket/run: expected an address that can be written and read, found no credentials" in result.err
 
 
 def test_a_folder_inside_a_file_at_an_address_is_refused(here, patchlife, model, tmp_path):

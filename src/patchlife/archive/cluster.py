@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import ConfigError, PatchLifeError
 from ..extras import need
+from ..logs import errors_only
 from .worker import Done, Journal, Part, Work, Worker
 
 __all__ = ["LOCAL", "Workers", "compute", "connected", "machines", "run_once", "workers_of"]
@@ -208,12 +209,5 @@ def _quiet(data: Any, ordered: bool) -> Iterator[None]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = ordered
-    loggers: Sequence[logging.Logger] = [logging.getLogger("ray.data")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
+    with errors_only("ray.data"):
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -10,11 +10,12 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.addresses import file_system, named
 from ..errors import ConfigError
 from ..io.files import write_atomic
 from ..io.jsonl import encode
@@ -147,7 +148,7 @@ class PartFolder:
             self.place.mkdir(parents=True, exist_ok=True)
         else:
             with suppress(Exception):  # object stores have no folders; others tell what is wrong when a file is written
-                system, folder = _system(self.place)
+                system, folder = file_system(self.place)
                 system.makedirs(folder, exist_ok=True)
         self._write(RUN, (json.dumps(asdict(run)) + "\n").encode())
 
@@ -158,16 +159,16 @@ class PartFolder:
         if isinstance(self.place, Path):
             write_atomic(self.place / name, content)
         else:  # an object appears when all of its bytes are there
-            with _told(self.place):
-                system, folder = _system(self.place)
-                system.pipe_file(f"{folder}/{name}", content)
+            with named(self.place, "written and read", ConfigError):
+                system, folder = file_system(self.place)
+                system.pipe_file(f"{folder.rstrip('/')}/{name}", content)
 
     def _read(self, name: str) -> bytes:
         if isinstance(self.place, Path):
             return (self.place / name).read_bytes()
-        with _told(self.place):
-            system, folder = _system(self.place)
-            content: bytes = system.cat_file(f"{folder}/{name}")
+        with named(self.place, "written and read", ConfigError):
+            system, folder = file_system(self.place)
+            content: bytes = system.cat_file(f"{folder.rstrip('/')}/{name}")
         return content
 
     def _names(self) -> list[str]:
@@ -175,32 +176,9 @@ class PartFolder:
             if self.place.exists() and not self.place.is_dir():
                 raise ConfigError(f"--ray writes a folder of parts, got the file {self.place}; choose another --out")
             return sorted(entry.name for entry in self.place.iterdir()) if self.place.is_dir() else []
-        with _told(self.place):
-            system, folder = _system(self.place)
+        with named(self.place, "written and read", ConfigError):
+            system, folder = file_system(self.place)
             system.invalidate_cache(folder)
             if not system.exists(folder):
                 return []
             return sorted(path.rstrip("/").rpartition("/")[2] for path in system.ls(folder, detail=False))
-
-
-def _system(address: str) -> tuple[Any, str]:
-    """(file system, folder)."""
-    from fsspec.core import url_to_fs
-
-    system, folder = url_to_fs(address)
-    return system, folder.rstrip("/")
-
-
-@contextmanager
-def _told(address: str) -> Iterator[None]:
-    """Raise every error of a file system as a ConfigError that names the address."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:  # each file system has its own kinds of errors
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ConfigError(
-            f"{address}: expected an address that fsspec can read and write, got: {reason}; check the address, the "
-            "credentials and the package of its protocol"
-        ) from error

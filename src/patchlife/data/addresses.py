@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import ImageError
+from ..errors import ImageError, PatchLifeError
 from .listing import PHOTO_SUFFIXES, by_suffix
 from .reading import Sample
 
-__all__ = ["is_address", "list_at", "opened", "photo_at", "photos_at", "read_range"]
+__all__ = ["file_system", "is_address", "list_at", "named", "opened", "photo_at", "photos_at", "read_range"]
 
 _BLOCK = 2**20  # bytes that are read at a time while the headers of a shard are listed
 
@@ -91,8 +91,8 @@ def list_at(address: str) -> list[str]:
 
     Raises ImageError if there is no such file or folder, or the address cannot be listed.
     """
-    with _named(address):
-        system, path = _system(address)
+    with named(address):
+        system, path = file_system(address)
         if "::" in address and (glob.has_magic(path) or system.isdir(path)):
             raise ValueError("a folder inside another file (::); give the addresses of its photos in a table instead")
         if glob.has_magic(path):
@@ -110,8 +110,8 @@ def list_at(address: str) -> list[str]:
 
 def read_range(address: str, begin: int, end: int, name: object = "") -> bytes:
     """The bytes from ``begin`` up to ``end`` of a file, or fewer if it is shorter. Errors call it ``name``."""
-    with _named(name or address):
-        system, path = _system(address)
+    with named(name or address):
+        system, path = file_system(address)
         return system.cat_file(path, start=begin, end=end)
 
 
@@ -122,14 +122,14 @@ def opened(place: Path | str) -> Iterator[BinaryIO]:
         with open(place, "rb") as file:
             yield file
         return
-    with _named(place):
-        system, path = _system(place)
+    with named(place):
+        system, path = file_system(place)
         stream = system.open(path, "rb", block_size=_BLOCK)
     with stream:
         yield stream
 
 
-def _system(address: str) -> tuple[Any, str]:
+def file_system(address: str) -> tuple[Any, str]:
     """(file system, path in it)."""
     from fsspec.core import url_to_fs
 
@@ -142,15 +142,15 @@ def _hidden(file: str, base: str) -> bool:
 
 
 @contextmanager
-def _named(name: object) -> Iterator[None]:
-    """Raise every error of a file system as an ImageError that names the address."""
+def named(name: object, use: str = "read", kind: type[PatchLifeError] = ImageError) -> Iterator[None]:
+    """Raise every error of a file system as one of ``kind`` that names the address; ``use``: what it is needed for."""
     try:
         yield
-    except ImageError:
+    except kind:
         raise
     except Exception as error:  # each file system has its own kinds of errors
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ImageError(
-            f"{name}: expected an address that can be read, found {reason}; check the address, the credentials and "
+        raise kind(
+            f"{name}: expected an address that can be {use}, found {reason}; check the address, the credentials and "
             "the package of its protocol"
         ) from error

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-import logging
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..errors import ExportError
 from ..extras import need
+from ..logs import errors_only
 from ..runtime.metadata import KEY, Format
 from ..runtime.tensor_module import TensorModule
 
@@ -37,6 +35,7 @@ __all__ = [
 ]
 
 _LIMIT = 2**31  # of a protobuf message, in bytes
+_TALKERS = ("onnxscript", "onnx_ir", "torch.onnx")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 # The ONNX exporter of torch 2.9 refuses a minimum batch of 1 without need; its graph runs at batch 1 all the same.
@@ -52,7 +51,7 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ..
     Raises ExportError if it is too large for an ONNX file.
     """
     need("onnxscript", "export to ONNX")
-    with _quiet():
+    with errors_only(*_TALKERS):  # they warn of constants that they could not fold
         program = torch.onnx.export(
             module,
             tuple(inputs.values()),
@@ -277,17 +276,3 @@ def _copy(model: Any) -> Any:
     copy = type(model)()
     copy.CopyFrom(model)
     return copy
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the exporter's warnings about constants that it could not fold."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
