@@ -11,7 +11,7 @@ import small as photos_and_weights
 
 from patchlife import data
 from patchlife.benchmarks import comparison as compare
-from patchlife.cli import demo
+from patchlife.cli import demo_measurements
 from patchlife.cli import export as export_verb
 from patchlife.cli.main import main
 from patchlife.errors import MissingExtraError
@@ -20,7 +20,7 @@ from patchlife.runtime import inference
 from patchlife.runtime import opening as models
 from patchlife.training import target_cache as cache
 
-READERS = (data, inference, cache, compare, demo, export_verb)
+READERS = (data, inference, cache, compare, demo_measurements, export_verb)
 """Modules that hold the name ``load_batches``. All are imported here, so that none is first imported while patched."""
 EXTRAS = "onnx,openvino", "onnx", "openvino", "int8"
 """Extras that install lines may name; export to OpenVINO also needs ONNX's packages."""
