@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 BUDGET, PATCH = "0.45", 17
-WIDTH, HEIGHT = 1000, 830
+WIDTH, HEIGHT = 1300, 1080
 READY = f"document.querySelector('#map svg')?.dataset.budget === '{BUDGET}'"
 
 
@@ -34,7 +34,7 @@ def picture(address: str) -> Image.Image:
             page.keyboard.press("Enter")
             page.wait_for_function(READY.replace(BUDGET, value), timeout=60_000)
         page.wait_for_timeout(1000)
-        page.locator("#map .patch").nth(PATCH).hover()
+        page.locator("#map .cell").nth(PATCH).hover(force=True)
         taken = page.screenshot()
         browser.close()
     return Image.open(io.BytesIO(taken)).convert("RGB")
@@ -54,7 +54,7 @@ def main() -> None:
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=60)
-    taken.quantize(200).save(Path(__file__).with_name("explore.png"), optimize=True)
+    taken.resize((1000, 1000 * HEIGHT // WIDTH)).quantize(200).save(Path(__file__).with_name("explore.png"), optimize=True)
 
 
 if __name__ == "__main__":
