@@ -54,7 +54,8 @@ def main() -> None:
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=60)
-    taken.resize((1000, 1000 * HEIGHT // WIDTH)).quantize(200).save(Path(__file__).with_name("explore.png"), optimize=True)
+    smaller = taken.resize((1000, 1000 * HEIGHT // WIDTH))
+    smaller.quantize(200).save(Path(__file__).with_name("explore.png"), optimize=True)
 
 
 if __name__ == "__main__":
