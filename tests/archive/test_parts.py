@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import platform
 import shutil
@@ -233,6 +234,18 @@ def test_an_error_of_the_file_system_of_the_results_is_told(here, patchlife, mod
     result = patchlife("predict", *model, photos, "--out", "denied://bucket/run", "--ray")
     assert result.code == 2
     assert "denied://bucket/run: expected an address that can be written and read, found no credentials" in result.err
+
+
+def test_an_error_while_a_shard_at_an_address_is_read_is_told(here, memory, patchlife, model, tmp_path, monkeypatch):
+    class Lost(io.BytesIO):
+        def read(self, *_):
+            raise RuntimeError("connection lost")
+
+    memory.pipe_file("/bucket/shard.tar", b"x" * 2000)
+    monkeypatch.setattr(type(memory), "open", lambda *_, **__: Lost())
+    result = patchlife("predict", *model, "memory://bucket/shard.tar", "--out", tmp_path / "parts", "--ray")
+    assert result.code == 2
+    assert "memory://bucket/shard.tar: expected an address that can be read, found connection lost" in result.err
 
 
 def test_a_folder_inside_a_file_at_an_address_is_refused(here, patchlife, model, tmp_path):

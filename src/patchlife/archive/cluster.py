@@ -19,7 +19,7 @@ from ..extras import need
 from ..logs import errors_only
 from .worker import Done, Journal, Part, Work, Worker
 
-__all__ = ["LOCAL", "Workers", "compute", "connected", "machines", "run_once", "workers_of"]
+__all__ = ["LOCAL", "Workers", "compute", "connected", "machines", "room", "run_once", "workers_of"]
 
 T = TypeVar("T")
 
@@ -93,10 +93,10 @@ def workers_of(device: str, threads: int, reading: int | None) -> Workers:
     found = machines()
     if device != "cpu" and (with_gpu := [(cores, gpus) for cores, gpus in found if gpus and cores]):
         own = max(1, min(reading or _MOST_CORES, *(cores // gpus for cores, gpus in with_gpu)))
-        return Workers(sum(min(gpus, cores // own) for cores, gpus in with_gpu), own, 1)
+        return Workers(room(found, own, on_gpu=True), own, 1)
     if device == "cuda":
         raise ConfigError("the Ray cluster has no GPU; choose --device auto")
-    if not (count := sum(cores // threads for cores, _ in found)):
+    if not (count := room(found, threads)):
         most = max((cores for cores, _ in found), default=0)
         raise ConfigError(
             f"a worker needs {threads} CPU cores of one machine (--threads), the Ray cluster has {most}; give fewer"
@@ -108,6 +108,11 @@ def machines() -> list[tuple[int, int]]:
     """(CPU cores, GPUs) of each machine of the cluster, as they are offered to Ray."""
     nodes = [node["Resources"] for node in need("ray", _WHAT).nodes() if node["Alive"]]
     return [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
+
+
+def room(found: Iterable[tuple[int, int]], cores: int, on_gpu: bool = False) -> int:
+    """How many processes with so many ``cores``, and a GPU each if ``on_gpu``, the machines have room for at a time."""
+    return sum(min(of_machine // cores, gpus) if on_gpu else of_machine // cores for of_machine, gpus in found)
 
 
 def run_once(function: Callable[[], T], workers: Workers) -> T:

@@ -59,13 +59,17 @@ def _headline(measurements: Measurements) -> str:
 
 def _speed(measurements: Measurements) -> str:
     """A sentence on the speed of the slimmed model, by engine, at the largest batch size."""
-    engines = (("PyTorch", measurements.timings), ("ONNX Runtime", measurements.onnx_timings))
-    last = {engine: list(timings.items())[-1] for engine, timings in engines if timings}
+    last = {engine: list(timings.items())[-1] for engine, timings in _by_engine(measurements).items() if timings}
     if any(timing.noisy for _, timing in last.values()):
         return "The times were too noisy to state its speed."
     ratios = [f"{timing.ratios[SLIMMED].median:.2f}x as fast in {engine}" for engine, (_, timing) in last.items()]
     size = next(iter(last.values()))[0]
     return f"In batches of {size} it ran {' and '.join(ratios)}, on this machine."
+
+
+def _by_engine(measurements: Measurements) -> dict[str, dict[int, Timing]]:
+    """The timings by engine and batch size; empty for an engine that did not run."""
+    return {"PyTorch": measurements.timings, "ONNX Runtime": measurements.onnx_timings}
 
 
 def _outcome_table(measurements: Measurements) -> Table:
@@ -77,7 +81,7 @@ def _outcome_table(measurements: Measurements) -> Table:
 def _time_table(measurements: Measurements) -> Table:
     """Time per call, on how many CPU threads, and speed-up at each batch size, for each engine."""
     rows = []
-    for engine, timings in (("PyTorch", measurements.timings), ("ONNX Runtime", measurements.onnx_timings)):
+    for engine, timings in _by_engine(measurements).items():
         for size, timing in timings.items():
             cells = [engine, str(size)]
             for name in (DENSE, SLIMMED):

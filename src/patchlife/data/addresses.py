@@ -122,11 +122,10 @@ def opened(place: Path | str) -> Iterator[BinaryIO]:
         with open(place, "rb") as file:
             yield file
         return
-    with named(place):
+    with named(place):  # around what is read from it, too
         system, path = file_system(place)
-        stream = system.open(path, "rb", block_size=_BLOCK)
-    with stream:
-        yield stream
+        with system.open(path, "rb", block_size=_BLOCK) as stream:
+            yield stream
 
 
 def file_system(address: str) -> tuple[Any, str]:

@@ -135,14 +135,9 @@ def members(shard: Path | str) -> list[Sample]:
                     photos[path] = key, begin, size
                 elif suffix in _LABEL_SUFFIXES:
                     labels[key] = suffix, begin, size
-    except ImageError:
-        raise
-    except Exception as error:  # at addresses each file system has its own kinds of errors
-        if isinstance(shard, Path) and not isinstance(error, OSError):
-            raise
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+    except OSError as error:
         raise ImageError(
-            f"{shard}: expected a shard, found a file that cannot be read ({reason}); check the file"
+            f"{shard}: expected a shard, found a file that cannot be read ({error.strerror}); check the file"
         ) from error
     if not photos:
         raise ImageError(

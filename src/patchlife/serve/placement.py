@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..archive.cluster import room
 from ..config import ServeConfig
 from ..errors import ConfigError
 from ..io.exported_files import is_exported
@@ -49,16 +50,13 @@ def on_cluster(config: ServeConfig, machines: Sequence[tuple[int, int]]) -> Plac
     on_gpu = _may_use_gpu(config) and (config.device == "cuda" or gpus > 0)
     if on_gpu and gpus < config.replicas:
         raise ConfigError(_too_few("a GPU for each", config.replicas, gpus, "the cluster"))
-
-    def room(threads: int) -> int:
-        return sum(min(cores // threads, gpu) if on_gpu else cores // threads for cores, gpu in machines)
-
     most = config.threads or max((cores for cores, _ in machines), default=1)
     least = config.threads or 1
-    threads = next((count for count in range(most, least - 1, -1) if room(count) >= config.replicas), None)
+    fewer = range(most, least - 1, -1)
+    threads = next((count for count in fewer if room(machines, count, on_gpu) >= config.replicas), None)
     if threads is None:
         what = f"{least} CPU core{'' if least == 1 else 's'} for each"
-        raise ConfigError(_too_few(what, config.replicas, room(least), "the cluster"))
+        raise ConfigError(_too_few(what, config.replicas, room(machines, least, on_gpu), "the cluster"))
     return Placement(threads, on_gpu)
 
 
