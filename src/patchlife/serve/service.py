@@ -43,12 +43,15 @@ def serve_until_signal(config: ServeConfig, description: Description) -> None:
         where = f"at http://{_shown(config.host)}:{config.port}"
         if config.address is not None and _serve_runs():
             where = "at the address of the Serve that runs there, path "
-        handle = _run(config, description, placement)
-        print(f"{description.name} {where}/v1/{description.tasks[0]}, its page at /docs  (Ctrl-C ends it)", flush=True)
-        signals.wait()
-        with contextlib.suppress(Exception):  # the gate may have ended; the processes end in any case
-            handle.drain.remote(_DRAIN).result(timeout_s=_DRAIN + 1)
-        ended()
+        try:
+            handle = _run(config, description, placement)
+            told = f"{description.name} {where}/v1/{description.tasks[0]}, its page at /docs  (Ctrl-C ends it)"
+            print(told, flush=True)
+            signals.wait()
+            with contextlib.suppress(Exception):  # the gate may have ended; the processes end in any case
+                handle.drain.remote(_DRAIN).result(timeout_s=_DRAIN + 1)
+        finally:
+            ended()  # also if it does not start, or is interrupted before
 
 
 def _environment(config: ServeConfig) -> dict[str, str]:
@@ -78,7 +81,10 @@ def _serve_runs() -> bool:
 
     status = serve.status()
     if NAME in status.applications:
-        raise ConfigError(f"an application named {NAME} runs on this cluster already; end that `patchlife serve` first")
+        raise ConfigError(
+            f"an application named {NAME} runs on this cluster already; end that `patchlife serve` first, or, if its "
+            f"process is gone: python -c \"from ray import serve; serve.delete('{NAME}')\" on a machine of the cluster"
+        )
     return bool(status.proxies)
 
 
@@ -96,8 +102,6 @@ def _run(config: ServeConfig, description: Description, placement: Placement) ->
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logs)
         return serve.run(deployed(config, description, placement), name=NAME, route_prefix="/", logging_config=logs)
     except (RuntimeError, RayError) as error:
-        if config.address is not None:
-            serve.delete(NAME)
         raise ConfigError(f"the service did not start: {error}") from None
 
 
@@ -150,7 +154,8 @@ def _deleted() -> None:
 
     from .deployments import NAME
 
-    serve.delete(NAME)
+    with contextlib.suppress(Exception):  # the cluster may have ended
+        serve.delete(NAME)
 
 
 class _Signals:
