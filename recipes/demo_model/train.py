@@ -23,9 +23,12 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 CLASSES = (
-    "Faces_easy", "Leopards", "Motorbikes", "airplanes", "bonsai",
-    "car_side", "chandelier", "grand_piano", "ketch", "watch",
+    "Leopards", "Motorbikes", "airplanes", "bonsai", "car_side",
+    "chandelier", "grand_piano", "ketch", "sunflower", "watch",
 )  # fmt: skip
+FACES = ("Faces", "Faces_easy")  # photos of recognisable people: used nowhere, not even without their label
+PEOPLE = {"bonsai/image_0094.jpg", "chandelier/image_0039.jpg"}  # test photos that the package must not show
+UNLABELLED = -1  # label of a photo of another category: only the teacher's tokens are learned from it
 ARCHITECTURE = {
     "img_size": 112, "patch_size": 8, "embed_dim": 112, "depth": 12, "num_heads": 4,
     "mlp_ratio": 4.0, "qkv_bias": True, "class_token": True, "num_classes": len(CLASSES),
@@ -38,7 +41,8 @@ INPUT = {
     "crop_pct": 1.0,
 }
 SIZE, TEACHER_SIZE = 112, 224
-TEACHER_DIM = 192
+TEACHER_DIM, TEACHER_CLASSES = 192, 1000
+TEMPERATURE = 2.0  # of the teacher's probabilities
 Photo = tuple[Path, int]  # path and label
 Labelled = tuple[torch.Tensor, torch.Tensor]  # images (B, 3, 112, 112), labels (B,)
 MIDDLE = 7  # besides the last block, the output of this one is distilled; the same index in both models
@@ -54,9 +58,10 @@ def parse_args() -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/demo"), help="cache and checkpoint; a rerun resumes there")
     add("--assets", type=Path, default=Path("runs/demo/assets"), help="folder for the finished model")
     add("--views-per-class", type=int, default=600, help="fixed random crops, divided among its photos")
-    add("--grids", type=int, nargs="+", default=[7] * 8 + [10] + [14] * 2, help="patches a side, by epoch")
-    add("--batch-size", type=int, default=16)
-    add("--lr", type=float, default=1.5e-3)
+    add("--other-views", type=int, default=14000, help="fixed random crops of photos of all other categories but faces")
+    add("--grids", type=int, nargs="+", default=[7] * 8 + [10] * 3 + [14] * 2, help="patches a side, by epoch")
+    add("--batch-size", type=int, default=32)
+    add("--lr", type=float, default=4e-3)
     add("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -73,8 +78,19 @@ def list_photos(folder: Path) -> list[Photo]:
     return photos
 
 
+def list_others(folder: Path) -> list[Photo]:
+    """Every photo of the other categories, faces excepted, in a fixed order."""
+    names = sorted(path.name for path in folder.iterdir() if path.name not in CLASSES + FACES)
+    return [(path, UNLABELLED) for name in names for path in sorted((folder / name).glob("*.jpg"))]
+
+
 def by_class(photos: list[Photo]) -> list[list[Photo]]:
     return [[photo for photo in photos if photo[1] == label] for label in range(len(CLASSES))]
+
+
+def repeated(photos: list[Photo], count: int) -> list[Photo]:
+    """``count`` photos: each as often as any other, or once more."""
+    return [photos[i % len(photos)] for i in range(count)]
 
 
 def read(path: Path) -> Image.Image:
@@ -125,13 +141,14 @@ def tokens(model: VisionTransformer, images: torch.Tensor) -> tuple[torch.Tensor
 def build_cache(args: argparse.Namespace, folder: Path) -> None:
     """Write fixed random views of the training photos, and the tokens of the teacher for them."""
     folder.mkdir(parents=True, exist_ok=True)
-    jobs: list[Photo] = []
+    jobs = repeated(list_others(args.data / "train"), args.other_views)
     for photos in by_class(list_photos(args.data / "train")):
-        jobs += (photos * args.views_per_class)[: args.views_per_class]
+        jobs += repeated(photos, args.views_per_class)
     count, teacher, rng = len(jobs), load_teacher(args.teacher), np.random.default_rng(args.seed)
     views = np.lib.format.open_memmap(folder / "views.npy", "w+", np.uint8, (count, SIZE, SIZE, 3))
     shape = (2, count, 197, TEACHER_DIM)  # middle, last
     targets = np.lib.format.open_memmap(folder / "targets.npy", "w+", np.float16, shape)
+    logits = np.lib.format.open_memmap(folder / "logits.npy", "w+", np.float16, (count, TEACHER_CLASSES))
     for first in range(0, count, 50):
         rows, large = range(first, min(first + 50, count)), []
         for row in rows:
@@ -141,13 +158,13 @@ def build_cache(args: argparse.Namespace, folder: Path) -> None:
             views[row] = photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box)
         with torch.inference_mode():
             middle, last = tokens(teacher, to_tensor(np.stack(large)))
+            logits[first : first + 50] = teacher.forward_head(last).half()
         targets[0, first : first + 50], targets[1, first : first + 50] = middle.half(), last.half()
         if first % 500 == 0:
             print(f"teacher {first}/{count}", flush=True)
-    views.flush(), targets.flush()
-    np.save(
-        folder / "labels.npy", np.array([label for _, label in jobs])
-    )  # written last: it marks the cache as complete
+    views.flush(), targets.flush(), logits.flush()
+    # written last: it marks the cache as complete
+    np.save(folder / "labels.npy", np.array([label for _, label in jobs]))
 
 
 # ---- the student ----
@@ -190,16 +207,25 @@ def shrink_targets(targets: torch.Tensor, grid: int) -> torch.Tensor:
     return torch.cat([targets[:, :, :1], patches.unflatten(0, targets.shape[:2])], dim=2)
 
 
+def mean_and_std(targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each channel, over all views: (2, 1, 197, dim) each. The class token has its own, the patches share theirs."""
+    token, patches = targets[:, :, :1], targets[:, :, 1:]
+
+    def over_views(statistic) -> torch.Tensor:
+        of_token, of_patches = (statistic(part, (1, 2), keepdim=True) for part in (token, patches))
+        return torch.cat([of_token, of_patches.expand(-1, -1, patches.shape[2], -1)], dim=2)
+
+    return over_views(torch.mean), over_views(torch.std)
+
+
 class Batches:
     """Shuffled batches of the cached views with standardised targets; epoch e is the same in every run."""
 
     def __init__(self, folder: Path, batch_size: int, seed: int):
         self.views, self.targets = np.load(folder / "views.npy"), np.load(folder / "targets.npy")
-        self.labels = torch.from_numpy(np.load(folder / "labels.npy"))
+        self.labels, self.logits = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("labels", "logits"))
         self.batch_size, self.seed = batch_size, seed
-        sample = torch.from_numpy(self.targets[:, ::10]).float()
-        self.mean = sample.mean((1, 2)).view(2, 1, 1, -1)
-        self.std = sample.std((1, 2)).view(2, 1, 1, -1)
+        self.mean, self.std = mean_and_std(torch.from_numpy(self.targets[:, ::10]).float())
 
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size
@@ -212,60 +238,98 @@ class Batches:
             targets = (torch.from_numpy(self.targets[:, rows.numpy()]).float() - self.mean) / self.std
             half = len(rows) // 2  # a random half, since the order is random
             images[:half], targets[:, :half] = mirror(images[:half], targets[:, :half])
-            yield shrink(images, grid), shrink_targets(targets, grid), self.labels[rows]
+            yield shrink(images, grid), shrink_targets(targets, grid), self.logits[rows].float(), self.labels[rows]
 
 
-def losses(student, projections, images, targets, labels) -> dict[str, torch.Tensor]:
-    """Squared errors of the projected tokens against the teacher's, and cross-entropy with the labels."""
+def build_projections() -> nn.ModuleDict:
+    """From the student's tokens to what the teacher has there; not kept after training."""
+    sizes = {"middle": TEACHER_DIM, "last": TEACHER_DIM, "class token": TEACHER_DIM, "classes": TEACHER_CLASSES}
+    return nn.ModuleDict({name: nn.Linear(ARCHITECTURE["embed_dim"], size) for name, size in sizes.items()})
+
+
+def losses(student, projections, images, targets, teacher_logits, labels) -> dict[str, torch.Tensor]:
+    """What the student has to match: the teacher's tokens, its 1000 classes, and the label where there is one.
+
+    The class token decides the answer and is one of 197, so its error is a term of its own.
+    """
     middle, last = tokens(student, images)
+    projected = {name: projections[name](last[:, 0]) for name in ("class token", "classes")}
+    soft = (teacher_logits / TEMPERATURE).softmax(1)
+    known = labels != UNLABELLED
+    logits = student.forward_head(last)[known]
     return {
-        "middle": F.mse_loss(projections[0](middle), targets[0]),
-        "last": F.mse_loss(projections[1](last), targets[1]),
-        "labels": F.cross_entropy(student.forward_head(last), labels, label_smoothing=0.05),
+        "middle": F.mse_loss(projections["middle"](middle[:, 1:]), targets[0, :, 1:]),
+        "last": F.mse_loss(projections["last"](last[:, 1:]), targets[1, :, 1:]),
+        "class token": F.mse_loss(projected["class token"], targets[1, :, 0]),
+        "classes": F.cross_entropy(projected["classes"] / TEMPERATURE, soft),
+        "labels": F.cross_entropy(logits, labels[known], label_smoothing=0.05, reduction="sum") / max(1, len(logits)),
     }
 
 
-def save(path: Path, state: dict) -> None:
-    """Write to a temporary file and rename it, so that an interrupted run never leaves an incomplete checkpoint."""
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+class Training:
+    """The student, its projections, and Muon for the matrices of its blocks with AdamW for everything else.
+
+    The loss falls in fewer views than with AdamW alone (README.md).
+    """
+
+    def __init__(self, lr: float, steps: int):
+        self.student, self.projections = build_student(), build_projections()
+        matrices = [weight for weight in self.student.blocks.parameters() if weight.ndim == 2]
+        chosen = set(map(id, matrices))
+        others = [weight for weight in self.weights() if id(weight) not in chosen]
+        self.optimizers = [
+            torch.optim.Muon(matrices, lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr, weight_decay=0.05),
+        ]
+        self.schedules = [OneCycleLR(o, lr, steps, pct_start=0.08, cycle_momentum=False) for o in self.optimizers]
+
+    def weights(self) -> list[nn.Parameter]:
+        return [*self.student.parameters(), *self.projections.parameters()]
+
+    def parts(self) -> list:
+        return [self.student, self.projections, *self.optimizers, *self.schedules]
+
+    def step(self, loss: torch.Tensor) -> None:
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights(), 1.0)
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+
+    def save(self, path: Path, epoch: int) -> None:
+        """Write to a temporary file and rename it, so that an interrupted run never leaves an incomplete checkpoint."""
+        state = {"epoch": epoch, "parts": [part.state_dict() for part in self.parts()]}
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+    def load(self, path: Path) -> int:
+        """Restore what ``save`` wrote; returns its epoch."""
+        state = torch.load(path, weights_only=True)
+        for part, values in zip(self.parts(), state["parts"], strict=True):
+            part.load_state_dict(values)
+        return state["epoch"]
 
 
 def train(args: argparse.Namespace, batches: Batches, test: Labelled) -> VisionTransformer:
     torch.manual_seed(args.seed)
-    student = build_student()
-    dim = ARCHITECTURE["embed_dim"]
-    projections = nn.ModuleList([nn.Linear(dim, TEACHER_DIM) for _ in range(2)])  # not kept after training
-    both = nn.ModuleDict({"student": student, "projections": projections})
-    optimizer = torch.optim.AdamW(both.parameters(), lr=args.lr, weight_decay=0.05)
-    steps = len(args.grids) * len(batches)
-    schedule = OneCycleLR(optimizer, args.lr, steps, pct_start=0.08, cycle_momentum=False)
-    saved = {"model": both, "optimizer": optimizer, "schedule": schedule}
-    checkpoint, first = args.out / "checkpoint.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        for name, part in saved.items():
-            part.load_state_dict(state[name])
-        first = state["epoch"] + 1
-
+    training = Training(args.lr, len(args.grids) * len(batches))
+    checkpoint = args.out / "checkpoint.pt"
+    first = training.load(checkpoint) + 1 if checkpoint.exists() else 0
     for epoch, grid in list(enumerate(args.grids))[first:]:
         started = time.perf_counter()
-        student.train()
+        training.student.train()
         for step, batch in enumerate(batches.epoch(epoch, grid)):
-            parts = losses(student, projections, *batch)
-            sum(parts.values()).backward()
-            nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            parts = losses(training.student, training.projections, *batch)
+            training.step(sum(parts.values()))
             if step % 20 == 0:
                 shown = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
                 print(f"{epoch}:{step} {shown} {time.perf_counter() - started:.0f} s", flush=True)
-        save(checkpoint, {"epoch": epoch, **{name: part.state_dict() for name, part in saved.items()}})
+        training.save(checkpoint, epoch)
         # reported only: the weights of the last epoch are kept, whatever the accuracy
-        share = hits(student, shrink(test[0], grid), test[1]).double().mean()
+        share = hits(training.student, shrink(test[0], grid), test[1]).double().mean()
         print(f"epoch {epoch}, grid {grid}: test accuracy {share:.4f}", flush=True)
-    return student
+    return training.student
 
 
 # ---- export ----
@@ -294,7 +358,8 @@ def encode(path: Path, quality: int) -> bytes:
 def write_photos(args: argparse.Namespace) -> list[Photo]:
     """Ten random test photos a class, at the highest JPEG quality that fits in PHOTO_BYTES."""
     rng, chosen = np.random.default_rng(args.seed), []
-    for photos in by_class(list_photos(args.data / "test")):
+    shown = [photo for photo in list_photos(args.data / "test") if "/".join(photo[0].parts[-2:]) not in PEOPLE]
+    for photos in by_class(shown):
         chosen += [photos[i] for i in sorted(rng.choice(len(photos), PHOTOS_PER_CLASS, replace=False))]
     for quality in range(86, 40, -2):
         encoded = [encode(path, quality) for path, _ in chosen]
