@@ -22,7 +22,7 @@ import patchlife.runtime.demo_model as demo_model
 import patchlife.runtime.opening as opening
 from patchlife import wrap
 from patchlife.config import ModelConfig
-from patchlife.data import read_photo
+from patchlife.data import Preprocess, list_photos, load_batches, read_photo
 from patchlife.evaluation.threads import ThreadTimes
 from patchlife.evaluation.timing import Spread
 from patchlife.slimming.regressor import LifeRegressor, LifeRegressors
@@ -157,7 +157,23 @@ def test_a_damaged_photo_is_an_error(stand_in, patchlife, tmp_path):
     assert "reinstall patchlife" in result.err
 
 
-def test_the_embedded_folder_has_five_photos_of_each_class():
+def test_the_embedded_model_answers_as_its_file_states():
+    folder = demo_model.demo_folder()
+    facts = json.loads((folder / "model.json").read_text())
+    stated = facts["accuracy"]["test"]
+    assert stated["right"] >= 0.92 * stated["photos"]
+    assert not [name for name in facts["classes"] if "face" in name.lower()]
+    vit, photos = demo_model.demo_backbone(), list_photos(folder / "photos")
+    preprocess = Preprocess.from_timm_cfg(vit.pretrained_cfg)
+    right = 0
+    with torch.inference_mode():
+        for batch in load_batches(photos, preprocess, 25):
+            named = [facts["classes"][index] for index in vit(batch.images).argmax(1).tolist()]
+            right += sum(name == photos[i].parent.name for name, i in zip(named, batch.indices, strict=True))
+    assert abs(right - facts["accuracy"]["demo_photos"]["right"]) <= 1  # rounding differs between processors
+
+
+def test_the_embedded_folder_has_as_many_photos_of_each_class():
     folder = demo_model.demo_folder()
     classes = json.loads((folder / "model.json").read_text())["classes"]
     photos = sorted(path.relative_to(folder / "photos") for path in (folder / "photos").rglob("*") if path.is_file())
