@@ -57,6 +57,18 @@ def test_each_dropped_patch_is_merged_into_one_that_stays_longer(explorer: Explo
         assert 0 <= view.merges.weight[patch] <= 1
 
 
+def test_the_first_run_of_a_size_is_not_timed(monkeypatch) -> None:
+    monkeypatch.setattr("patchlife.explore.explorer._ROUNDS", 1)
+    explorer = Explorer(open_pipeline(ModelConfig(DEMO), device="cpu"))
+    runs: list[int] = []
+    explorer.pipeline.model.backbone.model.patch_embed.register_forward_hook(lambda *_: runs.append(len(runs)))
+    photo = explorer.open(PHOTOS[0])
+    explorer.view(photo, 0.6)
+    first = len(runs)
+    explorer.view(photo, 0.6)
+    assert first - (len(runs) - first) == 2  # the dense and the slimmed model, once each
+
+
 def test_merges_without_merging_are_empty() -> None:
     pipeline = open_pipeline(ModelConfig(DEMO, life={"merge": False}), device="cpu")
     view = Explorer(pipeline).view(Explorer(pipeline).open(PHOTOS[0]), 0.5)

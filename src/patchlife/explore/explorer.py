@@ -114,6 +114,7 @@ class Explorer:
         self.slim: SlimModel | None = pipeline.model if isinstance(pipeline.model, SlimModel) else None
         self._dense = self.slim.dense_backbone() if self.slim is not None else None
         self._lock = Lock()
+        self._warm: set[tuple[int, int]] = set()  # sizes of images that have been run; the first run is slow
 
     # ---- what can be asked for
 
@@ -159,6 +160,10 @@ class Explorer:
             calls: list[Callable[[], Any]] = [lambda: run(images)]
             if (dense_model := self._dense) is not None:
                 calls.append(lambda: dense_model.output(images))
+            if size not in self._warm:
+                for call in calls:
+                    call()
+                self._warm.add(size)
             ((output, lives), seconds), *others = _in_turns(calls, self.pipeline.device)
             dense = [Answer(self._told(theirs), time, dense_flops) for theirs, time in others]
             merges = Merges({}, {})
