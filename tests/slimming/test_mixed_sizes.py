@@ -104,10 +104,17 @@ def test_any_sizes_and_settings(
 ) -> None:
     with torch.no_grad():
         config = LifeConfig(**{**VARIANTS[variant], "mode": "fixed"}, start=START, drops=drops, budget=budget)
-        model, images = wrap(built(name), config), pictures([(8 * r, 8 * c) for r, c in grids], seed)
-        if "adaptive" in variant:
-            model.calibrate([[image] * 2 for image in images]).set_mode("adaptive")
-        assert_close(model(images), solo(model, images))
+        sizes = [(8 * rows, 8 * columns) for rows, columns in grids]
+        model, images = wrap(built(name), config), pictures(sizes, seed)
+        try:
+            if "adaptive" in variant:  # on other images: a threshold lies on a score if its image is there twice
+                model.calibrate([[image] * 2 for image in pictures(sizes, seed + 1)]).set_mode("adaptive")
+            together = model(images)
+        except ConfigError:  # few patches, late drop points: one of the images cannot reach the budget alone either
+            with pytest.raises(ConfigError, match=r"budget 0\.\d is out of reach"):
+                solo(model, images)
+            return
+        assert_close(together, solo(model, images))
 
 
 def test_the_solo_result_is_the_one_of_the_slow_reference() -> None:
