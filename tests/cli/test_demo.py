@@ -22,9 +22,10 @@ import patchlife.runtime.demo_model as demo_model
 import patchlife.runtime.opening as opening
 from patchlife import wrap
 from patchlife.config import ModelConfig
-from patchlife.data import Preprocess, list_photos, load_batches, read_photo
+from patchlife.data import list_photos, read_photo
 from patchlife.evaluation.threads import ThreadTimes
 from patchlife.evaluation.timing import Spread
+from patchlife.runtime.inference import predict_photos
 from patchlife.slimming.regressor import LifeRegressor, LifeRegressors
 from patchlife.slimming.scorers import AttentionScorer
 
@@ -163,13 +164,10 @@ def test_the_embedded_model_answers_as_its_file_states():
     stated = facts["accuracy"]["test"]
     assert stated["right"] >= 0.92 * stated["photos"]
     assert not [name for name in facts["classes"] if "face" in name.lower()]
-    vit, photos = demo_model.demo_backbone(), list_photos(folder / "photos")
-    preprocess = Preprocess.from_timm_cfg(vit.pretrained_cfg)
-    right = 0
-    with torch.inference_mode():
-        for batch in load_batches(photos, preprocess, 25):
-            named = [facts["classes"][index] for index in vit(batch.images).argmax(1).tolist()]
-            right += sum(name == photos[i].parent.name for name, i in zip(named, batch.indices, strict=True))
+    photos = list_photos(folder / "photos")
+    pipeline = opening.open_pipeline(ModelConfig("demo", life={"budget": 1.0}))
+    answers = [found.top(pipeline.labels, 1)[0]["label"] for found in predict_photos(pipeline, photos)]
+    right = sum(answer == photo.parent.name for answer, photo in zip(answers, photos, strict=True))
     assert abs(right - facts["accuracy"]["demo_photos"]["right"]) <= 1  # rounding differs between processors
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 WORDS = ("demo", "--device", "cpu", "--threads", "1", "--degrade", "1.0,0.8,0.6,0.45")
 LIMITS = ("--max-batch", "4", "--max-queue", "24", "--max-body", "2", "--deadline", "20")
+
+
+def wait_until(check: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until ``check`` is true; an assertion error that says ``what`` after so many seconds."""
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, what
+        time.sleep(0.2)
 
 
 class Shared:

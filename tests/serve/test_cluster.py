@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live_service import WORDS
+from live_service import WORDS, wait_until
 from serve_load import started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -41,15 +40,11 @@ def command(address: str) -> list[str]:
 
 def test_a_service_that_is_interrupted_while_it_starts_leaves_nothing_on_the_cluster(address):
     process = subprocess.Popen(command(address), stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 300
-    while "DEPLOYING" not in applications(address):
-        assert time.monotonic() < end
-        assert process.poll() is None
+    wait_until(lambda: process.poll() is not None or "DEPLOYING" in applications(address), 300, "it does not start")
+    assert process.poll() is None
     process.terminate()
     assert process.wait(30) == 0
-    end = time.monotonic() + 60
-    while "patchlife" in applications(address):
-        assert time.monotonic() < end
+    wait_until(lambda: "patchlife" not in applications(address), 60, "the application is left")
 
 
 def test_it_answers_refuses_a_second_service_and_is_removed_at_the_end(address):
@@ -63,6 +58,4 @@ def test_it_answers_refuses_a_second_service_and_is_removed_at_the_end(address):
     assert "an application named patchlife runs on this cluster already" in second.stderr
     assert "patchlife" in applications(address)
     service.end()
-    end = time.monotonic() + 60
-    while "patchlife" in applications(address):
-        assert time.monotonic() < end
+    wait_until(lambda: "patchlife" not in applications(address), 60, "the application is left")

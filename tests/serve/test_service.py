@@ -12,13 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from live_service import LIMITS, WORDS
+from live_service import LIMITS, WORDS, wait_until
 from not_photos import BAD
 from serve_load import Alone, Reply, Service, at_rate, by_clients, percentile, sent, session
 
@@ -73,13 +71,6 @@ def get(live: Service, path: str) -> tuple[int, str]:
     request = f"GET {path} HTTP/1.1\r\nHost: service\r\nConnection: close\r\n\r\n"
     head, _, body = raw(live, request.encode()).decode().partition("\r\n\r\n")
     return int(head.split()[1]), body
-
-
-def wait_until(check: Any, seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, what
-        time.sleep(0.2)
 
 
 def listening(processes: set[int]) -> Iterator[str]:
